@@ -1,0 +1,39 @@
+# Everything starts from a clone with nothing but Python 3.10+ and make; .venv is made when it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install run serve test check bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed; name one with: make PYTHON=python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: install
+	$(BIN)/ray-retrieval run jobs/quickstart.yaml
+
+serve: install
+	$(BIN)/ray-retrieval serve runs/quickstart/index
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python benchmarks/evaluate_map.py
+	$(BIN)/python benchmarks/hamming_scan.py
+	$(BIN)/python benchmarks/train_overhead.py
+	$(BIN)/python benchmarks/encode_throughput.py
+
+clean:
+	rm -rf .venv runs

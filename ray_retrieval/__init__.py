@@ -1,0 +1,1 @@
+"""Image retrieval by published methods, on Ray."""

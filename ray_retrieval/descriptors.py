@@ -1,0 +1,53 @@
+"""What a method makes of images: packed binary codes or unit vectors."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_retrieval.errors import ArtefactError
+
+
+class DescriptorKind(str, Enum):
+    """How descriptors are stored and compared."""
+
+    CODES = "codes"
+    """Binary codes under the Hamming distance."""
+    VECTORS = "vectors"
+    """Unit vectors under the squared Euclidean distance."""
+    LOCAL = "local"
+    """Sets of local features, compared after geometric verification."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Binary codes.
+
+    Attributes:
+        data: uint8 [n, ceil(bits / 8)], bits packed big-endian within the byte as `numpy.packbits` does;
+            the bits that fill the last byte are zero.
+        bits: true number of bits of a code.
+
+    Raises:
+        ArtefactError: if the array's shape or type does not fit the number of bits.
+    """
+
+    data: npt.NDArray[np.uint8]
+    bits: int
+
+    def __post_init__(self) -> None:
+        width = (self.bits + 7) // 8
+        if self.data.dtype != np.uint8 or self.data.ndim != 2 or self.data.shape[1] != width:
+            raise ArtefactError(
+                f"codes of {self.bits} bits are uint8 [n, {width}], "
+                f"got {self.data.dtype} {list(self.data.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+def concatenate(parts: list[Codes]) -> Codes:
+    """The rows of several batches of codes, one after another. At least one part is needed."""
+    return Codes(np.concatenate([part.data for part in parts]), parts[0].bits)

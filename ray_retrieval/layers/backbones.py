@@ -1,0 +1,144 @@
+"""Convolutional backbones that turn images into feature vectors."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+from urllib.error import URLError
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from ray_retrieval.config import Config
+from ray_retrieval.errors import ModelError
+
+BackboneName = Literal[
+    "small", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2", "vgg16"
+]
+
+
+class BackboneConfig(Config):
+    """Which network makes the features, and what it starts from."""
+
+    name: BackboneName = "alexnet"
+    """The architecture; all but `small` are torchvision's."""
+    weights: str = "imagenet"
+    """`none` (random), `imagenet` (torchvision's IMAGENET1K_V1, downloaded once) or the path of a state
+    dictionary (.pth, .pt or .safetensors) of the torchvision model of that name."""
+
+
+class SmallNet(nn.Sequential):
+    """Three stages of two 3×3 convolutions for small pictures of simple things; features of width 128."""
+
+    width = 128
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        channels = 3
+        for width in (32, 64, self.width):
+            for _ in range(2):
+                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def build_backbone(config: BackboneConfig, *, pretrained: bool = True) -> tuple[nn.Module, int]:
+    """A backbone and the width of its features.
+
+    The network maps float [n, 3, h, w] to float [n, width]: torchvision's classifier without its last layer
+    (for AlexNet and VGG with their two fully connected layers, as the hashing papers use them).
+
+    Args:
+        config: architecture and weights.
+        pretrained: False leaves the weights random whatever `config.weights` says, for a model whose own
+            weights are loaded next.
+
+    Raises:
+        ModelError: if weights are missing, cannot be fetched, or do not fit.
+    """
+    if config.name == "small":
+        small = SmallNet()
+        if pretrained and config.weights != "none":
+            if config.weights == "imagenet":
+                raise ModelError("the small backbone has no ImageNet weights", mend="set weights to none")
+            _load(small, _read_weights(Path(config.weights)), where=config.weights, replaced="")
+        return small, SmallNet.width
+    factory: Callable[..., nn.Module] = getattr(models, config.name)
+    network = factory(weights=None)
+    name, last = _last_layer(network)
+    if pretrained and config.weights != "none":
+        if config.weights == "imagenet":
+            state, where = _imagenet_weights(config.name), f"ImageNet weights of {config.name}"
+        else:
+            state, where = _read_weights(Path(os.path.expandvars(config.weights)).expanduser()), config.weights
+        _load(network, state, where=where, replaced=name)
+    parent, _, leaf = name.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, nn.Identity())
+    return network, last.in_features
+
+
+def _last_layer(network: nn.Module) -> tuple[str, nn.Linear]:
+    linear = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    return linear[-1]
+
+
+def _imagenet_weights(name: str) -> dict[str, Tensor]:
+    weights = models.get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except (URLError, OSError, RuntimeError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        reason = getattr(error, "reason", error)
+        raise ModelError(
+            f"the ImageNet weights of {name} could not be fetched ({reason})",
+            mend=f"put {weights.url.rpartition('/')[2]} into {folder}, or set method.backbone.weights to a file",
+        ) from None
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ModelError("no such weights file", where=path, mend="check method.backbone.weights")
+    try:
+        state: Any
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch.load has no error of its own: a damaged file raises anything from KeyError to UnpicklingError.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"not a file of plain tensors ({reason})", where=path) from None
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError("not a state dictionary of tensors", where=path)
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], *, where: object, replaced: str) -> None:
+    """Load weights strictly, but for the last layer, which every method replaces."""
+
+    def kept(key: str) -> bool:
+        return not (replaced and key.startswith(f"{replaced}."))
+
+    expected = {key: value for key, value in network.state_dict().items() if kept(key)}
+    given = {key: value for key, value in state.items() if kept(key)}
+    counters = {key for key in expected if key.endswith("num_batches_tracked")}  # absent from old files
+    faults = {
+        "missing": [key for key in expected if key not in given and key not in counters],
+        "unexpected": [key for key in given if key not in expected],
+        "of another shape": [
+            key for key in expected if key in given and expected[key].shape != given[key].shape
+        ],
+    }
+    if any(faults.values()):
+        listed = "; ".join(
+            f"{len(keys)} {kind}: {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
+            for kind, keys in faults.items()
+            if keys
+        )
+        raise ModelError(f"weights do not fit {type(network).__name__}: {listed}", where=where)
+    network.load_state_dict(given, strict=False)

@@ -1,0 +1,64 @@
+"""Batch normalisation over the whole global batch, on any backend of torch.distributed.
+
+`torch.nn.SyncBatchNorm` runs on GPUs only. With statistics of each worker's share alone, the same recipe
+trains differently on one and on two workers; with these, the gradients are those of one process.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    """Sum over all workers; its gradient is the sum of the gradients of all workers."""
+
+    @staticmethod
+    def forward(_context: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` whose statistics in training are those of the batches of all workers together."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+            return super().forward(images)
+        wide = images if images.dtype == torch.float64 else images.float()
+        count = wide.new_tensor([wide.numel() / wide.shape[1]])
+        sums = _SumOverWorkers.apply(torch.cat([wide.sum(dim=(0, 2, 3)), count]))
+        mean, total = sums[:-1] / sums[-1], sums[-1].detach()
+        centred = wide - mean[:, None, None]
+        variance = _SumOverWorkers.apply(centred.square().sum(dim=(0, 2, 3))) / total
+        self._update_running(mean.detach(), variance.detach() * total / (total - 1))
+        scale = torch.rsqrt(variance + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        normalised = centred * scale[:, None, None]
+        if self.bias is not None:
+            normalised = normalised + self.bias[:, None, None]
+        return normalised.to(images.dtype)
+
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
+
+
+def synchronise_batch_norm(module: nn.Module) -> None:
+    """Make every `nn.BatchNorm2d` inside use the statistics of the global batch; parameters stay in place."""
+    for layer in module.modules():
+        if type(layer) is nn.BatchNorm2d:
+            layer.__class__ = GlobalBatchNorm2d

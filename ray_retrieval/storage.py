@@ -1,0 +1,236 @@
+"""Artefact directories on any pyarrow filesystem: written whole or not at all, and checked when read.
+
+An artefact is a directory with one JSON file that describes it (format, version, fingerprint) beside its
+data. It lives at a URI: a local path, `s3://…` or `gs://…`. Every file is written under a temporary name
+and renamed, so a reader sees the old file or the new one and a killed writer leaves nothing that counts.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow
+from pyarrow import fs
+
+from ray_retrieval.errors import ArtefactError
+
+_TEMPORARY = ".tmp-"
+
+
+class Folder:
+    """A directory of artefact files.
+
+    Args:
+        uri: a local path (`~` and environment variables are expanded) or a `scheme://` URI of pyarrow.fs.
+
+    Raises:
+        ArtefactError: if the URI's scheme is unknown or its store cannot be reached.
+    """
+
+    def __init__(self, uri: "str | Path | Folder") -> None:
+        text = uri.uri if isinstance(uri, Folder) else os.path.expandvars(os.path.expanduser(str(uri)))
+        if "://" in text:
+            try:
+                self.filesystem, self.path = fs.FileSystem.from_uri(text)
+            except (pyarrow.ArrowInvalid, OSError) as error:
+                raise ArtefactError(f"cannot be opened: {error}", where=text) from None
+            self.uri = text.rstrip("/")
+        else:
+            self.filesystem, self.path = fs.LocalFileSystem(), os.path.abspath(text)
+            self.uri = self.path
+        self.path = self.path.rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def __truediv__(self, name: str) -> "Folder":
+        base, question, query = self.uri.partition("?")
+        return Folder(f"{base}/{name}{question}{query}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def __repr__(self) -> str:
+        return f"Folder({self.uri!r})"
+
+    def exists(self, name: str = "") -> bool:
+        """Whether the file (or, without a name, the folder) is there."""
+        info = self.filesystem.get_file_info(self._at(name))
+        return bool(info.type != fs.FileType.NotFound)
+
+    def names(self) -> list[str]:
+        """Names of the files and folders directly inside, sorted; temporary ones are left out."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        found = (os.path.basename(info.path) for info in self.filesystem.get_file_info(selector))
+        return sorted(name for name in found if _TEMPORARY not in name)
+
+    def size(self, name: str) -> int:
+        """Bytes of a file. Raises ArtefactError where it is missing."""
+        info = self.filesystem.get_file_info(self._at(name))
+        if info.type == fs.FileType.NotFound:
+            raise ArtefactError("the file is missing", where=f"{self.uri}/{name}")
+        return int(info.size)
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[pyarrow.NativeFile]:
+        """A random-access file for reading. Raises ArtefactError where it is missing."""
+        try:
+            source = self.filesystem.open_input_file(self._at(name))
+        except FileNotFoundError:
+            raise ArtefactError("the file is missing", where=f"{self.uri}/{name}") from None
+        with source:
+            yield source
+
+    def read_bytes(self, name: str) -> bytes:
+        with self.reading(name) as source:
+            return bytes(source.read())
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[IO[bytes]]:
+        """A stream whose bytes become the file `name` when the block ends without an error."""
+        target = self._at(name)
+        temporary = f"{target}{_TEMPORARY}{uuid.uuid4().hex[:12]}"
+        self.filesystem.create_dir(os.path.dirname(target), recursive=True)
+        try:
+            if self.is_local:
+                with open(temporary, "wb") as local:
+                    yield local
+                    local.flush()
+                    os.fsync(local.fileno())
+                os.replace(temporary, target)
+            else:
+                with self.filesystem.open_output_stream(temporary) as remote:
+                    yield remote
+                self.filesystem.move(temporary, target)
+        except BaseException:
+            if self.filesystem.get_file_info(temporary).type != fs.FileType.NotFound:
+                self.filesystem.delete_file(temporary)
+            raise
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        with self.writing(name) as stream:
+            stream.write(data)
+
+    def write_text(self, name: str, text: str) -> None:
+        self.write_bytes(name, text.encode())
+
+    def read_json(self, name: str) -> Any:
+        """The parsed file. Raises ArtefactError where it is missing or no JSON."""
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise ArtefactError(f"not valid JSON: {error}", where=f"{self.uri}/{name}") from None
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def remove(self, name: str = "") -> None:
+        """Delete a file, or a folder with everything in it; nothing happens where it is missing."""
+        info = self.filesystem.get_file_info(self._at(name))
+        if info.type == fs.FileType.Directory:
+            self.filesystem.delete_dir(info.path)
+        elif info.type == fs.FileType.File:
+            self.filesystem.delete_file(info.path)
+
+    def sweep(self) -> None:
+        """Delete what killed writers left behind directly inside."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        for info in self.filesystem.get_file_info(selector):
+            if _TEMPORARY in os.path.basename(info.path):
+                self.remove(os.path.basename(info.path))
+
+    def local_path(self, name: str) -> Path:
+        """A local path of the file, for memory mapping; a remote file is fetched once per process tree's cache.
+
+        Raises:
+            ArtefactError: if the file is missing.
+        """
+        if self.is_local:
+            if not self.exists(name):
+                raise ArtefactError("the file is missing", where=f"{self.uri}/{name}")
+            return Path(self._at(name))
+        info = self.filesystem.get_file_info(self._at(name))
+        key = digest(f"{self.uri}/{name}|{info.size}|{info.mtime_ns}".encode())[:24]
+        cache = Folder(Path(tempfile.gettempdir()) / "ray_retrieval-cache")
+        if not cache.exists(key):
+            with self.reading(name) as source, cache.writing(key) as target:
+                while chunk := source.read(1 << 24):
+                    target.write(chunk)
+        return Path(cache.path) / key
+
+    def checksum(self, name: str) -> str:
+        """sha256 of the file's bytes, in hexadecimal. Raises ArtefactError where it is missing."""
+        state = hashlib.sha256()
+        with self.reading(name) as source:
+            while chunk := source.read(1 << 24):
+                state.update(chunk)
+        return state.hexdigest()
+
+    def _at(self, name: str) -> str:
+        return f"{self.path}/{name}" if name else self.path
+
+
+def digest(data: bytes) -> str:
+    """sha256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """16 hexadecimal digits that stand for a JSON-able value; the order of keys does not matter."""
+    return digest(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode())[:16]
+
+
+def write_description(folder: Folder, name: str, *, kind: str, version: int, body: dict[str, Any]) -> None:
+    """Write the JSON file that makes `folder` an artefact; written last, it says that the rest is complete."""
+    folder.write_json(name, {"format": f"ray_retrieval/{kind}", "version": version, **body})
+
+
+def read_description(folder: Folder, name: str, *, kind: str, version: int) -> dict[str, Any]:
+    """The description of an artefact.
+
+    Raises:
+        ArtefactError: if the folder is not a complete artefact of that kind, or of a later version.
+    """
+    if not folder.exists(name):
+        raise ArtefactError(
+            f"no {kind} here ({name} is missing)", where=folder, mend=f"give the folder that holds {name}"
+        )
+    body = folder.read_json(name)
+    if not isinstance(body, dict) or body.get("format") != f"ray_retrieval/{kind}":
+        raise ArtefactError(f"{name} does not describe a {kind} of ray_retrieval", where=folder)
+    if body.get("version") != version:
+        raise ArtefactError(
+            f"{kind} has format version {body.get('version')}, this program reads version {version}",
+            where=folder,
+            mend="use the release that wrote it, or make it anew",
+        )
+    return body
+
+
+def check_file(folder: Folder, entry: dict[str, Any], *, content: bool) -> None:
+    """Compare a file with its entry {"file", "bytes", "sha256"} in a description.
+
+    Args:
+        content: compare the checksum too, which reads the whole file; else only the size.
+
+    Raises:
+        ArtefactError: naming the file, if it is missing, truncated or changed.
+    """
+    where, mend = f"{folder.uri}/{entry['file']}", "restore the file or make the artefact anew"
+    size = folder.size(entry["file"])
+    if size != entry["bytes"]:
+        raise ArtefactError(f"damaged: {size} bytes, {entry['bytes']} were written", where=where, mend=mend)
+    if content and folder.checksum(entry["file"]) != entry["sha256"]:
+        raise ArtefactError("damaged: its checksum is not the one recorded", where=where, mend=mend)
+
+
+def file_entry(folder: Folder, name: str) -> dict[str, Any]:
+    """{"file", "bytes", "sha256"} of a file, for a description."""
+    return {"file": name, "bytes": folder.size(name), "sha256": folder.checksum(name)}
