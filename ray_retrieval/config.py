@@ -13,7 +13,9 @@ ConfigType = TypeVar("ConfigType", bound="Config")
 class Config(BaseModel):
     """A configuration that refuses unknown keys, checks defaults, and cannot be changed once made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
+    )
 
 
 def validate(kind: type[ConfigType], values: Any, *, where: object = None) -> ConfigType:
@@ -35,7 +37,7 @@ def _explain(error: ValidationError, kind: type[Config], values: Any, where: obj
     key = ".".join(str(part) for part in _recipe_location(first["loc"], values))
     more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(kind, first["loc"], values)
+        known = _known_keys(kind, first["loc"])
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
         mend = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
         return RecipeError(f"unknown key '{key}'{more}", where=where, mend=mend)
@@ -56,7 +58,7 @@ def _recipe_location(location: tuple[int | str, ...], values: Any) -> list[int |
     return parts
 
 
-def _known_keys(kind: type[Config], location: tuple[int | str, ...], values: Any) -> list[str]:
+def _known_keys(kind: type[Config], location: tuple[int | str, ...]) -> list[str]:
     """The keys that may stand where an unknown one was found."""
     here: Any = kind
     for part in location[:-1]:

@@ -34,6 +34,7 @@ class Folder:
     """
 
     def __init__(self, uri: "str | Path | Folder") -> None:
+        self.uri: str
         text = uri.uri if isinstance(uri, Folder) else os.path.expandvars(os.path.expanduser(str(uri)))
         if "://" in text:
             try:
@@ -147,7 +148,7 @@ class Folder:
                 self.remove(os.path.basename(info.path))
 
     def local_path(self, name: str) -> Path:
-        """A local path of the file, for memory mapping; a remote file is fetched once per process tree's cache.
+        """A local path of the file, for memory mapping; a remote file is fetched once into a cache.
 
         Raises:
             ArtefactError: if the file is missing.
@@ -188,7 +189,7 @@ def fingerprint(value: Any) -> str:
 
 
 def write_description(folder: Folder, name: str, *, kind: str, version: int, body: dict[str, Any]) -> None:
-    """Write the JSON file that makes `folder` an artefact; written last, it says that the rest is complete."""
+    """Write the JSON file that makes `folder` an artefact; it comes last and says that the rest is complete."""
     folder.write_json(name, {"format": f"ray_retrieval/{kind}", "version": version, **body})
 
 
@@ -218,6 +219,8 @@ def check_file(folder: Folder, entry: dict[str, Any], *, content: bool) -> None:
     """Compare a file with its entry {"file", "bytes", "sha256"} in a description.
 
     Args:
+        folder: where the file lies.
+        entry: what was recorded of it.
         content: compare the checksum too, which reads the whole file; else only the size.
 
     Raises:

@@ -39,7 +39,11 @@ class SmallNet(nn.Sequential):
         channels = 3
         for width in (32, 64, self.width):
             for _ in range(2):
-                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                ]
                 channels = width
             layers.append(nn.MaxPool2d(2))
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -73,7 +77,10 @@ def build_backbone(config: BackboneConfig, *, pretrained: bool = True) -> tuple[
         if config.weights == "imagenet":
             state, where = _imagenet_weights(config.name), f"ImageNet weights of {config.name}"
         else:
-            state, where = _read_weights(Path(os.path.expandvars(config.weights)).expanduser()), config.weights
+            state, where = (
+                _read_weights(Path(os.path.expandvars(config.weights)).expanduser()),
+                config.weights,
+            )
         _load(network, state, where=where, replaced=name)
     parent, _, leaf = name.rpartition(".")
     setattr(network.get_submodule(parent), leaf, nn.Identity())

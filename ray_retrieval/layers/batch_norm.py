@@ -11,6 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+def _over_workers(value: Tensor) -> Tensor:
+    summed: Tensor = _SumOverWorkers.apply(value)  # type: ignore[no-untyped-call]
+    return summed
+
+
 class _SumOverWorkers(torch.autograd.Function):
     """Sum over all workers; its gradient is the sum of the gradients of all workers."""
 
@@ -35,10 +40,10 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
             return super().forward(images)
         wide = images if images.dtype == torch.float64 else images.float()
         count = wide.new_tensor([wide.numel() / wide.shape[1]])
-        sums = _SumOverWorkers.apply(torch.cat([wide.sum(dim=(0, 2, 3)), count]))
+        sums = _over_workers(torch.cat([wide.sum(dim=(0, 2, 3)), count]))
         mean, total = sums[:-1] / sums[-1], sums[-1].detach()
         centred = wide - mean[:, None, None]
-        variance = _SumOverWorkers.apply(centred.square().sum(dim=(0, 2, 3))) / total
+        variance = _over_workers(centred.square().sum(dim=(0, 2, 3))) / total
         self._update_running(mean.detach(), variance.detach() * total / (total - 1))
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:

@@ -31,6 +31,8 @@ def pack_signs(relaxed: Tensor) -> Tensor:
         that fill the last byte are zero.
     """
     bits = (relaxed >= 0).to(torch.uint8)
-    bits = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
+    bits = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 8))
+    bits = bits.reshape(len(bits), bits.shape[1] // 8, 8)
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=bits.device)
-    return (bits * weights).sum(dim=2, dtype=torch.uint8)
+    packed: Tensor = (bits * weights).sum(dim=2, dtype=torch.uint8)
+    return packed

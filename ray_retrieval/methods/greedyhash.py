@@ -54,7 +54,7 @@ def classification_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def quantisation_penalties(relaxed: Tensor) -> Tensor:
-    """mean over bits of ||h| − 1|³ for every image: float [n, bits] to float [n].
+    """Mean over bits of ||h| − 1|³ for every image: float [n, bits] to float [n].
 
     Reference: eq. 7, p = 3; the norm there is divided by images × bits, as in the authors' code.
     """

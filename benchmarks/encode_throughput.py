@@ -1,0 +1,106 @@
+"""The Ray Data pipeline against a bare forward pass on tensors in memory: images a second, in one run.
+
+    python benchmarks/encode_throughput.py [--images 4096] [--backbone resnet50] [--size 224]
+
+The pipeline reads JPEGs of 256 × 256, decodes, resizes, computes codes and writes Parquet parts. The bare
+pass has its uint8 tensors ready and does nothing but the network, on all cores. Both are measured twice, in
+turn. The steady ratio counts from the first finished part on; the start of the actors is printed beside it.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import numpy as np
+import torch
+
+from ray_retrieval import model
+from ray_retrieval.cluster import connect
+from ray_retrieval.compute import cores, describe_machine
+from ray_retrieval.encode import EncodeConfig, EncodeJob, encode
+from ray_retrieval.methods import build
+from ray_retrieval.methods.greedyhash import GreedyHashConfig
+from ray_retrieval.model import Encoder
+from ray_retrieval.storage import Folder
+from workload import photographs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=4096)
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    table = photographs(options.images)
+    bare, steady, whole = [], [], []
+    with tempfile.TemporaryDirectory() as folder, connect():
+        where = save_model(Folder(folder) / "model", options)
+        for turn in range(options.rounds):
+            bare.append(bare_forward(where, options))
+            pace = Pace()
+            out = Folder(folder) / f"embeddings-{turn}"
+            config = EncodeConfig(rows_per_part=256)
+            encode([EncodeJob(where, table, out)], config, advance=pace.advance)
+            steady.append(pace.steady())
+            whole.append(pace.whole())
+    ratio = statistics.median(steady) / statistics.median(bare)
+    print(
+        f"{describe_machine()}; {options.backbone} at {options.size} px, {options.images} JPEGs of 256 × 256"
+    )
+    print(f"bare forward       {np.median(bare):8.1f} images/s")
+    print(f"pipeline, steady   {np.median(steady):8.1f} images/s   ratio {ratio:.3f}  (goal: 0.85 or more)")
+    print(f"pipeline, whole    {np.median(whole):8.1f} images/s   with the start of its actors")
+
+
+class Pace:
+    """When how many images were done."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.marks: list[tuple[float, int]] = []
+
+    def advance(self, count: int, _remark: str) -> None:
+        self.marks.append((time.monotonic(), count))
+
+    def steady(self) -> float:
+        # The first parts of all encoders come nearly together: start after those.
+        first = cores() if len(self.marks) > 2 * cores() else 1
+        images = sum(count for _, count in self.marks[first:])
+        return images / (self.marks[-1][0] - self.marks[first - 1][0])
+
+    def whole(self) -> float:
+        return sum(count for _, count in self.marks) / (self.marks[-1][0] - self.started)
+
+
+def bare_forward(where: Folder, options: argparse.Namespace) -> float:
+    encoder = Encoder(where, threads=cores())
+    images = torch.randint(0, 256, (64, 3, options.size, options.size), dtype=torch.uint8)
+    encoder.describe(images)
+    rounds = max(1, options.images // 4 // len(images))
+    started = time.monotonic()
+    for _ in range(rounds):
+        encoder.describe(images)
+    return rounds * len(images) / (time.monotonic() - started)
+
+
+def save_model(where: Folder, options: argparse.Namespace) -> Folder:
+    torch.manual_seed(0)
+    config = GreedyHashConfig(
+        backbone={"name": options.backbone, "weights": "none"}, image={"size": options.size}
+    )
+    model.save(
+        where,
+        config=config.model_dump(mode="json"),
+        weights=build(config, classes=10).state_dict(),
+        classes=10,
+        class_names=None,
+        training={"epoch": 0},
+        metrics={},
+    )
+    return where
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Ray Train with one worker against the plain loop: images a second while training, in one run.
+
+    python benchmarks/train_overhead.py [--epochs 4] [--images 768] [--rounds 2]
+
+Both train the same method on the same images with the same loop; the plain one calls it in this process,
+the other through Ray Train, with checkpoints. The two take turns; the ratio is that of their medians over
+all epochs but the first of each (which decodes the images). Starting workers is printed beside it.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import numpy as np
+import torch
+
+from ray_retrieval.cluster import connect
+from ray_retrieval.compute import cores, describe_machine
+from ray_retrieval.loop import Process, TrainConfig, Trainer
+from ray_retrieval.methods import build
+from ray_retrieval.methods.greedyhash import GreedyHashConfig
+from ray_retrieval.storage import Folder
+from ray_retrieval.train import read_history, train
+from workload import photographs_benchmark
+
+
+class Nowhere:
+    """A reporter that keeps nothing."""
+
+    def latest(self):
+        return None
+
+    def epoch_done(self, record):
+        pass
+
+    def checkpoint(self, name, metrics, write):
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--images", type=int, default=768)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--backbone", default="resnet18")
+    parser.add_argument("--size", type=int, default=96)
+    options = parser.parse_args()
+    benchmark = photographs_benchmark(options.images)
+    method = GreedyHashConfig(
+        backbone={"name": options.backbone, "weights": "none"}, image={"size": options.size}
+    )
+    config = TrainConfig(epochs=options.epochs, batch_size=64, checkpoint={"min_seconds": 0})
+    plain: list[float] = []
+    through_ray: list[float] = []
+    started_in: list[float] = []
+    with connect():
+        for turn in range(options.rounds):
+            torch.manual_seed(0)
+            trainer = Trainer(
+                build(method, classes=benchmark.train.classes),
+                benchmark,
+                config,
+                seed=turn,
+                process=Process(threads=cores()),
+            )
+            plain += [record["images_per_second"] for record in trainer.fit(Nowhere())[1:]]
+            with tempfile.TemporaryDirectory() as folder:
+                begun = time.monotonic()
+                train(method, config, benchmark, seed=turn, run=Folder(folder), provenance={})
+                took = time.monotonic() - begun
+                history = read_history(Folder(folder))
+            started_in.append(took - sum(record["seconds"] for record in history))
+            through_ray += [record["images_per_second"] for record in history[1:]]
+    ratio = statistics.median(through_ray) / statistics.median(plain)
+    print(f"{describe_machine()}; {options.backbone} at {options.size} px, {options.images} images")
+    print(f"plain loop         {np.median(plain):8.1f} images/s  ({min(plain):.1f} to {max(plain):.1f})")
+    print(
+        f"Ray Train          {np.median(through_ray):8.1f} images/s  ({min(through_ray):.1f} to {max(through_ray):.1f})"
+    )
+    print(f"ratio              {ratio:8.3f}  (goal: 0.97 or more)")
+    print(f"outside of epochs  {np.median(started_in):8.1f} s of start, checkpoints and validation")
+
+
+if __name__ == "__main__":
+    main()

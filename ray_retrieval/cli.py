@@ -1,0 +1,308 @@
+"""The command line: one sub-command per verb. Parsing and printing only."""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ray_retrieval.errors import RetrievalError
+from ray_retrieval.progress import Display
+
+app = typer.Typer(
+    name="ray-retrieval",
+    help="Image retrieval by published methods, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+index_app = typer.Typer(help="Build, describe and check an index.", no_args_is_help=True)
+app.add_typer(index_app, name="index")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe file; ready-made ones are in jobs/.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Settings that replace the recipe's, e.g. train.epochs=10."
+    ),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in the output folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="The model that made the index; it is looked for beside the index."),
+]
+
+
+@app.callback()
+def settings(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
+) -> None:
+    """Read by `main`, which catches the errors."""
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
+) -> None:
+    """Train, encode, index, evaluate and report: the main job."""
+    from ray_retrieval.recipe import load
+    from ray_retrieval.run import Run
+
+    finished = Run(load(recipe, overrides), fresh=fresh, display=Display()).all()
+    if as_json:
+        _print_json({**finished.metrics, "folder": finished.folder.uri, "report": finished.report})
+        return
+    _print_metrics(finished.metrics)
+    typer.echo(f"report  {_short(finished.report)}")
+    typer.echo(f"next    ray-retrieval serve {_short(f'{finished.folder}/index')}")
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
+) -> None:
+    """Train the recipe's model only."""
+    from ray_retrieval.cluster import connect
+    from ray_retrieval.model import read_model_description
+    from ray_retrieval.recipe import load
+    from ray_retrieval.run import Run
+
+    job = Run(load(recipe, overrides), fresh=fresh, display=Display())
+    benchmark = job.load_data()
+    with connect():
+        job.train(benchmark)
+    description, fingerprint = read_model_description(job.folder / "model")
+    if as_json:
+        _print_json({**description, "fingerprint": fingerprint, "folder": f"{job.folder}/model"})
+        return
+    value = _number(description["metrics"]["validation"]["map"])
+    typer.echo(f"model   {_short(f'{job.folder}/model')} ({fingerprint}), validation MAP {value}")
+    typer.echo(f"next    ray-retrieval run {recipe} {' '.join(overrides or [])}".rstrip())
+
+
+@app.command()
+def evaluate(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Measure the recipe's trained model on its test queries."""
+    from ray_retrieval.cluster import connect
+    from ray_retrieval.recipe import load
+    from ray_retrieval.run import Run
+
+    job = Run(load(recipe, overrides), display=Display())
+    benchmark = job.load_data()
+    job.require_model()
+    with connect():
+        job.encode(benchmark)
+    metrics = job.evaluate(benchmark)
+    if as_json:
+        _print_json(metrics)
+    else:
+        _print_metrics(metrics)
+
+
+@app.command()
+def encode(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory.")],
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="A folder, list (.txt), CSV or Parquet of images.")
+    ],
+    out: Annotated[str, typer.Option("--out", help="Where the embeddings go.")],
+    root: Annotated[
+        str | None, typer.Option(help="The folder that paths in a list or CSV start from.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An encode setting, e.g. batch_size=32."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Encode images into an embeddings directory; run again, it goes on where it stopped."""
+    from ray_retrieval.cluster import connect
+    from ray_retrieval.data.table import open_images
+    from ray_retrieval.encode import EncodeConfig, EncodeJob
+    from ray_retrieval.encode import encode as run_encode
+    from ray_retrieval.recipe import from_settings
+    from ray_retrieval.search.embeddings import Embeddings
+    from ray_retrieval.storage import Folder
+
+    config = from_settings(EncodeConfig, settings or [])
+    table = open_images(images, root=root)
+    with connect(), Display().task("encode", len(table), "images") as advance:
+        run_encode([EncodeJob(Folder(model), table, Folder(out))], config, advance=advance)
+    made = Embeddings.open(out)
+    if as_json:
+        _print_json({"folder": out, "rows": made.rows, "errors": made.error_count, "model": made.model})
+        return
+    typer.echo(f"encoded {made.rows:,} images into {out}")
+    if made.error_count:
+        typer.echo(f"left out {made.error_count:,} that cannot be decoded: {out}/errors.parquet")
+    typer.echo(f"next    ray-retrieval index build {out} --out INDEX")
+
+
+@index_app.command("build")
+def index_build(
+    embeddings: Annotated[str, typer.Argument(metavar="EMBEDDINGS", help="An embeddings directory.")],
+    out: Annotated[str, typer.Option("--out", help="Where the index goes.")],
+    shards: Annotated[int, typer.Option(min=1, help="Parts that different processes can search.")] = 1,
+    keep_images: Annotated[bool, typer.Option(help="Keep the bytes of images that came as bytes.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Build an exact index of binary codes."""
+    from ray_retrieval import search
+
+    search.build(embeddings, out, shards=shards, keep_images=keep_images)
+    _describe_index(out, as_json)
+    if not as_json:
+        typer.echo(f"next    ray-retrieval search {out} IMAGE")
+
+
+@index_app.command("info")
+def index_info(index: Annotated[str, typer.Argument(metavar="INDEX")], as_json: AsJson = False) -> None:
+    """Describe an index."""
+    _describe_index(index, as_json)
+
+
+@index_app.command("verify")
+def index_verify(index: Annotated[str, typer.Argument(metavar="INDEX")], as_json: AsJson = False) -> None:
+    """Read every file of an index and compare checksums, row ranges and the self-test's answers."""
+    from ray_retrieval.search import Index
+
+    checks = Index.open(index).verify()
+    if as_json:
+        _print_json({"index": index, "sound": True, "checks": checks})
+        return
+    for check in checks:
+        typer.echo(f"ok      {check}")
+
+
+@app.command()
+def search(
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Query images.")],
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Hits for each query.")] = 10,
+    picture: Annotated[
+        Path | None, typer.Option(help="Save a picture of queries and hits (.png, .jpg).")
+    ] = None,
+    model: ModelOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the nearest images of an index."""
+    from ray_retrieval import pictures
+    from ray_retrieval.query import Searcher
+
+    searcher = Searcher(index, model)
+    answers = searcher.search(images, k)
+    if picture is not None:
+        examples = [searcher.example(image, hits) for image, hits in zip(images, answers, strict=True)]
+        pictures.save(pictures.grid(examples), picture)
+    if as_json:
+        found = zip(images, answers, strict=True)
+        _print_json(
+            {
+                "queries": [
+                    {"image": str(image), "hits": [hit.as_json() for hit in hits]} for image, hits in found
+                ]
+            }
+        )
+        return
+    for image, hits in zip(images, answers, strict=True):
+        table = Table(
+            "rank", "distance", "label", "id", "path", title=escape(str(image)), title_justify="left"
+        )
+        for hit in hits:
+            cells = (str(hit.rank), str(hit.distance), ", ".join(hit.labels), hit.id, hit.path or "")
+            table.add_row(*map(escape, cells))
+        Console().print(table)
+    if picture is not None:
+        typer.echo(f"picture {picture}")
+
+
+@app.command()
+def serve(
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")],
+    model: ModelOption = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A serving setting, e.g. shard_groups=2."),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless told.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 8000 unless told.")] = None,
+) -> None:
+    """Answer queries over HTTP, with a web page, until interrupted."""
+    from ray_retrieval import query
+    from ray_retrieval.recipe import from_settings
+    from ray_retrieval.serve.app import run as run_server
+    from ray_retrieval.serve.config import ServeConfig
+    from ray_retrieval.storage import Folder
+
+    named = {"host": host, "port": port}
+    chosen = [f"{key}={value}" for key, value in named.items() if value is not None]
+    config = from_settings(ServeConfig, [*(settings or []), *chosen])
+    display = Display()
+    found = model or query.model_of(Folder(index)).uri
+    display.say("starting the server …")
+    with run_server(index, found, config, blocking=True) as url:
+        display.say(f"serving {index}: page {url}, API {url}/docs; Ctrl-C stops it")
+
+
+def _describe_index(uri: str, as_json: bool) -> None:
+    from ray_retrieval.search import Index
+
+    info = Index.open(uri).info()
+    if as_json:
+        _print_json(info)
+        return
+    for key, value in info.items():
+        typer.echo(f"{key:<12} {value}")
+
+
+def _print_metrics(metrics: dict[str, Any]) -> None:
+    """A short table of the models measured, with the policy of each number."""
+    models = metrics["models"]
+    table = Table("metric", *(f"{name} (epoch {model['epoch']})" for name, model in models.items()), "policy")
+    first = next(iter(models.values()))
+    validation = [_number(model["validation"]["map"]) for model in models.values()]
+    table.add_row(
+        "validation map", *validation, "validation queries; ties by expectation; chooses the best model"
+    )
+    for row, entry in enumerate(first["test"]):
+        values = [_number(model["test"][row]["value"]) for model in models.values()]
+        table.add_row(entry["name"], *values, escape(entry["policy"]))
+    Console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _short(path: str) -> str:
+    """A path as one would type it here."""
+    here = f"{Path.cwd()}/"
+    return path.removeprefix(here)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 the user can mend it, 130 interrupted, 1 a bug."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        app(standalone_mode=True)
+    except RetrievalError as error:
+        if debug:
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command goes on where this one stopped", err=True)
+        sys.exit(130)

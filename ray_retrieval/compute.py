@@ -1,0 +1,55 @@
+"""What the machine computes with: device, precision, threads."""
+
+import os
+import platform
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+from torch import nn
+
+Precision = Literal["auto", "bf16", "float32"]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of that name; `auto` is the current GPU where there is one, else the processor."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def uses_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether to compute in bfloat16; `auto` does where the hardware has instructions for it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
+    """The context in which a network computes at that precision."""
+    context: AbstractContextManager[None] = torch.autocast(
+        device.type, torch.bfloat16, enabled=uses_bf16(precision, device)
+    )
+    return context
+
+
+def place(module: nn.Module, device: torch.device) -> None:
+    """Move a network to a device, its convolutions in the memory format that is fastest there."""
+    module.to(device)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def describe_machine() -> str:
+    """One line for reports: cores, architecture, accelerator."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{cores()} cores, {platform.machine()}, {gpu}"

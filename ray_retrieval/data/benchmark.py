@@ -1,0 +1,175 @@
+"""What a model is trained on and measured by: five tables of images and the rules between them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_retrieval.data.table import BoolArray, ImageTable, IntArray
+from ray_retrieval.errors import DataError
+
+ROLES = ("train", "validation_queries", "validation_database", "queries", "database")
+
+
+@dataclass
+class Benchmark:
+    """Tables of images by role. Two images are relevant to each other where they share a label.
+
+    Attributes:
+        name: of the benchmark and its protocol.
+        train: what the model learns from.
+        validation_queries: for choosing among models; may be empty where a protocol leaves none.
+        validation_database: what these search in.
+        queries: for the final measurement, once.
+        database: what these search in.
+        k: cut-off of the mean average precision; None for the whole database.
+        queries_in_database: whether all queries are in the database too.
+        notes: what whoever reads the numbers should know.
+    """
+
+    name: str
+    train: ImageTable
+    validation_queries: ImageTable
+    validation_database: ImageTable
+    queries: ImageTable
+    database: ImageTable
+    k: int | None = None
+    queries_in_database: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def tables(self) -> dict[str, ImageTable]:
+        """The five tables by role."""
+        return {role: getattr(self, role) for role in ROLES}
+
+    def check(self, expected: dict[str, int] | None = None) -> None:
+        """Assert that the benchmark is what it should be, and add what is odd about it to the notes.
+
+        Noted are: queries in the database, training images or validation queries among the queries, rows
+        without a label, and queries without any relevant image.
+
+        Args:
+            expected: role → number of images, as published.
+
+        Raises:
+            DataError: if a count differs, a table other than those of the validation is empty, a label is
+                missing, or there is one class only.
+        """
+        tables = self.tables()
+        for role, count in (expected or {}).items():
+            if len(tables[role]) != count:
+                raise DataError(
+                    f"{_words(role)}: {count} images are expected, there are {len(tables[role])}",
+                    where=self.name,
+                    mend="the files are not the published ones: get them anew",
+                )
+        for role in ("train", "queries", "database"):
+            if not len(tables[role]):
+                raise DataError(f"{_words(role)}: there is no image", where=self.name)
+        for role, table in tables.items():
+            self._check_labels(role, table)
+        self._note_leaks()
+
+    def _check_labels(self, role: str, table: ImageTable) -> None:
+        labels = table.labels  # raises where one is missing
+        if role in ("train", "database") and _classes_present(table) < 2:
+            raise DataError(
+                f"{_words(role)}: all images are of one class, retrieval needs two at least",
+                where=table.name,
+                mend="give images of several classes, each in a folder or with a label of its own",
+            )
+        if len(table.unlabelled):
+            self._note(
+                f"{_words(role)}: {len(table.unlabelled)} of {len(table)} images have an empty list of labels"
+            )
+        if role in ("queries", "validation_queries") and len(table):
+            database = self.database if role == "queries" else self.validation_database
+            lost = int((~_has_relevant(labels, database)).sum())
+            if lost:
+                self._note(f"{_words(role)}: {lost} of {len(table)} have no relevant image in the database")
+
+    def _note_leaks(self) -> None:
+        pairs = [("queries", "train"), ("validation_queries", "train"), ("queries", "validation_queries")]
+        if self.queries_in_database:
+            self._note("the queries are in the database")
+        else:
+            pairs.insert(0, ("queries", "database"))
+        for inner, outer in pairs:
+            here, there = getattr(self, inner), getattr(self, outer)
+            found = overlap(here, there)
+            if len(found):
+                self._note(
+                    f"{len(found)} of {len(here)} {_words(inner)} are also in {_words(outer)}, "
+                    f"the first is '{here.ids[int(found[0])]}'"
+                )
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def from_tables(
+    name: str,
+    tables: dict[str, ImageTable],
+    *,
+    k: int | None = None,
+    queries_in_database: bool = False,
+    notes: list[str],
+) -> Benchmark:
+    """A benchmark from its five tables by role."""
+    train, validation_queries, validation_database, queries, database = (tables[role] for role in ROLES)
+    return Benchmark(
+        name=name,
+        train=train,
+        validation_queries=validation_queries,
+        validation_database=validation_database,
+        queries=queries,
+        database=database,
+        k=k,
+        queries_in_database=queries_in_database,
+        notes=notes,
+    )
+
+
+def overlap(table: ImageTable, other: ImageTable) -> IntArray:
+    """int64, ascending: the rows of `table` whose image is in `other` too.
+
+    Images that lie in the tables are the same where their bytes are; images elsewhere where their paths are.
+    Files are not opened: a copy under another name goes unnoticed. Ids do not count, as two folders may use
+    the same ones for different images.
+    """
+    lengths, others = table.inline_lengths(), other.inline_lengths()
+    found = np.zeros(len(table), dtype=np.bool_)
+    # Most images differ in length already, so few bytes are read.
+    rows = np.flatnonzero((lengths >= 0) & np.isin(lengths, others))
+    other_rows = np.flatnonzero((others >= 0) & np.isin(others, lengths))
+    if len(rows) and len(other_rows):
+        mine, theirs = table.inline_bytes(rows), other.inline_bytes(other_rows)
+        # The smaller side goes into the hash table; what both have is then looked up in ours.
+        common = theirs.filter(pc.is_in(theirs, mine)) if len(mine) < len(theirs) else theirs
+        found[rows] = np.asarray(pc.is_in(mine, common))
+    outside, other_outside = np.flatnonzero(lengths < 0), np.flatnonzero(others < 0)
+    if len(outside) and len(other_outside):
+        paths = pa.array(table.paths, pa.string()).take(pa.array(outside))
+        other_paths = pa.array(other.paths, pa.string()).take(pa.array(other_outside))
+        found[outside] = np.asarray(pc.and_(pc.is_in(paths, other_paths.drop_null()), paths.is_valid()))
+    return np.flatnonzero(found)
+
+
+def _classes_present(table: ImageTable) -> int:
+    labels = table.labels
+    return int(labels.any(axis=0).sum()) if labels.ndim == 2 else len(np.unique(labels))
+
+
+def _has_relevant(labels: npt.NDArray[Any], database: ImageTable) -> BoolArray:
+    """Whether some image of the database shares a label: bool [n]."""
+    others = database.labels
+    if labels.ndim == 2:
+        return np.asarray((labels & others.any(axis=0)).any(axis=1))
+    return np.isin(labels, others)
+
+
+def _words(role: str) -> str:
+    return role.replace("_", " ")

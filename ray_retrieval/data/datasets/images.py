@@ -1,0 +1,210 @@
+"""The user's own images.
+
+With a folder alone (class = sub-folder), everything else follows:
+
+    data: {name: images, database: photos/}
+
+Of each class a tenth become test queries and a tenth validation queries, at least one and about 1,000 in all;
+they leave the database, and the rest is both database and training set. A class thus needs four images.
+
+What is given separately is used as it is. With `queries` given, all of `database` stays in the database; the
+validation queries are drawn from it (from the part that is not in `train`, where that is at least half of it)
+and left out of training and of the validation database alone.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ray_retrieval.config import Config
+from ray_retrieval.data.benchmark import Benchmark, from_tables, overlap
+from ray_retrieval.data.splits import Split, SplitPlan, load_or_draw
+from ray_retrieval.data.table import ImageTable, IntArray, open_images
+from ray_retrieval.errors import DataError
+from ray_retrieval.storage import Folder
+
+_KEEP = 2
+"""Images of each class that stay for training: a pair to learn from."""
+
+
+class ImagesConfig(Config):
+    """Your own images, with labels: a folder of class folders, lists, CSV or Parquet."""
+
+    name: Literal["images"] = "images"
+    """The benchmark."""
+    database: str
+    """What is searched: a folder (class = sub-folder), a `.txt` list, a `.csv`, or Parquet; a path or URI."""
+    queries: str | None = None
+    """Test queries in any of these forms; drawn from the database by default."""
+    validation_queries: str | None = None
+    """Validation queries in any of these forms; drawn from the database by default."""
+    train: str | None = None
+    """Training images in any of these forms; by default the database without what is a query."""
+    root: str | None = None
+    """Where the relative paths of lists start; by default the folder of each list."""
+    queries_per_class: int | None = Field(default=None, ge=1)
+    """Test queries to draw of each class (of all images where these have several labels)."""
+    query_fraction: float = Field(default=0.1, gt=0, le=0.5)
+    """Test queries to draw as a share of each class, where no number is given."""
+    validation_queries_per_class: int | None = Field(default=None, ge=0)
+    """Validation queries to draw of each class (of all images where these have several labels)."""
+    validation_fraction: float = Field(default=0.1, ge=0, le=0.5)
+    """Validation queries to draw as a share of each class, where no number is given; 0 for none."""
+    queries_at_most: int = Field(default=1000, ge=1)
+    """About how many queries of either kind the shares may give in all."""
+    validation_database: int = Field(default=10_000, ge=1)
+    """About how many images of the database a validation searches at most."""
+    k: int | None = Field(default=None, ge=1)
+    """Cut-off of the mean average precision; the whole database by default."""
+
+
+def load(config: ImagesConfig, *, seed: int, splits: Folder) -> Benchmark:
+    """The benchmark, by the split in `splits`; without one it is drawn by `seed` and saved there.
+
+    Raises:
+        DataError: if there are no images or labels, one class only, too few images of a class (which is
+            named), or the saved split was drawn otherwise.
+        ArtefactError: if the saved split is damaged.
+    """
+    given = _open_all(config)
+    base = given["database"]
+    train, queries = given.get("train"), given.get("queries")
+    origin = _origin(config)
+
+    def draw(seed: int) -> dict[str, IntArray]:
+        return _draw(config, base, queries, train, seed)
+
+    split, notes = load_or_draw(splits, base, draw, seed=seed, origin=origin)
+    tables = {
+        role: base.take(rows, name=f"{base.name}: {_words(role)}") for role, rows in split.roles.items()
+    }
+    tables |= {role: table for role, table in given.items() if role in ("queries", "validation_queries")}
+    if "validation_queries" not in tables:
+        tables["validation_queries"] = base.take(np.zeros(0, dtype=np.int64))
+    if train is not None:
+        drawn = [tables[role] for role in ("queries", "validation_queries") if role not in given]
+        tables["train"] = _without(train, drawn, notes)
+    for role in ("queries", "validation_queries"):
+        if role not in given and len(tables[role]):
+            stays = "stay in" if queries is not None else "are not in"
+            notes.append(
+                f"{len(tables[role])} {_words(role)} are drawn from the images and {stays} the database"
+            )
+    inside = queries is not None and len(overlap(queries, base)) == len(queries)
+    benchmark = from_tables("images", tables, k=config.k, queries_in_database=inside, notes=notes)
+    benchmark.check()
+    return benchmark
+
+
+def _open_all(config: ImagesConfig) -> dict[str, ImageTable]:
+    """The tables that are given, with labels that mean the same in all."""
+    places = {
+        "database": config.database,
+        "queries": config.queries,
+        "validation_queries": config.validation_queries,
+        "train": config.train,
+    }
+    tables = {
+        role: open_images(place, root=config.root) for role, place in places.items() if place is not None
+    }
+    for table in tables.values():
+        _ = table.labels  # raises where one is missing
+    return _with_common_classes(tables)
+
+
+def _with_common_classes(tables: dict[str, ImageTable]) -> dict[str, ImageTable]:
+    """Two folders number their classes each by its own sub-folders: here the names decide."""
+    named = {table.class_names is not None for table in tables.values()}
+    if len({table.is_multilabel for table in tables.values()}) > 1:
+        raise DataError(
+            "some of the images have several labels and some have one", mend="give all the same form"
+        )
+    if len(named) > 1:
+        raise DataError(
+            "some of the labels have names and some are numbers",
+            mend="give names, or numbers, in all of them",
+        )
+    if named == {False}:
+        widths = {table.classes for table in tables.values()}
+        if len(widths) > 1 and tables["database"].is_multilabel:
+            raise DataError(f"the lists have different numbers of labels: {sorted(widths)}")
+        return tables
+    names = list(tables["database"].class_names or [])
+    others = {name for table in tables.values() for name in table.class_names or []}
+    names += sorted(others - set(names))
+    return {role: table.with_classes(names) for role, table in tables.items()}
+
+
+def _draw(
+    config: ImagesConfig, base: ImageTable, queries: ImageTable | None, train: ImageTable | None, seed: int
+) -> dict[str, IntArray]:
+    """Rows of the database by role, for all roles that are not given."""
+    everything = np.arange(len(base))
+    parts: dict[str, int | float] = {}
+    if queries is None:
+        parts["queries"] = _share(config.queries_per_class, config.query_fraction, config, len(base))
+    if config.validation_queries is None:
+        count = config.validation_queries_per_class
+        parts["validation_queries"] = _share(count, config.validation_fraction, config, len(base))
+    pool = everything
+    if queries is not None and train is not None:
+        outside = np.setdiff1d(everything, overlap(base, train))
+        pool = outside if 2 * len(outside) >= len(base) else everything
+    plan = SplitPlan(parts, seed, keep=_KEEP if parts else 0)
+    drawn = Split.draw(base.labels[pool], plan, class_names=base.class_names, where=base.name).roles
+    roles = {role: pool[drawn[role]] for role in parts}
+    none = np.zeros(0, dtype=np.int64)
+    rest = np.setdiff1d(everything, np.concatenate([none, *roles.values()]))
+    roles["database"] = rest if queries is None else everything
+    roles["validation_database"] = _at_most(config.validation_database, base, rest, seed)
+    if train is None:
+        roles["train"] = rest if queries is None else np.setdiff1d(rest, overlap(base, queries))
+    return roles
+
+
+def _share(count: int | None, fraction: float, config: ImagesConfig, images: int) -> int | float:
+    return min(fraction, config.queries_at_most / images) if count is None else count
+
+
+def _at_most(limit: int, base: ImageTable, rows: IntArray, seed: int) -> IntArray:
+    """About `limit` of the rows, the same share of each class."""
+    if len(rows) <= limit:
+        return rows
+    plan = SplitPlan({"kept": limit / len(rows)}, seed)
+    return rows[Split.draw(base.labels[rows], plan).roles["kept"]]
+
+
+def _without(train: ImageTable, drawn: list[ImageTable], notes: list[str]) -> ImageTable:
+    """The training images that are not among the drawn queries."""
+    held = [overlap(train, table) for table in drawn]
+    rows = np.setdiff1d(np.arange(len(train)), np.concatenate([np.zeros(0, dtype=np.int64), *held]))
+    if len(rows) == len(train):
+        return train
+    notes.append(f"{len(train) - len(rows)} images of train are drawn as queries and not trained on")
+    return train.take(rows)
+
+
+def _origin(config: ImagesConfig) -> dict[str, Any]:
+    """What the draw follows: another value needs another split."""
+    fields = config.model_dump(include=set(_DRAWN_BY))
+    given = {role: getattr(config, role) is not None for role in ("queries", "validation_queries", "train")}
+    return {
+        "benchmark": config.name,
+        **fields,
+        "given": sorted(role for role, there in given.items() if there),
+    }
+
+
+_DRAWN_BY = (
+    "queries_per_class",
+    "query_fraction",
+    "validation_queries_per_class",
+    "validation_fraction",
+    "queries_at_most",
+    "validation_database",
+)
+
+
+def _words(role: str) -> str:
+    return role.replace("_", " ")

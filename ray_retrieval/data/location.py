@@ -1,0 +1,168 @@
+"""Where images and lists lie: local paths and the URIs of pyarrow.fs, read in the same way.
+
+A location is a local path (`~` and environment variables are expanded) or a `scheme://` URI.
+"""
+
+import functools
+import os
+import posixpath
+from collections.abc import Iterator
+
+import pyarrow
+from pyarrow import fs
+
+from ray_retrieval.errors import DataError
+
+
+def expand(location: str) -> str:
+    """The location with `~` and environment variables filled in; a local path becomes absolute."""
+    text = os.path.expandvars(os.path.expanduser(location))
+    if is_uri(text):
+        return text.rstrip("/")
+    return os.path.abspath(text)
+
+
+def is_uri(location: str) -> bool:
+    """Whether the location names a store by a scheme (`s3://…`) rather than a local path."""
+    return "://" in location
+
+
+def join(folder: str, name: str) -> str:
+    """`name` inside `folder`; a name that is absolute or a URI already stays as it is."""
+    if is_uri(name) or os.path.isabs(name):
+        return name
+    if is_uri(folder):
+        base, question, query = folder.partition("?")
+        return f"{base}/{posixpath.normpath(name)}{question}{query}"
+    return os.path.normpath(os.path.join(folder, name))
+
+
+def parent(location: str) -> str:
+    """The folder that holds a file."""
+    return posixpath.dirname(location.partition("?")[0]) if is_uri(location) else os.path.dirname(location)
+
+
+def find(location: str) -> fs.FileInfo:
+    """What is there: a file, a folder or nothing.
+
+    Raises:
+        DataError: if the store is unknown or cannot be reached.
+    """
+    filesystem, path = store(location)
+    try:
+        return filesystem.get_file_info(path)
+    except OSError as error:
+        raise DataError(f"the store cannot be reached: {error}", where=location) from None
+
+
+def open_file(location: str) -> pyarrow.NativeFile:
+    """A random-access file; a local one is memory-mapped.
+
+    Raises:
+        DataError: if it is missing or cannot be read.
+    """
+    filesystem, path = store(location)
+    try:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            return pyarrow.memory_map(path)
+        return filesystem.open_input_file(path)
+    except OSError as error:
+        raise _unreadable(location, error) from None
+
+
+def read_bytes(location: str, limit: int) -> bytes:
+    """A file's bytes, at most `limit` + 1 of them, so that the caller can tell that it is too long.
+
+    Raises:
+        DataError: if it is missing or cannot be read.
+    """
+    try:
+        if not is_uri(location):
+            with open(location, "rb") as local:
+                return local.read(limit + 1)
+        filesystem, path = store(location)
+        with filesystem.open_input_stream(path) as remote:
+            return bytes(remote.read(limit + 1))
+    except OSError as error:
+        raise _unreadable(location, error) from None
+
+
+def files_in(folder: str) -> list[str]:
+    """Names of the files directly inside a folder, sorted; hidden ones are left out."""
+    filesystem, path = store(folder)
+    found = filesystem.get_file_info(fs.FileSelector(path))
+    return sorted(i.base_name for i in found if i.type == fs.FileType.File and not _hidden(i.base_name))
+
+
+def walk(folder: str) -> Iterator[str]:
+    """Paths of all files below a folder, relative to it, with `/`; hidden files and folders are left out.
+
+    The order is not defined: sort what comes. Links to folders are followed, each real folder once.
+    """
+    filesystem, path = store(folder)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        yield from _walk_local(path)
+        return
+    for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
+        name = info.path[len(path) :].lstrip("/")
+        if info.type == fs.FileType.File and not any(_hidden(part) for part in name.split("/")):
+            yield name
+
+
+def _walk_local(top: str) -> Iterator[str]:
+    seen = set()
+    for here, folders, files in os.walk(top, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        # Sorted, so that of two links to one folder it is always the same that counts.
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        prefix = os.path.relpath(here, top)
+        for name in files:
+            if not _hidden(name):
+                yield name if prefix == "." else f"{prefix.replace(os.sep, '/')}/{name}"
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _unreadable(location: str, error: OSError) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError("the file is missing", where=location)
+    return DataError(f"cannot be read: {error.strerror or error}", where=location)
+
+
+def store(location: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem that a location lies on, and its path there.
+
+    Raises:
+        DataError: if the store is unknown or cannot be reached.
+    """
+    if not is_uri(location):
+        return _local(), location
+    base, _, query = location.partition("?")
+    scheme, _, rest = base.partition("://")
+    authority = rest.partition("/")[0]
+    # One client per bucket: making one can cost a round trip.
+    filesystem, root = _client(f"{scheme}://{authority}{'?' if query else ''}{query}")
+    inside = rest[len(authority) :].strip("/")
+    return filesystem, f"{root.rstrip('/')}/{inside}"
+
+
+@functools.lru_cache(maxsize=1)
+def _local() -> fs.FileSystem:
+    return fs.LocalFileSystem()
+
+
+@functools.lru_cache(maxsize=64)
+def _client(address: str) -> tuple[fs.FileSystem, str]:
+    try:
+        filesystem, path = fs.FileSystem.from_uri(address + "/" if address == "file://" else address)
+        return filesystem, str(path)
+    except (pyarrow.ArrowInvalid, OSError, ImportError) as error:
+        raise DataError(
+            f"cannot be opened: {error}", where=address, mend="use a local path, s3:// or gs://"
+        ) from None

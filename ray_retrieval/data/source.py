@@ -1,0 +1,243 @@
+"""Decoded images by row number: by a pool of threads, from memory where they fit, ahead of their use."""
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ray_retrieval.data.decode import decode
+from ray_retrieval.data.table import ImageTable, IntArray
+from ray_retrieval.data.transforms import Preprocessing, prepare
+from ray_retrieval.errors import DataError
+from ray_retrieval.storage import Folder
+
+Result = TypeVar("Result")
+Rows = npt.NDArray[np.integer[Any]] | Sequence[int] | Tensor
+
+
+@dataclass(frozen=True)
+class ImageError:
+    """An image that cannot be decoded: its row, its id and why."""
+
+    row: int
+    id: str
+    reason: str
+
+
+class ImageSource:
+    """The decoded images of a table, by row.
+
+    Args:
+        table: the images.
+        preprocessing: how they become pixels.
+        memory_bytes: where all decoded images fit in this many bytes, each is decoded once, at its first use,
+            and kept; else they are decoded each time.
+        threads: decoders at work. PIL works outside Python's global lock, so threads suffice.
+
+    Close it, or use it in a `with` block, to end its threads.
+    """
+
+    def __init__(
+        self, table: ImageTable, preprocessing: Preprocessing, *, memory_bytes: int, threads: int
+    ) -> None:
+        self.table = table
+        self.preprocessing = preprocessing
+        self._shape = (3, preprocessing.size, preprocessing.size)
+        self._threads = max(1, threads)
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
+        self._memory: npt.NDArray[np.uint8] | None = None
+        if len(table) * math.prod(self._shape) <= memory_bytes:
+            # The system hands out pages as they are written: nothing is taken before it is used. And a numpy
+            # array, as torch would wake all its threads for the copy of every single image.
+            self._memory = np.empty((len(table), *self._shape), dtype=np.uint8)
+        # A row is marked after its pixels are written; two threads that decode the same row write the same.
+        self._filled = np.zeros(len(table), dtype=np.bool_)
+
+    def __enter__(self) -> "ImageSource":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the decoding threads, after what they are at."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def cached(self) -> bool:
+        """Whether decoded images stay in memory."""
+        return self._memory is not None
+
+    def batch(self, rows: Rows) -> Tensor:
+        """uint8 [n, 3, size, size]: the images of some rows, in the order given.
+
+        Raises:
+            DataError: naming the image, if one is missing or cannot be decoded.
+        """
+        index = np.asarray(rows, dtype=np.int64)
+        if self._memory is None:
+            return self._decoded(index)
+        missing = np.unique(index[~self._filled[index]])
+        self._each(missing, lambda row: self._named(row, self._fill_row))
+        return torch.from_numpy(self._memory[index])
+
+    def stream(self, batches: Iterable[Rows], ahead: int = 2) -> Iterator[Tensor]:
+        """`batch` of each, in order, with the next `ahead` decoded while the caller works.
+
+        Ending early (by `break` or `close()`) stops the work behind; an error comes out at its batch's turn.
+        """
+        pending: deque[Future[Tensor]] = deque()
+        remaining = iter(batches)
+        worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        try:
+            for rows in itertools.islice(remaining, max(1, ahead)):
+                pending.append(worker.submit(self.batch, rows))
+            while pending:
+                ready = pending.popleft().result()
+                for rows in itertools.islice(remaining, 1):
+                    pending.append(worker.submit(self.batch, rows))
+                yield ready
+        finally:
+            worker.shutdown(wait=True, cancel_futures=True)
+
+    def fill(self, progress: Callable[[int], None] | None = None) -> list[ImageError]:
+        """Decode every image once, keep it where memory allows, and return those that cannot be decoded.
+
+        Args:
+            progress: called with the number of images seen so far.
+        """
+        work = self._prepared if self._memory is None else self._fill_row
+        return _find_errors(self.table, work, self._pool, self._threads, progress)
+
+    def _decoded(self, index: IntArray) -> Tensor:
+        images = torch.empty((len(index), *self._shape), dtype=torch.uint8)
+        pixels = images.numpy()
+
+        def decode_at(position: int) -> None:
+            pixels[position] = self._named(int(index[position]), self._prepared)
+
+        self._each(np.arange(len(index)), decode_at)
+        return images
+
+    def _fill_row(self, row: int) -> None:
+        assert self._memory is not None
+        if not self._filled[row]:
+            self._memory[row] = self._prepared(row)
+            self._filled[row] = True
+
+    def _named(self, row: int, work: Callable[[int], Result]) -> Result:
+        try:
+            return work(row)
+        except DataError as error:
+            raise DataError(
+                error.problem,
+                where=f"{self.table.name}, image '{self.table.ids[row]}' (row {row})",
+                mend="check_images finds all of its kind; leave them out",
+            ) from None
+
+    def _prepared(self, row: int) -> npt.NDArray[np.uint8]:
+        return prepare(self.table.image_bytes(row), self.preprocessing)
+
+    def _each(self, items: IntArray, work: Callable[[int], object]) -> None:
+        """Do the work for every item on the pool, in a few pieces a thread; the first error comes out."""
+        if self._threads == 1 or len(items) < 2:
+            for item in items.tolist():
+                work(item)
+            return
+        pieces = np.array_split(items, min(len(items), 4 * self._threads))
+        futures = [self._pool.submit(_do_all, work, piece.tolist()) for piece in pieces]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def check_images(
+    table: ImageTable, threads: int, progress: Callable[[int], None] | None = None
+) -> list[ImageError]:
+    """Decode every image once and return those that cannot be, by row, with the reason.
+
+    JPEGs are decoded at an eighth of their size, which reads the whole file all the same. Nothing is raised
+    for what an image holds or lacks.
+
+    Args:
+        table: the images.
+        threads: decoders at work.
+        progress: called with the number of images seen so far.
+    """
+
+    def decode_row(row: int) -> None:
+        decode(table.image_bytes(row), target=1)
+
+    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="check") as pool:
+        return _find_errors(table, decode_row, pool, max(1, threads), progress)
+
+
+def _find_errors(
+    table: ImageTable,
+    work: Callable[[int], object],
+    pool: ThreadPoolExecutor,
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> list[ImageError]:
+    def attempt(rows: list[int]) -> list[ImageError]:
+        errors = []
+        for row in rows:
+            try:
+                work(row)
+            except DataError as error:
+                errors.append(ImageError(row, table.ids[row], error.problem))
+        return errors
+
+    # Small pieces, so that progress moves; at most a thousand, so that handing them out costs nothing.
+    pieces = np.array_split(np.arange(len(table)), min(len(table), max(4 * threads, 1000)) or 1)
+    futures = [pool.submit(attempt, piece.tolist()) for piece in pieces]
+    found, seen = [], 0
+    try:
+        for future, piece in zip(futures, pieces, strict=True):
+            found += future.result()
+            seen += len(piece)
+            if progress is not None:
+                progress(seen)
+    finally:
+        for future in futures:
+            future.cancel()
+    return found
+
+
+_ERRORS_SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("reason", pa.string())])
+
+
+def write_errors(folder: Folder, errors: Sequence[ImageError], name: str = "errors.parquet") -> None:
+    """Write images that cannot be decoded as a Parquet file of row, id and reason; none give an empty one."""
+    rows = [{"row": error.row, "id": error.id, "reason": error.reason} for error in errors]
+    with folder.writing(name) as stream:
+        pq.write_table(pa.Table.from_pylist(rows, schema=_ERRORS_SCHEMA), stream)
+
+
+def read_errors(folder: Folder, name: str = "errors.parquet") -> list[ImageError]:
+    """What `write_errors` wrote.
+
+    Raises:
+        ArtefactError: if the file is missing.
+    """
+    with folder.reading(name) as source:
+        table = pq.read_table(source)
+    return [ImageError(**row) for row in table.select(["row", "id", "reason"]).to_pylist()]
+
+
+def _do_all(work: Callable[[int], object], items: Iterable[int]) -> None:
+    for item in items:
+        work(item)

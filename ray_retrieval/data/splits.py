@@ -1,0 +1,225 @@
+"""Which rows of a table play which role: drawn once, saved with a checksum, read ever after.
+
+A draw depends on the seed and the labels alone: never on a global generator, on the order of the calls, or
+on the version of a library. One uniform number a row (Philox, `random()`) ranks the rows of each class; the
+parts of the plan take their shares of that ranking one after another.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_retrieval.data.table import ImageTable, IntArray
+from ray_retrieval.errors import DataError
+from ray_retrieval.storage import Folder, check_file, digest, read_description, write_description
+
+_KIND, _VERSION = "split", 1
+REST = "rest"
+"""The role of the rows that no part of a plan took."""
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How many rows of each class go where.
+
+    Attributes:
+        parts: role → how many: an int is that many of every class; a float is that share of each class,
+            rounded, but at least one. Rows with several labels (multi-hot) have no class to balance: there an
+            int is the number in all, and a float the share of all.
+        seed: of the draw.
+        keep: rows of each class that must be left over for the role "rest".
+    """
+
+    parts: Mapping[str, int | float]
+    seed: int
+    keep: int = 0
+
+
+@dataclass(frozen=True)
+class Split:
+    """Roles and their rows.
+
+    Attributes:
+        roles: role → int64 rows. Roles may overlap: the training rows can be part of the database.
+        origin: what the split was drawn by (a protocol, its numbers, the seed), for the record.
+    """
+
+    roles: dict[str, IntArray]
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def draw(
+        labels: npt.NDArray[Any],
+        plan: SplitPlan,
+        *,
+        class_names: list[str] | None = None,
+        where: str | None = None,
+    ) -> "Split":
+        """Disjoint roles as planned, and "rest" with all other rows; the rows of a role ascend.
+
+        Args:
+            labels: int64 [n] or bool multi-hot [n, classes].
+            plan: what to draw.
+            class_names: for the error.
+            where: the table's name, for the error.
+
+        Raises:
+            DataError: naming the class, its count and what is needed, if a class has too few rows.
+        """
+        groups = (
+            np.zeros(len(labels), dtype=np.int64) if labels.ndim == 2 else np.asarray(labels, dtype=np.int64)
+        )
+        counts = np.bincount(groups, minlength=1)
+        wanted = {role: _shares(share, counts) for role, share in plan.parts.items()}
+        _refuse_short(
+            counts, wanted, plan.keep, multilabel=labels.ndim == 2, class_names=class_names, where=where
+        )
+        uniform = np.random.Generator(np.random.Philox(plan.seed)).random(len(groups))
+        # Two stable sorts: by class, and within it by the uniform number; equal numbers stay in row order.
+        order = np.argsort(uniform, kind="stable")
+        order = order[np.argsort(groups[order], kind="stable")]
+        starts = np.cumsum(counts) - counts
+        rank = np.empty(len(groups), dtype=np.int64)
+        rank[order] = np.arange(len(groups)) - starts[groups[order]]
+        roles, taken = {}, np.zeros(len(counts), dtype=np.int64)
+        for role, share in wanted.items():
+            roles[role] = np.flatnonzero((rank >= taken[groups]) & (rank < (taken + share)[groups]))
+            taken = taken + share
+        roles[REST] = np.flatnonzero(rank >= taken[groups])
+        return Split(roles, {"seed": plan.seed, "parts": dict(plan.parts)})
+
+    def save(self, folder: Folder, table: ImageTable, name: str = "split") -> None:
+        """Write `name`.parquet (role, row, id) and, last, `name`.json (checksum, the table's fingerprint)."""
+        roles = list(self.roles)
+        rows = np.concatenate([np.zeros(0, dtype=np.int64), *self.roles.values()])
+        number = np.repeat(np.arange(len(roles), dtype=np.int32), [len(self.roles[role]) for role in roles])
+        ids = pa.array(table.ids).take(pa.array(rows))
+        column = pa.DictionaryArray.from_arrays(pa.array(number, pa.int32()), pa.array(roles, pa.string()))
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"role": column, "row": rows, "id": ids}), buffer)
+        data = buffer.getvalue()
+        folder.write_bytes(f"{name}.parquet", data)
+        body = {
+            "origin": self.origin,
+            "table": {"rows": len(table), "fingerprint": table.row_fingerprint},
+            "roles": {role: len(rows) for role, rows in self.roles.items()},
+            "file": {"file": f"{name}.parquet", "bytes": len(data), "sha256": digest(data)},
+        }
+        write_description(folder, f"{name}.json", kind=_KIND, version=_VERSION, body=body)
+
+    @staticmethod
+    def saved(folder: Folder, name: str = "split") -> bool:
+        """Whether a complete split lies in the folder."""
+        return folder.exists(f"{name}.json")
+
+    @staticmethod
+    def load(folder: Folder, table: ImageTable, name: str = "split") -> "Split":
+        """The split that `save` wrote.
+
+        Raises:
+            ArtefactError: if a file is missing, damaged, or of a later version.
+            DataError: if the split belongs to another table, or names rows that it does not have.
+        """
+        body = read_description(folder, f"{name}.json", kind=_KIND, version=_VERSION)
+        check_file(folder, body["file"], content=True)
+        where = f"{folder.uri}/{name}.json"
+        drawn = body["table"]
+        if drawn["rows"] != len(table) or drawn["fingerprint"] != table.row_fingerprint:
+            raise DataError(
+                f"the split is of a table of {drawn['rows']} rows ({drawn['fingerprint']}), {table.name} has "
+                f"{len(table)} ({table.row_fingerprint}): ids, labels or their order have changed",
+                where=where,
+                mend="bring the images back as they were, or remove the split to draw a new one",
+            )
+        with folder.reading(body["file"]["file"]) as source:
+            found = pq.read_table(source)
+        names, rows = found["role"].cast(pa.string()).to_numpy(), found["row"].to_numpy()
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(table)):
+            raise DataError(f"the split names rows outside 0…{len(table) - 1}", where=where)
+        roles = {role: rows[names == role].astype(np.int64) for role in body["roles"]}
+        for role, count in body["roles"].items():
+            if len(roles[role]) != count:
+                raise DataError(f"{role} has {len(roles[role])} rows, {count} are recorded", where=where)
+        return Split(roles, body["origin"])
+
+
+def load_or_draw(
+    folder: Folder,
+    table: ImageTable,
+    draw: Callable[[int], dict[str, IntArray]],
+    *,
+    seed: int,
+    origin: dict[str, Any],
+) -> tuple[Split, list[str]]:
+    """The saved split of a folder, or else a new one, which is saved there.
+
+    Args:
+        folder: where the split lies or will lie.
+        table: the images.
+        draw: a function of the seed that returns the roles.
+        seed: of a new draw. A saved split counts whatever the seed: the second value then says so.
+        origin: what the draw follows; a saved split must have been drawn by the same.
+
+    Returns:
+        The split, and notes for the record.
+
+    Raises:
+        DataError: if the saved split was drawn otherwise, or belongs to another table.
+        ArtefactError: if it is damaged.
+    """
+    if not Split.saved(folder):
+        split = Split(draw(seed), {**origin, "seed": seed})
+        split.save(folder, table)
+        return split, []
+    split = Split.load(folder, table)
+    for key in sorted({*origin, *split.origin} - {"seed"}):
+        if split.origin.get(key) != origin.get(key):
+            raise DataError(
+                f"the saved split was drawn with {key} = {split.origin.get(key)}, asked is {origin.get(key)}",
+                where=f"{folder.uri}/split.json",
+                mend="ask for the same, or use another folder",
+            )
+    drawn = split.origin.get("seed")
+    return split, [] if drawn == seed else [
+        f"the split is the saved one, drawn with seed {drawn}, not {seed}"
+    ]
+
+
+def _shares(share: int | float, counts: IntArray) -> IntArray:
+    """int64 [classes]: how many rows of each class a part takes; none of a class that has no row."""
+    if isinstance(share, int):
+        return np.where(counts > 0, share, 0)
+    rounded = np.floor(share * counts + 0.5).astype(np.int64)
+    return np.where(counts > 0, np.maximum(rounded, 1 if share > 0 else 0), 0)
+
+
+def _refuse_short(
+    counts: IntArray,
+    wanted: Mapping[str, IntArray],
+    keep: int,
+    *,
+    multilabel: bool,
+    class_names: list[str] | None,
+    where: str | None,
+) -> None:
+    needed = sum(wanted.values(), np.where(counts > 0, keep, 0))
+    short = np.flatnonzero(counts < needed)
+    if not len(short):
+        return
+    first = int(short[0])
+    name = first if class_names is None else f"'{class_names[first]}'"
+    subject = "the table" if multilabel else f"class {name}"
+    shares = [f"{share[first]} {role.replace('_', ' ')}" for role, share in wanted.items() if share[first]]
+    detail = ", ".join([*shares, f"{keep} to remain"] if keep else shares)
+    others = f"; {len(short) - 1} other classes are short too" if len(short) > 1 else ""
+    raise DataError(
+        f"{subject} has {counts[first]} images, {needed[first]} are needed ({detail}){others}",
+        where=where,
+        mend="add images, ask for fewer queries, or leave the class out",
+    )

@@ -1,0 +1,212 @@
+"""Ray Data: images to embeddings.
+
+The rows of a table are cut into parts. A pool of encoders, each with the model in memory, turns one part at
+a time into one Parquet file, decoding beside the forward pass. A part that is already there and was made by
+the same model from the same images is not made again, so a killed job goes on where it stood, and the
+result does not depend on how many encoders there were or on who finished first.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+from pydantic import Field
+
+from ray_retrieval.cluster import resources, root_cause
+from ray_retrieval.compute import Precision
+from ray_retrieval.config import Config
+from ray_retrieval.data.table import ImageTable
+from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.errors import DataError
+from ray_retrieval.model import Encoder, read_model_description
+from ray_retrieval.search import embeddings
+from ray_retrieval.storage import Folder, fingerprint
+
+
+class EncodeConfig(Config):
+    """How images become descriptors."""
+
+    workers: int | None = Field(default=None, ge=1)
+    """Encoder processes; unset: one for each GPU, else as many as `threads` lets the processors hold."""
+    threads: int | None = Field(default=None, ge=1)
+    """Processor threads of one encoder; unset: 1 on small machines, 4 where there are 8 cores or more."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images a forward pass."""
+    precision: Precision = "auto"
+    """`bf16`, `float32`, or `auto`: bfloat16 where the hardware has instructions for it."""
+    rows_per_part: int | None = Field(default=None, ge=1)
+    """Images a file; unset: a two-hundredth of the table, between 512 and 65,536."""
+    keep_images: bool = True
+    """Keep the bytes of images that came as bytes; images that are files are referred to by their paths."""
+
+
+@dataclass
+class EncodeJob:
+    """One table to encode with one model into one folder."""
+
+    model: Folder
+    table: ImageTable
+    out: Folder
+    parts: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Descriptions of the finished parts, by their numbers."""
+
+    def key(self, config: EncodeConfig, model: str, first: int, rows: int) -> str:
+        """What a finished part must have been made of to be kept."""
+        return fingerprint([model, self.table.fingerprint, first, rows, config.precision, config.keep_images])
+
+
+def encode(
+    jobs: list[EncodeJob],
+    config: EncodeConfig,
+    *,
+    advance: Callable[[int, str], None] = lambda _count, _remark: None,
+) -> None:
+    """Encode every job's table on the connected Ray, in one pipeline.
+
+    Args:
+        jobs: what to encode; finished parts of an earlier run are kept.
+        config: how.
+        advance: called with the number of images done.
+
+    Raises:
+        ClusterError: if encoders were lost for good.
+        DataError: if no image of a table can be decoded.
+    """
+    models = [read_model_description(job.model) for job in jobs]
+    items = []
+    for number, (job, (_, model)) in enumerate(zip(jobs, models, strict=True)):
+        job.out.sweep()
+        for part, first in enumerate(range(0, len(job.table), _rows_per_part(job.table, config))):
+            rows = min(_rows_per_part(job.table, config), len(job.table) - first)
+            key = job.key(config, model, first, rows)
+            finished = embeddings.finished_part(job.out, part, key)
+            if finished is None:
+                items.append({"job": number, "part": part, "first": first, "rows": rows, "key": key})
+            else:
+                job.parts[part] = finished
+                advance(rows, "")
+    for result in _run(jobs, items, config) if items else []:
+        entry = json.loads(result["entry"])
+        jobs[result["job"]].parts[result["part"]] = entry
+        advance(result["rows"], "")
+    for job, (description, model) in zip(jobs, models, strict=True):
+        _finish(job, description, model)
+
+
+def _rows_per_part(table: ImageTable, config: EncodeConfig) -> int:
+    return config.rows_per_part or min(max(len(table) // 200, 512), 65_536)
+
+
+def _run(
+    jobs: list[EncodeJob], items: list[dict[str, Any]], config: EncodeConfig
+) -> Iterator[dict[str, Any]]:
+    """Encode the parts on a pool of actors, and give one result each as they come."""
+    workers, threads, asked = _pool(config)
+    workers = min(workers, len(items))
+    # Rows go through the object store part by part, so that a node fetches only what it encodes.
+    slices = {
+        (item["job"], item["part"]): ray.put(
+            jobs[item["job"]].table.take(np.arange(item["first"], item["first"] + item["rows"]))
+        )
+        for item in items
+    }
+    work = [_Work(job.model.uri, job.out.uri) for job in jobs]
+    results = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        _PartEncoder,  # type: ignore[arg-type]
+        fn_constructor_args=(work, slices, config, threads),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
+        **asked,  # type: ignore[arg-type]
+    )
+    try:
+        yield from results.iter_rows()
+    except ray.exceptions.RayError as error:
+        raise root_cause(error, "encoding") from error
+
+
+def _finish(job: EncodeJob, description: dict[str, Any], model: str) -> None:
+    """Write what makes the job's folder a complete artefact."""
+    parts = [job.parts[part] for part in sorted(job.parts)]
+    if not any(part["rows"] for part in parts):
+        first = parts[0]["errors"][0] if parts and parts[0]["errors"] else ("no image", "the table is empty")
+        raise DataError(
+            f"none of the {len(job.table)} images can be decoded (first: {first[0]}: {first[1]})",
+            where=job.table.name,
+        )
+    embeddings.finish(
+        job.out,
+        model=model,
+        kind=DescriptorKind(description["kind"]),
+        bits=description["bits"],
+        classes=job.table.classes,
+        class_names=job.table.class_names,
+        parts=parts,
+        source=job.table.fingerprint,
+    )
+
+
+def _pool(config: EncodeConfig) -> tuple[int, int, dict[str, float]]:
+    """Encoders, threads of each, and what each asks of Ray."""
+    found = resources()
+    total, gpus = found.get("CPU", 1), int(found.get("GPU", 0))
+    if gpus:
+        workers = config.workers or gpus
+        threads = config.threads or max(1, int(total) // workers)
+        return workers, threads, {"num_gpus": gpus / workers, "num_cpus": (total - 1) / workers}
+    threads = config.threads or (4 if total >= 8 else 1)
+    workers = config.workers or max(1, int(total) // threads)
+    # One logical processor stays free: without it, Ray cannot feed the pool when a node is lost.
+    return workers, threads, {"num_cpus": (total - 1) / workers}
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The addresses of a job."""
+
+    model: str
+    out: str
+
+
+class _PartEncoder:
+    """An actor that encodes one part of a table at a time; models are loaded when first needed."""
+
+    def __init__(
+        self, work: list[_Work], slices: dict[tuple[int, int], Any], config: EncodeConfig, threads: int
+    ) -> None:
+        self._work, self._slices, self._config, self._threads = work, slices, config, threads
+        self._encoders: dict[str, Encoder] = {}
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        work = self._work[item["job"]]
+        table: ImageTable = ray.get(self._slices[item["job"], item["part"]])
+        encoder = self._encoder(work.model)
+        codes, failures = encoder.encode_table(table)
+        part = embeddings.part_table(
+            table.table, codes, first_row=item["first"], skip=failures, keep_images=self._config.keep_images
+        )
+        entry = embeddings.write_part(
+            Folder(work.out),
+            item["part"],
+            part,
+            key=item["key"],
+            errors=[(table.ids[row], reason) for row, reason in sorted(failures.items())],
+        )
+        return {"job": item["job"], "part": item["part"], "rows": item["rows"], "entry": json.dumps(entry)}
+
+    def _encoder(self, model: str) -> Encoder:
+        if model not in self._encoders:
+            for other in self._encoders.values():
+                other.close()
+            # One model at a time: a machine's memory holds as many encoders as it has cores.
+            self._encoders = {
+                model: Encoder(
+                    model,
+                    threads=self._threads,
+                    precision=self._config.precision,
+                    batch_size=self._config.batch_size,
+                )
+            }
+        return self._encoders[model]

@@ -1,0 +1,109 @@
+"""Optimisers and learning-rate schedules, as pure functions of the clock."""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from ray_retrieval.config import Config
+from ray_retrieval.methods.base import Clock, Method
+
+
+class OptimizerConfig(Config):
+    """How parameters move."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """`sgd` (with momentum) or `adamw`."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate at the schedule's top."""
+    lr_batch_size: int | None = Field(default=None, ge=1)
+    """The batch size that `lr` is stated for: the rate used is lr × batch_size / lr_batch_size. Unset: `lr`
+    as it stands, whatever the batch size."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of `sgd`."""
+    nesterov: bool = False
+    """Nesterov momentum of `sgd`."""
+    weight_decay: float = Field(default=5e-4, ge=0)
+    """Decay of all parameters."""
+
+
+class StepSchedule(Config):
+    """The rate is multiplied by `factor` at the given epochs, or after every so many."""
+
+    name: Literal["step"] = "step"
+    every: int | None = Field(default=None, ge=1)
+    """Epochs between two drops."""
+    epochs: tuple[int, ...] = ()
+    """Epochs (finished ones) after which the rate drops."""
+    factor: float = Field(default=0.1, gt=0)
+    """What the rate is multiplied by."""
+
+    def at(self, clock: Clock) -> float:
+        drops = sum(clock.epoch >= epoch for epoch in self.epochs)
+        return self.factor ** (drops + (clock.epoch // self.every if self.every else 0))
+
+
+class CosineSchedule(Config):
+    """Linear warm-up, then half a cosine down to `floor` times the rate at the last step."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of all steps in which the rate rises linearly from 0."""
+    floor: float = Field(default=0.0, ge=0, le=1)
+    """Factor at the end."""
+
+    def at(self, clock: Clock) -> float:
+        progress = clock.step / clock.total_steps
+        if progress < self.warmup:
+            return (clock.step + 1) / (self.warmup * clock.total_steps + 1)
+        falling = (progress - self.warmup) / (1 - self.warmup)
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * falling))
+
+
+class ConstantSchedule(Config):
+    """The rate stays."""
+
+    name: Literal["constant"] = "constant"
+
+    def at(self, clock: Clock) -> float:  # noqa: ARG002
+        return 1.0
+
+
+ScheduleConfig = Annotated[StepSchedule | CosineSchedule | ConstantSchedule, Field(discriminator="name")]
+
+
+def build_optimizer(config: OptimizerConfig, method: Method) -> torch.optim.Optimizer:
+    """The optimiser over the method's parameter groups; each group keeps its `lr_factor`."""
+    groups = [
+        {"params": group.parameters, "lr_factor": group.lr_factor} for group in method.parameter_groups()
+    ]
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+    )
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer,
+    config: OptimizerConfig,
+    schedule: StepSchedule | CosineSchedule | ConstantSchedule,
+    clock: Clock,
+    batch_size: int,
+) -> float:
+    """Set every group's rate for the coming step.
+
+    Returns:
+        The rate of a group whose factor is 1.
+    """
+    rate = config.lr * schedule.at(clock)
+    if config.lr_batch_size is not None:
+        rate *= batch_size / config.lr_batch_size
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]
+    return rate

@@ -1,0 +1,86 @@
+"""How long work shows itself: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+Advance = Callable[[int, str], None]
+
+
+class Display:
+    """Where a verb tells what it does.
+
+    Args:
+        quiet: say nothing.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        # Everything goes to stderr, so that results on stdout can be piped.
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """One line."""
+        self.console.print(line, markup=False)
+
+    @contextmanager
+    def task(self, name: str, total: int, unit: str) -> Iterator[Advance]:
+        """Progress of `total` units; call the yielded function with how many more are done and a remark."""
+        if total == 0:
+            yield lambda _count, _remark: None
+        elif self.console.is_terminal and not self.console.quiet:
+            with self._bar() as bar:
+                task = bar.add_task(name, total=total, unit=unit, remark="", rate="")
+                started, done = time.monotonic(), 0
+
+                def advance(count: int, remark: str) -> None:
+                    nonlocal done
+                    done += count
+                    rate = done / max(time.monotonic() - started, 1e-9)
+                    bar.update(task, advance=count, remark=remark, rate=f"{rate:.3g} {unit}/s")
+
+                yield advance
+        else:
+            yield self._lines(name, total, unit)
+
+    def _bar(self) -> Progress:
+        return Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[remark]}"),
+            console=self.console,
+            transient=True,
+        )
+
+    def _lines(self, name: str, total: int, unit: str) -> Advance:
+        started = reported = time.monotonic()
+        done = 0
+
+        def advance(count: int, remark: str) -> None:
+            nonlocal done, reported
+            done += count
+            now = time.monotonic()
+            if now - reported < 10 and done < total:
+                return
+            reported = now
+            rate = done / max(now - started, 1e-9)
+            left = (total - done) / rate if rate else 0
+            tail = f" · {remark}" if remark else ""
+            self.say(f"{name}: {done:,}/{total:,} {unit} · {rate:.3g}/s · {left:.0f} s left{tail}")
+            sys.stderr.flush()
+
+        return advance

@@ -1,0 +1,175 @@
+"""Images in, nearest images of an index and their labels out."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_retrieval.compute import cores
+from ray_retrieval.descriptors import Codes
+from ray_retrieval.errors import ArtefactError, QueryError, RetrievalError
+from ray_retrieval.model import DESCRIPTION, Encoder, read_model_description
+from ray_retrieval.report import Example, Shown
+from ray_retrieval.search import Hits, Index
+from ray_retrieval.storage import Folder
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One image found.
+
+    Attributes:
+        rank: 1 is the nearest.
+        id: of the image.
+        distance: Hamming distance in bits.
+        labels: names of its classes, or their numbers where they have no names; empty where unknown.
+        path: of the image file, or None where the index holds the image itself.
+        row: of the index.
+    """
+
+    rank: int
+    id: str
+    distance: int
+    labels: list[str]
+    path: str | None
+    row: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def label_names(label: int | list[int] | None, class_names: list[str] | None) -> list[str]:
+    """Names of a row's classes; their numbers where they have no names."""
+    numbers = [] if label is None else label if isinstance(label, list) else [label]
+    return [class_names[number] if class_names else str(number) for number in numbers]
+
+
+def example(index: Index, query: Shown, hits: list[Hit]) -> Example:
+    """A query and its hits as pictures show them; a hit is right where it shares a label with the query."""
+    known = set(query.labels)
+    shown = [
+        Shown(
+            _image_of(index, hit.row),
+            hit.id,
+            hit.labels,
+            hit.distance,
+            bool(known & set(hit.labels)) if known and hit.labels else None,
+        )
+        for hit in hits
+    ]
+    return Example(query, shown)
+
+
+def _image_of(index: Index, row: int) -> bytes | None:
+    try:
+        data: bytes = index.image_bytes(row)
+        return data
+    except RetrievalError:
+        return None  # the file has gone since: the picture shows a placeholder
+
+
+def hits_of(index: Index, hits: Hits, query: int) -> list[Hit]:
+    """The hits of one query with what the index knows of them, nearest first."""
+    rows = hits.rows[query]
+    rows = rows[rows >= 0]
+    records = index.records(rows).to_pylist()
+    return [
+        Hit(
+            rank,
+            record["id"],
+            int(distance),
+            label_names(record.get("label"), index.class_names),
+            record.get("path"),
+            int(row),
+        )
+        for rank, (record, row, distance) in enumerate(
+            zip(records, rows, hits.distances[query], strict=False), start=1
+        )
+    ]
+
+
+def model_of(index: Folder) -> Folder:
+    """The model that made an index, where it lies beside it as a run leaves them.
+
+    Raises:
+        ArtefactError: if no folder beside the index holds a model of that fingerprint.
+    """
+    fingerprint = Index.open(index).model
+    parent = Folder(index.uri.rpartition("/")[0])
+    found = {}
+    for name in parent.names():
+        if (parent / name).exists(DESCRIPTION):
+            found[name] = read_model_description(parent / name)[1]
+            if found[name] == fingerprint:
+                return parent / name
+    listed = ", ".join(f"{name} is {value}" for name, value in found.items()) or "there is none"
+    raise ArtefactError(
+        f"the index was made by model {fingerprint}; beside it {listed}",
+        where=index,
+        mend="name the model's folder with --model",
+    )
+
+
+class Searcher:
+    """An index with the model that made it: `Searcher("runs/quickstart/index").search(["photo.jpg"])`.
+
+    Args:
+        index: an index directory.
+        model: the directory of the model that made it; unset: it is looked for beside the index.
+        threads: processor threads; unset: all.
+
+    Raises:
+        ArtefactError: if index or model is missing, damaged, or they do not belong together.
+    """
+
+    def __init__(
+        self, index: str | Folder, model: str | Folder | None = None, *, threads: int | None = None
+    ) -> None:
+        threads = threads or cores()
+        folder = Folder(index)
+        self.index = Index.open(folder, threads=threads)
+        found = Folder(model) if model is not None else model_of(folder)
+        self.encoder = Encoder(found, threads=threads)
+        if self.encoder.fingerprint != self.index.model:
+            raise ArtefactError(
+                f"the index was made by model {self.index.model}, {found} is {self.encoder.fingerprint}",
+                where=folder,
+                mend="name the model that encoded the database",
+            )
+
+    def encode(self, images: Sequence[str | Path | bytes]) -> Codes:
+        """Codes of images given as files or as bytes.
+
+        Raises:
+            QueryError: naming the first image that is missing or cannot be decoded.
+        """
+        codes, failures = self.encoder.encode([_read(image) for image in images])
+        for position, reason in sorted(failures.items()):
+            image = images[position]
+            raise QueryError(reason, where=f"image {position}" if isinstance(image, bytes) else image)
+        return codes
+
+    def search(self, images: Sequence[str | Path | bytes], k: int = 10) -> list[list[Hit]]:
+        """The k nearest images of the index for every image given.
+
+        Raises:
+            QueryError: if k < 1, or an image is missing or cannot be decoded.
+        """
+        if k < 1:
+            raise QueryError(f"k is {k}", mend="ask for 1 hit or more")
+        hits = self.index.search(self.encode(images), k)
+        return [hits_of(self.index, hits, query) for query in range(len(images))]
+
+    def example(self, image: str | Path | bytes, hits: list[Hit]) -> Example:
+        """A query image and its hits as `pictures.grid` shows them."""
+        name = "query" if isinstance(image, bytes) else Path(image).name
+        return example(self.index, Shown(_read(image), name, [], None, None), hits)
+
+
+def _read(image: str | Path | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    path = Path(image).expanduser()
+    if not path.is_file():
+        raise QueryError("no such image file", where=path, mend="check the path")
+    return path.read_bytes()

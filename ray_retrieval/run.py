@@ -1,0 +1,313 @@
+"""The main job: train, encode, index, evaluate, report.
+
+Every stage leaves an artefact, and a stage whose artefact is complete is not run again, so a run that was
+killed goes on where it stood.
+"""
+
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ray_retrieval import recipe as recipes
+from ray_retrieval import report, search
+from ray_retrieval.cluster import connect
+from ray_retrieval.compute import cores, describe_machine
+from ray_retrieval.data import datasets
+from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.source import check_images, read_errors, write_errors
+from ray_retrieval.data.table import ImageTable
+from ray_retrieval.descriptors import Codes
+from ray_retrieval.encode import EncodeJob, encode
+from ray_retrieval.config import validate
+from ray_retrieval.errors import DataError, RecipeError, RetrievalError
+from ray_retrieval.evaluate import evaluate
+from ray_retrieval.model import DESCRIPTION, read_model_description
+from ray_retrieval.progress import Display
+from ray_retrieval.query import example, hits_of, label_names
+from ray_retrieval.recipe import Recipe
+from ray_retrieval.report import Example, Shown
+from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.storage import Folder, fingerprint
+from ray_retrieval.train import train
+
+_VERSIONS = (
+    "ray_retrieval",
+    "torch",
+    "torchvision",
+    "ray",
+    "numpy",
+    "pyarrow",
+    "faiss-gpu",
+    "faiss-cpu",
+    "numba",
+)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run left.
+
+    Attributes:
+        folder: where.
+        metrics: what `metrics.json` says.
+        report: path or URI of the report.
+    """
+
+    folder: Folder
+    metrics: dict[str, Any]
+    report: str
+
+
+class Run:
+    """One recipe's run in its output folder.
+
+    Args:
+        recipe: what to do.
+        fresh: delete what an earlier run left there.
+        display: where progress is shown.
+
+    Raises:
+        RecipeError: if the folder holds a run of a recipe that gives another model.
+    """
+
+    def __init__(self, recipe: Recipe, *, fresh: bool = False, display: Display | None = None) -> None:
+        self.recipe, self.folder = recipe, Folder(recipe.output)
+        self.display = display or Display(quiet=True)
+        if fresh:
+            self.folder.remove()
+        self._refuse_another_recipe()
+        self.folder.write_text("recipe.yaml", recipes.dump(recipe))
+
+    def all(self) -> Finished:
+        """Every stage, on the cluster that RAY_ADDRESS names or on a local Ray."""
+        benchmark = self.load_data()
+        with connect():
+            self.train(benchmark)
+            self.encode(benchmark)
+        self.index()
+        metrics = self.evaluate(benchmark)
+        return Finished(self.folder, metrics, self.report(benchmark))
+
+    def load_data(self) -> Benchmark:
+        """The benchmark without the training images that cannot be decoded, which `errors.parquet` lists."""
+        with self._stage("data"):
+            benchmark = datasets.load(self.recipe.data, seed=self.recipe.seed, splits=self.folder / "split")
+            benchmark = self._without_broken(benchmark)
+        for note in benchmark.notes:
+            self.display.say(f"note: {note}")
+        return benchmark
+
+    def train(self, benchmark: Benchmark) -> None:
+        """Train, unless `model/` is complete."""
+        folder = self.folder / "model"
+        key = fingerprint([self.recipe.of_the_model(), benchmark.train.fingerprint])
+        if folder.exists(DESCRIPTION) and read_model_description(folder)[0]["training"]["key"] == key:
+            self.display.say("train: the model is complete")
+            return
+        with self._stage("train"), self.display.task("train", self.recipe.train.epochs, "epochs") as advance:
+            train(
+                self.recipe.method,
+                self.recipe.train,
+                benchmark,
+                seed=self.recipe.seed,
+                run=self.folder,
+                provenance={"key": key, "data": benchmark.name, "seed": self.recipe.seed},
+                on_epoch=lambda record: advance(1, _remark(record)),
+            )
+
+    def require_model(self) -> None:
+        """Raise RecipeError if the recipe has not been trained."""
+        if not self.folder.exists(f"model/{DESCRIPTION}"):
+            raise RecipeError("no trained model here", where=self.folder, mend="run `train` or `run` first")
+
+    def encode(self, benchmark: Benchmark) -> None:
+        """Encode queries and database with every model that is measured; finished parts are kept."""
+        with self._stage("encode"):
+            jobs = [
+                EncodeJob(self.folder / model, table, self._embeddings(model, role))
+                for model in self._models()
+                for role, table in (("queries", benchmark.queries), ("database", benchmark.database))
+            ]
+            with self.display.task("encode", sum(len(job.table) for job in jobs), "images") as advance:
+                encode(jobs, self.recipe.encode, advance=advance)
+
+    def index(self) -> None:
+        """Build the index of the selected model's database."""
+        with self._stage("index"):
+            search.build(
+                self._embeddings("model", "database"),
+                self.folder / "index",
+                shards=self.recipe.index.shards,
+                keep_images=self.recipe.index.keep_images,
+            )
+
+    def evaluate(self, benchmark: Benchmark) -> dict[str, Any]:
+        """Measure every model on the test queries and write `metrics.json`."""
+        selected = self.recipe.train.select
+        models: dict[str, Any] = {}
+        errors = 0
+        with self._stage("evaluate"):
+            for name in self._models():
+                queries = Embeddings.open(self._embeddings(name, "queries"))
+                database = Embeddings.open(self._embeddings(name, "database"))
+                description, _ = read_model_description(self.folder / name)
+                errors = queries.error_count + database.error_count
+                with self.display.task("evaluate", queries.rows, "queries") as advance:
+                    measured = evaluate(
+                        queries,
+                        database,
+                        self.recipe.evaluate,
+                        k=benchmark.k,
+                        threads=cores(),
+                        progress=lambda count, tick=advance: tick(count, ""),  # type: ignore[misc]
+                    )
+                which = selected if name == "model" else name.removeprefix("model-")
+                models[which] = {
+                    "epoch": description["training"]["epoch"],
+                    "validation": description["metrics"]["validation"],
+                    **measured,
+                }
+        metrics = {"selected": selected, "models": models, "dataset": _facts(benchmark, errors)}
+        self.folder.write_json("metrics.json", metrics)
+        return metrics
+
+    def report(self, benchmark: Benchmark) -> str:
+        """Write `report.html`; returns where."""
+        with self._stage("report"):
+            examples = self._examples(benchmark)
+        return report.write(self.folder, examples)
+
+    def _examples(self, benchmark: Benchmark) -> list[Example]:
+        queries = Embeddings.open(self._embeddings("model", "queries"))
+        index = search.Index.open(self.folder / "index", threads=cores(), model=queries.model)
+        count = min(self.recipe.report.examples, queries.rows)
+        chosen = np.linspace(0, queries.rows - 1, count).astype(np.int64)
+        hits = index.search(Codes(queries.codes.data[chosen], queries.bits), self.recipe.report.hits)
+        table = benchmark.queries
+        positions = {name: row for row, name in enumerate(table.ids)}
+        rows = [positions[queries.ids[row]] for row in chosen]
+        labels = table.table["label"].to_pylist()
+        shown = [
+            Shown(
+                table.image_bytes(row),
+                table.ids[row],
+                label_names(labels[row], table.class_names),
+                distance=None,
+                right=None,
+            )
+            for row in rows
+        ]
+        return [example(index, query, hits_of(index, hits, number)) for number, query in enumerate(shown)]
+
+    def _models(self) -> list[str]:
+        """The model directories to measure: the selected one, and the other where it differs."""
+        others = [
+            name for name in ("model-best", "model-last") if self.folder.exists(f"{name}/{DESCRIPTION}")
+        ]
+        return ["model", *(others if self.recipe.evaluate.both else [])]
+
+    def _embeddings(self, model: str, role: str) -> Folder:
+        return (
+            self.folder
+            / "embeddings"
+            / (role if model == "model" else f"{role}{model.removeprefix('model')}")
+        )
+
+    def _without_broken(self, benchmark: Benchmark) -> Benchmark:
+        """Look at every training and validation image once, whatever number of workers trains later."""
+        tables = [benchmark.train, benchmark.validation_queries, benchmark.validation_database]
+        known = fingerprint([table.fingerprint for table in tables])
+        if not (self.folder.exists("errors.parquet") and self._checked() == known):
+            with self.display.task("check", sum(map(len, tables)), "images") as advance:
+                errors = []
+                for table in tables:
+                    errors += check_images(table, threads=cores())
+                    advance(len(table), "")
+            write_errors(self.folder, errors)
+            self.folder.write_json("data.json", {"checked": known})
+        broken = {error.id: error.reason for error in read_errors(self.folder)}
+        if not broken:
+            return benchmark
+        first = next(iter(broken))
+        self.display.say(
+            f"note: {len(broken)} images cannot be decoded and are left out of training"
+            f" (first: {first}: {broken[first]}); all are listed in {self.folder}/errors.parquet"
+        )
+        return replace(
+            benchmark,
+            train=_without(benchmark.train, broken),
+            validation_queries=_without(benchmark.validation_queries, broken),
+            validation_database=_without(benchmark.validation_database, broken),
+        )
+
+    def _checked(self) -> str | None:
+        return self.folder.read_json("data.json")["checked"] if self.folder.exists("data.json") else None
+
+    def _refuse_another_recipe(self) -> None:
+        """An output folder belongs to one model; only what does not change it may differ."""
+        if not self.folder.exists("recipe.yaml"):
+            return
+        text = self.folder.read_bytes("recipe.yaml").decode()
+        try:
+            old = validate(Recipe, yaml.safe_load(text)).of_the_model()
+        except RetrievalError:
+            old = {}  # written by another release: its keys are not ours
+        changed = recipes.differences(old, self.recipe.of_the_model())
+        if changed:
+            more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise RecipeError(
+                f"the folder holds a run of another recipe ({'; '.join(changed[:3])}{more})",
+                where=self.folder,
+                mend="choose another output=… or delete that run with --fresh",
+            )
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Time a stage and keep the seconds in `timings.json`."""
+        started = time.monotonic()
+        yield
+        known = self.folder.exists("timings.json")
+        timings = self.folder.read_json("timings.json") if known else {"stages": {}}
+        timings["stages"][name] = round(time.monotonic() - started, 2)
+        timings["versions"] = {"python": platform.python_version(), **_versions()}
+        timings["machine"] = describe_machine()
+        self.folder.write_json("timings.json", timings)
+
+
+def _without(table: ImageTable, broken: dict[str, str]) -> ImageTable:
+    kept = np.array([row for row, name in enumerate(table.ids) if name not in broken], np.int64)
+    if len(kept) == 0:
+        raise DataError("none of the images can be decoded", where=table.name)
+    return table if len(kept) == len(table) else table.take(kept)
+
+
+def _remark(record: dict[str, Any]) -> str:
+    validation = record.get("validation")
+    measured = f" · validation MAP {validation['map']:.4f}" if validation else ""
+    rate = f"{record['images_per_second']:.0f} images/s"
+    return f"epoch {record['epoch']} · loss {record['loss']:.4f}{measured} · {rate}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONS:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _facts(benchmark: Benchmark, errors: int) -> dict[str, Any]:
+    roles = ("train", "validation_queries", "validation_database", "queries", "database")
+    return {
+        "name": benchmark.name,
+        **{role: len(getattr(benchmark, role)) for role in roles},
+        "errors": errors,
+        "notes": benchmark.notes,
+    }

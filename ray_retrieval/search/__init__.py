@@ -1,0 +1,6 @@
+"""Searching: embeddings, the exact scan over binary codes, and the sharded index."""
+
+from ray_retrieval.search.hits import NO_DISTANCE, NO_ROW, Hits, merge
+from ray_retrieval.search.index import Index, build
+
+__all__ = ["NO_DISTANCE", "NO_ROW", "Hits", "Index", "build", "merge"]

@@ -1,0 +1,377 @@
+"""The index artefact: codes of a database in shards, searched exactly, and what is known of each row.
+
+    CURRENT · manifest-000001.json      see `manifest.py`
+    shards/<fingerprint>/…              see `shard.py`
+
+A row is a number from 0, in the order of the embeddings. Hits are sorted by (distance, row), so an index
+gives the same hits, bit for bit, however many shards and threads it has; hits of groups of its shards,
+merged, are again the same.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyarrow import fs
+
+from ray_retrieval.descriptors import Codes
+from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.hits import NO_ROW, Hits
+from ray_retrieval.search.manifest import CURRENT, Manifest, SelfTest, publish, read_current
+from ray_retrieval.search.scan import scan_segments
+from ray_retrieval.search.shard import Shard, write_shard
+from ray_retrieval.storage import Folder
+
+_TEST_QUERIES, _TEST_HITS = 8, 10
+_LOCAL = fs.LocalFileSystem()
+
+
+def build(
+    embeddings: "str | Path | Folder",
+    out: "str | Path | Folder",
+    *,
+    shards: int = 1,
+    keep_images: bool = True,
+    progress: Callable[[int], None] | None = None,
+) -> Manifest:
+    """Build an index of binary codes, or go on with a build that was interrupted.
+
+    The files depend on nothing but the embeddings and the arguments, and `CURRENT` is written last: readers
+    see the whole index or what was there before. Over an index of the same model it makes a new version,
+    unless nothing has changed.
+
+    Args:
+        embeddings: an embeddings directory.
+        out: the index directory.
+        shards: parts of nearly equal size that different processes can search; no more than there are rows.
+        keep_images: store the images that came as bytes; those that are files are referred to by path.
+        progress: called with the number of rows written so far.
+
+    Returns:
+        The version that is now current.
+
+    Raises:
+        ArtefactError: if the embeddings are missing, damaged or empty, or `out` holds another model's index.
+    """
+    source = Embeddings.open(Folder(embeddings), check="content")
+    index = Folder(out)
+    if source.rows == 0:
+        raise ArtefactError("there are no rows to index", where=source.folder, mend="see its errors.parquet")
+    previous = read_current(index) if index.exists(CURRENT) else None
+    if previous is not None and previous.model != source.model:
+        raise ArtefactError(
+            f"it is an index of model {previous.model}, the embeddings are of model {source.model}",
+            where=index,
+            mend="build into another directory",
+        )
+    index.sweep()
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if progress is not None:
+            progress(done)
+
+    count = max(1, min(shards, source.rows))
+    bounds = [source.rows * number // count for number in range(count + 1)]
+    entries = tuple(
+        write_shard(index, source, start, stop - start, keep_images=keep_images, advance=advance)
+        for start, stop in itertools.pairwise(bounds)
+    )
+    opened = [Shard(index, entry, source.bits) for entry in entries]
+    manifest = Manifest(
+        number=1 if previous is None else previous.number,
+        parent=None if previous is None else previous.parent,
+        kind="codes",
+        search="exact",
+        ties="row",
+        bits=source.bits,
+        rows=source.rows,
+        next_row=source.rows,
+        model=source.model,
+        embeddings=source.fingerprint,
+        class_names=None if source.class_names is None else tuple(source.class_names),
+        shards=entries,
+        deletes=(),
+        self_test=_self_test(opened, source.bits, source.rows),
+    )
+    if manifest == previous:
+        return manifest
+    if previous is not None:
+        manifest = manifest.model_copy(update={"number": previous.number + 1, "parent": previous.number})
+    publish(index, manifest)
+    return manifest
+
+
+def _self_test(shards: list[Shard], bits: int, rows: int) -> tuple[SelfTest, ...]:
+    """The codes of a few rows with their nearest rows."""
+    chosen = np.unique(np.linspace(0, rows - 1, _TEST_QUERIES).astype(np.int64))
+    queries = np.concatenate([_codes_of(shard, chosen) for shard in shards])[:, : (bits + 7) // 8]
+    hits = scan_segments([shard.segment for shard in shards], queries, bits, min(_TEST_HITS, rows))
+    return tuple(
+        SelfTest(
+            code=query.tobytes().hex(),
+            distances=tuple(distances.tolist()),
+            rows=tuple(found.tolist()),
+        )
+        for query, distances, found in zip(queries, hits.distances, hits.rows, strict=True)
+    )
+
+
+def _codes_of(shard: Shard, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Packed codes of those of the rows that the shard holds, filled up to whole words."""
+    places = rows - shard.entry.first_row
+    places = places[(places >= 0) & (places < shard.entry.rows)]
+    found: npt.NDArray[np.uint8] = shard.segment.words[places].view(np.uint8)
+    return found
+
+
+class Index:
+    """One version of an index, opened for searching. Make one with `Index.open`.
+
+    Attributes:
+        folder: the index's folder.
+        manifest: of the version.
+        rows: number of rows that a search can find: those of the opened shards.
+    """
+
+    def __init__(self, folder: Folder, manifest: Manifest, shards: list[Shard], threads: int) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.rows = sum(shard.entry.rows for shard in shards)
+        self._shards = shards
+        self._threads = threads
+        self._first_rows = np.array([shard.entry.first_row for shard in shards], np.int64)
+        self._sizes = np.array([shard.entry.rows for shard in shards], np.int64)
+
+    @classmethod
+    def open(
+        cls,
+        uri: "str | Path | Folder",
+        *,
+        shards: Sequence[int] | None = None,
+        threads: int = 1,
+        check: Literal["size", "content"] = "size",
+        model: str | None = None,
+    ) -> "Index":
+        """The current version of an index; its files are mapped into memory, not read.
+
+        Args:
+            uri: the index directory.
+            shards: numbers of the shards to open; all unless given.
+            threads: processor threads that a search may use.
+            check: compare the files' sizes with the manifest, or their checksums as well, which reads all.
+            model: fingerprint of the model that queries are encoded with.
+
+        Raises:
+            ArtefactError: if there is no index, a file is missing or damaged, a shard does not exist, or the
+                index was made by another model.
+        """
+        folder = Folder(uri)
+        manifest = read_current(folder)
+        if model is not None and model != manifest.model:
+            raise ArtefactError(
+                f"the index was made by model {manifest.model}, the queries are of model {model}",
+                where=folder,
+                mend="use the model that made the index, or build an index with this one",
+            )
+        available = range(len(manifest.shards))
+        chosen = available if shards is None else sorted(set(shards))
+        unknown = [number for number in chosen if number not in available]
+        if unknown or not chosen:
+            asked = ", ".join(str(number) for number in unknown) or "none"
+            raise ArtefactError(
+                f"the index has shards 0 to {len(available) - 1}, asked for: {asked}", where=folder
+            )
+        opened = [
+            Shard(folder, manifest.shards[number], manifest.bits, content=check == "content")
+            for number in chosen
+        ]
+        return cls(folder, manifest, opened, threads)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def version(self) -> int:
+        """Number of the opened version; it grows with every change of the index."""
+        return self.manifest.number
+
+    @property
+    def bits(self) -> int:
+        return self.manifest.bits
+
+    @property
+    def model(self) -> str:
+        """Fingerprint of the model that made the index."""
+        return self.manifest.model
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return None if self.manifest.class_names is None else list(self.manifest.class_names)
+
+    def search(self, codes: Codes, k: int) -> Hits:
+        """The `k` nearest rows of the opened shards for each query, exactly, sorted by (distance, row).
+
+        Args:
+            codes: of the queries.
+            k: hits per query; where there are fewer rows, `NO_ROW` fills the places after the last.
+
+        Raises:
+            ArtefactError: if the queries have another number of bits than the index.
+            QueryError: if `k` < 1.
+        """
+        if codes.bits != self.bits:
+            raise ArtefactError(
+                f"the index holds codes of {self.bits} bits, the queries have {codes.bits}",
+                where=self.folder,
+                mend="encode the queries with the model that made the index",
+            )
+        segments = [shard.segment for shard in self._shards]
+        return scan_segments(segments, codes.data, self.bits, k, threads=self._threads)
+
+    def records(self, rows: "npt.NDArray[np.int64] | Sequence[int]") -> pa.Table:
+        """What is known of some rows: row, id, label, path and the images' further columns.
+
+        Args:
+            rows: numbers of rows of the opened shards, in any order; repeats are allowed.
+
+        Returns:
+            One row each, in the order asked.
+
+        Raises:
+            QueryError: if a row is not in the opened shards.
+        """
+        wanted = np.asarray(rows, np.int64).reshape(-1)
+        numbers, places = self._locate(wanted)
+        used = np.unique(numbers)
+        batches = [self._shards[number].records.take(pa.array(places[numbers == number])) for number in used]
+        found = pa.Table.from_batches(batches, schema=self._shards[0].records.schema)
+        if len(used) < 2:
+            return found
+        # The rows now stand shard by shard; the inverse of that reordering brings them back.
+        return found.take(pa.array(np.argsort(np.argsort(numbers, kind="stable"))))
+
+    def row_of(self, identifier: str) -> int | None:
+        """Number of the row with that id, or None; the first call sorts the ids."""
+        for shard in self._shards:
+            place = shard.place_of(identifier)
+            if place is not None:
+                return shard.entry.first_row + place
+        return None
+
+    def image_bytes(self, row: int) -> bytes:
+        """The image file of a row, from the index or from where its path points.
+
+        Raises:
+            QueryError: if the row is not in the opened shards.
+            ArtefactError: if the image is not in the index and its file cannot be read.
+        """
+        numbers, places = self._locate(np.array([row], np.int64))
+        shard, place = self._shards[numbers[0]], int(places[0])
+        held = shard.image(place)
+        if held is not None:
+            return held
+        identifier, path = (shard.records[name][place].as_py() for name in ("id", "path"))
+        if path is None:
+            raise ArtefactError(
+                f"it does not hold image '{identifier}'", where=self.folder, mend="build it with its images"
+            )
+        try:
+            filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (_LOCAL, path)
+            with filesystem.open_input_file(inner) as source:
+                return bytes(source.read())
+        except (pa.ArrowException, OSError):
+            raise ArtefactError(
+                f"the file of image '{identifier}' cannot be read",
+                where=path,
+                mend="put it back where it was when the images were encoded",
+            ) from None
+
+    def verify(self) -> list[str]:
+        """Read everything again and compare it with what was recorded.
+
+        Returns:
+            What was checked, one line each.
+
+        Raises:
+            ArtefactError: naming the first file that is missing, damaged or inconsistent.
+        """
+        current = read_current(self.folder)
+        checks = [f"{CURRENT} names {current.name}, and its checksum agrees"]
+        self._check_ranges()
+        checks.append(
+            f"{len(self.manifest.shards)} shards hold rows 0 to {self.manifest.rows - 1} without gaps"
+        )
+        for shard in self._shards:
+            shard.check_files(content=True)
+            shard.check_rows()
+            files, size = len(shard.entry.files), shard.entry.bytes
+            checks.append(f"{shard.entry.folder}: {files} files, {size:,} bytes, checksums agree")
+        for number, test in enumerate(self.manifest.self_test):
+            self._check_answers(test, number)
+        checks.append(f"{len(self.manifest.self_test)} test queries find what they found when it was built")
+        return checks
+
+    def info(self) -> dict[str, Any]:
+        """What the index is, as plain values."""
+        manifest = self.manifest
+        return {
+            "folder": str(self.folder),
+            "version": manifest.number,
+            "parent": manifest.parent,
+            "kind": manifest.kind,
+            "search": manifest.search,
+            "bits": manifest.bits,
+            "rows": manifest.rows,
+            "shards": len(manifest.shards),
+            "bytes": sum(shard.bytes for shard in manifest.shards),
+            "columns": self._shards[0].records.schema.names,
+            "classes": None if manifest.class_names is None else len(manifest.class_names),
+            "model": manifest.model,
+            "embeddings": manifest.embeddings,
+        }
+
+    def _locate(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+        """The opened shard of each row, and the place in it."""
+        numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
+        places = rows - self._first_rows[numbers]
+        outside = (numbers < 0) | (places >= self._sizes[numbers])
+        if outside.any():
+            raise QueryError(f"no row {rows[outside][0]} in the opened shards", where=self.folder, status=404)
+        return numbers, places
+
+    def _check_ranges(self) -> None:
+        expected = 0
+        for entry in self.manifest.shards:
+            if entry.first_row != expected:
+                break
+            expected += entry.rows
+        if not expected == self.manifest.rows == self.manifest.next_row:
+            raise ArtefactError(
+                "damaged: its shards do not cover its rows", where=f"{self.folder}/{self.manifest.name}"
+            )
+
+    def _check_answers(self, test: SelfTest, number: int) -> None:
+        """Compare the recorded hits that lie in the opened shards with what these find now."""
+        query = np.frombuffer(bytes.fromhex(test.code), np.uint8).reshape(1, -1)
+        found = self.search(Codes(query, self.bits), len(test.rows))
+        hits = [hit for hit in zip(found.distances[0], found.rows[0], strict=True) if hit[1] != NO_ROW]
+        opened = [
+            range(shard.entry.first_row, shard.entry.first_row + shard.entry.rows) for shard in self._shards
+        ]
+        recorded = list(zip(test.distances, test.rows, strict=True))
+        expected = [hit for hit in recorded if any(hit[1] in rows for rows in opened)]
+        # Some shards alone find more than their part of the hits; those come after the recorded ones.
+        if hits[: len(expected)] != expected or any(hit < recorded[-1] for hit in hits[len(expected) :]):
+            raise ArtefactError(
+                f"test query {number} does not find what it found when the index was built",
+                where=f"{self.folder}/{self.manifest.name}",
+                mend="build the index anew",
+            )

@@ -1,0 +1,133 @@
+"""What an index version consists of, and which version is current.
+
+    CURRENT                 one line: the manifest's name and its sha256; replaced last, in one step
+    manifest-000001.json    a version: the shards with their checksums, the model, the self-test
+
+Manifests and shards never change once written. A new version is a new manifest, which may name shards of
+earlier ones; a reader that has opened a version keeps it. The types below say what this release can search:
+a manifest with anything else is refused rather than searched wrongly.
+"""
+
+import re
+from typing import Literal
+
+from pydantic import ValidationError
+
+from ray_retrieval.config import Config
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.storage import Folder, digest, read_description, write_description
+
+CURRENT = "CURRENT"
+_KIND, _VERSION = "index", 1
+_MEND = "restore the file, or delete the folder and build the index anew"
+_POINTER = re.compile(r"(manifest-\d{6}\.json) ([0-9a-f]{64})\n")
+
+
+class FileEntry(Config):
+    """A file and what it was when it was written."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+class ShardEntry(Config):
+    """Consecutive rows of the index, in a folder of their own."""
+
+    folder: str
+    """Where it lies, from the index's folder."""
+    first_row: int
+    """Number of its first row in the index."""
+    rows: int
+    files: tuple[FileEntry, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+class SelfTest(Config):
+    """A query and the hits that it had when the index was built."""
+
+    code: str
+    """The packed code in hexadecimal."""
+    distances: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+class Manifest(Config):
+    """A version of an index."""
+
+    number: int
+    """Of this version; the first is 1."""
+    parent: int | None
+    """The version that it was made from."""
+    kind: Literal["codes"]
+    """What is stored: packed binary codes, compared by the Hamming distance."""
+    search: Literal["exact"]
+    ties: Literal["row"]
+    """Among rows at the same distance the one with the lower number comes first."""
+    bits: int
+    """Of a code."""
+    rows: int
+    """Rows that a search can find."""
+    next_row: int
+    """The number that the next row added will get; numbers are never given twice."""
+    model: str
+    """Fingerprint of the model that made the codes."""
+    embeddings: str
+    """Fingerprint of the embeddings that the index was built from."""
+    class_names: tuple[str, ...] | None
+    shards: tuple[ShardEntry, ...]
+    """In ascending order of rows."""
+    deletes: tuple[()]
+    """Files that name deleted rows."""
+    self_test: tuple[SelfTest, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the manifest's file."""
+        return f"manifest-{self.number:06d}.json"
+
+
+def read_current(index: Folder) -> Manifest:
+    """The current version of an index.
+
+    Raises:
+        ArtefactError: if there is no index, or its pointer or manifest is damaged or of a later release.
+    """
+    if not index.exists(CURRENT):
+        raise ArtefactError(
+            f"no index here ({CURRENT} is missing)", where=index, mend="build one: ray-retrieval index build"
+        )
+    pointer = _POINTER.fullmatch(index.read_bytes(CURRENT).decode(errors="replace"))
+    if pointer is None:
+        raise ArtefactError(
+            "damaged: it should hold a manifest's name and checksum",
+            where=f"{index}/{CURRENT}",
+            mend=_MEND,
+        )
+    name, checksum = pointer.groups()
+    where = f"{index}/{name}"
+    if digest(index.read_bytes(name)) != checksum:
+        raise ArtefactError(f"damaged: its checksum is not the one in {CURRENT}", where=where, mend=_MEND)
+    body = read_description(index, name, kind=_KIND, version=_VERSION)
+    content = {key: value for key, value in body.items() if key not in ("format", "version")}
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ArtefactError(
+            f"this release cannot search it: '{key}': {first['msg']}",
+            where=where,
+            mend="use the release that wrote it, or build the index anew",
+        ) from None
+
+
+def publish(index: Folder, manifest: Manifest) -> None:
+    """Make a version current. Its shards must be complete; readers see the old version or this one."""
+    write_description(
+        index, manifest.name, kind=_KIND, version=_VERSION, body=manifest.model_dump(mode="json")
+    )
+    index.write_text(CURRENT, f"{manifest.name} {index.checksum(manifest.name)}\n")

@@ -1,0 +1,264 @@
+"""A shard: consecutive rows of an index in immutable, memory-mapped files.
+
+    codes.bin       a header of 64 bytes, then the codes, each filled up with zeros to whole 64-bit words
+    rows.arrow      one Arrow record batch: row · id · label · path · further columns of the images
+    images.arrow    the images that came as bytes; missing where none did
+    shard.json      the files with their checksums, written last: without it the shard does not count
+
+The folder's name is a fingerprint of all that goes into the shard, so a build that starts again knows a
+finished shard by its name. The header of `codes.bin` is little-endian: the 8 bytes `RRCODES1`, then bits
+and words of a row as 32-bit numbers, rows and first row as 64-bit numbers, and zeros. Rows lie in one record
+batch because taking rows of a table in many chunks copies whole columns.
+"""
+
+import bisect
+import functools
+import struct
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.search.embeddings import Embeddings, packed_codes
+from ray_retrieval.search.manifest import FileEntry, ShardEntry
+from ray_retrieval.search.scan import Segment, Words, to_words, words_per_row
+from ray_retrieval.storage import (
+    Folder,
+    check_file,
+    file_entry,
+    fingerprint,
+    read_description,
+    write_description,
+)
+
+CODES, ROWS, IMAGES, DESCRIPTION = "codes.bin", "rows.arrow", "images.arrow", "shard.json"
+_KIND, _VERSION = "index shard", 1
+_HEADER = struct.Struct("<8sIIQQ32x")
+_MAGIC = b"RRCODES1"
+_MEND = "restore the file, or build the index again: what is sound is kept"
+
+
+def write_shard(
+    index: Folder,
+    embeddings: Embeddings,
+    first_row: int,
+    rows: int,
+    *,
+    keep_images: bool,
+    advance: Callable[[int], None],
+) -> ShardEntry:
+    """Write rows of the embeddings as a shard, unless it is already there and sound.
+
+    Args:
+        index: the index's folder.
+        embeddings: what to index.
+        first_row: first of the rows.
+        rows: how many.
+        keep_images: store the images that came as bytes.
+        advance: called with the number of rows written each time.
+    """
+    contents = [_VERSION, embeddings.fingerprint, first_row, rows, keep_images]
+    name = f"shards/{fingerprint(contents)}"
+    folder = index / name
+    folder.sweep()
+    finished = _finished(folder)
+    if finished is not None:
+        advance(rows)
+        return finished
+    pieces = list(_pieces(embeddings, first_row, rows))
+    columns = [column for column in embeddings.schema.names if column not in ("row", "image")]
+    width = words_per_row(embeddings.bits)
+    tables = []
+    with folder.writing(CODES) as stream:
+        stream.write(_HEADER.pack(_MAGIC, embeddings.bits, width, rows, first_row))
+        for number, start, length in pieces:
+            table = embeddings.read_part(number, [*columns, "image.path"]).slice(start, length)
+            codes = packed_codes(table["code"], (embeddings.bits + 7) // 8)
+            stream.write(to_words(codes, embeddings.bits).tobytes())
+            tables.append(table.drop_columns(["code"]))
+            advance(length)
+    _write_rows(folder, pa.concat_tables(tables, promote_options="default"), embeddings.schema, first_row)
+    names = [CODES, ROWS]
+    if keep_images and any(embeddings.parts[number]["images"] for number, _, _ in pieces):
+        _write_images(folder, embeddings, pieces)
+        names.append(IMAGES)
+    files = tuple(FileEntry(**file_entry(folder, file)) for file in names)
+    entry = ShardEntry(folder=name, first_row=first_row, rows=rows, files=files)
+    write_description(folder, DESCRIPTION, kind=_KIND, version=_VERSION, body=entry.model_dump(mode="json"))
+    return entry
+
+
+def _finished(folder: Folder) -> ShardEntry | None:
+    try:
+        entry = read_entry(folder)
+        for file in entry.files:
+            check_file(folder, file.model_dump(), content=True)
+    except ArtefactError:
+        return None
+    return entry
+
+
+def read_entry(folder: Folder) -> ShardEntry:
+    """What a shard's own description says of it.
+
+    Raises:
+        ArtefactError: if it is missing or damaged.
+    """
+    body = read_description(folder, DESCRIPTION, kind=_KIND, version=_VERSION)
+    try:
+        return ShardEntry(**{key: value for key, value in body.items() if key not in ("format", "version")})
+    except ValueError:
+        raise ArtefactError("damaged", where=f"{folder}/{DESCRIPTION}", mend=_MEND) from None
+
+
+def _pieces(embeddings: Embeddings, first_row: int, rows: int) -> Iterator[tuple[int, int, int]]:
+    """(part, first row within it, rows) of the parts that hold the rows."""
+    before = 0
+    for number, part in enumerate(embeddings.parts):
+        start, stop = max(first_row - before, 0), min(first_row + rows - before, part["rows"])
+        if start < stop:
+            yield number, start, stop - start
+        before += part["rows"]
+
+
+def _write_rows(folder: Folder, table: pa.Table, schema: pa.Schema, first_row: int) -> None:
+    """One record batch; a column that is null throughout has the type of the other shards' columns."""
+    columns = {
+        "row": pa.chunked_array([np.arange(first_row, first_row + len(table))]),
+        "id": table["id"],
+        "label": table["label"].cast(schema.field("label").type),
+        "path": pc.struct_field(table["image"], "path"),
+    }
+    for name in table.column_names:
+        if name not in (*columns, "image"):
+            columns[name] = table[name].cast(schema.field(name).type)
+    arrays = [_one_array(column) for column in columns.values()]
+    batch = pa.RecordBatch.from_arrays(arrays, names=list(columns))
+    with folder.writing(ROWS) as stream, pa.ipc.new_file(stream, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array; text and bytes with 64-bit offsets, which no number of rows exceeds."""
+    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    return column.cast(wide.get(kind, kind)).combine_chunks()
+
+
+def _write_images(folder: Folder, embeddings: Embeddings, pieces: list[tuple[int, int, int]]) -> None:
+    """One record batch a piece: only the images of one part are in memory at a time."""
+    schema = pa.schema([("image", pa.large_binary())])
+    with folder.writing(IMAGES) as stream, pa.ipc.new_file(stream, schema) as writer:
+        for number, start, length in pieces:
+            table = embeddings.read_part(number, ["image.bytes"]).slice(start, length)
+            column = pc.struct_field(table["image"], "bytes")
+            writer.write_batch(pa.RecordBatch.from_arrays([_one_array(column)], schema=schema))
+
+
+class Shard:
+    """A shard opened for reading; everything stays on disk until it is needed.
+
+    Args:
+        index: the index's folder.
+        entry: the manifest's.
+        bits: of a code.
+        content: compare the files' checksums with the manifest, not just their sizes.
+
+    Attributes:
+        entry: the manifest's.
+        segment: its codes, as the scan takes them.
+        records: a record batch of row, id, label, path and further columns.
+
+    Raises:
+        ArtefactError: naming the file that is missing or damaged.
+    """
+
+    def __init__(self, index: Folder, entry: ShardEntry, bits: int, *, content: bool = False) -> None:
+        self.entry = entry
+        self._folder = index / entry.folder
+        self.check_files(content=content)
+        self.segment = Segment(self._map_codes(bits), entry.first_row)
+        self.records = self._map_records()
+
+    def check_files(self, *, content: bool) -> None:
+        """Compare the files' sizes, or their checksums as well, with the manifest.
+
+        Raises:
+            ArtefactError: naming the file that is missing or damaged.
+        """
+        for file in self.entry.files:
+            check_file(self._folder, file.model_dump(), content=content)
+
+    def check_rows(self) -> None:
+        """Compare the shard's own description and row numbers with the manifest.
+
+        Raises:
+            ArtefactError: naming the file that disagrees.
+        """
+        if read_entry(self._folder) != self.entry:
+            raise self._damaged(DESCRIPTION, "it does not say what the manifest says")
+        rows = np.asarray(self.records["row"])
+        if not np.array_equal(rows, self.entry.first_row + np.arange(self.entry.rows)):
+            raise self._damaged(ROWS, "its rows are not numbered in order")
+
+    def place_of(self, identifier: str) -> int | None:
+        """Place of the row with that id, or None."""
+        ids, order = self.records["id"], self._order
+        found = bisect.bisect_left(order, identifier, key=lambda place: ids[place].as_py())
+        if found == len(order) or ids[order[found]].as_py() != identifier:
+            return None
+        return int(order[found])
+
+    def image(self, place: int) -> bytes | None:
+        """Bytes of the image at a place, or None where the shard does not hold them."""
+        starts, batches = self._images
+        number = bisect.bisect_right(starts, place) - 1
+        if number >= len(batches):
+            return None
+        found: bytes | None = batches[number][0][place - starts[number]].as_py()
+        return found
+
+    @functools.cached_property
+    def _order(self) -> npt.NDArray[np.uint64]:
+        """Places in ascending order of ids: 8 bytes a row, made at the first look-up."""
+        order: npt.NDArray[np.uint64] = pc.sort_indices(self.records["id"]).to_numpy()
+        return order
+
+    @functools.cached_property
+    def _images(self) -> tuple[list[int], list[pa.RecordBatch]]:
+        """First places of the batches of images, with one past the end, and the batches."""
+        if all(file.file != IMAGES for file in self.entry.files):
+            return [0], []
+        batches = self._map_batches(IMAGES)
+        starts = np.cumsum([0, *map(len, batches)]).tolist()
+        if starts[-1] != self.entry.rows:
+            raise self._damaged(IMAGES, f"{starts[-1]} images for {self.entry.rows} rows")
+        return starts, batches
+
+    def _map_codes(self, bits: int) -> Words:
+        data: npt.NDArray[np.uint8] = np.memmap(self._folder.local_path(CODES), np.uint8, "r")
+        width = words_per_row(bits)
+        rows = self.entry.rows
+        header = _HEADER.pack(_MAGIC, bits, width, rows, self.entry.first_row)
+        if data[: len(header)].tobytes() != header or len(data) != len(header) + 8 * width * rows:
+            raise self._damaged(CODES, "its header or length is not that of the manifest")
+        return to_words(data[len(header) :].reshape(rows, 8 * width), bits)
+
+    def _map_records(self) -> pa.RecordBatch:
+        batches = self._map_batches(ROWS)
+        if len(batches) != 1 or len(batches[0]) != self.entry.rows:
+            raise self._damaged(ROWS, f"it should hold one batch of {self.entry.rows} rows")
+        return batches[0]
+
+    def _map_batches(self, name: str) -> list[pa.RecordBatch]:
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(self._folder.local_path(name))))
+            return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(name, str(error).splitlines()[0]) from None
+
+    def _damaged(self, name: str, why: str) -> ArtefactError:
+        return ArtefactError(f"damaged: {why}", where=f"{self._folder}/{name}", mend=_MEND)

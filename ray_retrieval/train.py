@@ -1,0 +1,216 @@
+"""Ray Train around the loop: workers, checkpoints, recovery."""
+
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from ray_retrieval import model
+from ray_retrieval.cluster import resources, root_cause
+from ray_retrieval.compute import cores
+from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.errors import ClusterError
+from ray_retrieval.loop import STATE, Outcome, Process, TrainConfig, Trainer, read_outcome
+from ray_retrieval.methods import AnyMethodConfig, build
+from ray_retrieval.storage import Folder
+
+HISTORY = "history.jsonl"
+_NAME = "checkpoints"
+_TIMEOUT_S = 300  # how long workers wait for a lost one before the group is built anew
+
+
+def train(
+    method: AnyMethodConfig,
+    config: TrainConfig,
+    benchmark: Benchmark,
+    *,
+    seed: int,
+    run: Folder,
+    provenance: dict[str, Any],
+    on_epoch: Callable[[dict[str, Any]], None] = lambda _record: None,
+) -> Outcome:
+    """Train on the connected Ray, from the newest checkpoint in `run` where there is one.
+
+    Args:
+        method: what to train.
+        config: how.
+        benchmark: training and validation images.
+        seed: determines every random draw.
+        run: the run's folder; checkpoints go to `checkpoints/`, one record an epoch to `history.jsonl`.
+        provenance: kept in `model.json`.
+        on_epoch: called here, on the driver, with the record of every finished epoch.
+
+    Returns:
+        The best and the last model, which are also written to `model/` (the selected one) and, where they
+        differ, to `model-best/` or `model-last/`.
+
+    Raises:
+        ClusterError: if the cluster has too few processors or GPUs, or workers were lost too often.
+    """
+    asked = _worker_resources(config.workers)
+    tables = ray.put((benchmark, method, config))
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"inputs": [tables], "seed": seed, "run": run.uri},
+        scaling_config=ScalingConfig(
+            num_workers=config.workers, use_gpu="GPU" in asked, resources_per_worker=asked
+        ),
+        torch_config=TorchConfig(timeout_s=_TIMEOUT_S),
+        run_config=RunConfig(
+            name=_NAME,
+            storage_path=run.path,
+            storage_filesystem=run.filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+        ),
+    )
+    try:
+        with _following(run, on_epoch):
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise root_cause(error, "training") from error
+    assert result.checkpoint is not None, "the loop always ends with a checkpoint"
+    with result.checkpoint.as_directory() as folder:
+        outcome = read_outcome(Path(folder))
+    _save_models(outcome, method, config, benchmark, run, provenance)
+    return outcome
+
+
+def _worker_resources(workers: int) -> dict[str, float]:
+    """What one worker asks for; threads are shared out separately, by the cores that a node really has."""
+    found = resources()
+    available = found.get("CPU", 0)
+    if available < workers:
+        raise ClusterError(
+            f"{workers} workers of 1 CPU each, but the cluster has {available:g} CPUs",
+            where="train.workers",
+            mend=f"set it to {int(available)} or fewer",
+        )
+    gpus = found.get("GPU", 0)
+    if not gpus:
+        return {"CPU": 1}
+    if gpus < workers:
+        raise ClusterError(
+            f"{workers} workers of 1 GPU each, but the cluster has {gpus:g} GPUs",
+            where="train.workers",
+            mend=f"set it to {int(gpus)} or fewer",
+        )
+    return {"CPU": 1, "GPU": 1}
+
+
+def _work(inputs: dict[str, Any]) -> None:
+    """What every worker runs. Ray is met in four places: context, device, reports, checkpoints."""
+    context = ray.train.get_context()
+    benchmark, method, config = ray.get(inputs["inputs"][0])
+    process = Process(
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        threads=max(1, cores() // context.get_local_world_size()),
+        device=get_device(),
+    )
+    torch.manual_seed(inputs["seed"])
+    built = build(method, classes=benchmark.train.classes)
+    trainer = Trainer(built, benchmark, config, seed=inputs["seed"], process=process)
+    trainer.fit(_RayReporter(Folder(inputs["run"])))
+
+
+class _RayReporter:
+    """Checkpoints through Ray Train, and the history of epochs as a file that a restart rewrites."""
+
+    def __init__(self, run: Folder) -> None:
+        self._run = run
+        self._history: list[str] = []
+        self._fetched = tempfile.mkdtemp(prefix="checkpoint-")
+
+    def latest(self) -> Path | None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return None
+        folder = Path(checkpoint.to_directory(self._fetched))
+        history = json.loads((folder / STATE).read_text())["history"]
+        self._history = [json.dumps(record) for record in history]
+        return folder
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        self._history.append(json.dumps(record))
+        self._run.write_text(HISTORY, "".join(f"{line}\n" for line in self._history))
+
+    def checkpoint(self, name: str, metrics: dict[str, float], write: Callable[[Path], None] | None) -> None:
+        if write is None:
+            ray.train.report(metrics, checkpoint_dir_name=name)
+            return
+        folder = tempfile.mkdtemp(prefix="checkpoint-")
+        try:
+            write(Path(folder))
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _following(run: Folder, on_epoch: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Call `on_epoch` with each record that the workers add to the history while the block runs."""
+    done = threading.Event()
+    seen = 0
+
+    def look() -> None:
+        nonlocal seen
+        if not run.exists(HISTORY):
+            return
+        records = read_history(run)
+        for record in records[seen:]:
+            on_epoch(record)
+        seen = max(seen, len(records))
+
+    def follow() -> None:
+        while not done.wait(0.5):
+            look()
+
+    watcher = threading.Thread(target=follow, name="history", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+        look()
+
+
+def read_history(run: Folder) -> list[dict[str, Any]]:
+    """The records of all finished epochs of a run."""
+    return [json.loads(line) for line in run.read_bytes(HISTORY).decode().splitlines()]
+
+
+def _save_models(
+    outcome: Outcome,
+    method: AnyMethodConfig,
+    config: TrainConfig,
+    benchmark: Benchmark,
+    run: Folder,
+    provenance: dict[str, Any],
+) -> None:
+    selected = outcome.weights[config.select]
+    for which, weights in outcome.weights.items():
+        if which != config.select and weights is selected:
+            continue
+        name = "model" if which == config.select else f"model-{which}"
+        model.save(
+            run / name,
+            config=method.model_dump(mode="json"),
+            weights=weights,
+            classes=benchmark.train.classes,
+            class_names=benchmark.train.class_names,
+            training={**provenance, "epoch": outcome.epochs[which], "of_epochs": config.epochs},
+            metrics={"validation": {"map": outcome.validation[which]}},
+        )

@@ -1,0 +1,37 @@
+"""One local Ray for all tests that need it."""
+
+import os
+
+import pytest
+
+# Before anything imports ray: tests start many small things, and wait for nothing that they do not need.
+os.environ.update(
+    {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+)
+
+
+@pytest.fixture(scope="session")
+def local_ray():
+    """A Ray with more logical processors than the machine may have, so that nothing waits for a place."""
+    import ray
+
+    ray.init(
+        num_cpus=4,
+        num_gpus=0,
+        object_store_memory=256 << 20,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()

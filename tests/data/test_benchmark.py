@@ -1,0 +1,146 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_retrieval.data.benchmark import Benchmark, overlap
+from ray_retrieval.data.table import ImageTable
+from ray_retrieval.errors import DataError
+
+
+def rows(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int64)
+
+
+def by_path(paths: list[str | None], name: str = "files") -> ImageTable:
+    images = pa.array(
+        [{"bytes": None, "path": path} for path in paths],
+        pa.struct([("bytes", pa.large_binary()), ("path", pa.string())]),
+    )
+    return ImageTable(
+        pa.table({"id": [f"{name}{row}" for row in range(len(paths))], "image": images}), name=name
+    )
+
+
+class TestOverlap:
+    def test_equal_bytes_are_found_whatever_the_id(self, make_table: Any) -> None:
+        first, second = (
+            make_table(np.zeros(6, dtype=int), name="a"),
+            make_table(np.zeros(6, dtype=int), name="b", seed=4),
+        )
+        assert overlap(first, second).tolist() == [4, 5]
+        assert overlap(second, first).tolist() == [0, 1]
+        assert overlap(second.take(rows(5, 1, 3)), first).tolist() == [1]
+
+    def test_equal_ids_of_different_images_are_none(self, make_table: Any) -> None:
+        assert overlap(make_table([0, 0]), make_table([0, 0], seed=50)).tolist() == []
+
+    def test_equal_paths_are_found(self) -> None:
+        assert overlap(by_path(["/a", "/b", None]), by_path(["/b", "/c", None], name="other")).tolist() == [1]
+
+    def test_bytes_and_paths_do_not_mix(self, make_table: Any) -> None:
+        assert overlap(make_table([0]), by_path(["/a"])).tolist() == []
+        assert overlap(by_path(["/a"]), make_table([0])).tolist() == []
+
+    def test_empty_tables(self, make_table: Any) -> None:
+        table = make_table([0, 1])
+        assert overlap(table.take(rows()), table).tolist() == []
+        assert overlap(table, table.take(rows())).tolist() == []
+
+
+@pytest.fixture
+def pool(make_table: Any) -> ImageTable:
+    return make_table(np.arange(20) % 2, name="pool")  # type: ignore[no-any-return]
+
+
+def benchmark(pool: ImageTable, **changes: Any) -> Benchmark:
+    tables = {
+        "train": pool.take(np.arange(8, 20)),
+        "validation_queries": pool.take(np.arange(4, 8)),
+        "validation_database": pool.take(np.arange(8, 20)),
+        "queries": pool.take(np.arange(4)),
+        "database": pool.take(np.arange(8, 20)),
+    }
+    return Benchmark(name="toy", **(tables | changes))
+
+
+def test_sound_benchmark_has_no_notes(pool: ImageTable) -> None:
+    sound = benchmark(pool)
+    sound.check({"train": 12, "queries": 4, "database": 12})
+    assert sound.notes == []
+    assert list(sound.tables()) == [
+        "train",
+        "validation_queries",
+        "validation_database",
+        "queries",
+        "database",
+    ]
+
+
+def test_wrong_count_is_an_error(pool: ImageTable) -> None:
+    with pytest.raises(DataError, match="validation queries: 5 images are expected, there are 4"):
+        benchmark(pool).check({"train": 12, "validation_queries": 5})
+
+
+def test_leaks_are_noted_once(pool: ImageTable) -> None:
+    leaky = benchmark(pool, database=pool, train=pool.take(np.arange(3, 20)))
+    leaky.check()
+    leaky.check()
+    assert leaky.notes == [
+        "4 of 4 queries are also in database, the first is 'pool-0'",
+        "1 of 4 queries are also in train, the first is 'pool-3'",
+        "4 of 4 validation queries are also in train, the first is 'pool-4'",
+    ]
+
+
+def test_queries_that_belong_to_the_database_are_no_leak(pool: ImageTable) -> None:
+    meant = benchmark(pool, database=pool, queries_in_database=True)
+    meant.check()
+    assert meant.notes == ["the queries are in the database"]
+
+
+def test_queries_without_relevant_image_are_noted(pool: ImageTable, make_table: Any) -> None:
+    lost = benchmark(pool, queries=make_table([0, 7, 7], name="strange", seed=200))
+    lost.check()
+    assert lost.notes == ["queries: 2 of 3 have no relevant image in the database"]
+
+
+def test_empty_label_lists_are_noted(make_table: Any) -> None:
+    labels = pa.array([[0], [1], [], [0, 1], [1], [0]])
+    pool = make_table(labels)
+    several = Benchmark(
+        "toy", *(pool.take(part) for part in (rows(2, 3, 4, 5), rows(1), rows(3, 4), rows(0), rows(2, 3)))
+    )
+    several.check()
+    assert several.notes == [
+        "train: 1 of 4 images have an empty list of labels",
+        "database: 1 of 2 images have an empty list of labels",
+    ]
+
+
+def test_one_class_missing_labels_and_no_image_are_errors(pool: ImageTable, make_table: Any) -> None:
+    with pytest.raises(DataError, match="database: all images are of one class"):
+        benchmark(pool, database=pool.take(np.arange(0, 20, 2))).check()
+    with pytest.raises(DataError, match="row 1 has no label"):
+        benchmark(pool, train=make_table(pa.array([0, None, 1]))).check()
+    with pytest.raises(DataError, match="queries: there is no image"):
+        benchmark(pool, queries=pool.take(rows())).check()
+    benchmark(pool, validation_queries=pool.take(rows())).check()
+
+
+def test_files_in_two_roles_are_noted(tmp_path: Path, photo_folder: Path) -> None:
+    from ray_retrieval.data.table import open_images
+
+    table = open_images(str(photo_folder))
+    found = benchmark(table, queries=table.take(rows(0, 8, 30)))
+    found.check()
+    assert found.notes == [
+        "1 of 3 queries are also in database, the first is 'cat/08.png'",
+        "1 of 3 queries are also in train, the first is 'cat/08.png'",
+        "queries: 1 of 3 have no relevant image in the database",
+    ][-1:] + [
+        "1 of 3 queries are also in database, the first is 'cat/08.png'",
+        "1 of 3 queries are also in train, the first is 'cat/08.png'",
+    ]

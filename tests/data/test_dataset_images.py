@@ -1,0 +1,207 @@
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_retrieval.config import validate
+from ray_retrieval.data import Benchmark, ImagesConfig, load
+from ray_retrieval.errors import DataError, RecipeError
+from ray_retrieval.storage import Folder
+
+
+def loaded(splits: Path, seed: int = 0, **fields: Any) -> Benchmark:
+    texts = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+    return load(ImagesConfig(**texts), seed=seed, splits=Folder(splits))
+
+
+def sizes(benchmark: Benchmark) -> dict[str, int]:
+    return {role: len(table) for role, table in benchmark.tables().items()}
+
+
+def write_list(file: Path, folder: Path, rows: list[tuple[str, str]]) -> Path:
+    file.write_text("".join(f"{folder}/{name} {labels}\n" for name, labels in rows))
+    return file
+
+
+def test_a_folder_is_enough(photo_folder: Path, tmp_path: Path) -> None:
+    found = loaded(tmp_path / "s", database=photo_folder)
+    assert sizes(found) == {
+        "train": 30,
+        "validation_queries": 3,
+        "validation_database": 30,
+        "queries": 3,
+        "database": 30,
+    }
+    rows = [set(table.ids) for table in (found.queries, found.validation_queries, found.database)]
+    assert len(set.union(*rows)) == 36
+    assert found.train.ids == found.database.ids
+    assert sorted(found.queries.labels.tolist()) == [0, 1, 2]
+    assert found.notes == [
+        "3 queries are drawn from the images and are not in the database",
+        "3 validation queries are drawn from the images and are not in the database",
+    ]
+    again = loaded(tmp_path / "s", seed=8, database=photo_folder)
+    assert again.queries.ids == found.queries.ids
+
+
+def test_numbers_of_queries_are_kept_to(photo_folder: Path, tmp_path: Path) -> None:
+    found = loaded(tmp_path / "a", database=photo_folder, queries_per_class=4, validation_queries_per_class=0)
+    assert sizes(found) == {
+        "train": 24,
+        "validation_queries": 0,
+        "validation_database": 24,
+        "queries": 12,
+        "database": 24,
+    }
+    few = loaded(
+        tmp_path / "b", database=photo_folder, query_fraction=0.5, queries_at_most=6, validation_fraction=0
+    )
+    assert len(few.queries) == 6
+    assert len(few.validation_queries) == 0
+    small = loaded(tmp_path / "c", database=photo_folder, validation_database=15)
+    assert sizes(small)["validation_database"] == 15
+    assert sizes(small)["database"] == 30
+
+
+def test_moved_images_keep_their_split(photo_folder: Path, tmp_path: Path) -> None:
+    found = loaded(tmp_path / "s", database=photo_folder)
+    moved = photo_folder.rename(tmp_path / "elsewhere")
+    again = loaded(tmp_path / "s", database=moved)
+    assert again.queries.ids == found.queries.ids
+    (moved / "owl" / "11.png").unlink()
+    with pytest.raises(DataError, match="have changed"):
+        loaded(tmp_path / "s", database=moved)
+
+
+def test_given_queries_leave_the_database_whole(photo_folder: Path, tmp_path: Path, make_image: Any) -> None:
+    for number, name in enumerate(("dog", "owl")):
+        (tmp_path / "asked" / name).mkdir(parents=True)
+        (tmp_path / "asked" / name / "00.png").write_bytes(make_image(20, 16, 900 + number))
+    found = loaded(tmp_path / "s", database=photo_folder, queries=tmp_path / "asked", k=5)
+    assert sizes(found) == {
+        "train": 33,
+        "validation_queries": 3,
+        "validation_database": 33,
+        "queries": 2,
+        "database": 36,
+    }
+    # The two folders number their classes differently; the names decide.
+    assert found.queries.labels.tolist() == [1, 2]
+    assert found.queries.class_names == ["cat", "dog", "owl"]
+    assert not set(found.train.ids) & set(found.validation_queries.ids)
+    assert found.k == 5
+    assert found.notes == ["3 validation queries are drawn from the images and stay in the database"]
+
+
+def test_given_training_images_are_used_but_for_drawn_queries(photo_folder: Path, tmp_path: Path) -> None:
+    found = loaded(tmp_path / "s", database=photo_folder, train=photo_folder)
+    assert sizes(found) == {
+        "train": 30,
+        "validation_queries": 3,
+        "validation_database": 30,
+        "queries": 3,
+        "database": 30,
+    }
+    assert not set(found.train.ids) & (set(found.queries.ids) | set(found.validation_queries.ids))
+    assert "6 images of train are drawn as queries and not trained on" in found.notes
+
+
+def test_validation_queries_come_from_outside_the_training_images(photo_folder: Path, tmp_path: Path) -> None:
+    names = [f"{name}/{row:02d}.png" for name in ("cat", "dog", "owl") for row in range(12)]
+    rows = [(name, str(index // 12)) for index, name in enumerate(names)]
+    database = write_list(tmp_path / "database.txt", photo_folder, rows[1:])
+    train = write_list(tmp_path / "train.txt", photo_folder, [row for row in rows[1:] if row[0][-5] in "012"])
+    queries = write_list(tmp_path / "test.txt", photo_folder, rows[:1])
+    found = loaded(tmp_path / "s", database=database, train=train, queries=queries)
+    assert not set(found.validation_queries.ids) & set(found.train.ids)
+    assert len(found.train) == sum(row[0][-5] in "012" for row in rows[1:])
+    assert len(found.database) == 35
+    assert sizes(found)["validation_database"] == 32
+
+
+def test_validation_queries_can_be_given(photo_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(photo_folder, tmp_path / "other")
+    found = loaded(tmp_path / "s", database=photo_folder, validation_queries=tmp_path / "other")
+    assert sizes(found)["validation_queries"] == 36
+    assert sizes(found)["validation_database"] == sizes(found)["database"] == 33
+
+
+def test_several_labels_are_drawn_from_all(photo_folder: Path, tmp_path: Path) -> None:
+    names = [f"cat/{row:02d}.png" for row in range(12)] + [f"dog/{row:02d}.png" for row in range(12)]
+    rows = [(name, f"{index % 2} {(index // 2) % 2} 1") for index, name in enumerate(names)]
+    found = loaded(tmp_path / "s", database=write_list(tmp_path / "all.txt", photo_folder, rows))
+    assert sizes(found) == {
+        "train": 20,
+        "validation_queries": 2,
+        "validation_database": 20,
+        "queries": 2,
+        "database": 20,
+    }
+    assert found.train.labels.shape == (20, 3)
+
+
+def test_queries_that_are_all_in_the_database_are_declared(photo_folder: Path, tmp_path: Path) -> None:
+    rows = [(f"{name}/{row:02d}.png", str(n)) for n, name in enumerate(("cat", "dog")) for row in range(12)]
+    database = write_list(tmp_path / "database.txt", photo_folder, rows)
+    queries = write_list(tmp_path / "queries.txt", photo_folder, rows[::8])
+    found = loaded(tmp_path / "s", database=database, queries=queries)
+    assert found.queries_in_database
+    assert "the queries are in the database" in found.notes
+    assert not set(found.train.ids) & set(found.queries.ids)
+
+
+class TestErrors:
+    def test_too_few_images_name_the_class(self, photo_folder: Path, tmp_path: Path) -> None:
+        for row in range(9):
+            (photo_folder / "dog" / f"{row:02d}.png").unlink()
+        with pytest.raises(DataError) as caught:
+            loaded(tmp_path / "s", database=photo_folder)
+        assert "class 'dog' has 3 images, 4 are needed (1 queries, 1 validation queries, 2 to remain)" in str(
+            caught.value
+        )
+        assert not (tmp_path / "s").exists()
+
+    def test_one_class_only(self, photo_folder: Path, tmp_path: Path) -> None:
+        for name in ("dog", "owl"):
+            shutil.rmtree(photo_folder / name)
+        with pytest.raises(DataError, match="all images are of one class"):
+            loaded(tmp_path / "s", database=photo_folder)
+
+    def test_no_labels(self, photo_folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="no image has a label"):
+            loaded(tmp_path / "s", database=photo_folder / "cat")
+
+    def test_empty_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(DataError, match="no image in this folder"):
+            loaded(tmp_path / "s", database=tmp_path / "empty")
+
+    def test_labels_that_do_not_mean_the_same(self, photo_folder: Path, tmp_path: Path) -> None:
+        one = write_list(tmp_path / "one.txt", photo_folder, [("cat/00.png", "1")])
+        two = write_list(tmp_path / "two.txt", photo_folder, [("cat/00.png", "1 0")])
+        three = write_list(tmp_path / "three.txt", photo_folder, [("cat/00.png", "1 0 0")])
+        with pytest.raises(DataError, match="several labels and some have one"):
+            loaded(tmp_path / "s", database=two, queries=one)
+        with pytest.raises(DataError, match="some of the labels have names"):
+            loaded(tmp_path / "s", database=photo_folder, queries=one)
+        with pytest.raises(DataError, match=r"different numbers of labels: \[2, 3\]"):
+            loaded(tmp_path / "s", database=two, queries=three)
+
+    def test_other_numbers_than_the_saved_split(self, photo_folder: Path, tmp_path: Path) -> None:
+        loaded(tmp_path / "s", database=photo_folder)
+        with pytest.raises(DataError, match="queries_per_class = None, asked is 2"):
+            loaded(tmp_path / "s", database=photo_folder, queries_per_class=2)
+
+    def test_the_database_must_be_given(self) -> None:
+        with pytest.raises(RecipeError, match="database"):
+            validate(ImagesConfig, {"name": "images"})
+
+
+def test_real_photographs_make_a_benchmark(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "groceries"
+    found = loaded(tmp_path / "s", database=folder / "train.parquet", queries=folder / "test.parquet")
+    assert sizes(found)["queries"] == 2485
+    assert sizes(found)["database"] == 2640
+    assert np.unique(found.train.labels).tolist() == list(range(81))

@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from ray_retrieval import data
+from ray_retrieval.data.datasets import _LOADERS, Cifar10Config, DataConfig, DigitsConfig, ImagesConfig
+
+
+def test_name_tells_the_benchmark() -> None:
+    adapter: TypeAdapter[object] = TypeAdapter(DataConfig)
+    assert isinstance(adapter.validate_python({"name": "digits"}), DigitsConfig)
+    assert isinstance(adapter.validate_python({"name": "cifar10", "protocol": "II"}), Cifar10Config)
+    assert isinstance(adapter.validate_python({"name": "images", "database": "x"}), ImagesConfig)
+    with pytest.raises(ValidationError, match="union_tag_invalid"):
+        adapter.validate_python({"name": "other"})
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        adapter.validate_python({"name": "digits", "colour": 1})
+
+
+def test_every_configuration_has_a_loader() -> None:
+    names = {kind.model_fields["name"].default for kind in (DigitsConfig, Cifar10Config, ImagesConfig)}
+    assert set(_LOADERS) == names
+
+
+def test_every_field_is_documented() -> None:
+    for kind in (DigitsConfig, Cifar10Config, ImagesConfig, data.Preprocessing, data.Augmentation):
+        for name, field in kind.model_fields.items():
+            assert field.description, f"{kind.__name__}.{name}"
+
+
+def test_public_names_exist_and_import_touches_nothing(tmp_path: Path) -> None:
+    assert all(hasattr(data, name) for name in data.__all__)

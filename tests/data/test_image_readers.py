@@ -1,0 +1,289 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ray_retrieval.data import readers
+from ray_retrieval.data.table import open_images
+from ray_retrieval.errors import DataError
+
+
+def write(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+@pytest.fixture
+def files(tmp_path: Path, make_image: Any) -> Path:
+    """a.png, b.png and `sub dir/c.png`."""
+    (tmp_path / "sub dir").mkdir()
+    for seed, name in enumerate(("a.png", "b.png", "sub dir/c.png")):
+        (tmp_path / name).write_bytes(make_image(8, 8, seed))
+    return tmp_path
+
+
+class TestFolder:
+    def test_sub_folders_are_classes_in_sorted_order(self, photo_folder: Path) -> None:
+        table = open_images(str(photo_folder))
+        assert table.class_names == ["cat", "dog", "owl"]
+        assert table.ids == sorted(table.ids)
+        assert table.ids[0] == "cat/00.png"
+        assert table.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
+        assert table.image_bytes(13) == (photo_folder / "dog" / "01.png").read_bytes()
+
+    def test_a_uri_gives_the_same_rows(self, photo_folder: Path) -> None:
+        local, remote = open_images(str(photo_folder)), open_images(f"file://{photo_folder}")
+        assert remote.row_fingerprint == local.row_fingerprint
+        assert remote.image_bytes(5) == local.image_bytes(5)
+
+    def test_flat_folder_has_no_labels(self, photo_folder: Path) -> None:
+        table = open_images(str(photo_folder / "cat"))
+        assert not table.has_labels
+        assert table.class_names is None
+        assert len(table) == 12
+
+    def test_deeper_folders_belong_to_the_first_and_stray_images_have_no_label(
+        self, photo_folder: Path
+    ) -> None:
+        (photo_folder / "cat" / "kitten").mkdir()
+        (photo_folder / "cat" / "00.png").rename(photo_folder / "cat" / "kitten" / "00.PNG")
+        (photo_folder / "dog" / "00.png").rename(photo_folder / "stray.png")
+        table = open_images(str(photo_folder))
+        assert table.table["label"][table.ids.index("cat/kitten/00.PNG")].as_py() == 0
+        assert [table.ids[row] for row in table.unlabelled] == ["stray.png"]
+
+    def test_other_files_are_ignored_and_an_empty_folder_is_an_error(self, tmp_path: Path) -> None:
+        write(tmp_path, "readme.md", "nothing")
+        with pytest.raises(DataError, match="no image in this folder"):
+            open_images(str(tmp_path))
+        write(tmp_path, "train.txt", "a.png 1")
+        with pytest.raises(DataError, match=r"did you mean .*train.txt"):
+            open_images(str(tmp_path))
+
+    def test_folders_named_as_splits_are_not_classes(self, photo_folder: Path) -> None:
+        top = photo_folder.parent / "set"
+        top.mkdir()
+        photo_folder.rename(top / "train")
+        with pytest.raises(DataError, match="splits, not classes"):
+            open_images(str(top))
+        assert open_images(str(top / "train")).class_names == ["cat", "dog", "owl"]
+
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="nothing is there"):
+            open_images(str(tmp_path / "none"))
+
+    def test_pattern_of_images(self, photo_folder: Path) -> None:
+        table = open_images(f"{photo_folder}/*/0[0-2].png")
+        assert table.ids == [f"{name}/0{row}.png" for name in ("cat", "dog", "owl") for row in range(3)]
+        assert table.image_bytes(0) == (photo_folder / "cat" / "00.png").read_bytes()
+        with pytest.raises(DataError, match="no file matches"):
+            open_images(f"{photo_folder}/*.png")
+        with pytest.raises(DataError, match="folder of this pattern"):
+            open_images(f"{photo_folder}/none/*.png")
+
+
+class TestList:
+    def test_multi_hot(self, files: Path) -> None:
+        table = open_images(write(files, "l.txt", "a.png 0 1 0\nb.png 0 0 0\n\nsub dir/c.png 1 1 0\n"))
+        assert table.ids == ["a.png", "b.png", "sub dir/c.png"]
+        assert table.classes == 3
+        assert table.labels.tolist() == [[False, True, False], [False] * 3, [True, True, False]]
+        assert table.table.schema.field("label").type == pa.list_(pa.int64())
+        assert table.image_bytes(2) == (files / "sub dir" / "c.png").read_bytes()
+
+    def test_class_index_and_root(self, files: Path) -> None:
+        (files / "lists").mkdir()
+        table = open_images(write(files, "lists/l.txt", "./a.png 3\nsub dir/c.png\t12\n"), root=str(files))
+        assert table.ids == ["./a.png", "sub dir/c.png"]
+        assert table.labels.tolist() == [3, 12]
+        assert table.paths == [str(files / "a.png"), str(files / "sub dir" / "c.png")]
+
+    def test_paths_alone_have_no_labels(self, files: Path) -> None:
+        table = open_images(write(files, "l.txt", "b.png\r\na.png\r\n"))
+        assert table.ids == ["b.png", "a.png"]
+        assert not table.has_labels
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("a.png 0 1\nb.png 0\n", 2),
+            ("a.png 0 1\n\nb.png 0 1 1\n", 3),
+            ("a.png 1\nb.png\n", 2),
+            ("a.png\nb.png 1\n", 2),
+            ("a.png 0 1\nb.png 0 x\n", 2),
+            ("a.png 0 1\nb.png 0 -1\n", 2),
+            ("a.png 0 1\nb.png 0 2\n", 2),
+        ],
+    )
+    def test_ragged_line_is_named(self, files: Path, text: str, line: int) -> None:
+        with pytest.raises(DataError, match=f"line {line} "):
+            open_images(write(files, "l.txt", text))
+
+    def test_missing_images_are_counted_and_the_first_named(self, files: Path) -> None:
+        with pytest.raises(DataError, match=r"2 of 3 images are missing, the first is .*x\.png"):
+            open_images(write(files, "l.txt", "a.png 0\nx.png 1\ny.png 1\n"))
+
+    def test_image_that_stands_twice(self, files: Path) -> None:
+        with pytest.raises(DataError, match=r"'a\.png'"):
+            open_images(write(files, "l.txt", "a.png 0\na.png 1\n"))
+
+    def test_empty_list_and_wrong_text(self, files: Path) -> None:
+        with pytest.raises(DataError, match="list is empty"):
+            open_images(write(files, "l.txt", "\n \n"))
+        (files / "l.txt").write_bytes(b"\xff\xfe\x00a")
+        with pytest.raises(DataError, match="UTF-8"):
+            open_images(str(files / "l.txt"))
+
+    def test_real_lists_have_eighty_labels(self, real_data: Path) -> None:
+        table = open_images(str(real_data / "coco_lite" / "database.txt"))
+        assert table.labels.shape == (13, 80)
+        assert table.labels.any(axis=1).all()
+
+
+class TestCsv:
+    def test_names_ids_and_further_columns(self, files: Path) -> None:
+        text = "image,label,id,price\na.png,dog,007,1.5\nb.png,cat,008,2\nsub dir/c.png,,009,3\n"
+        table = open_images(write(files, "l.csv", text))
+        assert table.ids == ["007", "008", "009"]
+        assert table.class_names == ["cat", "dog"]
+        assert table.table["label"].to_pylist() == [1, 0, None]
+        assert table.table["price"].to_pylist() == [1.5, 2.0, 3.0]
+        assert table.image_bytes(2) == (files / "sub dir" / "c.png").read_bytes()
+
+    def test_numbers_stay_numbers(self, files: Path) -> None:
+        table = open_images(write(files, "l.csv", "path,label\na.png,4\nb.png,10\n"))
+        assert table.labels.tolist() == [4, 10]
+        assert table.class_names is None
+        assert table.ids == ["a.png", "b.png"]
+
+    @pytest.mark.parametrize("sign", ["|", ";"])
+    def test_several_labels(self, files: Path, sign: str) -> None:
+        text = f"filename,label\na.png,sea{sign}sky\nb.png,sky\nsub dir/c.png,land{sign} sea\n"
+        table = open_images(write(files, "l.csv", text))
+        assert table.class_names == ["land", "sea", "sky"]
+        assert table.labels.tolist() == [[False, True, True], [False, False, True], [True, True, False]]
+
+    def test_errors(self, files: Path) -> None:
+        with pytest.raises(DataError, match="no column of paths"):
+            open_images(write(files, "l.csv", "picture,label\na.png,1\n"))
+        with pytest.raises(DataError, match="no row"):
+            open_images(write(files, "l.csv", "path,label\n"))
+        with pytest.raises(DataError, match="row 2 has no path"):
+            open_images(write(files, "l.csv", "path,label\na.png,1\n,1\n"))
+        with pytest.raises(DataError, match="not a valid CSV"):
+            open_images(write(files, "l.csv", "path,label\na.png\n"))
+        with pytest.raises(DataError, match="not a valid CSV"):
+            open_images(write(files, "l.csv", ""))
+        with pytest.raises(DataError, match="1 of 1 images are missing"):
+            open_images(write(files, "l.csv", "path\nx.png\n"))
+
+
+class TestParquet:
+    def test_hugging_face_layout_with_names(self, tmp_path: Path) -> None:
+        features = {"features": {"labels": {"names": ["no", "yes"], "_type": "ClassLabel"}}}
+        table = pa.table(
+            {
+                "img": [{"bytes": b"one", "path": None}, {"bytes": b"three", "path": None}],
+                "labels": [1, 0],
+                "extra": ["p", "q"],
+            }
+        ).replace_schema_metadata({"huggingface": json.dumps({"info": features})})
+        pq.write_table(table, tmp_path / "train-0.parquet")
+        found = open_images(str(tmp_path / "train-0.parquet"))
+        assert found.class_names == ["no", "yes"]
+        assert found.labels.tolist() == [1, 0]
+        assert found.ids == ["train-0-0000000", "train-0-0000001"]
+        assert found.image_bytes(1) == b"three"
+        assert found.table["extra"].to_pylist() == ["p", "q"]
+
+    def test_several_labels_with_names(self, tmp_path: Path) -> None:
+        inner = {"names": ["x", "y", "z"], "_type": "ClassLabel"}
+        features = {"features": {"labels": {"feature": inner, "_type": "Sequence"}}}
+        table = pa.table({"image": [b"1", b"2"], "labels": [[0, 2], []]})
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": features})})
+        pq.write_table(table, tmp_path / "a.parquet")
+        found = open_images(str(tmp_path / "a.parquet"))
+        assert found.classes == 3
+        assert found.labels.tolist() == [[True, False, True], [False] * 3]
+
+    def test_folder_and_pattern_join_files_in_order(self, tmp_path: Path) -> None:
+        for part in (1, 0, 2):
+            rows = [{"bytes": bytes([part]), "path": f"{part}/x.png"}]
+            pq.write_table(pa.table({"image": rows, "label": [part]}), tmp_path / f"train-{part}.parquet")
+        folder, pattern = open_images(str(tmp_path)), open_images(f"{tmp_path}/train-[01].parquet")
+        assert folder.labels.tolist() == [0, 1, 2]
+        assert folder.ids == ["0/x.png", "1/x.png", "2/x.png"]
+        assert folder.image_bytes(2) == b"\x02"
+        assert pattern.labels.tolist() == [0, 1]
+
+    def test_string_column_and_struct_without_bytes_are_paths(self, tmp_path: Path, make_image: Any) -> None:
+        (tmp_path / "a.png").write_bytes(data := make_image())
+        pq.write_table(pa.table({"image": ["a.png"]}), tmp_path / "s.parquet")
+        pq.write_table(pa.table({"image": [{"path": "a.png"}], "id": [17]}), tmp_path / "t.parquet")
+        strings, structs = (open_images(str(tmp_path / name)) for name in ("s.parquet", "t.parquet"))
+        assert strings.ids == ["a.png"]
+        assert structs.ids == ["17"]
+        assert strings.image_bytes(0) == structs.image_bytes(0) == data
+
+    def test_several_splits_in_one_folder_are_refused(self, tmp_path: Path) -> None:
+        for name in ("train-0.parquet", "test-0.parquet"):
+            pq.write_table(pa.table({"image": [b"1"]}), tmp_path / name)
+        with pytest.raises(DataError, match=r"several splits: test, train.*test\*\.parquet"):
+            open_images(str(tmp_path))
+        assert len(open_images(f"{tmp_path}/*.parquet")) == 2
+
+    def test_errors(self, tmp_path: Path) -> None:
+        write(tmp_path, "a.parquet", "no parquet at all")
+        with pytest.raises(DataError, match="not a valid Parquet"):
+            open_images(str(tmp_path / "a.parquet"))
+        pq.write_table(pa.table({"picture": [b"1"]}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="no image column among picture"):
+            open_images(str(tmp_path / "a.parquet"))
+        pq.write_table(pa.table({"image": [1]}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="of type int64"):
+            open_images(str(tmp_path / "a.parquet"))
+        pq.write_table(pa.table({"image": [b"1"], "label": [0.5]}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="labels are of type double"):
+            open_images(str(tmp_path / "a.parquet"))
+        pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="no row"):
+            open_images(str(tmp_path / "a.parquet"))
+
+    def test_files_that_do_not_fit_each_other(self, tmp_path: Path) -> None:
+        pq.write_table(pa.table({"image": [b"1"], "label": [0]}), tmp_path / "a.parquet")
+        pq.write_table(pa.table({"image": [b"1"], "label": ["x"]}), tmp_path / "b.parquet")
+        with pytest.raises(DataError, match="same columns"):
+            open_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_arrow_files_are_memory_mapped(tmp_path: Path, stream: bool) -> None:
+    data = [bytes([row]) * 100_000 for row in range(20)]
+    images = pa.array([{"bytes": item, "path": None} for item in data])
+    table = pa.table({"image": images, "label": [row % 2 for row in range(20)]})
+    new = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with new(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    before = pa.total_allocated_bytes()
+    found = open_images(str(tmp_path / "a.arrow"))
+    assert pa.total_allocated_bytes() - before < 100_000
+    assert found.image_bytes(7) == data[7]
+    assert found.take(np.array([9, 3])).image_bytes(1) == data[3]
+
+
+def test_unknown_form_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"folder of images, a \.txt list"):
+        open_images(write(tmp_path, "a.zip", "x"))
+    (tmp_path / "a.arrow").write_bytes(b"x")
+    with pytest.raises(DataError, match="not a valid Arrow"):
+        open_images(str(tmp_path / "a.arrow"))
+
+
+def test_dictionary_labels_are_decoded() -> None:
+    label, names = readers.canonical_labels(pa.array(["b", "a", "b"]).dictionary_encode(), None, where="t")
+    assert label.to_pylist() == [1, 0, 1]
+    assert names == ["a", "b"]

@@ -1,0 +1,98 @@
+import pytest
+import safetensors.torch
+import torch
+from torchvision import models
+
+from ray_retrieval.errors import ModelError
+from ray_retrieval.layers.backbones import BackboneConfig, build_backbone
+
+WIDTHS = {
+    "small": 128,
+    "alexnet": 4096,
+    "resnet18": 512,
+    "resnet34": 512,
+    "resnet50": 2048,
+    "mobilenet_v2": 1280,
+}
+
+
+def config(name="mobilenet_v2", weights="none"):
+    return BackboneConfig(name=name, weights=str(weights))
+
+
+@pytest.mark.parametrize(("name", "width"), WIDTHS.items())
+def test_features_have_the_stated_width(name, width):
+    network, stated = build_backbone(config(name))
+    assert stated == width
+    assert network.eval()(torch.zeros(2, 3, 64, 64)).shape == (2, width)
+
+
+@pytest.mark.parametrize("name", ["resnet101", "resnet152", "vgg16"])
+def test_large_networks_are_known(name):
+    with torch.device("meta"):
+        _, width = build_backbone(config(name))
+    assert width == (4096 if name == "vgg16" else 2048)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file_are_the_networks_own(tmp_path, suffix):
+    source = models.mobilenet_v2()
+    path = tmp_path / f"weights{suffix}"
+    (torch.save if suffix == ".pth" else safetensors.torch.save_file)(source.state_dict(), path)
+    network, _ = build_backbone(config(weights=path))
+    images = torch.randn(2, 3, 64, 64)
+    source.classifier[-1] = torch.nn.Identity()
+    assert torch.equal(network.eval()(images), source.eval()(images))
+
+
+def test_another_number_of_classes_is_no_mismatch(tmp_path):
+    torch.save({"state_dict": models.mobilenet_v2(num_classes=7).state_dict()}, tmp_path / "w.pth")
+    build_backbone(config(weights=tmp_path / "w.pth"))
+
+
+def test_mismatch_names_the_keys(tmp_path):
+    state = models.mobilenet_v2().state_dict()
+    state["surplus"] = state.pop("features.0.0.weight")
+    state["features.18.1.bias"] = torch.zeros(3)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ModelError) as caught:
+        build_backbone(config(weights=tmp_path / "w.pth"))
+    for part in (
+        "1 missing: features.0.0.weight",
+        "1 unexpected: surplus",
+        "another shape: features.18.1.bias",
+    ):
+        assert part in str(caught.value)
+
+
+def test_pickled_objects_are_refused(tmp_path):
+    torch.save({"a": object}, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"w.pth: not a file of plain tensors"):
+        build_backbone(config(weights=tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("content", [b"", b"not tensors"])
+def test_broken_files_are_named(tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(ModelError, match=r"w.pth"):
+        build_backbone(config(weights=tmp_path / "w.pth"))
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ModelError, match="no such weights file"):
+        build_backbone(config(weights=tmp_path / "w.pth"))
+
+
+def test_without_a_network_imagenet_says_where_to_put_the_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(ModelError) as caught:
+        build_backbone(config("alexnet", "imagenet"))
+    message = str(caught.value)
+    assert "alexnet-owt-7be5be79.pth" in message
+    assert f"{tmp_path}/hub/checkpoints" in message
+    assert "\n" not in message
+
+
+def test_a_model_about_to_be_loaded_needs_no_weights():
+    build_backbone(config("alexnet", "imagenet"), pretrained=False)

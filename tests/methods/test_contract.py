@@ -1,0 +1,101 @@
+"""What every registered method must keep."""
+
+import numpy as np
+import pytest
+import torch
+
+from ray_retrieval import model
+from ray_retrieval.layers.backbones import BackboneConfig
+from ray_retrieval.methods import METHODS, build
+from ray_retrieval.methods.base import Batch, Clock
+from ray_retrieval.storage import Folder
+from samples import coloured_table
+
+CLASSES = 4
+
+
+def small(name, **settings):
+    backbone = BackboneConfig(name="small", weights="none")
+    return METHODS[name][0](bits=13, backbone=backbone, image={"size": 16}, **settings)
+
+
+def images(count=8):
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), dtype=np.uint8))
+
+
+def loss_of(method, pictures, labels, *, share=None):
+    world = 1 if share is None else share
+    batch = Batch(torch.arange(len(labels)), labels, len(labels) * world, world)
+    return sum(method.objective(method(pictures), batch, Clock(seed=0)).values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_trained_parameter_moves_in_one_step(name):
+    torch.manual_seed(0)
+    method = build(small(name), classes=CLASSES).train()
+    before = {key: value.clone() for key, value in method.named_parameters()}
+    groups = [parameter for group in method.parameter_groups() for parameter in group.parameters]
+    assert {id(p) for p in groups} == {id(p) for p in method.parameters() if p.requires_grad}
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    loss_of(method, images(), torch.arange(8) % CLASSES).backward()
+    optimizer.step()
+    still = [key for key, value in method.named_parameters() if torch.equal(value, before[key])]
+    assert still == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_and_loaded_it_describes_alike(name, tmp_path):
+    torch.manual_seed(0)
+    config = small(name)
+    method = build(config, classes=CLASSES).eval()
+    model.save(
+        Folder(tmp_path),
+        config=config.model_dump(mode="json"),
+        weights=method.state_dict(),
+        classes=CLASSES,
+        class_names=["a", "b", "c", "d"],
+        training={"epoch": 1},
+        metrics={},
+    )
+    loaded = model.load(str(tmp_path))
+    with torch.inference_mode():
+        expected, found = method.describe(images()), loaded.method.describe(images())
+    assert np.array_equal(expected.data, found.data)
+    assert (found.bits, loaded.bits, loaded.class_names) == (13, 13, ["a", "b", "c", "d"])
+    assert loaded.fingerprint == model.read_model_description(Folder(tmp_path))[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_description_does_not_depend_on_the_batch_around_it(name):
+    torch.manual_seed(0)
+    method = build(small(name), classes=CLASSES).eval()
+    with torch.inference_mode():
+        whole = method.describe(images())
+        alone = [method.describe(images()[row : row + 1]).data[0] for row in range(8)]
+    assert np.array_equal(whole.data, np.stack(alone))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_of_shares_averages_to_the_loss_of_the_batch(name):
+    torch.manual_seed(0)
+    method = build(small(name), classes=CLASSES).eval()
+    pictures, labels = images(), torch.arange(8) % CLASSES
+    whole = loss_of(method, pictures, labels)
+    parts = []
+    for part in (slice(0, 3), slice(3, 8)):  # unequal on purpose
+        batch = Batch(torch.arange(8)[part], labels[part], 8, 2)
+        parts.append(sum(method.objective(method(pictures[part]), batch, Clock(seed=0)).values()))
+    assert torch.allclose(sum(parts) / 2, whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_plan_covers_every_row_once_and_depends_on_seed_and_epoch_alone(name):
+    method = build(small(name), classes=CLASSES)
+    table = coloured_table(45, classes=CLASSES)
+    plan = method.plan(table, 10, Clock(seed=1, epoch=2))
+    assert sorted(np.concatenate(plan)) == list(range(45))
+    assert {len(batch) for batch in plan} <= {11, 12}
+    again = method.plan(table, 10, Clock(seed=1, epoch=2, step=7))
+    assert all(np.array_equal(a, b) for a, b in zip(plan, again, strict=True))
+    other = method.plan(table, 10, Clock(seed=1, epoch=3))
+    assert not np.array_equal(np.concatenate(plan), np.concatenate(other))

@@ -1,0 +1,34 @@
+import dataclasses
+import socket
+from collections.abc import Iterator
+
+import pytest
+from serving_parts import AverageHash, Served, make_index
+
+
+@pytest.fixture(scope="session")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """An index that is not served."""
+    return make_index(tmp_path_factory.mktemp("indexed"))
+
+
+@pytest.fixture(scope="module")
+def served(local_ray: None, indexed: Served) -> Iterator[Served]:
+    """The index behind a running server of two groups of shards."""
+    import ray.cloudpickle
+    import serving_parts
+
+    from ray_retrieval.serve.app import run
+    from ray_retrieval.serve.config import ServeConfig
+
+    # Replicas cannot import what lies in the tests' folder.
+    ray.cloudpickle.register_pickle_by_value(serving_parts)  # type: ignore[no-untyped-call]
+    config = ServeConfig(port=free_port(), shard_groups=2, max_upload_bytes=500_000)
+    with run(indexed.index, indexed.model, config, encoder=AverageHash) as url:
+        yield dataclasses.replace(indexed, url=url)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

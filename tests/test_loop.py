@@ -1,0 +1,215 @@
+"""The training loop: exact under data parallelism, exact after an interruption."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.layers.backbones import BackboneConfig
+from ray_retrieval.loop import Process, TrainConfig, Trainer, read_outcome
+from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
+from ray_retrieval.optim import CosineSchedule, StepSchedule
+from ray_retrieval.methods.base import Clock
+from samples import coloured_benchmark
+
+
+def config(**changes):
+    settings = {
+        "epochs": 3,
+        "batch_size": 8,
+        "precision": "float32",
+        "optimizer": {"lr": 0.05},
+        "schedule": {"name": "cosine", "warmup": 0.2},
+        "augmentation": {"pad": 2, "flip": True, "brightness": 0.1},
+        "checkpoint": {"min_seconds": 0},
+    }
+    return TrainConfig.model_validate({**settings, **changes})
+
+
+def trainer(train=None, *, process=None, benchmark=None, dtype=torch.float32):
+    torch.manual_seed(0)
+    backbone = BackboneConfig(name="small", weights="none")
+    method = GreedyHash(GreedyHashConfig(bits=12, backbone=backbone, image={"size": 16}), classes=3)
+    method.to(dtype)
+    return Trainer(
+        method, benchmark or coloured_benchmark(), train or config(), seed=5, process=process or Process()
+    )
+
+
+class LocalReporter:
+    """Checkpoints in a folder; can stop the run like a kill after so many."""
+
+    def __init__(self, folder, stop_after=None):
+        self.folder, self.left, self.records = folder, stop_after, []
+
+    def latest(self):
+        found = sorted(self.folder.glob("*"), key=lambda path: path.stat().st_mtime_ns)
+        return found[-1] if found else None
+
+    def epoch_done(self, record):
+        self.records.append(record)
+
+    def checkpoint(self, name, metrics, write):
+        if write is not None:
+            (self.folder / name).mkdir(parents=True)
+            write(self.folder / name)
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+
+
+def loss_curve(history):
+    return [(r["loss"], r["terms"]["classification"], r["validation"]["map"]) for r in history]
+
+
+def test_training_learns(tmp_path):
+    history = trainer(config(epochs=6)).fit(LocalReporter(tmp_path))
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert history[-1]["validation"]["map"] > 0.9
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 4])
+def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, stop_after):
+    settings = config(checkpoint={"min_seconds": 0, "every_steps": 3})
+    whole = LocalReporter(tmp_path / "whole")
+    undisturbed = trainer(settings).fit(whole)
+    with pytest.raises(KeyboardInterrupt):
+        trainer(settings).fit(LocalReporter(tmp_path / "cut", stop_after))
+    resumed = trainer(settings).fit(LocalReporter(tmp_path / "cut"))
+    assert np.allclose(loss_curve(resumed), loss_curve(undisturbed), rtol=0, atol=1e-12)
+    expected, found = read_outcome(whole.latest()), read_outcome(LocalReporter(tmp_path / "cut").latest())
+    assert found.epochs == expected.epochs
+    for which in ("best", "last"):
+        for name, value in expected.weights[which].items():
+            assert torch.equal(found.weights[which][name], value), name
+
+
+def test_the_best_model_is_that_of_its_epoch(tmp_path):
+    reporter = LocalReporter(tmp_path)
+    history = trainer(config(epochs=4, optimizer={"lr": 0.2})).fit(reporter)
+    outcome = read_outcome(reporter.latest())
+    values = [record["validation"]["map"] for record in history]
+    assert outcome.validation["best"] == max(values)
+    assert outcome.epochs["best"] == 1 + int(np.argmax(values))
+    best = tmp_path / f"epoch_{outcome.epochs['best']:04d}" / "last.safetensors"
+    for name, value in safetensors.torch.load_file(best).items():
+        assert torch.equal(outcome.weights["best"][name], value)
+
+
+def test_validation_every_other_epoch_and_at_the_end(tmp_path):
+    history = trainer(config(validation={"every": 2})).fit(LocalReporter(tmp_path))
+    assert ["validation" in record for record in history] == [False, True, True]
+
+
+def test_images_that_do_not_fit_in_memory_train_alike(tmp_path):
+    cached = trainer().fit(LocalReporter(tmp_path / "a"))
+    decoded = trainer(config(cache_memory="1KiB")).fit(LocalReporter(tmp_path / "b"))
+    assert loss_curve(cached) == loss_curve(decoded)
+
+
+def test_accumulated_parts_give_the_gradient_of_the_batch():
+    def gradients(parts):
+        made = trainer(config(accumulate=parts, optimizer={"lr": 1e-9}), dtype=torch.float64)
+        for layer in made.method.modules():  # batch statistics see one part at a time: leave them out
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.forward = lambda x: x
+        rows = np.arange(8)
+        made._step(rows, made.train_images.batch(rows))
+        return [p.grad for p in made.method.parameters() if p.grad is not None]
+
+    for whole, accumulated in zip(gradients(1), gradients(3), strict=True):
+        assert torch.allclose(whole, accumulated, atol=1e-12)
+
+
+def test_gradients_are_clipped():
+    made = trainer(config(clip_norm=0.01))
+    rows = np.arange(8)
+    made._step(rows, made.train_images.batch(rows))
+    norms = [p.grad.norm() for p in made.method.parameters() if p.grad is not None]
+    assert torch.stack(norms).norm() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_batch_too_small_for_the_workers_is_refused():
+    with pytest.raises(RecipeError, match=r"train.batch_size: a batch of 8 images for 5 workers"):
+        trainer(process=Process(rank=0, world=5))
+
+
+def test_step_schedule_drops_after_whole_epochs():
+    every = StepSchedule(every=30)
+    assert [every.at(Clock(0, epoch=e)) for e in (0, 29, 30, 59, 60)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    at = StepSchedule(epochs=(2, 3), factor=0.5)
+    assert [at.at(Clock(0, epoch=e)) for e in (1, 2, 3)] == [1, 0.5, 0.25]
+
+
+def test_cosine_schedule_rises_then_falls_to_its_floor():
+    schedule = CosineSchedule(warmup=0.1, floor=0.2)
+    rates = [schedule.at(Clock(0, step=step, total_steps=100)) for step in range(101)]
+    assert rates[0] < 0.1
+    assert rates[10] == pytest.approx(1)
+    assert rates[55] == pytest.approx(0.2 + 0.8 * 0.5, abs=0.01)
+    assert rates[100] == pytest.approx(0.2)
+    assert np.all(np.diff(rates[10:]) < 0)
+
+
+def test_learning_rate_scales_with_the_batch_only_when_asked(tmp_path):
+    plain = trainer(config(epochs=1, schedule={"name": "constant"})).fit(LocalReporter(tmp_path / "a"))
+    optimizer = {"lr": 0.05, "lr_batch_size": 32}
+    scaled = trainer(config(epochs=1, schedule={"name": "constant"}, optimizer=optimizer))
+    assert plain[0]["lr"] == 0.05
+    assert scaled.fit(LocalReporter(tmp_path / "b"))[0]["lr"] == pytest.approx(0.05 * 8 / 32)
+
+
+def _train_in_groups(rank, folder):
+    """One, two and four processes train the same recipe, in float64."""
+    for several_labels in (False, True):
+        benchmark = coloured_benchmark(58, several_labels=several_labels)
+        for world in (1, 2, 4):
+            if rank >= world:
+                continue
+            name = f"{world}-{several_labels}"
+            if world > 1:
+                dist.init_process_group(
+                    "gloo", init_method=f"file://{folder}/{name}", rank=rank, world_size=world
+                )
+            made = trainer(
+                config(epochs=2, clip_norm=5.0),
+                process=Process(rank, world),
+                benchmark=benchmark,
+                dtype=torch.float64,
+            )
+            history = made.fit(LocalReporter(folder / f"checkpoints-{name}-{rank}"))
+            gradients = {key: p.grad for key, p in made.method.named_parameters()}
+            torch.save(
+                {"gradients": gradients, "weights": made.method.state_dict()}, folder / f"{name}-{rank}.pt"
+            )
+            (folder / f"{name}-{rank}.json").write_text(json.dumps(loss_curve(history)))
+            if world > 1:
+                dist.destroy_process_group()
+
+
+def test_one_two_and_four_workers_train_alike(tmp_path):
+    mp.spawn(_train_in_groups, args=(tmp_path,), nprocs=4)
+    for labels in (False, True):
+        single = torch.load(tmp_path / f"1-{labels}-0.pt", weights_only=True)
+        curve = json.loads((tmp_path / f"1-{labels}-0.json").read_text())
+        for world in (2, 4):
+            for rank in range(world):
+                found = torch.load(tmp_path / f"{world}-{labels}-{rank}.pt", weights_only=True)
+                for kind in ("gradients", "weights"):
+                    for name, value in single[kind].items():
+                        assert torch.allclose(found[kind][name], value, rtol=0, atol=1e-9), (
+                            world,
+                            kind,
+                            name,
+                        )
+                other = json.loads((tmp_path / f"{world}-{labels}-{rank}.json").read_text())
+                assert np.allclose(other, curve, rtol=0, atol=1e-9)
+    shutil.rmtree(tmp_path)

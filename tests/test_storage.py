@@ -1,0 +1,99 @@
+import os
+
+import pytest
+
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.storage import (
+    Folder,
+    check_file,
+    file_entry,
+    fingerprint,
+    read_description,
+    write_description,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    folder = Folder(tmp_path)
+    folder.write_text("a", "old")
+
+    def fail():
+        with folder.writing("a") as stream:
+            stream.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert folder.read_bytes("a") == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_files_of_killed_writers_are_unseen_and_swept(tmp_path):
+    (tmp_path / "a.tmp-0123").write_text("half")
+    folder = Folder(tmp_path)
+    assert folder.names() == []
+    folder.sweep()
+    assert os.listdir(tmp_path) == []
+
+
+def test_remote_folders_behave_like_local_ones(tmp_path):
+    remote = Folder(f"file://{tmp_path}/x") / "y"
+    remote.write_json("a.json", {"k": [1, "ü"]})
+    assert remote.read_json("a.json") == {"k": [1, "ü"]}
+    assert remote.names() == ["a.json"]
+    assert remote.local_path("a.json").read_bytes() == remote.read_bytes("a.json")
+
+
+def test_unknown_scheme_names_the_address():
+    with pytest.raises(ArtefactError, match="nosuch://x"):
+        Folder("nosuch://x")
+
+
+def test_environment_variables_and_home_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path))
+    assert Folder("$SOMEWHERE/a").uri == f"{tmp_path}/a"
+
+
+@pytest.mark.parametrize("content", [True, False])
+def test_truncated_files_are_damage(tmp_path, content):
+    folder = Folder(tmp_path)
+    folder.write_bytes("a", b"12345")
+    entry = file_entry(folder, "a")
+    check_file(folder, entry, content=content)
+    folder.write_bytes("a", b"1234")
+    with pytest.raises(ArtefactError, match=r"/a: damaged: 4 bytes, 5 were written"):
+        check_file(folder, entry, content=content)
+
+
+def test_changed_bytes_are_damage_when_content_is_read(tmp_path):
+    folder = Folder(tmp_path)
+    folder.write_bytes("a", b"12345")
+    entry = file_entry(folder, "a")
+    folder.write_bytes("a", b"12346")
+    check_file(folder, entry, content=False)
+    with pytest.raises(ArtefactError, match="checksum"):
+        check_file(folder, entry, content=True)
+
+
+def test_descriptions_say_what_they_are(tmp_path):
+    folder = Folder(tmp_path)
+    with pytest.raises(ArtefactError, match=r"no model here \(model.json is missing\)"):
+        read_description(folder, "model.json", kind="model", version=1)
+    write_description(folder, "model.json", kind="index", version=1, body={})
+    with pytest.raises(ArtefactError, match="does not describe a model"):
+        read_description(folder, "model.json", kind="model", version=1)
+    write_description(folder, "model.json", kind="model", version=2, body={})
+    with pytest.raises(ArtefactError, match="version 2, this program reads version 1"):
+        read_description(folder, "model.json", kind="model", version=1)
+
+
+def test_broken_json_is_named(tmp_path):
+    folder = Folder(tmp_path)
+    folder.write_text("model.json", "{")
+    with pytest.raises(ArtefactError, match=r"model.json: not valid JSON"):
+        folder.read_json("model.json")
+
+
+def test_fingerprints_ignore_the_order_of_keys_but_not_values():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
