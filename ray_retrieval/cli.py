@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -265,18 +266,23 @@ def _describe_index(uri: str, as_json: bool) -> None:
 
 
 def _print_metrics(metrics: dict[str, Any]) -> None:
-    """A short table of the models measured, with the policy of each number."""
+    """A short table of the models measured, and the policy of its main number."""
     models = metrics["models"]
-    table = Table("metric", *(f"{name} (epoch {model['epoch']})" for name, model in models.items()), "policy")
-    first = next(iter(models.values()))
-    validation = [_number(model["validation"]["map"]) for model in models.values()]
-    table.add_row(
-        "validation map", *validation, "validation queries; ties by expectation; chooses the best model"
+    table = Table(
+        "metric",
+        *(f"{name} (epoch {model['epoch']})" for name, model in models.items()),
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
-    for row, entry in enumerate(first["test"]):
-        values = [_number(model["test"][row]["value"]) for model in models.values()]
-        table.add_row(entry["name"], *values, escape(entry["policy"]))
-    Console().print(table)
+    table.add_row("validation map", *(_number(model["validation"]["map"]) for model in models.values()))
+    first = next(iter(models.values()))["test"]
+    for row, entry in enumerate(first):
+        table.add_row(entry["name"], *(_number(model["test"][row]["value"]) for model in models.values()))
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"{first[0]['name']}: {escape(first[0]['policy'])}.", style="dim")
+    for note in next(iter(models.values()))["notes"]:
+        console.print(f"note: {escape(note)}.", style="dim")
 
 
 def _number(value: float | None) -> str:
@@ -306,3 +312,7 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command goes on where this one stopped", err=True)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

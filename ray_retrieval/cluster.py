@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,8 +17,6 @@ _SETTINGS = {
     # A worker's own folder would make every relative path of a recipe mean something else.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    # Ray's core prints warnings about its own actors that nobody can act on.
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # The controller takes one report a poll: at the default of 2 s, short epochs would wait for it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -61,6 +61,42 @@ def resources() -> dict[str, float]:
     """What the connected cluster has in all: `CPU` (logical processors), `GPU` and others."""
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return found
+
+
+# Ray's core warns of how Ray Data itself makes its actors: https://github.com/ray-project/ray/issues/53727
+_NOISE = b"has constructor arguments in the object store"
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Leave lines of native code that nobody can act on out of stderr while the block runs.
+
+    Native code writes to the file descriptor itself, so that is what is filtered; Python's `sys.stderr` goes
+    to the terminal directly.
+    """
+    sys.stderr.flush()
+    python_stderr, terminal = sys.stderr, os.dup(2)
+    reader, writer = os.pipe()
+
+    def forward() -> None:
+        with os.fdopen(reader, "rb") as lines:
+            for line in lines:
+                if _NOISE not in line:
+                    os.write(terminal, line)
+
+    filtering = threading.Thread(target=forward, name="stderr", daemon=True)
+    filtering.start()
+    os.dup2(writer, 2)
+    os.close(writer)
+    sys.stderr = os.fdopen(os.dup(terminal), "w", buffering=1)
+    try:
+        yield
+    finally:
+        sys.stderr.close()
+        sys.stderr = python_stderr
+        os.dup2(terminal, 2)
+        filtering.join(timeout=1)
+        os.close(terminal)
 
 
 def root_cause(error: BaseException, what: str) -> RetrievalError:

@@ -16,7 +16,7 @@ import ray
 import ray.data
 from pydantic import Field
 
-from ray_retrieval.cluster import resources, root_cause
+from ray_retrieval.cluster import hushed, resources, root_cause
 from ray_retrieval.compute import Precision
 from ray_retrieval.config import Config
 from ray_retrieval.data.table import ImageTable
@@ -64,13 +64,16 @@ def encode(
     config: EncodeConfig,
     *,
     advance: Callable[[int, str], None] = lambda _count, _remark: None,
-) -> None:
+) -> int:
     """Encode every job's table on the connected Ray, in one pipeline.
 
     Args:
         jobs: what to encode; finished parts of an earlier run are kept.
         config: how.
         advance: called with the number of images done.
+
+    Returns:
+        How many images were encoded; those of parts that were there already do not count.
 
     Raises:
         ClusterError: if encoders were lost for good.
@@ -95,6 +98,7 @@ def encode(
         advance(result["rows"], "")
     for job, (description, model) in zip(jobs, models, strict=True):
         _finish(job, description, model)
+    return sum(item["rows"] for item in items)
 
 
 def _rows_per_part(table: ImageTable, config: EncodeConfig) -> int:
@@ -122,7 +126,8 @@ def _run(
         **asked,  # type: ignore[arg-type]
     )
     try:
-        yield from results.iter_rows()
+        with hushed():
+            yield from results.iter_rows()
     except ray.exceptions.RayError as error:
         raise root_cause(error, "encoding") from error
 

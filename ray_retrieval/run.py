@@ -129,18 +129,19 @@ class Run:
 
     def encode(self, benchmark: Benchmark) -> None:
         """Encode queries and database with every model that is measured; finished parts are kept."""
-        with self._stage("encode"):
+        with self._stage("encode") as stage:
             jobs = [
                 EncodeJob(self.folder / model, table, self._embeddings(model, role))
                 for model in self._models()
                 for role, table in (("queries", benchmark.queries), ("database", benchmark.database))
             ]
             with self.display.task("encode", sum(len(job.table) for job in jobs), "images") as advance:
-                encode(jobs, self.recipe.encode, advance=advance)
+                stage.worked = encode(jobs, self.recipe.encode, advance=advance) > 0
 
     def index(self) -> None:
         """Build the index of the selected model's database."""
-        with self._stage("index"):
+        with self._stage("index") as stage:
+            stage.worked = not self.folder.exists("index/CURRENT")
             search.build(
                 self._embeddings("model", "database"),
                 self.folder / "index",
@@ -180,8 +181,7 @@ class Run:
 
     def report(self, benchmark: Benchmark) -> str:
         """Write `report.html`; returns where."""
-        with self._stage("report"):
-            examples = self._examples(benchmark)
+        examples = self._examples(benchmark)
         return report.write(self.folder, examples)
 
     def _examples(self, benchmark: Benchmark) -> list[Example]:
@@ -269,16 +269,24 @@ class Run:
             )
 
     @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        """Time a stage and keep the seconds in `timings.json`."""
+    def _stage(self, name: str) -> Iterator["_Stage"]:
+        """Time a stage, and keep the seconds in `timings.json` if it had anything to do."""
         started = time.monotonic()
-        yield
+        stage = _Stage()
+        yield stage
+        if not stage.worked:
+            return
         known = self.folder.exists("timings.json")
         timings = self.folder.read_json("timings.json") if known else {"stages": {}}
         timings["stages"][name] = round(time.monotonic() - started, 2)
         timings["versions"] = {"python": platform.python_version(), **_versions()}
         timings["machine"] = describe_machine()
         self.folder.write_json("timings.json", timings)
+
+
+@dataclass
+class _Stage:
+    worked: bool = True
 
 
 def _without(table: ImageTable, broken: dict[str, str]) -> ImageTable:

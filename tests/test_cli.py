@@ -1,10 +1,10 @@
 """What a user can do wrong ends in one line and exit code 2."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -69,7 +69,18 @@ def built(tmp_path_factory):
 
 
 def write_embeddings(folder, table, codes, fingerprint):
-    raise NotImplementedError
+    where = Folder(folder)
+    part = embeddings.part_table(table.table, codes, first_row=0, skip={})
+    embeddings.finish(
+        where,
+        model=fingerprint,
+        kind=DescriptorKind.CODES,
+        bits=codes.bits,
+        classes=3,
+        class_names=["red", "green", "blue"],
+        parts=[embeddings.write_part(where, 0, part, key="k", errors=[])],
+        source=table.fingerprint,
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,8 +166,6 @@ def test_an_index_of_another_model_is_refused_with_both_named(cli_call, built, t
 
 
 def test_a_damaged_shard_is_named(cli_call, built, tmp_path):
-    import shutil
-
     shutil.copytree(built, tmp_path / "copy")
     victim = sorted((tmp_path / "copy" / "index").rglob("codes.bin"))[1]
     data = bytearray(victim.read_bytes())

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -91,7 +91,7 @@ class ImageSource:
         self._each(missing, lambda row: self._named(row, self._fill_row))
         return torch.from_numpy(self._memory[index])
 
-    def stream(self, batches: Iterable[Rows], ahead: int = 2) -> Iterator[Tensor]:
+    def stream(self, batches: Iterable[Rows], ahead: int = 2) -> Generator[Tensor, None, None]:
         """`batch` of each, in order, with the next `ahead` decoded while the caller works.
 
         Ending early (by `break` or `close()`) stops the work behind; an error comes out at its batch's turn.

@@ -278,7 +278,8 @@ class Embeddings:
     def labels(self) -> "npt.NDArray[np.int64] | npt.NDArray[np.bool_] | None":
         """int64 [n] class numbers, or bool [n, classes] for images of several; None if any has no label."""
         columns = [self.read_part(number, ["label"])["label"] for number in range(len(self.parts))]
-        label = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
+        kind = self.schema.field("label").type if columns else pa.null()
+        label = pa.chunked_array([chunk for column in columns for chunk in column.cast(kind).chunks], kind)
         if pa.types.is_null(label.type) or label.null_count:
             return None
         if not pa.types.is_list(label.type):

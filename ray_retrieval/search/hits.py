@@ -12,7 +12,7 @@ NO_ROW = -1
 NO_DISTANCE = 2**31 - 1
 """The distance beside `NO_ROW`; no real distance reaches it."""
 
-# A hit as one integer that sorts by (distance, row): 2^43 rows and distances below 2^20 fit.
+# A hit as one integer that sorts by (distance, row). Rows below 2^43 - 1 and distances below 2^20 fit.
 _ROW_BITS = 43
 _NO_HIT = np.iinfo(np.int64).max
 

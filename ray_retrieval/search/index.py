@@ -274,7 +274,7 @@ class Index:
             ArtefactError: if the image is not in the index and its file cannot be read.
         """
         numbers, places = self._locate(np.array([row], np.int64))
-        shard, place = self._shards[numbers[0]], int(places[0])
+        shard, place = self._shards[int(numbers[0])], int(places[0])
         held = shard.image(place)
         if held is not None:
             return held

@@ -109,6 +109,8 @@ def read_current(index: Folder) -> Manifest:
         )
     name, checksum = pointer.groups()
     where = f"{index}/{name}"
+    if not index.exists(name):
+        raise ArtefactError(f"{CURRENT} names it, but it is missing", where=where, mend=_MEND)
     if digest(index.read_bytes(name)) != checksum:
         raise ArtefactError(f"damaged: its checksum is not the one in {CURRENT}", where=where, mend=_MEND)
     body = read_description(index, name, kind=_KIND, version=_VERSION)

@@ -35,9 +35,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 _BLOCK_ROWS = 64
 _NARROW = 4  # words; up to here the row's width is compiled in
 _EVEN_BYTES = np.uint64(0x00FF00FF00FF00FF)
-_SUM_OF_FOUR = np.uint64(
-    0x0001000100010001
-)  # times it, the top 16 bits hold the sum of the four 16-bit parts
+_SUM_OF_FOUR = np.uint64(0x0001000100010001)  # as a factor, it sums the four 16-bit parts into the top one
 _PANEL_BYTES = 1 << 18  # a quarter of the smallest second-level cache in use, the rest is for the hits
 _GROUP = 32  # queries that share a panel
 _SMALLEST_SHARE = 1 << 15  # rows; below, starting a thread costs more than it saves
@@ -131,7 +129,7 @@ def scan(
         queries: uint8 [q, w].
         bits: true number of bits of a code.
         k: hits per query.
-        threads: to share the work among.
+        threads: to share the work among, at least 1.
         first_row: number of the database's first row.
 
     Returns:
@@ -155,7 +153,7 @@ def scan_segments(
         queries: uint8 [q, w].
         bits: true number of bits of a code.
         k: hits per query.
-        threads: to share the work among.
+        threads: to share the work among, at least 1.
 
     Raises:
         ArtefactError: if the queries' type or width does not fit `bits`.

@@ -198,8 +198,8 @@ class Shard:
         Raises:
             ArtefactError: naming the file that disagrees.
         """
-        if read_entry(self._folder) != self.entry:
-            raise self._damaged(DESCRIPTION, "it does not say what the manifest says")
+        if not self._folder.exists(DESCRIPTION) or read_entry(self._folder) != self.entry:
+            raise self._damaged(DESCRIPTION, "it is missing, or does not say what the manifest says")
         rows = np.asarray(self.records["row"])
         if not np.array_equal(rows, self.entry.first_row + np.arange(self.entry.rows)):
             raise self._damaged(ROWS, "its rows are not numbered in order")

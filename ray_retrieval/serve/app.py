@@ -4,6 +4,7 @@ with run("runs/quickstart/index", "runs/quickstart/model", blocking=True) as url
     print(url)
 """
 
+import contextlib
 import itertools
 import logging
 import signal
@@ -16,8 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_retrieval.cluster import connect, resources
@@ -26,7 +29,8 @@ from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError
 from ray_retrieval.model import Encoder, read_model_description
 from ray_retrieval.search import Index
 from ray_retrieval.serve.config import ServeConfig
-from ray_retrieval.serve.deployments import EncoderFactory, EncoderReplica, GatewayReplica, ShardGroup
+from ray_retrieval.serve.deployments import EncoderFactory, EncoderReplica, GatewayReplica
+from ray_retrieval.serve.shards import ShardGroup
 from ray_retrieval.storage import Folder
 
 NAME = "ray-retrieval"
@@ -34,6 +38,7 @@ NAME = "ray-retrieval"
 
 _SLACK = 64
 """Requests that a gateway takes beside its searches: the page, thumbnails, health, and refusals in JSON."""
+_SHUTDOWN_S = 30.0
 
 
 def build(
@@ -158,7 +163,7 @@ def run(
             if blocking:
                 _wait_for_signal()
         finally:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+            _shut_down()
 
 
 def _deployment(
@@ -169,6 +174,10 @@ def _deployment(
     plain: Any = serve.deployment(kind)
     deployment: serve.Deployment = plain.options(
         num_replicas=replicas,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
+        # A search takes milliseconds: nobody needs to wait long for the last ones.
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=10,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )
@@ -198,7 +207,7 @@ def _deploy(application: Application, config: ServeConfig, url: str) -> None:
                 f"the server did not start within {config.start_timeout_s:g} s: {_reason(state)}",
                 mend="free cores or memory, or raise start_timeout_s",
             )
-        time.sleep(0.1)
+        time.sleep(0.25)
 
 
 def _reason(state: Any) -> str:
@@ -258,6 +267,19 @@ def _check_alone() -> None:
             "Ray Serve already runs on this cluster",
             mend="shut it down, or deploy there with `serve deploy` and ray_retrieval.serve.app:from_args",
         )
+
+
+def _shut_down() -> None:
+    # `serve.shutdown` waits in a call that the controller's end breaks off, and Ray reports that on the
+    # terminal as a failure. So the controller is asked without waiting, and nothing is left for it to do.
+    deadline = time.monotonic() + _SHUTDOWN_S
+    with contextlib.suppress(ValueError):
+        controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        ray.get(controller.graceful_shutdown.remote(wait=False), timeout=_SHUTDOWN_S)
+        while time.monotonic() < deadline:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+            time.sleep(0.05)
+    serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _wait_for_signal() -> None:

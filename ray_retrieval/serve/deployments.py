@@ -1,4 +1,4 @@
-"""The server's processes on Ray: encoders, groups of shards, and gateways in front of them."""
+"""The server's processes on Ray that take requests: encoders, and the gateways in front of everything."""
 
 import asyncio
 import io
@@ -7,8 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-import numpy as np
-import pyarrow
 from fastapi import FastAPI
 from PIL import Image
 from ray import serve
@@ -20,8 +18,10 @@ from ray_retrieval.descriptors import Codes
 from ray_retrieval.errors import ModelError, QueryError
 from ray_retrieval.search import Index
 from ray_retrieval.serve.config import ServeConfig
-from ray_retrieval.serve.gateway import Code, Gateway, GroupHits, identity
+from ray_retrieval.serve.gateway import Gateway
 from ray_retrieval.serve.http import create_app
+from ray_retrieval.serve.shards import ShardGroup, limit_threads
+from ray_retrieval.serve.wire import Code
 
 _GONE = (
     RayActorError,
@@ -32,8 +32,6 @@ _GONE = (
     DeploymentUnavailableError,
 )
 _PING_TIMEOUT_S = 5.0
-_SEARCH_BATCH = 64
-"""Most queries that a group of shards scans in one pass; those that come meanwhile share the next one."""
 
 
 class EncoderLike(Protocol):
@@ -62,7 +60,7 @@ class EncoderReplica:
     """
 
     def __init__(self, model_uri: str, model: str, factory: EncoderFactory, config: ServeConfig) -> None:
-        _limit_threads(config.encoder_threads)
+        limit_threads(config.encoder_threads)
         self._encoder = factory(model_uri, threads=config.encoder_threads, batch_size=config.encoder_batch)
         if self._encoder.fingerprint != model:
             raise ModelError(
@@ -71,57 +69,24 @@ class EncoderReplica:
         batching: Any = self.encode  # Its type leaves out what the decorator adds.
         batching.set_max_batch_size(config.encoder_batch)
         batching.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)
-        self._encoder.encode([_blank_image()])  # The first pass compiles kernels and fills caches.
+        # Always the same thread: a pool of torch's own belongs to each thread that calls it.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        # The first pass compiles kernels and fills caches.
+        self._thread.submit(self.encode_batch, [_blank_image()]).result()
 
     @serve.batch
     async def encode(self, images: list[bytes]) -> list[Code | str]:
-        """One code, or the reason for none, for each image."""
-        # In a thread, so that the next batch can gather meanwhile.
-        codes, failures = await asyncio.to_thread(self._encoder.encode, images)
+        """As `encode_batch`; called with one image at a time, it gathers them."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.encode_batch, images)
+
+    def encode_batch(self, images: list[bytes]) -> list[Code | str]:
+        """A code, or the reason for none, for each image."""
+        codes, failures = self._encoder.encode(images)
         return [failures.get(position, codes.data[position]) for position in range(len(images))]
 
     async def ping(self) -> int:
         """A sign of life: the number of the process."""
         return os.getpid()
-
-
-class ShardGroup:
-    """Searches some of the shards of an index.
-
-    Args:
-        index_uri: the index.
-        model: fingerprint of the model that must have made it.
-        shards: numbers of the shards.
-        config: threads and checks.
-    """
-
-    def __init__(self, index_uri: str, model: str, shards: list[int], config: ServeConfig) -> None:
-        _limit_threads(config.shard_threads)
-        self._index = Index.open(
-            index_uri, shards=shards, threads=config.shard_threads, check=config.check, model=model
-        )
-        self._identity = identity(self._index)
-        # One thread: the scan's kernels are parallel themselves and must not be entered twice at once.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
-        width = (self._index.bits + 7) // 8
-        self._search([(np.zeros(width, np.uint8), 1)])  # The first scan compiles its kernel.
-
-    @serve.batch(max_batch_size=_SEARCH_BATCH, batch_wait_timeout_s=0)
-    async def search(self, queries: list[tuple[Code, int]]) -> list[GroupHits]:
-        """The `k` nearest rows for each (code, k)."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._search, queries)
-
-    async def ping(self) -> int:
-        """A sign of life: the number of the process."""
-        return os.getpid()
-
-    def _search(self, queries: list[tuple[Code, int]]) -> list[GroupHits]:
-        codes = Codes(np.stack([code for code, _ in queries]), self._index.bits)
-        hits = self._index.search(codes, max(k for _, k in queries))
-        return [
-            GroupHits(self._identity, hits.distances[query, :k], hits.rows[query, :k])
-            for query, (_, k) in enumerate(queries)
-        ]
 
 
 @serve.ingress()
@@ -144,7 +109,7 @@ class GatewayReplica:
         groups: "list[DeploymentHandle[ShardGroup]]",
         config: ServeConfig,
     ) -> None:
-        _limit_threads(1)
+        limit_threads(1)
         self._config = config
         self._gateway = Gateway(
             Index.open(index_uri, check=config.check, model=model),
@@ -178,12 +143,6 @@ def _asking(method: Any, name: str, timeout_s: float | None = None) -> Callable[
         raise QueryError(f"{name} does not answer", mend="try again in a moment", status=503)
 
     return ask
-
-
-def _limit_threads(threads: int) -> None:
-    """Bound the pools of this process. Those of torch and numba are bound by who uses them."""
-    pyarrow.set_cpu_count(threads)
-    pyarrow.set_io_thread_count(max(2, threads))
 
 
 def _blank_image() -> bytes:

@@ -8,7 +8,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -31,31 +30,10 @@ from ray_retrieval.serve.answers import (
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.thumbnails import Thumbnail, ThumbnailCache, shrink
 from ray_retrieval.serve.uploads import read_header
+from ray_retrieval.serve.wire import Code, GroupHits, identity
 from ray_retrieval.storage import fingerprint
 
-Code = npt.NDArray[np.uint8]
-
 _EXAMPLES = 12
-
-
-@dataclass(frozen=True)
-class GroupHits:
-    """What a group of shards found for one query.
-
-    Attributes:
-        index: identity of the index that the group searched, as `identity` gives it.
-        distances: int32 [k], ascending.
-        rows: int64 [k]; -1 where the group has no further row.
-    """
-
-    index: str
-    distances: npt.NDArray[np.int32]
-    rows: npt.NDArray[np.int64]
-
-
-def identity(index: Index) -> str:
-    """Stands for the content of an index version; two indices of the same number differ in it."""
-    return fingerprint(index.manifest.model_dump(mode="json"))
 
 
 Encode = Callable[[bytes], Awaitable["Code | str"]]
@@ -92,6 +70,8 @@ class Gateway:
         self._thumbnails = ThumbnailCache(config.thumbnail_cache_bytes)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="thumbnail")
         self._description = self._describe()
+        # The first look-up of an id sorts all ids: better now than when the first picture is waited for.
+        self._threads.submit(index.row_of, "")
 
     async def search(self, image: bytes, k: int) -> SearchAnswer:
         """The `k` nearest images of the index to an image.

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from ray_retrieval.data.benchmark import Benchmark, overlap
-from ray_retrieval.data.table import ImageTable
+from ray_retrieval.data.table import ImageTable, open_images
 from ray_retrieval.errors import DataError
 
 
@@ -131,16 +131,11 @@ def test_one_class_missing_labels_and_no_image_are_errors(pool: ImageTable, make
 
 
 def test_files_in_two_roles_are_noted(tmp_path: Path, photo_folder: Path) -> None:
-    from ray_retrieval.data.table import open_images
-
     table = open_images(str(photo_folder))
     found = benchmark(table, queries=table.take(rows(0, 8, 30)))
     found.check()
     assert found.notes == [
-        "1 of 3 queries are also in database, the first is 'cat/08.png'",
-        "1 of 3 queries are also in train, the first is 'cat/08.png'",
         "queries: 1 of 3 have no relevant image in the database",
-    ][-1:] + [
         "1 of 3 queries are also in database, the first is 'cat/08.png'",
         "1 of 3 queries are also in train, the first is 'cat/08.png'",
     ]

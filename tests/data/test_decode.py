@@ -63,6 +63,7 @@ def test_orientation_is_applied_as_pillow_does(orientation: int, kind: str) -> N
     assert np.array_equal(np.asarray(decode(data)), np.asarray(upright.convert("RGB")))
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_broken_exif_leaves_the_pixels() -> None:
     data = saved(photo(16, 16), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
     assert decode(data).size == (16, 16)
@@ -187,6 +188,7 @@ def test_truncated_files_are_data_errors(kind: str, part: float) -> None:
 _CORPUS = [saved(photo(24, 16).quantize(16) if kind == "GIF" else photo(24, 16), kind) for kind in FORMATS]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore:Image size")
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(_CORPUS), st.data())
 def test_damaged_bytes_give_an_image_or_a_data_error(original: bytes, data: st.DataObject) -> None:

@@ -28,7 +28,7 @@ def damaged(make_image: Any, tmp_path: Path) -> ImageTable:
     """Ten images, of which 2, 5 and 9 are truncated, no image, and missing."""
     data: list[bytes | None] = [make_image(16, 16, row, kind="JPEG") for row in range(10)]
     paths: list[str | None] = [None] * 10
-    data[2] = (data[2] or b"")[:200]
+    data[2] = (data[2] or b"")[:-100]
     data[5] = b"no image at all"
     data[9], paths[9] = None, str(tmp_path / "gone.jpg")
     images = pa.StructArray.from_arrays(
@@ -52,8 +52,13 @@ def test_batches_hold_the_prepared_images_in_order(make_table: Any, threads: int
 
 def test_memory_decides_whether_images_are_kept(make_table: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     table = make_table(np.zeros(6, dtype=np.int64))
-    calls: list[int] = []
-    monkeypatch.setattr(module, "prepare", lambda *a: calls.append(1) or prepare(*a))
+    calls: list[bytes] = []
+
+    def counted(data: bytes, preprocessing: Preprocessing) -> Any:
+        calls.append(data)
+        return prepare(data, preprocessing)
+
+    monkeypatch.setattr(module, "prepare", counted)
     for memory, decoded in ((6 * 3 * 64, 6), (6 * 3 * 64 - 1, 12)):
         calls.clear()
         with ImageSource(table, SMALL, memory_bytes=memory, threads=2) as source:

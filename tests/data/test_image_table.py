@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_retrieval.data.table import ImageTable, concatenate, open_images
@@ -120,6 +120,7 @@ def test_image_without_bytes_and_path_and_missing_file_name_the_id(tmp_path: Pat
         table.image_bytes(2)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_fingerprint_depends_on_rows_and_not_on_chunks(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 12))

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_retrieval.data.splits import REST, Split, SplitPlan, load_or_draw
@@ -27,6 +27,7 @@ def naive(labels: np.ndarray, plan: SplitPlan) -> dict[str, list[int]]:
     return {role: sorted(rows) for role, rows in roles.items()}
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.sampled_from([0, 1, 3]), min_size=1, max_size=60),
     st.integers(0, 3),
@@ -50,21 +51,17 @@ def test_draw_equals_the_naive_one_and_parts_the_table(
 
 def test_draw_is_the_same_for_ever() -> None:
     roles = Split.draw(np.arange(30) % 3, SplitPlan({"a": 2, "b": 0.2}, seed=7)).roles
-    assert roles["a"].tolist() == GOLDEN_A
-    assert roles["b"].tolist() == GOLDEN_B
-
-
-GOLDEN_A: list[int] = []
-GOLDEN_B: list[int] = []
+    assert roles["a"].tolist() == [4, 8, 12, 13, 14, 15]
+    assert roles["b"].tolist() == [1, 2, 3, 6, 17, 22]
 
 
 def test_seeds_differ_and_global_state_is_left_alone() -> None:
     labels = np.zeros(100, dtype=np.int64)
     np.random.seed(3)
-    state = np.random.get_state()[1].tolist()
+    state = str(np.random.get_state())
     first, second = (Split.draw(labels, SplitPlan({"a": 10}, seed)).roles["a"] for seed in (0, 1))
     assert first.tolist() != second.tolist()
-    assert np.random.get_state()[1].tolist() == state
+    assert str(np.random.get_state()) == state
 
 
 def test_adding_a_class_leaves_the_draw_of_the_rows_before() -> None:

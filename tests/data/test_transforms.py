@@ -33,7 +33,7 @@ def batch(count: int, size: int = SIZE, seed: int = 0) -> torch.Tensor:
     """uint8 [n, 3, s, s]: half of it smooth, half noise."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randint(0, 256, (count, 3, 5, 5), generator=generator, dtype=torch.uint8)
-    images = reference.resize(coarse, [size, size], antialias=False)
+    images: torch.Tensor = reference.resize(coarse, [size, size], antialias=False)
     images[::2] = torch.randint(0, 256, images[::2].shape, generator=generator, dtype=torch.uint8)
     return images
 
@@ -71,7 +71,8 @@ class TestPrepare:
         for kind, target in (("squash", [short, short]), ("short_side", [short])):
             found = prepare(data, Preprocessing(size=side, resize=kind, resize_to=resize_to))
             expected = v2.Compose([v2.Resize(target), v2.CenterCrop(side), v2.PILToTensor()])(image)
-            assert (found.dtype, found.shape) == (np.uint8, (3, side, side))
+            assert found.dtype == np.uint8
+            assert found.shape == (3, side, side)
             assert found.flags.c_contiguous
             assert np.array_equal(found, expected.numpy()), kind
 
@@ -167,7 +168,7 @@ class TestDraw:
 
     def test_all_shifts_and_both_flips_occur(self) -> None:
         found = draw(Augmentation(pad=2, flip=True), 2000, torch.Generator().manual_seed(0), SIZE)
-        assert found.shifts.unique().tolist() == [-2, -1, 0, 1, 2]
+        assert set(found.shifts.flatten().tolist()) == {-2, -1, 0, 1, 2}
         assert 900 < int(found.flips.sum()) < 1100
 
     def test_box_that_never_fits_is_the_whole_image(self) -> None:
@@ -223,12 +224,12 @@ class TestApply:
     def test_colours_equal_torchvision(self, name: str, factor: float) -> None:
         images = batch(6)
         expected = getattr(reference, f"adjust_{name}")(images, factor)
-        assert far(apply(images, draws(6, **{name: factor})), expected) <= 1
+        assert far(apply(images, draws(6, SIZE, **{name: factor})), expected) <= 1
 
     def test_order_is_crop_shift_flip_brightness_contrast_saturation(self) -> None:
         images, box = batch(6)[1::2], (4, 2, 24, 20)
         values = {"brightness": 1.3, "contrast": 0.7, "saturation": 1.4}
-        found = apply(images, draws(3, boxes=box, shifts=(2, -3), flips=True, **values))
+        found = apply(images, draws(3, SIZE, boxes=box, shifts=(2, -3), flips=True, **values))
         expected = reference.resized_crop(images, *box, [SIZE, SIZE], antialias=False)
         expected = torch.from_numpy(
             np.pad(expected.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode="symmetric")
@@ -288,6 +289,7 @@ class TestApply:
             assert len(whole.take(index)) == 2
 
     @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
     def test_device_gives_what_the_cpu_gives(self) -> None:
         images = batch(32)
         changes = draw(EVERYTHING, 32, torch.Generator().manual_seed(0), SIZE)

@@ -80,7 +80,7 @@ def make_index(folder: Path, *, count: int = 300, shards: int = 3) -> Served:
     """An index of noise images, some with ids that look like paths or addresses."""
     model = str(folder / "model")
     write_model(Folder(model))
-    odd = ["../../etc/passwd", "/etc/passwd", "a b/ü?x=1#y%2F.png", "..", "x" * 200]
+    odd = ["../../etc/passwd", "/etc/passwd", "a b/ü?x=1#y%2F.png", "...", "x" * 200]
     ids = odd + [f"set {number % 3}/{number:04d}.png" for number in range(len(odd), count)]
     images = [picture(number) for number in range(count)]
     codes, _ = AverageHash(model).encode(images)

@@ -1,4 +1,7 @@
+import os
+import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -6,7 +9,7 @@ from serving_parts import AverageHash, Served, write_model
 
 from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError
 from ray_retrieval.search import Index
-from ray_retrieval.serve.app import _divide, build, from_args, run
+from ray_retrieval.serve.app import _divide, _wait_for_signal, build, from_args, run
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.storage import Folder
 
@@ -62,6 +65,14 @@ def test_the_arguments_of_a_configuration_file_are_checked(indexed: Served) -> N
         from_args({**args, "shard_group": 2})
     with pytest.raises(RecipeError, match="'model' is missing"):
         from_args({"index": indexed.index})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_blocking_server_ends_with_a_signal(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+    _wait_for_signal()
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 7, 16])

@@ -12,7 +12,8 @@ from ray_retrieval.descriptors import Codes
 from ray_retrieval.errors import DataError, QueryError
 from ray_retrieval.search import Index
 from ray_retrieval.serve.config import ServeConfig
-from ray_retrieval.serve.gateway import Code, Gateway, GroupHits, SearchGroup, identity
+from ray_retrieval.serve.gateway import Gateway, SearchGroup
+from ray_retrieval.serve.wire import Code, GroupHits, identity
 
 
 def group_of(served: Served, shards: list[int]) -> SearchGroup:
@@ -35,7 +36,8 @@ def gateway_over(served: Served, groups: list[SearchGroup]) -> Gateway:
 
     async def encode(image: bytes) -> Code | str:
         codes, failures = encoder.encode([image])
-        return failures.get(0, codes.data[0])
+        reason = failures.get(0)
+        return codes.data[0] if reason is None else reason
 
     index = Index.open(served.index)
     return Gateway(index, encode=encode, groups=groups, pings=[nothing], config=ServeConfig())

@@ -1,0 +1,130 @@
+"""What the tests of embeddings and indices share: images without pixels, their embeddings, and kills."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from ray_retrieval.descriptors import Codes, DescriptorKind
+from ray_retrieval.search import embeddings
+from ray_retrieval.storage import Folder
+
+IMAGE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+
+
+def draw_codes(count, bits, *, seed=0, distinct=None):
+    generator = np.random.default_rng(seed)
+    drawn = np.packbits(generator.integers(0, 2, (distinct or count, bits), np.uint8), axis=1)
+    return Codes(drawn[generator.integers(0, len(drawn), count)] if distinct else drawn, bits)
+
+
+def draw_images(count, *, label="int", inline=True, **columns):
+    """Rows of id, image and label; `inline` images are bytes, the others paths."""
+    labels = {
+        "int": pa.array([row % 7 for row in range(count)], pa.int64()),
+        "list": pa.array([sorted({row % 3, row % 5}) for row in range(count)], pa.list_(pa.int64())),
+        "none": pa.nulls(count),
+    }
+    images = [
+        {"bytes": b"bytes of %d" % row, "path": None}
+        if inline
+        else {"bytes": None, "path": f"/images/{row}.jpg"}
+        for row in range(count)
+    ]
+    ids = [f"image-{row:04d}" for row in range(count)]
+    known = {"id": pa.array(ids, pa.string()), "image": pa.array(images, IMAGE), "label": labels[label]}
+    return pa.table({**known, **columns})
+
+
+def write(
+    folder,
+    codes,
+    images,
+    *,
+    part_rows=40,
+    model="model-a",
+    skip=frozenset(),
+    class_names=None,
+    keep_images=True,
+):
+    """Write embeddings as an encoder does: finished parts are kept, a fresh start goes on."""
+    folder = Folder(folder)
+    folder.sweep()
+    parts = []
+    for number, first in enumerate(range(0, len(images), part_rows)):
+        rows = slice(first, min(first + part_rows, len(images)))
+        key = f"{model} {first}"
+        entry = embeddings.finished_part(folder, number, key)
+        if entry is None:
+            failed = {row - first: "not an image" for row in range(rows.start, rows.stop) if row in skip}
+            table = embeddings.part_table(
+                images.slice(first, rows.stop - first),
+                Codes(codes.data[rows], codes.bits),
+                first_row=first,
+                skip=failed,
+                keep_images=keep_images,
+            )
+            errors = [(images["id"][first + place].as_py(), reason) for place, reason in failed.items()]
+            entry = embeddings.write_part(folder, number, table, key=key, errors=errors)
+        parts.append(entry)
+    embeddings.finish(
+        folder,
+        model=model,
+        kind=DescriptorKind.CODES,
+        bits=codes.bits,
+        classes=7,
+        class_names=class_names,
+        parts=parts,
+        source="table-a",
+    )
+    return folder
+
+
+def files_in(folder):
+    """Every file of a directory tree with its bytes."""
+    root = Path(str(folder))
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()
+    }
+
+
+class KilledError(BaseException):
+    """Stands for the end of the process."""
+
+
+@contextmanager
+def killed_at_write(monkeypatch, number, *, before_rename):
+    """Within the block, the process dies at its write `number`: with a temporary file left, or just after."""
+    real, writes = Folder.writing, 0
+
+    @contextmanager
+    def writing(self, name):
+        nonlocal writes
+        writes += 1
+        if writes == number and before_rename:
+            path = Path(self.path) / f"{name}.tmp-dead"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"half")
+            raise KilledError
+        with real(self, name) as stream:
+            yield stream
+        if writes == number:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "writing", writing)
+        yield
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {"truncated": truncate, "changed": flip, "deleted": Path.unlink}
