@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import torch
+from workload import photographs
 
 from ray_retrieval import model
 from ray_retrieval.cluster import connect
@@ -23,7 +24,6 @@ from ray_retrieval.methods import build
 from ray_retrieval.methods.greedyhash import GreedyHashConfig
 from ray_retrieval.model import Encoder
 from ray_retrieval.storage import Folder
-from workload import photographs
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 import torch
+from workload import photographs_benchmark
 
 from ray_retrieval.cluster import connect
 from ray_retrieval.compute import cores, describe_machine
@@ -22,7 +23,6 @@ from ray_retrieval.methods import build
 from ray_retrieval.methods.greedyhash import GreedyHashConfig
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import read_history, train
-from workload import photographs_benchmark
 
 
 class Nowhere:
@@ -75,9 +75,8 @@ def main() -> None:
     ratio = statistics.median(through_ray) / statistics.median(plain)
     print(f"{describe_machine()}; {options.backbone} at {options.size} px, {options.images} images")
     print(f"plain loop         {np.median(plain):8.1f} images/s  ({min(plain):.1f} to {max(plain):.1f})")
-    print(
-        f"Ray Train          {np.median(through_ray):8.1f} images/s  ({min(through_ray):.1f} to {max(through_ray):.1f})"
-    )
+    low, high = min(through_ray), max(through_ray)
+    print(f"Ray Train          {np.median(through_ray):8.1f} images/s  ({low:.1f} to {high:.1f})")
     print(f"ratio              {ratio:8.3f}  (goal: 0.97 or more)")
     print(f"outside of epochs  {np.median(started_in):8.1f} s of start, checkpoints and validation")
 

@@ -80,7 +80,7 @@ def encode(
         DataError: if no image of a table can be decoded.
     """
     models = [read_model_description(job.model) for job in jobs]
-    items = []
+    items: list[dict[str, Any]] = []
     for number, (job, (_, model)) in enumerate(zip(jobs, models, strict=True)):
         job.out.sweep()
         for part, first in enumerate(range(0, len(job.table), _rows_per_part(job.table, config))):

@@ -161,9 +161,15 @@ class Searcher:
         return [hits_of(self.index, hits, query) for query in range(len(images))]
 
     def example(self, image: str | Path | bytes, hits: list[Hit]) -> Example:
-        """A query image and its hits as `pictures.grid` shows them."""
-        name = "query" if isinstance(image, bytes) else Path(image).name
-        return example(self.index, Shown(_read(image), name, [], None, None), hits)
+        """A query image and its hits as `pictures.grid` shows them.
+
+        A file in a folder that is called like one of the index's classes counts as of that class.
+        """
+        if isinstance(image, bytes):
+            return example(self.index, Shown(image, "query", []), hits)
+        folder = Path(image).expanduser().absolute().parent.name
+        labels = [folder] if folder in (self.index.class_names or []) else []
+        return example(self.index, Shown(_read(image), Path(image).name, labels), hits)
 
 
 def _read(image: str | Path | bytes) -> bytes:

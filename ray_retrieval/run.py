@@ -19,13 +19,13 @@ from ray_retrieval import recipe as recipes
 from ray_retrieval import report, search
 from ray_retrieval.cluster import connect
 from ray_retrieval.compute import cores, describe_machine
+from ray_retrieval.config import validate
 from ray_retrieval.data import datasets
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.source import check_images, read_errors, write_errors
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Codes
 from ray_retrieval.encode import EncodeJob, encode
-from ray_retrieval.config import validate
 from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.evaluate import evaluate
 from ray_retrieval.model import DESCRIPTION, read_model_description
@@ -74,16 +74,16 @@ class Run:
         display: where progress is shown.
 
     Raises:
-        RecipeError: if the folder holds a run of a recipe that gives another model.
+        RecipeError: if the folder holds a run of a recipe that gives another model, or, with `fresh`,
+            something that is no run.
     """
 
     def __init__(self, recipe: Recipe, *, fresh: bool = False, display: Display | None = None) -> None:
         self.recipe, self.folder = recipe, Folder(recipe.output)
         self.display = display or Display(quiet=True)
         if fresh:
-            self.folder.remove()
+            self._remove()
         self._refuse_another_recipe()
-        self.folder.write_text("recipe.yaml", recipes.dump(recipe))
 
     def all(self) -> Finished:
         """Every stage, on the cluster that RAY_ADDRESS names or on a local Ray."""
@@ -99,6 +99,7 @@ class Run:
         """The benchmark without the training images that cannot be decoded, which `errors.parquet` lists."""
         with self._stage("data"):
             benchmark = datasets.load(self.recipe.data, seed=self.recipe.seed, splits=self.folder / "split")
+            self.folder.write_text("recipe.yaml", recipes.dump(self.recipe))
             benchmark = self._without_broken(benchmark)
         for note in benchmark.notes:
             self.display.say(f"note: {note}")
@@ -249,6 +250,16 @@ class Run:
 
     def _checked(self) -> str | None:
         return self.folder.read_json("data.json")["checked"] if self.folder.exists("data.json") else None
+
+    def _remove(self) -> None:
+        """Delete an earlier run, and nothing that is not one."""
+        if self.folder.names() and not self.folder.exists("recipe.yaml"):
+            raise RecipeError(
+                "the output folder holds something that is no run, so --fresh does not delete it",
+                where=self.folder,
+                mend="choose another output=…",
+            )
+        self.folder.remove()
 
     def _refuse_another_recipe(self) -> None:
         """An output folder belongs to one model; only what does not change it may differ."""

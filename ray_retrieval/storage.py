@@ -189,7 +189,7 @@ def fingerprint(value: Any) -> str:
 
 
 def write_description(folder: Folder, name: str, *, kind: str, version: int, body: dict[str, Any]) -> None:
-    """Write the JSON file that makes `folder` an artefact; it comes last and says that the rest is complete."""
+    """Write the JSON file that makes `folder` an artefact: last, as it says that the rest is complete."""
     folder.write_json(name, {"format": f"ray_retrieval/{kind}", "version": version, **body})
 
 

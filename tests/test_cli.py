@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from samples import coloured_table
 
 from ray_retrieval import cli, model, search
 from ray_retrieval.descriptors import DescriptorKind
@@ -15,7 +16,6 @@ from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
 from ray_retrieval.model import Encoder
 from ray_retrieval.search import embeddings
 from ray_retrieval.storage import Folder
-from samples import coloured_table
 
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "quickstart.yaml"
 

@@ -9,14 +9,14 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from samples import coloured_benchmark
 
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.loop import Process, TrainConfig, Trainer, read_outcome
+from ray_retrieval.methods.base import Clock
 from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
 from ray_retrieval.optim import CosineSchedule, StepSchedule
-from ray_retrieval.methods.base import Clock
-from samples import coloured_benchmark
 
 
 def config(**changes):

@@ -99,9 +99,10 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
     except (URLError, OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         reason = getattr(error, "reason", error)
+        file = weights.url.rpartition("/")[2]
         raise ModelError(
             f"the ImageNet weights of {name} could not be fetched ({reason})",
-            mend=f"put {weights.url.rpartition('/')[2]} into {folder}, or set method.backbone.weights to a file",
+            mend=f"put {file} into {folder}, or set method.backbone.weights to a file",
         ) from None
 
 

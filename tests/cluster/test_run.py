@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from samples import coloured_benchmark, coloured_table
 
 from ray_retrieval import recipe as recipes
 from ray_retrieval.data.table import open_images
@@ -25,7 +26,6 @@ from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import read_history, train
-from samples import coloured_benchmark, coloured_table
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -41,7 +41,11 @@ def contents(folder):
     """Bytes of everything a run leaves but the measured times."""
     folder = Path(folder)
     names = ["model", "model-last", "embeddings", "index", "split", "metrics.json"]
-    files = [f for name in names for f in ([folder / name] if name.endswith("json") else (folder / name).rglob("*"))]
+    files = [
+        f
+        for name in names
+        for f in ([folder / name] if name.endswith("json") else (folder / name).rglob("*"))
+    ]
     return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.is_file()}
 
 
@@ -53,7 +57,14 @@ def finished(local_ray, tmp_path_factory):
 
 def test_a_run_leaves_every_artefact(finished):
     folder = Path(finished.folder.path)
-    for name in ("recipe.yaml", "model/model.json", "index/CURRENT", "metrics.json", "report.html", "timings.json"):
+    for name in (
+        "recipe.yaml",
+        "model/model.json",
+        "index/CURRENT",
+        "metrics.json",
+        "report.html",
+        "timings.json",
+    ):
         assert (folder / name).is_file(), name
     assert recipes.load(folder / "recipe.yaml").train.epochs == 2
     assert len(read_history(finished.folder)) == 2
@@ -187,7 +198,8 @@ def test_a_table_without_a_single_image_is_an_error(local_ray, finished, tmp_pat
     (folder / "a.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="none of the 1 images can be decoded"):
         encode(
-            [EncodeJob(finished.folder / "model", open_images(str(folder)), Folder(tmp_path / "out"))], EncodeConfig()
+            [EncodeJob(finished.folder / "model", open_images(str(folder)), Folder(tmp_path / "out"))],
+            EncodeConfig(),
         )
     assert not (tmp_path / "out" / "embeddings.json").exists()
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from samples import coloured_table
 
 from ray_retrieval import model
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.methods import METHODS, build
 from ray_retrieval.methods.base import Batch, Clock
 from ray_retrieval.storage import Folder
-from samples import coloured_table
 
 CLASSES = 4
 

@@ -1,19 +1,22 @@
 """The replicas' classes in this process, without Ray: what they batch, and the real encoder."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import RayActorError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError
 from serving_parts import AverageHash, Served, picture
 
 from ray_retrieval import model
-from ray_retrieval.errors import ArtefactError, ModelError
+from ray_retrieval.errors import ArtefactError, ModelError, QueryError
 from ray_retrieval.methods import METHODS
 from ray_retrieval.search import Index
 from ray_retrieval.serve.config import ServeConfig
-from ray_retrieval.serve.deployments import EncoderReplica
+from ray_retrieval.serve.deployments import EncoderReplica, _asking
 from ray_retrieval.serve.shards import ShardGroup
 from ray_retrieval.serve.wire import identity
 from ray_retrieval.storage import Folder
@@ -88,3 +91,47 @@ def test_a_group_answers_queries_of_different_k_in_one_batch(indexed: Served) ->
 def test_a_group_of_another_models_index_does_not_start(indexed: Served) -> None:
     with pytest.raises(ArtefactError, match="0123456789abcdef"):
         ShardGroup(indexed.index, "0123456789abcdef", [0], CONFIG)
+
+
+class Method:
+    """A deployment's method that fails in the given ways before it answers."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.calls = 0
+
+    async def remote(self, value: int) -> int:
+        self.calls += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return value
+
+
+def test_a_replica_that_died_is_asked_once_more() -> None:
+    method = Method(RayActorError())
+    assert asyncio.run(_asking(method, "the encoder")(7)) == 7
+    assert method.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("failures", "calls", "problem"),
+    [
+        ([RayActorError(), WorkerCrashedError()], 2, "the encoder does not answer"),
+        ([BackPressureError(5, 5)], 1, "the server is busy"),
+    ],
+)
+def test_what_stays_dead_or_is_full_is_a_503(failures: list[Exception], calls: int, problem: str) -> None:
+    method = Method(*failures)
+    with pytest.raises(QueryError, match=problem) as caught:
+        asyncio.run(_asking(method, "the encoder")(7))
+    assert caught.value.status == 503
+    assert method.calls == calls
+
+
+def test_a_part_that_is_silent_is_not_waited_for() -> None:
+    class Silent:
+        async def remote(self) -> None:
+            await asyncio.sleep(30)
+
+    with pytest.raises(QueryError, match="does not answer"):
+        asyncio.run(_asking(Silent(), "the encoder", timeout_s=0.05)())
