@@ -78,7 +78,7 @@ def train(
     from ray_retrieval.run import Run
 
     job = Run(load(recipe, overrides), fresh=fresh, display=Display())
-    benchmark = job.load_data()
+    benchmark = job.prepare()
     with connect():
         job.train(benchmark)
     description, fingerprint = read_model_description(job.folder / "model")
@@ -98,7 +98,7 @@ def evaluate(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJso
     from ray_retrieval.run import Run
 
     job = Run(load(recipe, overrides), display=Display())
-    benchmark = job.load_data()
+    benchmark = job.prepare()
     job.require_model()
     with connect():
         job.encode(benchmark)

@@ -28,6 +28,7 @@ from ray_retrieval.descriptors import Codes
 from ray_retrieval.encode import EncodeJob, encode
 from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.evaluate import evaluate
+from ray_retrieval.methods import build
 from ray_retrieval.model import DESCRIPTION, read_model_description
 from ray_retrieval.progress import Display
 from ray_retrieval.query import example, hits_of, label_names
@@ -87,7 +88,7 @@ class Run:
 
     def all(self) -> Finished:
         """Every stage, on the cluster that RAY_ADDRESS names or on a local Ray."""
-        benchmark = self.load_data()
+        benchmark = self.prepare()
         with connect():
             self.train(benchmark)
             self.encode(benchmark)
@@ -95,15 +96,35 @@ class Run:
         metrics = self.evaluate(benchmark)
         return Finished(self.folder, metrics, self.report(benchmark))
 
-    def load_data(self) -> Benchmark:
-        """The benchmark without the training images that cannot be decoded, which `errors.parquet` lists."""
-        with self._stage("data"):
-            benchmark = datasets.load(self.recipe.data, seed=self.recipe.seed, splits=self.folder / "split")
-            self.folder.write_text("recipe.yaml", recipes.dump(self.recipe))
-            benchmark = self._without_broken(benchmark)
+    def prepare(self) -> Benchmark:
+        """Find everything that the run needs before anything is started.
+
+        Returns:
+            The benchmark without the training images that cannot be decoded, which `errors.parquet` lists.
+
+        Raises:
+            RetrievalError: if images, labels or weights are missing or do not fit; then nothing is left.
+        """
+        existed = self.folder.exists()
+        try:
+            benchmark = self._load_data()
+            if not self.folder.exists(f"model/{DESCRIPTION}"):
+                build(
+                    self.recipe.method, classes=benchmark.train.classes
+                )  # fetches weights, once for all workers
+        except RetrievalError:
+            if not existed:
+                self.folder.remove()
+            raise
         for note in benchmark.notes:
             self.display.say(f"note: {note}")
         return benchmark
+
+    def _load_data(self) -> Benchmark:
+        with self._stage("data"):
+            benchmark = datasets.load(self.recipe.data, seed=self.recipe.seed, splits=self.folder / "split")
+            self.folder.write_text("recipe.yaml", recipes.dump(self.recipe))
+            return self._without_broken(benchmark)
 
     def train(self, benchmark: Benchmark) -> None:
         """Train, unless `model/` is complete."""

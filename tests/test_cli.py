@@ -183,3 +183,58 @@ def test_info_as_json(cli_call, built):
     assert code == 0
     assert info["rows"] == 30
     assert info["bits"] == 16
+
+
+def folder_of_images(folder, counts):
+    """Class folders with so many images each."""
+    table = coloured_table(sum(counts.values()))
+    row = 0
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            (folder / name / f"{number}.png").write_bytes(table.image_bytes(row))
+            row += 1
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (None, "nothing is there"),
+        ({}, "no image"),
+        ({"one": 20}, "one class"),
+        ({"one": 20, "two": 1}, "'two'"),
+    ],
+)
+def test_folders_that_cannot_be_trained_on(cli_call, tmp_path, counts, message):
+    images = tmp_path / "photos"
+    if counts is not None:
+        images.mkdir()
+        folder_of_images(images, counts)
+    data = f"data={{name: images, database: {images}}}"
+    code, _, err = cli_call("run", QUICKSTART, data, f"output={tmp_path / 'out'}")
+    print(err)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_weights_are_named_before_anything_starts(cli_call, tmp_path):
+    code, _, err = cli_call(
+        "run",
+        QUICKSTART,
+        "method.backbone={name: resnet18, weights: nowhere.pth}",
+        f"output={tmp_path / 'out'}",
+    )
+    assert code == 2
+    assert "nowhere.pth: no such weights file" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_fresh_deletes_nothing_that_is_no_run(cli_call, tmp_path):
+    (tmp_path / "letters.txt").write_text("dear")
+    code, _, err = cli_call("run", QUICKSTART, f"output={tmp_path}", "--fresh")
+    assert code == 2
+    assert "is no run" in err
+    assert (tmp_path / "letters.txt").read_text() == "dear"

@@ -76,7 +76,7 @@ class Benchmark:
         labels = table.labels  # raises where one is missing
         if role in ("train", "database") and _classes_present(table) < 2:
             raise DataError(
-                f"{_words(role)}: all images are of one class, retrieval needs two at least",
+                "all images are of one class, retrieval needs two at least",
                 where=table.name,
                 mend="give images of several classes, each in a folder or with a label of its own",
             )

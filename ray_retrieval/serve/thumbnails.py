@@ -32,8 +32,8 @@ class Thumbnail:
 def shrink(image: bytes, size: int, *, etag: str) -> Thumbnail:
     """A copy of an image that fits a square of `size` pixels; the shape is kept and nothing is enlarged.
 
-    An image that fits already is copied without loss, so that a search by it finds what it found before.
-    The copy holds pixels alone: neither position nor camera, nor anything that a browser might run.
+    An image that fits already is copied without loss. The copy holds pixels alone: no place, camera or
+    comment, no colour profile, and nothing that a browser might run.
 
     Raises:
         DataError: if the image cannot be decoded.
@@ -43,6 +43,7 @@ def shrink(image: bytes, size: int, *, etag: str) -> Thumbnail:
     fits = max(picture.size) <= size
     if not fits:
         picture.thumbnail((size, size), Image.Resampling.BICUBIC)
+    picture.info.clear()  # Pillow would write parts of it into the copy.
     copy = io.BytesIO()
     if fits:
         picture.save(copy, "PNG", compress_level=3)

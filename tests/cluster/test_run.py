@@ -110,7 +110,7 @@ def test_two_workers_train_like_one(local_ray, tmp_path):
     for workers in (1, 2):
         recipe = short_recipe(tmp_path / str(workers), f"train.workers={workers}")
         run = Run(recipe)
-        run.train(run.load_data())
+        run.train(run.prepare())
         curves.append([record["loss"] for record in read_history(run.folder)])
     # In float32 two workers add in another order, and now and then that turns the sign of a bit, which grows
     # from epoch to epoch. In float64 nothing grows: the loop's own test holds to 1e-9.
@@ -121,7 +121,7 @@ def test_two_workers_train_like_one(local_ray, tmp_path):
 def test_more_workers_than_the_cluster_holds_are_refused(local_ray, tmp_path):
     run = Run(short_recipe(tmp_path, "train.workers=9"))
     with pytest.raises(ClusterError, match=r"train.workers: 9 workers of 1 CPU each, but the cluster has 4"):
-        run.train(run.load_data())
+        run.train(run.prepare())
 
 
 def test_a_lost_worker_changes_nothing(local_ray, tmp_path):

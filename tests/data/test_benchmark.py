@@ -121,7 +121,7 @@ def test_empty_label_lists_are_noted(make_table: Any) -> None:
 
 
 def test_one_class_missing_labels_and_no_image_are_errors(pool: ImageTable, make_table: Any) -> None:
-    with pytest.raises(DataError, match="database: all images are of one class"):
+    with pytest.raises(DataError, match="all images are of one class"):
         benchmark(pool, database=pool.take(np.arange(0, 20, 2))).check()
     with pytest.raises(DataError, match="row 1 has no label"):
         benchmark(pool, train=make_table(pa.array([0, None, 1]))).check()

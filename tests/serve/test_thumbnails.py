@@ -35,10 +35,15 @@ def test_what_a_camera_noted_is_left_out_but_its_turn_is_made() -> None:
     exif[0x0112] = 6  # turned by a quarter
     exif[0x010F] = "Maker of cameras"
     file = io.BytesIO()
-    Image.new("RGB", (40, 20)).save(file, "JPEG", exif=exif)
-    copy = shrink(file.getvalue(), 64, etag="x")
-    assert b"Maker" not in copy.data
-    assert Image.open(io.BytesIO(copy.data)).size == (20, 40)
+    Image.new("RGB", (40, 20)).save(
+        file, "JPEG", exif=exif, comment="Note of somebody", icc_profile=b"Colours"
+    )
+    for size, shape in ((64, (20, 40)), (20, (10, 20))):
+        copy = shrink(file.getvalue(), size, etag="x")
+        assert Image.open(io.BytesIO(copy.data)).size == shape
+        for noted in (b"Maker", b"Note", b"Colours"):
+            assert noted in file.getvalue()
+            assert noted not in copy.data
 
 
 def test_a_damaged_image_is_a_data_error() -> None:

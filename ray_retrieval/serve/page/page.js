@@ -104,13 +104,16 @@ function showQuery(blob, name) {
   $("query-facts").textContent = name;
 }
 
-async function search(blob, name, k = FIRST) {
+// `source` is an image as a Blob, or a function that fetches one under an AbortSignal.
+async function search(source, name, k = FIRST) {
   running?.abort();
   const controller = (running = new AbortController());
+  const { signal } = controller;
   $("error").hidden = true;
   $("results").setAttribute("aria-busy", "true");
   $("more").disabled = true;
   try {
+    const blob = source instanceof Blob ? source : await source(signal);
     if (served && blob.size > served.max_upload_bytes) {
       const most = (served.max_upload_bytes / 1024 ** 2).toFixed(0);
       throw new Failure(`The image has ${(blob.size / 1024 ** 2).toFixed(1)} MB, the server takes ${most}. Choose a smaller one.`);
@@ -118,7 +121,7 @@ async function search(blob, name, k = FIRST) {
     const form = new FormData();
     form.set("image", blob, "image");
     form.set("k", String(served ? Math.min(k, served.max_k) : k));
-    const answer = await ask("search", { method: "POST", body: form, signal: controller.signal });
+    const answer = await ask("search", { method: "POST", body: form, signal });
     const found = await answer.json();
     if (query?.blob !== blob) showQuery(blob, name);
     query = { blob, name, k };
@@ -135,14 +138,9 @@ async function search(blob, name, k = FIRST) {
   }
 }
 
-async function searchByIndexed(image, name) {
-  try {
-    const answer = await ask(`${relative(image)}?size=${LARGEST}`);
-    window.scrollTo({ top: 0 });
-    await search(await answer.blob(), name);
-  } catch (error) {
-    showError(error);
-  }
+function searchByIndexed(image, name) {
+  window.scrollTo({ top: 0 });
+  return search(async (signal) => (await ask(`${relative(image)}?size=${LARGEST}`, { signal })).blob(), name);
 }
 
 function take(files) {
