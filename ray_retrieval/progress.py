@@ -1,6 +1,5 @@
 """How long work shows itself: a bar with rate and time left on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,8 +45,8 @@ class Display:
                 def advance(count: int, remark: str) -> None:
                     nonlocal done
                     done += count
-                    rate = done / max(time.monotonic() - started, 1e-9)
-                    bar.update(task, advance=count, remark=remark, rate=f"{rate:.3g} {unit}/s")
+                    rate = _rate(done, time.monotonic() - started)
+                    bar.update(task, advance=count, remark=remark, rate=rate)
 
                 yield advance
         else:
@@ -77,10 +76,13 @@ class Display:
             if now - reported < 10 and done < total:
                 return
             reported = now
-            rate = done / max(now - started, 1e-9)
-            left = (total - done) / rate if rate else 0
-            tail = f" · {remark}" if remark else ""
-            self.say(f"{name}: {done:,}/{total:,} {unit} · {rate:.3g}/s · {left:.0f} s left{tail}")
-            sys.stderr.flush()
+            left = (total - done) * (now - started) / max(done, 1)
+            parts = [f"{done:,}/{total:,} {unit}", _rate(done, now - started), f"{left:.0f} s left", remark]
+            self.say(f"{name}: {' · '.join(part for part in parts if part)}")
 
         return advance
+
+
+def _rate(done: int, seconds: float) -> str:
+    rate = done / max(seconds, 1e-9)
+    return f"{rate:,.0f}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.0f} s each"

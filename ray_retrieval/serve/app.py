@@ -63,7 +63,7 @@ def build(
     config = config or ServeConfig()
     index_uri, model_uri = Folder(index_uri).uri, Folder(model_uri).uri
     _, model = read_model_description(Folder(model_uri))
-    index = Index.open(index_uri, check=config.check)
+    index = Index.open(index_uri)
     if index.model != model:
         raise ArtefactError(
             f"the index was made by model {index.model}, the model given is {model}",
@@ -71,7 +71,7 @@ def build(
             mend=f"give the model that made the index, or build an index with {model_uri}",
         )
     shards = len(index.manifest.shards)
-    if config.shard_groups > max(1, shards):
+    if config.shard_groups > shards:
         raise RecipeError(
             f"shard_groups is {config.shard_groups}, the index has {shards} shards",
             where=index_uri,

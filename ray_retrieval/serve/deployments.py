@@ -112,7 +112,7 @@ class GatewayReplica:
         limit_threads(1)
         self._config = config
         self._gateway = Gateway(
-            Index.open(index_uri, check=config.check, model=model),
+            Index.open(index_uri, model=model),
             encode=_asking(encoder.encode, "the encoder"),
             groups=[_asking(group.search, "a group of shards") for group in groups],
             pings=[
