@@ -96,6 +96,7 @@ def save_model(where: Folder, options: argparse.Namespace) -> Folder:
         weights=build(config, classes=10).state_dict(),
         classes=10,
         class_names=None,
+        precision="float32",
         training={"epoch": 0},
         metrics={},
     )

@@ -1,6 +1,7 @@
 """The command line: one sub-command per verb. Parsing and printing only."""
 
 import json
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -36,6 +37,7 @@ Overrides = Annotated[
     ),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in the output folder.")]
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 ModelOption = Annotated[
     str | None,
@@ -43,11 +45,9 @@ ModelOption = Annotated[
 ]
 
 
-@app.callback()
-def settings(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
-) -> None:
-    """Read by `main`, which catches the errors."""
+@app.callback(epilog="--debug, anywhere on the line, shows the traceback of an error.")
+def verbs() -> None:
+    """Image retrieval by published methods, on Ray."""
 
 
 @app.command()
@@ -87,7 +87,7 @@ def train(
         return
     value = _number(description["metrics"]["validation"]["map"])
     typer.echo(f"model   {_short(f'{job.folder}/model')} ({fingerprint}), validation MAP {value}")
-    typer.echo(f"next    ray-retrieval run {recipe} {' '.join(overrides or [])}".rstrip())
+    typer.echo(f"next    {shlex.join(['ray-retrieval', 'run', recipe, *(overrides or [])])}")
 
 
 @app.command()
@@ -98,8 +98,8 @@ def evaluate(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJso
     from ray_retrieval.run import Run
 
     job = Run(load(recipe, overrides), display=Display())
-    benchmark = job.prepare()
     job.require_model()
+    benchmark = job.prepare()
     with connect():
         job.encode(benchmark)
     metrics = job.evaluate(benchmark)
@@ -130,11 +130,13 @@ def encode(
     from ray_retrieval.data.table import open_images
     from ray_retrieval.encode import EncodeConfig, EncodeJob
     from ray_retrieval.encode import encode as run_encode
+    from ray_retrieval.model import read_model_description
     from ray_retrieval.recipe import from_settings
     from ray_retrieval.search.embeddings import Embeddings
     from ray_retrieval.storage import Folder
 
     config = from_settings(EncodeConfig, settings or [])
+    read_model_description(Folder(model))
     table = open_images(images, root=root)
     with connect(), Display().task("encode", len(table), "images") as advance:
         run_encode([EncodeJob(Folder(model), table, Folder(out))], config, advance=advance)
@@ -162,7 +164,7 @@ def index_build(
     search.build(embeddings, out, shards=shards, keep_images=keep_images)
     _describe_index(out, as_json)
     if not as_json:
-        typer.echo(f"next    ray-retrieval search {out} IMAGE")
+        typer.echo(f"next    ray-retrieval search {out} IMAGE --model MODEL")
 
 
 @index_app.command("info")
@@ -301,17 +303,18 @@ def _short(path: str) -> str:
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the user can mend it, 130 interrupted, 1 a bug."""
-    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(standalone_mode=True)
+        app(args=arguments, standalone_mode=True)
     except RetrievalError as error:
-        if debug:
+        if len(arguments) < len(sys.argv) - 1:
             traceback.print_exc()
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command goes on where this one stopped", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == _INTERRUPTED:
+            typer.echo("interrupted; the same command goes on where this one stopped", err=True)
+        raise
 
 
 if __name__ == "__main__":

@@ -6,8 +6,10 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import ray
+import ray.exceptions
 
 from ray_retrieval.compute import cores
 from ray_retrieval.errors import ClusterError, RetrievalError
@@ -40,7 +42,7 @@ def connect() -> Iterator[None]:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     for noisy in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what they log as errors is raised as well
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
@@ -74,8 +76,12 @@ def hushed() -> Iterator[None]:
     Native code writes to the file descriptor itself, so that is what is filtered; Python's `sys.stderr` goes
     to the terminal directly.
     """
-    sys.stderr.flush()
-    python_stderr, terminal = sys.stderr, os.dup(2)
+    python_stderr = sys.__stderr__
+    if python_stderr is None or sys.stderr is not python_stderr:
+        yield  # a notebook, or a test: stderr is no file of this process
+        return
+    python_stderr.flush()
+    terminal = os.dup(2)
     reader, writer = os.pipe()
 
     def forward() -> None:
@@ -96,22 +102,47 @@ def hushed() -> Iterator[None]:
         sys.stderr = python_stderr
         os.dup2(terminal, 2)
         filtering.join(timeout=1)
-        os.close(terminal)
+        if not filtering.is_alive():
+            os.close(terminal)
 
 
-def root_cause(error: BaseException, what: str) -> RetrievalError:
-    """The mendable error that a remote process died of, or else a ClusterError with what is known.
+def reraise(error: BaseException, what: str) -> NoReturn:
+    """Raise what a remote process died of.
 
     Args:
         error: what Ray raised.
         what: the work that failed, for the message.
+
+    Raises:
+        RetrievalError: the mendable error in the process, where there was one.
+        ClusterError: if the process itself was lost.
+        BaseException: `error` as it is, if it was anything else: a bug.
     """
     failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    for failure in failures:
-        inner: BaseException | None = failure
-        while inner is not None:
-            if isinstance(inner, RetrievalError):
-                return inner
-            inner = getattr(inner, "cause", None) or inner.__cause__
-    lines = [line for line in str(failures[0]).splitlines() if line.strip()]
-    return ClusterError(f"{what} failed: {lines[-1].strip() if lines else type(failures[0]).__name__}")
+    causes = [cause for failure in failures for cause in _chain(failure)]
+    for cause in causes:
+        if isinstance(cause, RetrievalError):
+            raise cause from None
+    lost = [cause for cause in causes if isinstance(cause, _LOST)]
+    if not lost:
+        raise error
+    line = next((line for line in str(lost[-1]).splitlines() if line.strip()), type(lost[-1]).__name__)
+    raise ClusterError(f"{what} failed: {line.strip()}") from error
+
+
+_LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.GetTimeoutError,
+)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    inner: BaseException | None = error
+    while inner is not None:
+        yield inner
+        inner = getattr(inner, "cause", None) or inner.__cause__

@@ -43,7 +43,8 @@ def _explain(error: ValidationError, kind: type[Config], values: Any, where: obj
         return RecipeError(f"unknown key '{key}'{more}", where=where, mend=mend)
     message = first["msg"].removeprefix("Value error, ")
     given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-    return RecipeError(f"'{key}': {message[:1].lower()}{message[1:]}{given}{more}", where=where)
+    head = f"'{key}': " if key else ""
+    return RecipeError(f"{head}{message[:1].lower()}{message[1:]}{given}{more}", where=where)
 
 
 def _recipe_location(location: tuple[int | str, ...], values: Any) -> list[int | str]:

@@ -16,8 +16,7 @@ import ray
 import ray.data
 from pydantic import Field
 
-from ray_retrieval.cluster import hushed, resources, root_cause
-from ray_retrieval.compute import Precision
+from ray_retrieval.cluster import hushed, reraise
 from ray_retrieval.config import Config
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import DescriptorKind
@@ -36,8 +35,6 @@ class EncodeConfig(Config):
     """Processor threads of one encoder; unset: 1 on small machines, 4 where there are 8 cores or more."""
     batch_size: int = Field(default=64, ge=1)
     """Images a forward pass."""
-    precision: Precision = "auto"
-    """`bf16`, `float32`, or `auto`: bfloat16 where the hardware has instructions for it."""
     rows_per_part: int | None = Field(default=None, ge=1)
     """Images a file; unset: a two-hundredth of the table, between 512 and 65,536."""
     keep_images: bool = True
@@ -56,7 +53,7 @@ class EncodeJob:
 
     def key(self, config: EncodeConfig, model: str, first: int, rows: int) -> str:
         """What a finished part must have been made of to be kept."""
-        return fingerprint([model, self.table.fingerprint, first, rows, config.precision, config.keep_images])
+        return fingerprint([model, self.table.fingerprint, first, rows, config.keep_images])
 
 
 def encode(
@@ -77,7 +74,7 @@ def encode(
 
     Raises:
         ClusterError: if encoders were lost for good.
-        DataError: if no image of a table can be decoded.
+        DataError: if no image of a table can be decoded, or a store does not answer.
     """
     models = [read_model_description(job.model) for job in jobs]
     items: list[dict[str, Any]] = []
@@ -111,13 +108,7 @@ def _run(
     """Encode the parts on a pool of actors, and give one result each as they come."""
     workers, threads, asked = _pool(config)
     workers = min(workers, len(items))
-    # Rows go through the object store part by part, so that a node fetches only what it encodes.
-    slices = {
-        (item["job"], item["part"]): ray.put(
-            jobs[item["job"]].table.take(np.arange(item["first"], item["first"] + item["rows"]))
-        )
-        for item in items
-    }
+    slices = _share(jobs, items)
     work = [_Work(job.model.uri, job.out.uri) for job in jobs]
     results = ray.data.from_items(items, override_num_blocks=len(items)).map(
         _PartEncoder,  # type: ignore[arg-type]
@@ -129,7 +120,23 @@ def _run(
         with hushed():
             yield from results.iter_rows()
     except ray.exceptions.RayError as error:
-        raise root_cause(error, "encoding") from error
+        reraise(error, "encoding")
+
+
+def _share(jobs: list[EncodeJob], items: list[dict[str, Any]]) -> dict[tuple[int, int], Any]:
+    """The rows of every part in Ray's object store, so that a node fetches only what it encodes.
+
+    Two models that encode the same table find the same copy.
+    """
+    shared: dict[tuple[int, int, int], Any] = {}
+    slices = {}
+    for item in items:
+        table, first, rows = jobs[item["job"]].table, item["first"], item["rows"]
+        place = (id(table), first, rows)
+        if place not in shared:
+            shared[place] = ray.put(table.take(np.arange(first, first + rows)))
+        slices[item["job"], item["part"]] = shared[place]
+    return slices
 
 
 def _finish(job: EncodeJob, description: dict[str, Any], model: str) -> None:
@@ -154,17 +161,23 @@ def _finish(job: EncodeJob, description: dict[str, Any], model: str) -> None:
 
 
 def _pool(config: EncodeConfig) -> tuple[int, int, dict[str, float]]:
-    """Encoders, threads of each, and what each asks of Ray."""
-    found = resources()
-    total, gpus = found.get("CPU", 1), int(found.get("GPU", 0))
+    """Encoders, threads of each, and what each asks of Ray: never more than a node has."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node for node in alive if node.get("CPU", 0) >= 1] or [{"CPU": 1.0}]
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
     if gpus:
         workers = config.workers or gpus
-        threads = config.threads or max(1, int(total) // workers)
-        return workers, threads, {"num_gpus": gpus / workers, "num_cpus": (total - 1) / workers}
-    threads = config.threads or (4 if total >= 8 else 1)
-    workers = config.workers or max(1, int(total) // threads)
-    # One logical processor stays free: without it, Ray cannot feed the pool when a node is lost.
-    return workers, threads, {"num_cpus": (total - 1) / workers}
+        each = -(-workers // gpus)  # encoders that share one GPU
+        processors = min(node["CPU"] / (node["GPU"] * each) for node in nodes if node.get("GPU"))
+        threads = config.threads or max(1, int(processors))
+        return workers, threads, {"num_gpus": 1 / each, "num_cpus": processors / 2}
+    smallest = min(node["CPU"] for node in nodes)
+    threads = config.threads or (4 if smallest >= 8 else 1)
+    workers = config.workers or max(1, sum(int(node["CPU"]) // threads for node in nodes))
+    on_one_node = -(-workers // len(nodes))
+    # Together they leave one logical processor free: Ray needs it to feed the pool when a node is lost.
+    asked = min(threads, smallest / on_one_node) - 1 / workers
+    return workers, threads, {"num_cpus": max(0.01, asked)}
 
 
 @dataclass(frozen=True)
@@ -210,7 +223,6 @@ class _PartEncoder:
                 model: Encoder(
                     model,
                     threads=self._threads,
-                    precision=self._config.precision,
                     batch_size=self._config.batch_size,
                 )
             }

@@ -3,6 +3,7 @@
     RetrievalError
     ├── RecipeError      a recipe or a command line says something impossible
     ├── DataError        images, labels, lists or splits are not what they should be
+    │   └── StoreError   a store that holds images does not answer: nothing is said about the images
     ├── ModelError       weights or a model directory do not fit
     ├── ArtefactError    embeddings or an index are missing, damaged or made by another model
     ├── MetricError      a metric was asked for something undefined
@@ -51,6 +52,10 @@ class RecipeError(RetrievalError):
 
 class DataError(RetrievalError):
     """Images, labels, lists or splits are not what they should be."""
+
+
+class StoreError(DataError):
+    """A store that holds images does not answer; another attempt may succeed."""
 
 
 class ModelError(RetrievalError):

@@ -1,7 +1,7 @@
 """Embeddings against the benchmark's protocol."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -16,7 +16,7 @@ class EvaluateConfig(Config):
 
     k: int | None = Field(default=None, ge=1)
     """Cut-off of the MAP; unset: the benchmark's own."""
-    at: tuple[int, ...] = (1, 10, 100, 1000)
+    at: tuple[Annotated[int, Field(ge=1)], ...] = (1, 10, 100, 1000)
     """Numbers of hits at which precision and recall are measured."""
     radius: int = Field(default=2, ge=0)
     """Hamming radius of the precision within a ball."""

@@ -7,6 +7,7 @@ that was killed and started again ends where an undisturbed one does.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -18,15 +19,16 @@ import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, model_validator
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ray_retrieval.compute import Precision, autocast, place
+from ray_retrieval.compute import Precision, autocast, place, uses_bf16
 from ray_retrieval.config import Config
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.source import ImageSource
-from ray_retrieval.data.transforms import Augmentation, apply, draw
+from ray_retrieval.data.table import ImageTable
+from ray_retrieval.data.transforms import Augmentation, Preprocessing, apply, draw
 from ray_retrieval.descriptors import Codes, concatenate
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.batch_norm import synchronise_batch_norm
@@ -94,6 +96,14 @@ class TrainConfig(Config):
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are replaced before the run gives up."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.batch_size < 2 * self.workers:
+            raise ValueError(
+                f"'batch_size' is 2 or more for each of {self.workers} workers, got {self.batch_size}"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Process:
@@ -133,6 +143,7 @@ class _Progress:
     sums: dict[str, float] = field(default_factory=dict)
     best_value: float | None = None
     best_epoch: int = 0
+    precision: Literal["bf16", "float32"] = "float32"
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -147,40 +158,46 @@ class Trainer:
         process: this process among its peers; torch.distributed is initialised when there are several.
 
     Raises:
-        RecipeError: if a batch cannot be shared among the workers.
+        RecipeError: if there are fewer training images a step than workers.
     """
 
     def __init__(
         self, method: Method, benchmark: Benchmark, config: TrainConfig, *, seed: int, process: Process
     ) -> None:
-        if config.batch_size < 2 * process.world:
-            raise RecipeError(
-                f"a batch of {config.batch_size} images for {process.world} workers",
-                where="train.batch_size",
-                mend=f"make it {2 * process.world} or more",
-            )
         torch.set_num_threads(process.threads)
         self.config, self.seed, self.process, self.benchmark = config, seed, process, benchmark
         self.method = method
+        bf16 = uses_bf16(config.precision, process.device)
+        self.progress = _Progress(precision="bf16" if bf16 else "float32")
+        plan = self._plan(0)
+        smallest = min(len(batch) for batch in plan)
+        if smallest < process.world:
+            raise RecipeError(
+                f"{smallest} training images a step for {process.world} workers",
+                where="train.workers",
+                mend=f"set it to {smallest} or fewer",
+            )
+        self.steps_per_epoch = len(plan)
         place(method, process.device)
         if process.world > 1:
             synchronise_batch_norm(self.method)
         self.wrapped = self._wrap()
         self.optimizer = build_optimizer(config.optimizer, method)
-        memory, threads = int(config.cache_memory), process.threads
-        tables = (benchmark.train, benchmark.validation_queries, benchmark.validation_database)
-        self.train_images, self.queries, self.database = (
-            ImageSource(table, method.preprocessing, memory_bytes=memory // len(tables), threads=threads)
-            for table in tables
+        self.train_images, self.queries, self.database = _sources(
+            [benchmark.train, benchmark.validation_queries, benchmark.validation_database],
+            method.preprocessing,
+            memory_bytes=int(config.cache_memory),
+            threads=process.threads,
         )
         self.labels = torch.tensor(benchmark.train.labels)
         if self.labels.ndim == 2:
             self.labels = self.labels.float()
-        self.progress = _Progress()
         self._terms: dict[str, Tensor] = {}
         self._rate = 0.0
         self.best: dict[str, Tensor] | None = None
-        self.steps_per_epoch = len(self._plan(0))
+        if process.device.type == "cuda":
+            # Some of cuDNN's gradients add in any order: a resumed run would not end like an undisturbed one.
+            torch.backends.cudnn.deterministic = True
 
     def fit(self, reporter: Reporter) -> list[dict[str, Any]]:
         """Train to the end, from the newest checkpoint where there is one.
@@ -256,7 +273,9 @@ class Trainer:
         torch.manual_seed(_mix(self.seed, clock.step, self.process.rank))
         self.wrapped.train()
         self.optimizer.zero_grad(set_to_none=True)
-        parts = np.array_split(np.arange(len(mine)), min(config.accumulate, len(mine)))
+        # The same number on every worker, or batch normalisation waits for a part that never comes.
+        count = min(config.accumulate, len(rows) // self.process.world)
+        parts = np.array_split(np.arange(len(mine)), count)
         for number, part in enumerate(parts):
             # Gradients travel between the workers once a step, with the last part.
             waits = self.process.world > 1 and number < len(parts) - 1
@@ -274,12 +293,12 @@ class Trainer:
         indices = torch.from_numpy(rows)
         labels = self.labels[indices].to(self.process.device)
         batch = Batch(indices, labels, global_size, self.process.world)
-        with autocast(self.config.precision, self.process.device):
+        with autocast(self.progress.precision, self.process.device):
             outputs = self.wrapped(images)
         terms = self.method.objective(outputs, batch, clock)
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         for name, term in terms.items():
-            weighted = term.detach() * global_size
+            weighted = term.detach().double() * global_size
             self._terms[name] = self._terms[name] + weighted if name in self._terms else weighted
 
     def _augment(self, images: Tensor, count: int, clock: Clock) -> Tensor:
@@ -295,6 +314,12 @@ class Trainer:
         progress.epoch, progress.batch = progress.epoch + 1, 0
         count = len(self.benchmark.train)
         terms = {name: total / count for name, total in progress.sums.items()}
+        if not math.isfinite(sum(terms.values())):
+            raise RecipeError(
+                f"the loss is not finite in epoch {progress.epoch}",
+                where="train.optimizer.lr",
+                mend="lower it, or set train.clip_norm",
+            )
         record: dict[str, Any] = {
             "epoch": progress.epoch,
             "step": progress.step,
@@ -335,9 +360,11 @@ class Trainer:
     def describe(self, source: ImageSource) -> Codes:
         """Descriptors of all images of a source, each process computing its share; the same on all."""
         share = self._share(np.arange(len(source.table)))
+        if not len(share):  # fewer images than workers: describe one all the same, it is cut off below
+            share = np.zeros(1, np.int64)
         size = 2 * self.config.batch_size
         batches = [share[start : start + size] for start in range(0, len(share), size)]
-        with torch.inference_mode(), autocast(self.config.precision, self.process.device):
+        with torch.inference_mode(), autocast(self.progress.precision, self.process.device):
             parts = [
                 self.method.describe(images.to(self.process.device, non_blocking=True))
                 for images in source.stream(batches)
@@ -350,7 +377,7 @@ class Trainer:
         # Shares differ by one row at the most; collectives want equal shapes.
         longest = -(-total // self.process.world)
         padded = np.zeros((longest, mine.data.shape[1]), np.uint8)
-        padded[: len(mine)] = mine.data
+        padded[: len(mine)] = mine.data[:longest]
         local = torch.from_numpy(padded).to(self.process.device)
         everyone = [torch.empty_like(local) for _ in range(self.process.world)]
         dist.all_gather(everyone, local)
@@ -368,7 +395,6 @@ class Trainer:
     def _collect_terms(self) -> None:
         """Add what all processes have summed since the last time to the epoch's sums."""
         for name, total in self._terms.items():
-            total = total.double()  # noqa: PLW2901
             if self.process.world > 1:
                 dist.all_reduce(total)
             value = float(total) / self.process.world
@@ -419,11 +445,13 @@ class Outcome:
         weights: of the `best` and the `last` model; one object where they are the same.
         epochs: after which each was taken.
         validation: MAP of each on the validation queries; None where there are none.
+        precision: the arithmetic of the training.
     """
 
     weights: dict[str, dict[str, Tensor]]
     epochs: dict[str, int]
     validation: dict[str, float | None]
+    precision: Literal["bf16", "float32"]
 
 
 def read_outcome(folder: Path) -> Outcome:
@@ -436,7 +464,21 @@ def read_outcome(folder: Path) -> Outcome:
         weights={"best": best, "last": last},
         epochs={"best": progress.best_epoch or progress.epoch, "last": progress.epoch},
         validation={"best": progress.best_value, "last": measured},
+        precision=progress.precision,
     )
+
+
+def _sources(
+    tables: list[ImageTable], preprocessing: Preprocessing, *, memory_bytes: int, threads: int
+) -> list[ImageSource]:
+    """A source for each table, one for tables that are the same; the first ones get the memory."""
+    sources: dict[int, ImageSource] = {}
+    for table in tables:
+        if id(table) not in sources:
+            source = ImageSource(table, preprocessing, memory_bytes=memory_bytes, threads=threads)
+            memory_bytes -= len(table) * 3 * preprocessing.size**2 if source.cached else 0
+            sources[id(table)] = source
+    return [sources[id(table)] for table in tables]
 
 
 def _to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

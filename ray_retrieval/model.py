@@ -4,6 +4,7 @@
 fingerprint is a hash of both, so embeddings and indices can say exactly which model made them.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from ray_retrieval.config import validate
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, prepare
 from ray_retrieval.descriptors import Codes
-from ray_retrieval.errors import DataError, ModelError
+from ray_retrieval.errors import DataError, ModelError, StoreError
 from ray_retrieval.methods import METHODS, build
 from ray_retrieval.methods.base import Method
 from ray_retrieval.storage import (
@@ -67,6 +68,7 @@ def save(
     weights: dict[str, torch.Tensor],
     classes: int,
     class_names: list[str] | None,
+    precision: Precision,
     training: dict[str, Any],
     metrics: dict[str, Any],
 ) -> None:
@@ -78,6 +80,7 @@ def save(
         weights: parameters and buffers.
         classes: number of classes of the training data.
         class_names: their names, where they have any.
+        precision: `bf16` or `float32`: the arithmetic that it was trained in, and describes images in.
         training: provenance: recipe and data fingerprints, epochs, steps.
         metrics: what was measured on validation queries.
     """
@@ -86,6 +89,7 @@ def save(
         "method": config,
         "kind": METHODS[config["name"]][1].kind.value,
         "bits": config["bits"],
+        "precision": precision,
         "classes": classes,
         "class_names": class_names,
         "training": training,
@@ -132,7 +136,6 @@ class Encoder:
         model: a model directory.
         threads: processor threads for decoding and for the network.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …
-        precision: `auto` computes in bfloat16 where the hardware has it.
         batch_size: images a forward pass.
 
     Raises:
@@ -145,12 +148,13 @@ class Encoder:
         *,
         threads: int = 1,
         device: str = "auto",
-        precision: Precision = "auto",
         batch_size: int = 64,
     ) -> None:
         torch.set_num_threads(threads)
         loaded = load(model)
-        self.device, self.precision, self.batch_size = pick_device(device), precision, batch_size
+        self.device, self.batch_size = pick_device(device), batch_size
+        # In other arithmetic than the model's own, bits near zero would turn.
+        self.precision: Precision = loaded.description["precision"]
         self.method = loaded.method
         place(self.method, self.device)
         self.fingerprint, self.bits, self.class_names = loaded.fingerprint, loaded.bits, loaded.class_names
@@ -169,34 +173,15 @@ class Encoder:
             Codes with one row an image, and the reason for each image that cannot be decoded, by its
             position; such a row is all zero.
         """
-        starts = range(0, len(images), self.batch_size)
-        failures: dict[int, str] = {}
-        codes = np.zeros((len(images), (self.bits + 7) // 8), np.uint8)
-        pending = self._decode(images, 0)
-        for start in starts:
-            decoded = [future.result() for future in pending]
-            pending = self._decode(images, start + self.batch_size)
-            good = [offset for offset, image in enumerate(decoded) if isinstance(image, np.ndarray)]
-            failures |= {
-                start + offset: image for offset, image in enumerate(decoded) if isinstance(image, str)
-            }
-            if good:
-                batch = np.stack([decoded[offset] for offset in good])
-                codes[[start + offset for offset in good]] = self.describe(torch.from_numpy(batch)).data
-        return Codes(codes, self.bits), failures
+        return self._encode(len(images), images.__getitem__)
 
     def encode_table(self, table: ImageTable) -> tuple[Codes, dict[int, str]]:
-        """`encode` of a table's images; one that cannot be read fails like one that cannot be decoded."""
-        images: list[bytes] = []
-        unread: dict[int, str] = {}
-        for row in range(len(table)):
-            try:
-                images.append(table.image_bytes(row))
-            except DataError as error:
-                images.append(b"")
-                unread[row] = error.problem
-        codes, failures = self.encode(images)
-        return codes, {**failures, **unread}
+        """`encode` of a table's images, read as they are needed; a missing file is a failure too.
+
+        Raises:
+            StoreError: if a store does not answer, which says nothing about its images.
+        """
+        return self._encode(len(table), table.image_bytes)
 
     def describe(self, images: torch.Tensor) -> Codes:
         """Descriptors of prepared images, uint8 [n, 3, size, size]."""
@@ -207,12 +192,30 @@ class Encoder:
         """Stop the decoding threads."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _decode(self, images: list[bytes], start: int) -> list[Any]:
-        part = images[start : start + self.batch_size]
-        return [self._decoders.submit(self._prepare, image) for image in part]
+    def _encode(self, count: int, read: Callable[[int], bytes]) -> tuple[Codes, dict[int, str]]:
+        failures: dict[int, str] = {}
+        codes = np.zeros((count, (self.bits + 7) // 8), np.uint8)
+        pending = self._decode(read, 0, count)
+        for start in range(0, count, self.batch_size):
+            decoded = [future.result() for future in pending]
+            pending = self._decode(read, start + self.batch_size, count)
+            good = [offset for offset, image in enumerate(decoded) if isinstance(image, np.ndarray)]
+            failures |= {
+                start + offset: image for offset, image in enumerate(decoded) if isinstance(image, str)
+            }
+            if good:
+                batch = np.stack([decoded[offset] for offset in good])
+                codes[[start + offset for offset in good]] = self.describe(torch.from_numpy(batch)).data
+        return Codes(codes, self.bits), failures
 
-    def _prepare(self, image: bytes) -> "np.ndarray[Any, np.dtype[np.uint8]] | str":
+    def _decode(self, read: Callable[[int], bytes], start: int, count: int) -> list[Any]:
+        rows = range(start, min(start + self.batch_size, count))
+        return [self._decoders.submit(self._prepare, read, row) for row in rows]
+
+    def _prepare(self, read: Callable[[int], bytes], row: int) -> "np.ndarray[Any, np.dtype[np.uint8]] | str":
         try:
-            return prepare(image, self.preprocessing)
+            return prepare(read(row), self.preprocessing)
+        except StoreError:
+            raise
         except DataError as error:
             return error.problem

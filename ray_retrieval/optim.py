@@ -4,7 +4,7 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config
 from ray_retrieval.methods.base import Clock, Method
@@ -26,6 +26,12 @@ class OptimizerConfig(Config):
     """Nesterov momentum of `sgd`."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """Decay of all parameters."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimizerConfig":
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("'nesterov' needs a 'momentum' above 0")
+        return self
 
 
 class StepSchedule(Config):

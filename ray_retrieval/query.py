@@ -95,7 +95,7 @@ def model_of(index: Folder) -> Folder:
         ArtefactError: if no folder beside the index holds a model of that fingerprint.
     """
     fingerprint = Index.open(index).model
-    parent = Folder(index.uri.rpartition("/")[0])
+    parent = index.parent
     found = {}
     for name in parent.names():
         if (parent / name).exists(DESCRIPTION):
@@ -178,4 +178,7 @@ def _read(image: str | Path | bytes) -> bytes:
     path = Path(image).expanduser()
     if not path.is_file():
         raise QueryError("no such image file", where=path, mend="check the path")
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise QueryError(f"cannot be read: {error.strerror}", where=path) from None

@@ -2,7 +2,7 @@
 
 A recipe is one YAML file that states a whole experiment. Any field can be set from the command line
 (`train.optimizer.lr=0.01`), one field can refer to another (`runs/${method.bits}bits`), and paths may use
-`~` and environment variables. An unknown key is an error that names the nearest known one.
+`~` and environment variables (`$HOME`). An unknown key is an error that names the nearest known one.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config, ConfigType, validate
 from ray_retrieval.data.datasets import DataConfig
@@ -26,7 +26,7 @@ from ray_retrieval.methods import AnyMethodConfig
 _NOT_OF_THE_MODEL: dict[str, Any] = {
     "name": True,
     "output": True,
-    "train": {"workers", "cache_memory", "checkpoint", "max_failures", "select"},
+    "train": {"workers", "cache_memory", "checkpoint", "max_failures"},
     "encode": True,
     "index": True,
     "evaluate": True,
@@ -72,6 +72,13 @@ class Recipe(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
 
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        size = self.method.image.size
+        if self.train.augmentation.pad > size:
+            raise ValueError(f"'train.augmentation.pad' is at most 'method.image.size' ({size})")
+        return self
+
     def of_the_model(self) -> dict[str, Any]:
         """The part that determines the trained model, as plain values."""
         return self.model_dump(mode="json", exclude=_NOT_OF_THE_MODEL)
@@ -113,7 +120,11 @@ def _with_settings(values: dict[str, Any], settings: list[str], *, where: object
         if "=" not in setting or setting.startswith("="):
             raise RecipeError("not of the form key=value", where=setting, mend="e.g. train.epochs=10")
     try:
-        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(settings))
+        merged = OmegaConf.create(values)
+        for setting in settings:
+            key, _, text = setting.partition("=")
+            # A whole section replaces the old one: its keys may belong to another kind.
+            OmegaConf.update(merged, key, yaml.safe_load(text), merge=False, force_add=True)
         return OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RecipeError(" ".join(str(error).split()), where=where) from None

@@ -30,13 +30,13 @@ from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.evaluate import evaluate
 from ray_retrieval.methods import build
 from ray_retrieval.model import DESCRIPTION, read_model_description
-from ray_retrieval.progress import Display
+from ray_retrieval.progress import Advance, Display
 from ray_retrieval.query import example, hits_of, label_names
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.report import Example, Shown
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder, fingerprint
-from ray_retrieval.train import train
+from ray_retrieval.train import read_history, train
 
 _VERSIONS = (
     "ray_retrieval",
@@ -49,6 +49,9 @@ _VERSIONS = (
     "faiss-cpu",
     "numba",
 )
+
+
+_TRAINED_ON = ("train", "validation_queries", "validation_database")
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Run:
         Raises:
             RetrievalError: if images, labels or weights are missing or do not fit; then nothing is left.
         """
-        existed = self.folder.exists()
+        existed, begun = self.folder.exists(), self.folder.exists("recipe.yaml")
         try:
             benchmark = self._load_data()
             if not self.folder.exists(f"model/{DESCRIPTION}"):
@@ -113,6 +116,8 @@ class Run:
                     self.recipe.method, classes=benchmark.train.classes
                 )  # fetches weights, once for all workers
         except RetrievalError:
+            for name in () if begun else ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
+                self.folder.remove(name)
             if not existed:
                 self.folder.remove()
             raise
@@ -129,11 +134,22 @@ class Run:
     def train(self, benchmark: Benchmark) -> None:
         """Train, unless `model/` is complete."""
         folder = self.folder / "model"
-        key = fingerprint([self.recipe.of_the_model(), benchmark.train.fingerprint])
+        tables = (benchmark.train, benchmark.validation_queries, benchmark.validation_database)
+        key = fingerprint([self.recipe.of_the_model(), *(table.fingerprint for table in tables)])
+        begun = self.folder.read_json("training.json")["key"] if self.folder.exists("training.json") else key
+        if begun != key:
+            raise RecipeError(
+                "the training or validation images are not those that this run was begun with",
+                where=self.folder,
+                mend="bring them back, choose another output=… or delete the run with --fresh",
+            )
         if folder.exists(DESCRIPTION) and read_model_description(folder)[0]["training"]["key"] == key:
             self.display.say("train: the model is complete")
             return
-        with self._stage("train"), self.display.task("train", self.recipe.train.epochs, "epochs") as advance:
+        self.folder.write_json("training.json", {"key": key})
+        epochs = self.recipe.train.epochs
+        earlier = read_history(self.folder)
+        with self._stage("train") as stage, self.display.task("train", epochs, "epochs") as advance:
             train(
                 self.recipe.method,
                 self.recipe.train,
@@ -143,6 +159,9 @@ class Run:
                 provenance={"key": key, "data": benchmark.name, "seed": self.recipe.seed},
                 on_epoch=lambda record: advance(1, _remark(record)),
             )
+            # The epochs of an earlier start that this one went on from.
+            pairs = zip(earlier, read_history(self.folder), strict=False)
+            stage.earlier = sum(old["seconds"] for old, new in pairs if old == new)
 
     def require_model(self) -> None:
         """Raise RecipeError if the recipe has not been trained."""
@@ -244,30 +263,39 @@ class Run:
 
     def _without_broken(self, benchmark: Benchmark) -> Benchmark:
         """Look at every training and validation image once, whatever number of workers trains later."""
-        tables = [benchmark.train, benchmark.validation_queries, benchmark.validation_database]
-        known = fingerprint([table.fingerprint for table in tables])
-        if not (self.folder.exists("errors.parquet") and self._checked() == known):
-            with self.display.task("check", sum(map(len, tables)), "images") as advance:
-                errors = []
-                for table in tables:
-                    errors += check_images(table, threads=cores())
-                    advance(len(table), "")
-            write_errors(self.folder, errors)
+        tables = {role: getattr(benchmark, role) for role in _TRAINED_ON}
+        # One table may play several roles: its errors are found once, under the first of them.
+        listed = {id(table): role for role, table in reversed(tables.items())}
+        known = fingerprint([table.fingerprint for table in tables.values()])
+        if self._checked() != known:
+            with self.display.task(
+                "check", sum(len(tables[r]) for r in listed.values()), "images"
+            ) as advance:
+                for role in listed.values():
+                    self._check_images(role, tables[role], advance)
             self.folder.write_json("data.json", {"checked": known})
-        broken = {error.id: error.reason for error in read_errors(self.folder)}
-        if not broken:
-            return benchmark
-        first = next(iter(broken))
-        self.display.say(
-            f"note: {len(broken)} images cannot be decoded and are left out of training"
-            f" (first: {first}: {broken[first]}); all are listed in {self.folder}/errors.parquet"
-        )
-        return replace(
-            benchmark,
-            train=_without(benchmark.train, broken),
-            validation_queries=_without(benchmark.validation_queries, broken),
-            validation_database=_without(benchmark.validation_database, broken),
-        )
+        kept: dict[str, Any] = {}
+        for role, table in tables.items():
+            name = f"{listed[id(table)]}.parquet"
+            errors = read_errors(self.folder / "errors", name)
+            if errors:
+                self.display.say(
+                    f"note: {role}: {len(errors)} of {len(table)} images cannot be decoded and are left out"
+                    f" (first: {errors[0].id}: {errors[0].reason}); all are in {self.folder}/errors/{name}"
+                )
+            kept[role] = _without(table, {error.row for error in errors})
+        return replace(benchmark, **kept)
+
+    def _check_images(self, role: str, table: ImageTable, advance: Advance) -> None:
+        seen = 0
+
+        def tick(count: int) -> None:
+            nonlocal seen
+            advance(count - seen, "")
+            seen = count
+
+        errors = check_images(table, threads=cores(), progress=tick)
+        write_errors(self.folder / "errors", errors, f"{role}.parquet")
 
     def _checked(self) -> str | None:
         return self.folder.read_json("data.json")["checked"] if self.folder.exists("data.json") else None
@@ -310,7 +338,7 @@ class Run:
             return
         known = self.folder.exists("timings.json")
         timings = self.folder.read_json("timings.json") if known else {"stages": {}}
-        timings["stages"][name] = round(time.monotonic() - started, 2)
+        timings["stages"][name] = round(time.monotonic() - started + stage.earlier, 2)
         timings["versions"] = {"python": platform.python_version(), **_versions()}
         timings["machine"] = describe_machine()
         self.folder.write_json("timings.json", timings)
@@ -318,14 +346,19 @@ class Run:
 
 @dataclass
 class _Stage:
+    """What a stage says of itself: whether it had anything to do, and seconds spent on it before."""
+
     worked: bool = True
+    earlier: float = 0.0
 
 
-def _without(table: ImageTable, broken: dict[str, str]) -> ImageTable:
-    kept = np.array([row for row, name in enumerate(table.ids) if name not in broken], np.int64)
-    if len(kept) == 0:
+def _without(table: ImageTable, broken: set[int]) -> ImageTable:
+    if not broken:
+        return table
+    kept = np.setdiff1d(np.arange(len(table)), np.array(sorted(broken), np.int64))
+    if not len(kept):
         raise DataError("none of the images can be decoded", where=table.name)
-    return table if len(kept) == len(table) else table.take(kept)
+    return table.take(kept)
 
 
 def _remark(record: dict[str, Any]) -> str:

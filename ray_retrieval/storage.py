@@ -11,7 +11,7 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,8 +52,19 @@ class Folder:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __truediv__(self, name: str) -> "Folder":
-        base, question, query = self.uri.partition("?")
-        return Folder(f"{base}/{name}{question}{query}")
+        base, query = self._split()
+        return Folder(f"{base}/{name}{query}")
+
+    @property
+    def parent(self) -> "Folder":
+        """The folder that this one lies in."""
+        base, query = self._split()
+        return Folder(f"{base.rpartition('/')[0]}{query}")
+
+    def _split(self) -> tuple[str, str]:
+        """Address and query (`?endpoint_override=…`) of a URI; a local path is all address."""
+        base, question, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
+        return base, question + query
 
     def __str__(self) -> str:
         return self.uri
@@ -63,13 +74,15 @@ class Folder:
 
     def exists(self, name: str = "") -> bool:
         """Whether the file (or, without a name, the folder) is there."""
-        info = self.filesystem.get_file_info(self._at(name))
-        return bool(info.type != fs.FileType.NotFound)
+        with self._guarded(name):
+            info = self.filesystem.get_file_info(self._at(name))
+            return bool(info.type != fs.FileType.NotFound)
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; temporary ones are left out."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
-        found = (os.path.basename(info.path) for info in self.filesystem.get_file_info(selector))
+        with self._guarded():
+            found = [os.path.basename(info.path) for info in self.filesystem.get_file_info(selector)]
         return sorted(name for name in found if _TEMPORARY not in name)
 
     def size(self, name: str) -> int:
@@ -98,22 +111,23 @@ class Folder:
         """A stream whose bytes become the file `name` when the block ends without an error."""
         target = self._at(name)
         temporary = f"{target}{_TEMPORARY}{uuid.uuid4().hex[:12]}"
-        self.filesystem.create_dir(os.path.dirname(target), recursive=True)
-        try:
-            if self.is_local:
-                with open(temporary, "wb") as local:
-                    yield local
-                    local.flush()
-                    os.fsync(local.fileno())
-                os.replace(temporary, target)
-            else:
-                with self.filesystem.open_output_stream(temporary) as remote:
-                    yield remote
-                self.filesystem.move(temporary, target)
-        except BaseException:
-            if self.filesystem.get_file_info(temporary).type != fs.FileType.NotFound:
-                self.filesystem.delete_file(temporary)
-            raise
+        with self._guarded(name):
+            self.filesystem.create_dir(os.path.dirname(target), recursive=True)
+            try:
+                if self.is_local:
+                    with open(temporary, "wb") as local:
+                        yield local
+                        local.flush()
+                        os.fsync(local.fileno())
+                    os.replace(temporary, target)
+                else:
+                    with self.filesystem.open_output_stream(temporary) as remote:
+                        yield remote
+                    self.filesystem.move(temporary, target)
+            except BaseException:
+                with suppress(OSError):
+                    self.filesystem.delete_file(temporary)
+                raise
 
     def write_bytes(self, name: str, data: bytes) -> None:
         with self.writing(name) as stream:
@@ -134,11 +148,13 @@ class Folder:
 
     def remove(self, name: str = "") -> None:
         """Delete a file, or a folder with everything in it; nothing happens where it is missing."""
-        info = self.filesystem.get_file_info(self._at(name))
-        if info.type == fs.FileType.Directory:
-            self.filesystem.delete_dir(info.path)
-        elif info.type == fs.FileType.File:
-            self.filesystem.delete_file(info.path)
+        # Another process may delete it between the look and the deed.
+        with self._guarded(name), suppress(FileNotFoundError):
+            info = self.filesystem.get_file_info(self._at(name))
+            if info.type == fs.FileType.Directory:
+                self.filesystem.delete_dir(info.path)
+            elif info.type == fs.FileType.File:
+                self.filesystem.delete_file(info.path)
 
     def sweep(self) -> None:
         """Delete what killed writers left behind directly inside."""
@@ -173,6 +189,19 @@ class Folder:
             while chunk := source.read(1 << 24):
                 state.update(chunk)
         return state.hexdigest()
+
+    @contextmanager
+    def _guarded(self, name: str = "") -> Iterator[None]:
+        """Say where and why a store refuses: no rights, no space, a file where a folder should be."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+            raise ArtefactError(
+                f"the store refuses: {reason}",
+                where=f"{self.uri}/{name}".rstrip("/"),
+                mend="check the path, the rights and the space left",
+            ) from error
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import torch
@@ -16,7 +19,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ray_retrieval import model
-from ray_retrieval.cluster import resources, root_cause
+from ray_retrieval.cluster import reraise, resources
 from ray_retrieval.compute import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import ClusterError
@@ -58,10 +61,16 @@ def train(
         ClusterError: if the cluster has too few processors or GPUs, or workers were lost too often.
     """
     asked = _worker_resources(config.workers)
-    tables = ray.put((benchmark, method, config))
+    none = np.zeros(0, np.int64)
+    needed = replace(benchmark, queries=benchmark.queries.take(none), database=benchmark.database.take(none))
+    # The starting weights are made here, once: files and downloads need not be on every node.
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        start = build(method, classes=benchmark.train.classes).state_dict()
+    inputs = ray.put((needed, method, config, start))
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"inputs": [tables], "seed": seed, "run": run.uri},
+        train_loop_config={"inputs": [inputs], "seed": seed, "run": run.uri},
         scaling_config=ScalingConfig(
             num_workers=config.workers, use_gpu="GPU" in asked, resources_per_worker=asked
         ),
@@ -75,10 +84,10 @@ def train(
         ),
     )
     try:
-        with _following(run, on_epoch):
+        with _interruptible(), _following(run, on_epoch):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise root_cause(error, "training") from error
+        reraise(error, "training")
     assert result.checkpoint is not None, "the loop always ends with a checkpoint"
     with result.checkpoint.as_directory() as folder:
         outcome = read_outcome(Path(folder))
@@ -111,15 +120,15 @@ def _worker_resources(workers: int) -> dict[str, float]:
 def _work(inputs: dict[str, Any]) -> None:
     """What every worker runs. Ray is met in four places: context, device, reports, checkpoints."""
     context = ray.train.get_context()
-    benchmark, method, config = ray.get(inputs["inputs"][0])
+    benchmark, method, config, start = ray.get(inputs["inputs"][0])
     process = Process(
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         threads=max(1, cores() // context.get_local_world_size()),
         device=get_device(),
     )
-    torch.manual_seed(inputs["seed"])
-    built = build(method, classes=benchmark.train.classes)
+    built = build(method, classes=benchmark.train.classes, pretrained=False)
+    built.load_state_dict(start)
     trainer = Trainer(built, benchmark, config, seed=inputs["seed"], process=process)
     trainer.fit(_RayReporter(Folder(inputs["run"])))
 
@@ -130,13 +139,13 @@ class _RayReporter:
     def __init__(self, run: Folder) -> None:
         self._run = run
         self._history: list[str] = []
-        self._fetched = tempfile.mkdtemp(prefix="checkpoint-")
+        self._fetched = tempfile.TemporaryDirectory(prefix="checkpoint-")
 
     def latest(self) -> Path | None:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return None
-        folder = Path(checkpoint.to_directory(self._fetched))
+        folder = Path(checkpoint.to_directory(self._fetched.name))
         history = json.loads((folder / STATE).read_text())["history"]
         self._history = [json.dumps(record) for record in history]
         return folder
@@ -159,6 +168,20 @@ class _RayReporter:
 
 
 @contextmanager
+def _interruptible() -> Iterator[None]:
+    """Make Ctrl-C an interrupt again: Ray's handler ends the process with code 0 and stays installed."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def _following(run: Folder, on_epoch: Callable[[dict[str, Any]], None]) -> Iterator[None]:
     """Call `on_epoch` with each record that the workers add to the history while the block runs."""
     done = threading.Event()
@@ -166,8 +189,6 @@ def _following(run: Folder, on_epoch: Callable[[dict[str, Any]], None]) -> Itera
 
     def look() -> None:
         nonlocal seen
-        if not run.exists(HISTORY):
-            return
         records = read_history(run)
         for record in records[seen:]:
             on_epoch(record)
@@ -188,7 +209,9 @@ def _following(run: Folder, on_epoch: Callable[[dict[str, Any]], None]) -> Itera
 
 
 def read_history(run: Folder) -> list[dict[str, Any]]:
-    """The records of all finished epochs of a run."""
+    """The records of all finished epochs of a run; none before the first."""
+    if not run.exists(HISTORY):
+        return []
     return [json.loads(line) for line in run.read_bytes(HISTORY).decode().splitlines()]
 
 
@@ -211,6 +234,7 @@ def _save_models(
             weights=weights,
             classes=benchmark.train.classes,
             class_names=benchmark.train.class_names,
+            precision=outcome.precision,
             training={**provenance, "epoch": outcome.epochs[which], "of_epochs": config.epochs},
             metrics={"validation": {"map": outcome.validation[which]}},
         )

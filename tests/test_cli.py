@@ -48,6 +48,7 @@ def save_model(folder, seed=0):
         weights=made.state_dict(),
         classes=3,
         class_names=["red", "green", "blue"],
+        precision="float32",
         training={"epoch": 1},
         metrics={},
     )
@@ -59,7 +60,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("built")
     save_model(folder / "model")
     table = coloured_table(30)
-    encoder = Encoder(str(folder / "model"), precision="float32")
+    encoder = Encoder(str(folder / "model"))
     codes, failures = encoder.encode([table.image_bytes(row) for row in range(30)])
     assert not failures
     write_embeddings(folder / "embeddings", table, codes, encoder.fingerprint)

@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from pydantic import ValidationError
 from samples import coloured_benchmark
 
 from ray_retrieval.errors import RecipeError
@@ -137,9 +138,9 @@ def test_gradients_are_clipped():
     assert torch.stack(norms).norm() == pytest.approx(0.01, rel=1e-3)
 
 
-def test_a_batch_too_small_for_the_workers_is_refused():
-    with pytest.raises(RecipeError, match=r"train.batch_size: a batch of 8 images for 5 workers"):
-        trainer(process=Process(rank=0, world=5))
+def test_fewer_images_than_workers_are_refused():
+    with pytest.raises(RecipeError, match=r"train.workers: 3 training images a step for 5 workers"):
+        trainer(config(batch_size=10), process=Process(rank=0, world=5), benchmark=coloured_benchmark(3))
 
 
 def test_step_schedule_drops_after_whole_epochs():
@@ -170,6 +171,7 @@ def test_learning_rate_scales_with_the_batch_only_when_asked(tmp_path):
 def _train_in_groups(rank, folder):
     """One, two and four processes train the same recipe, in float64."""
     for several_labels in (False, True):
+        torch.set_num_threads(1)
         benchmark = coloured_benchmark(58, several_labels=several_labels)
         for world in (1, 2, 4):
             if rank >= world:
@@ -213,3 +215,21 @@ def test_one_two_and_four_workers_train_alike(tmp_path):
                 other = json.loads((tmp_path / f"{world}-{labels}-{rank}.json").read_text())
                 assert np.allclose(other, curve, rtol=0, atol=1e-9)
     shutil.rmtree(tmp_path)
+
+
+def test_settings_that_cannot_work_are_refused_before_anything_starts():
+    with pytest.raises(ValidationError, match="'batch_size' is 2 or more for each of 5 workers"):
+        config(workers=5)
+    with pytest.raises(ValidationError, match="'nesterov' needs a 'momentum' above 0"):
+        config(optimizer={"nesterov": True, "momentum": 0})
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(RecipeError, match=r"train.optimizer.lr: the loss is not finite in epoch 1"):
+        trainer(config(optimizer={"lr": 1e30})).fit(LocalReporter(tmp_path))
+
+
+def test_one_table_in_several_roles_is_cached_once():
+    made = trainer()
+    assert made.database is made.train_images
+    assert made.queries is not made.train_images

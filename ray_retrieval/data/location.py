@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pyarrow
 from pyarrow import fs
 
-from ray_retrieval.errors import DataError
+from ray_retrieval.errors import DataError, StoreError
 
 
 def expand(location: str) -> str:
@@ -132,7 +132,8 @@ def _hidden(name: str) -> bool:
 def _unreadable(location: str, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError("the file is missing", where=location)
-    return DataError(f"cannot be read: {error.strerror or error}", where=location)
+    kind = StoreError if is_uri(location) else DataError
+    return kind(f"cannot be read: {error.strerror or error}", where=location)
 
 
 def store(location: str) -> tuple[fs.FileSystem, str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ray_retrieval.data.decode import decode
 from ray_retrieval.data.table import ImageTable, IntArray
 from ray_retrieval.data.transforms import Preprocessing, prepare
-from ray_retrieval.errors import DataError
+from ray_retrieval.errors import DataError, StoreError
 from ray_retrieval.storage import Folder
 
 Result = TypeVar("Result")
@@ -139,10 +139,10 @@ class ImageSource:
         try:
             return work(row)
         except DataError as error:
-            raise DataError(
+            raise type(error)(
                 error.problem,
                 where=f"{self.table.name}, image '{self.table.ids[row]}' (row {row})",
-                mend="check_images finds all of its kind; leave them out",
+                mend="it could be read before; put the file back, or leave it out",
             ) from None
 
     def _prepared(self, row: int) -> npt.NDArray[np.uint8]:
@@ -197,6 +197,8 @@ def _find_errors(
         for row in rows:
             try:
                 work(row)
+            except StoreError:
+                raise
             except DataError as error:
                 errors.append(ImageError(row, table.ids[row], error.problem))
         return errors

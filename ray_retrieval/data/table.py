@@ -239,7 +239,7 @@ class ImageTable:
             return location.read_bytes(path, MAX_BYTES)
         except DataError as error:
             where = f"image '{self._rest['id'][row]}' at {path}"
-            raise DataError(error.problem, where=where, mend=error.mend) from None
+            raise type(error)(error.problem, where=where, mend=error.mend) from None
 
     def inline_lengths(self) -> IntArray:
         """int64 [n]: bytes of each image that lies in the table itself, -1 for those that lie elsewhere."""

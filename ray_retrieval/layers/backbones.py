@@ -68,7 +68,7 @@ def build_backbone(config: BackboneConfig, *, pretrained: bool = True) -> tuple[
         if pretrained and config.weights != "none":
             if config.weights == "imagenet":
                 raise ModelError("the small backbone has no ImageNet weights", mend="set weights to none")
-            _load(small, _read_weights(Path(config.weights)), where=config.weights, replaced="")
+            _load(small, _read_weights(config.weights), where=config.weights, replaced="")
         return small, SmallNet.width
     factory: Callable[..., nn.Module] = getattr(models, config.name)
     network = factory(weights=None)
@@ -77,10 +77,7 @@ def build_backbone(config: BackboneConfig, *, pretrained: bool = True) -> tuple[
         if config.weights == "imagenet":
             state, where = _imagenet_weights(config.name), f"ImageNet weights of {config.name}"
         else:
-            state, where = (
-                _read_weights(Path(os.path.expandvars(config.weights)).expanduser()),
-                config.weights,
-            )
+            state, where = _read_weights(config.weights), config.weights
         _load(network, state, where=where, replaced=name)
     parent, _, leaf = name.rpartition(".")
     setattr(network.get_submodule(parent), leaf, nn.Identity())
@@ -106,7 +103,8 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
         ) from None
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(name: str) -> dict[str, Tensor]:
+    path = Path(os.path.expandvars(name)).expanduser()
     if not path.is_file():
         raise ModelError("no such weights file", where=path, mend="check method.backbone.weights")
     try:

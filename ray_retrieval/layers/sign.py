@@ -17,7 +17,8 @@ def straight_through_sign(relaxed: Tensor) -> Tensor:
     Reference: Su et al., Greedy Hash, NeurIPS 2018, eq. 6.
     """
     signs = torch.where(relaxed >= 0, 1.0, -1.0).to(relaxed.dtype)
-    return relaxed + (signs - relaxed).detach()
+    # Not relaxed + (signs - relaxed): in bfloat16 that is no ±1 for large values.
+    return signs + (relaxed - relaxed.detach())
 
 
 def pack_signs(relaxed: Tensor) -> Tensor:

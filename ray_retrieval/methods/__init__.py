@@ -1,16 +1,17 @@
-"""The published methods. A new one is a file here and a line in `METHODS`."""
+"""The published methods. A new one is a file here, a line in `METHODS` and a place in `AnyMethodConfig`."""
 
-from ray_retrieval.methods.base import Method
+from ray_retrieval.methods.base import Method, MethodConfig
 from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
 
-METHODS: dict[str, tuple[type[GreedyHashConfig], type[GreedyHash]]] = {
+METHODS: dict[str, tuple[type[MethodConfig], type[Method]]] = {
     "greedyhash": (GreedyHashConfig, GreedyHash),
 }
 
 AnyMethodConfig = GreedyHashConfig
+"""The configurations that a recipe may give; with a second method, a union told apart by `name`."""
 
 
-def build(config: AnyMethodConfig, *, classes: int, pretrained: bool = True) -> Method:
+def build(config: MethodConfig, *, classes: int, pretrained: bool = True) -> Method:
     """The method that a configuration names.
 
     Args:

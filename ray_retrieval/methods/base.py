@@ -85,15 +85,21 @@ class MethodConfig(Config):
 class Method(nn.Module, ABC):
     """A published method.
 
+    Args:
+        config: of the method.
+        classes: number of classes of the training data.
+        pretrained: whether the backbone starts from the configured weights.
+
     Every trained parameter lives under the module itself, so that data parallelism, the optimiser and the
     saved model all see it.
     """
 
     kind: ClassVar[DescriptorKind]
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    def __init__(self, config: MethodConfig, *, classes: int, pretrained: bool = True) -> None:  # noqa: ARG002
         super().__init__()
-        self.preprocessing = preprocessing
+        self.config = config
+        self.preprocessing = config.image
 
     @abstractmethod
     def forward(self, images: Tensor) -> Outputs:

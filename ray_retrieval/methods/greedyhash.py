@@ -65,10 +65,10 @@ class GreedyHash(Method):
     """A backbone, a hash layer, and a classifier on the signs (without bias, as published)."""
 
     kind = DescriptorKind.CODES
+    config: GreedyHashConfig
 
     def __init__(self, config: GreedyHashConfig, *, classes: int, pretrained: bool = True) -> None:
-        super().__init__(config.image)
-        self.config = config
+        super().__init__(config, classes=classes, pretrained=pretrained)
         self.backbone, width = build_backbone(config.backbone, pretrained=pretrained)
         self.hash_layer = nn.Linear(width, config.bits)
         self.classifier = nn.Linear(config.bits, classes, bias=False)

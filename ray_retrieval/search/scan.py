@@ -38,7 +38,7 @@ _EVEN_BYTES = np.uint64(0x00FF00FF00FF00FF)
 _SUM_OF_FOUR = np.uint64(0x0001000100010001)  # as a factor, it sums the four 16-bit parts into the top one
 _PANEL_BYTES = 1 << 18  # a quarter of the smallest second-level cache in use, the rest is for the hits
 _GROUP = 32  # queries that share a panel
-_SMALLEST_SHARE = 1 << 15  # rows; below, starting a thread costs more than it saves
+_SMALLEST_WORK = 1 << 20  # words compared, about 150 µs; for less, waking a thread costs more than it saves
 _BUFFERED_HITS = 1 << 22  # of one group of queries: bounds its memory to about 100 MB for any k
 
 
@@ -166,9 +166,10 @@ def scan_segments(
     if rows == 0 or len(wanted) == 0:
         return no_hits(len(wanted), k)
     kept = min(k, rows)
+    threads = max(1, min(threads, rows * wanted.size // _SMALLEST_WORK))
     group = max(1, min(_GROUP, max(8, -(-len(wanted) // threads)), _BUFFERED_HITS // kept))
     groups = [wanted[start : start + group] for start in range(0, len(wanted), group)]
-    shares = max(1, min(-(-threads // len(groups)), rows // _SMALLEST_SHARE))
+    shares = min(-(-threads // len(groups)), rows)
     parts = [_share(segments, rows * i // shares, rows * (i + 1) // shares) for i in range(shares)]
     found = [no_hits(len(wanted), kept) for _ in parts]
 

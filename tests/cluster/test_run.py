@@ -175,7 +175,7 @@ def test_embeddings_do_not_depend_on_who_made_them_and_finished_parts_stay(local
 
     def encoded(name, **settings):
         job = EncodeJob(finished.folder / "model", table, Folder(tmp_path / name))
-        count = encode([job], EncodeConfig(rows_per_part=7, precision="float32", **settings))
+        count = encode([job], EncodeConfig(rows_per_part=7, **settings))
         return count, {f.name: f.read_bytes() for f in (tmp_path / name).iterdir()}
 
     count, one = encoded("one", workers=1)

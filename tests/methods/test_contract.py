@@ -54,6 +54,7 @@ def test_saved_and_loaded_it_describes_alike(name, tmp_path):
         weights=method.state_dict(),
         classes=CLASSES,
         class_names=["a", "b", "c", "d"],
+        precision="float32",
         training={"epoch": 1},
         metrics={},
     )

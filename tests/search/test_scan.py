@@ -56,7 +56,7 @@ def test_any_scan_equals_a_stable_sort(data, bits, count, seed):
     cuts = data.draw(st.lists(st.integers(0, count), max_size=4))
     expected = nearest(database, queries, bits, k)
     # Shares and groups are made small, so that few rows and queries are split as many are.
-    with mock.patch.multiple(module, _SMALLEST_SHARE=1, _BUFFERED_HITS=data.draw(st.sampled_from([1, 1000]))):
+    with mock.patch.multiple(module, _SMALLEST_WORK=1, _BUFFERED_HITS=data.draw(st.sampled_from([1, 1000]))):
         for threads in (1, data.draw(st.integers(2, 5))):
             assert_same(scan(database, queries, bits, k, threads=threads), expected)
             segments = segments_of(to_words(database, bits), cuts)
@@ -93,7 +93,8 @@ def test_many_rows_cross_panels_and_shares():
         np.testing.assert_array_equal(single.rows[number], order)
     for threads in (2, 3):
         assert_same(scan(database, queries, 64, 100, threads=threads), single)
-        assert_same(scan(database, queries[:1], 64, 100, threads=threads), single.take(slice(1)))
+        with mock.patch.object(module, "_SMALLEST_WORK", 1):
+            assert_same(scan(database, queries[:1], 64, 100, threads=threads), single.take(slice(1)))
 
 
 @pytest.mark.parametrize("bits", [16, 64, 128, 256, 512])
@@ -188,9 +189,9 @@ def test_searches_run_side_by_side():
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_searches_too():
     database = codes(np.random.default_rng(4), 70_000, 64)
-    expected = scan(database, database[:1], 64, 10, threads=2)
+    expected = scan(database, database[:40], 64, 10, threads=2)
     child = os.fork()
     if child == 0:
-        found = scan(database, database[:1], 64, 10, threads=2)
+        found = scan(database, database[:40], 64, 10, threads=2)
         os._exit(0 if np.array_equal(found.rows, expected.rows) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

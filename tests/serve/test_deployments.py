@@ -43,6 +43,7 @@ def save_small_model(folder: Path) -> str:
         weights=weights,
         classes=3,
         class_names=None,
+        precision="float32",
         training={},
         metrics={},
     )
@@ -51,7 +52,7 @@ def save_small_model(folder: Path) -> str:
 
 def test_the_real_encoder_answers_a_batch_as_it_does_alone(tmp_path: Path, one_torch_thread: None) -> None:
     uri = save_small_model(tmp_path)
-    encoder = model.Encoder(uri, precision="float32")
+    encoder = model.Encoder(uri)
     images = [picture(seed, side=40, kind="JPEG" if seed % 2 else "PNG") for seed in range(11)]
     images[3], images[8] = b"no image", images[8][:200]
     expected, failures = encoder.encode(images)
@@ -59,7 +60,7 @@ def test_the_real_encoder_answers_a_batch_as_it_does_alone(tmp_path: Path, one_t
     assert set(failures) == {3, 8}
 
     def factory(uri: str, *, threads: int, batch_size: int) -> model.Encoder:
-        return model.Encoder(uri, threads=threads, batch_size=batch_size, precision="float32")
+        return model.Encoder(uri, threads=threads, batch_size=batch_size)
 
     replica = EncoderReplica(uri, encoder.fingerprint, factory, CONFIG)
     for position, answer in enumerate(replica.encode_batch(images)):
