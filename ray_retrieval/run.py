@@ -134,8 +134,7 @@ class Run:
     def train(self, benchmark: Benchmark) -> None:
         """Train, unless `model/` is complete."""
         folder = self.folder / "model"
-        tables = (benchmark.train, benchmark.validation_queries, benchmark.validation_database)
-        key = fingerprint([self.recipe.of_the_model(), *(table.fingerprint for table in tables)])
+        key = self.training_key(benchmark)
         begun = self.folder.read_json("training.json")["key"] if self.folder.exists("training.json") else key
         if begun != key:
             raise RecipeError(
@@ -162,6 +161,11 @@ class Run:
             # The epochs of an earlier start that this one went on from.
             pairs = zip(earlier, read_history(self.folder), strict=False)
             stage.earlier = sum(old["seconds"] for old, new in pairs if old == new)
+
+    def training_key(self, benchmark: Benchmark) -> str:
+        """A fingerprint of all that determines the model: the recipe, and the images it learns from."""
+        tables = (getattr(benchmark, role) for role in _TRAINED_ON)
+        return fingerprint([self.recipe.of_the_model(), *(table.fingerprint for table in tables)])
 
     def require_model(self) -> None:
         """Raise RecipeError if the recipe has not been trained."""

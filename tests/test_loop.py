@@ -1,7 +1,6 @@
 """The training loop: exact under data parallelism, exact after an interruption."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -196,6 +195,23 @@ def _train_in_groups(rank, folder):
             if world > 1:
                 dist.destroy_process_group()
 
+    _train_with_uneven_shares(rank, folder)
+
+
+def _train_with_uneven_shares(rank, folder):
+    """Batches of three on two processes, in two parts, with less to validate on than there are processes."""
+    if rank >= 2:
+        return
+    dist.init_process_group("gloo", init_method=f"file://{folder}/uneven", rank=rank, world_size=2)
+    benchmark = coloured_benchmark(6)
+    benchmark.validation_queries = benchmark.validation_queries.take(np.array([0]))
+    made = trainer(
+        config(epochs=1, accumulate=2, batch_size=4), process=Process(rank, 2), benchmark=benchmark
+    )
+    history = made.fit(LocalReporter(folder / f"checkpoints-uneven-{rank}"))
+    (folder / f"uneven-{rank}.json").write_text(json.dumps(loss_curve(history)))
+    dist.destroy_process_group()
+
 
 def test_one_two_and_four_workers_train_alike(tmp_path):
     mp.spawn(_train_in_groups, args=(tmp_path,), nprocs=4)
@@ -214,7 +230,8 @@ def test_one_two_and_four_workers_train_alike(tmp_path):
                         )
                 other = json.loads((tmp_path / f"{world}-{labels}-{rank}.json").read_text())
                 assert np.allclose(other, curve, rtol=0, atol=1e-9)
-    shutil.rmtree(tmp_path)
+    uneven = [json.loads((tmp_path / f"uneven-{rank}.json").read_text()) for rank in range(2)]
+    assert uneven[0] == uneven[1]
 
 
 def test_settings_that_cannot_work_are_refused_before_anything_starts():
