@@ -132,21 +132,18 @@ def save(image: Image.Image, path: str | Path) -> None:
     folder, name = os.path.split(str(path))
     suffix = os.path.splitext(name)[1].lower()
     encoded = io.BytesIO()
-    try:
-        if suffix == ".png":
-            image.save(encoded, "PNG", optimize=True)
-        elif suffix in (".jpg", ".jpeg"):
-            # Full colour resolution: the frames and the text are thin and coloured.
-            image.convert("RGB").save(encoded, "JPEG", quality=92, subsampling=0)
-        else:
-            raise RetrievalError(
-                f"a picture cannot be saved as '{suffix or name}'",
-                where=path,
-                mend="end the name in .png or .jpg",
-            )
-        Folder(folder or ".").write_bytes(name, encoded.getvalue())
-    except OSError as error:
-        raise RetrievalError(f"the picture cannot be written: {error}", where=path) from None
+    if suffix == ".png":
+        image.save(encoded, "PNG", optimize=True)
+    elif suffix in (".jpg", ".jpeg"):
+        # Full colour resolution: the frames and the text are thin and coloured.
+        image.convert("RGB").save(encoded, "JPEG", quality=92, subsampling=0)
+    else:
+        raise RetrievalError(
+            f"a picture cannot be saved as '{suffix or name}'",
+            where=path,
+            mend="end the name in .png or .jpg",
+        )
+    Folder(folder or ".").write_bytes(name, encoded.getvalue())
 
 
 def _place(canvas: Image.Image, left: int, top: int, shown: Shown, *, is_query: bool) -> None:

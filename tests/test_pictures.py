@@ -204,5 +204,5 @@ def test_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.
 
 def test_place_that_cannot_hold_a_file_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RetrievalError, match="cannot be written"):
+    with pytest.raises(RetrievalError, match="the store refuses"):
         save(grid([example([True])]), tmp_path / "file" / "grid.png")

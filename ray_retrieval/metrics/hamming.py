@@ -39,6 +39,7 @@ import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import kernels
+from ray_retrieval.metrics.inputs import Inputs, checked_ranks, counted, cut_off, prepare
 from ray_retrieval.metrics.metric import Metric
 
 Ties = Literal["row", "expected", "optimistic", "pessimistic"]
@@ -52,8 +53,6 @@ _ORDER = {
     "pessimistic": "relevant rows come last among those at equal distance",
 }
 DEFAULT_AT = (1, 10, 100, 500, 1000, 2000, 5000, 10_000)
-# Room for 2 · distance + 1 in the kernels' uint16 keys.
-_MOST_BITS = 32_767
 # Enough queries to outweigh the start of a task, few enough for a lively progress bar.
 _BLOCK = 64
 # Where the policies differ by more than a tenth of a point, a result must say which one it is.
@@ -156,8 +155,8 @@ def mean_average_precision(
     """
     if ties not in TIES:
         raise MetricError(f"unknown tie policy {ties!r}", mend=f"choose one of {', '.join(TIES)}")
-    inputs = _prepare(query_codes, query_labels, database_codes, database_labels, bits)
-    cut = _cut(k, inputs.rows)
+    inputs = prepare(query_codes, query_labels, database_codes, database_labels, bits)
+    cut = cut_off(k, inputs.rows)
     column = TIES.index(ties)
     blocks = _score(inputs, cut, at=(), row_order=ties == "row", threads=_threads(threads), progress=None)
     ap = np.concatenate([block.average_precision[:, column] for block in blocks])
@@ -198,9 +197,9 @@ def evaluate(
     Raises:
         MetricError: if codes, labels or options do not fit each other, or there is no query or no row.
     """
-    inputs = _prepare(query_codes, query_labels, database_codes, database_labels, bits)
-    cut = _cut(k, inputs.rows)
-    at = _ranks(at, inputs.rows)
+    inputs = prepare(query_codes, query_labels, database_codes, database_labels, bits)
+    cut = cut_off(k, inputs.rows)
+    at = [n for n in DEFAULT_AT if n <= inputs.rows] if at is None else checked_ranks(at)
     if radius < 0:
         raise MetricError(f"a Hamming radius is at least 0, got {radius}")
     precision, recall = np.zeros(inputs.bits + 1), np.zeros(inputs.bits + 1)
@@ -239,43 +238,38 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
     return math.fsum(values.tolist()) / len(values)
 
 
-def _count(number: int, noun: str) -> str:
-    plural = {"query": "queries"}.get(noun, f"{noun}s")
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
-def _map_metric(ap: npt.NDArray[np.float64], k: int | None, inputs: "_Inputs", ties: Ties) -> Metric:
+def _map_metric(ap: npt.NDArray[np.float64], k: int | None, inputs: Inputs, ties: Ties) -> Metric:
     name = f"map@{'all' if k is None else k}"
-    reach = f"all {inputs.rows:,} rows" if k is None else f"the first {k:,} of {_count(inputs.rows, 'row')}"
+    reach = f"all {inputs.rows:,} rows" if k is None else f"the first {k:,} of {counted(inputs.rows, 'row')}"
     policy = (
-        f"mean over {_count(inputs.queries, 'query')} of the average precision over {reach} "
+        f"mean over {counted(inputs.queries, 'query')} of the average precision over {reach} "
         f"by Hamming distance of {inputs.bits} bits, divided by the relevant rows found there; "
         f"a query that finds none counts 0; {_ORDER[ties]}"
     )
     return Metric(name if ties == "row" else f"{name}/{ties}", _mean(ap), policy)
 
 
-def _precision_metric(hits: npt.NDArray[np.int64], n: int, inputs: "_Inputs") -> Metric:
+def _precision_metric(hits: npt.NDArray[np.int64], n: int, inputs: Inputs) -> Metric:
     policy = (
-        f"mean over {_count(inputs.queries, 'query')} of the share of relevant rows among the first {n:,} "
+        f"mean over {counted(inputs.queries, 'query')} of the share of relevant rows among the first {n:,} "
         f"by Hamming distance; {_ORDER['row']}"
     )
     return Metric(f"precision@{n}", int(hits.sum()) / (n * len(hits)), policy)
 
 
 def _recall_metric(
-    hits: npt.NDArray[np.int64], relevant: npt.NDArray[np.int64], n: int, inputs: "_Inputs"
+    hits: npt.NDArray[np.int64], relevant: npt.NDArray[np.int64], n: int, inputs: Inputs
 ) -> Metric:
     policy = (
-        f"mean over {_count(inputs.queries, 'query')} of the share of all relevant rows that is among the "
+        f"mean over {counted(inputs.queries, 'query')} of the share of all relevant rows that is among the "
         f"first {n:,} by Hamming distance; a query without a relevant row counts 0; {_ORDER['row']}"
     )
     return Metric(f"recall@{n}", _mean(hits / np.maximum(1, relevant)), policy)
 
 
-def _radius_metric(curve: PrecisionRecallCurve, radius: int, inputs: "_Inputs") -> Metric:
+def _radius_metric(curve: PrecisionRecallCurve, radius: int, inputs: Inputs) -> Metric:
     policy = (
-        f"mean over {_count(inputs.queries, 'query')} of the share of relevant rows among those within "
+        f"mean over {counted(inputs.queries, 'query')} of the share of relevant rows among those within "
         f"Hamming distance {radius}; a query with no row that near counts 0"
     )
     return Metric(f"precision@radius{radius}", float(curve.precision[min(radius, inputs.bits)]), policy)
@@ -298,7 +292,7 @@ class _Block(NamedTuple):
 
 
 def _score(
-    inputs: "_Inputs",
+    inputs: Inputs,
     k: int,
     *,
     at: Sequence[int],
@@ -368,111 +362,3 @@ def _threads(threads: int | None) -> int:
     # Ray sets this to the cores that it gave to the process; whoever shares a machine does the same.
     allowed = os.environ.get("OMP_NUM_THREADS", "")
     return min(cores, int(allowed)) if allowed.isdigit() and int(allowed) else cores
-
-
-# Checks and layout of the inputs ----------------------------------------------------------------------------
-
-
-class _Inputs(NamedTuple):
-    """Codes and labels as the kernels take them, all read-only; see `kernels.score`."""
-
-    query_words: npt.NDArray[np.uint64]
-    query_labels: npt.NDArray[np.uint64]
-    words: npt.NDArray[np.uint64]
-    labels: npt.NDArray[np.uint64]
-    single: bool
-    bits: int
-
-    @property
-    def queries(self) -> int:
-        return len(self.query_words)
-
-    @property
-    def rows(self) -> int:
-        return int(self.words.shape[1])
-
-
-def _prepare(
-    query_codes: npt.NDArray[np.uint8],
-    query_labels: npt.NDArray[Any],
-    database_codes: npt.NDArray[np.uint8],
-    database_labels: npt.NDArray[Any],
-    bits: int | None,
-) -> _Inputs:
-    query_codes = _check_codes(query_codes, "query codes")
-    database_codes = _check_codes(database_codes, "database codes")
-    width = query_codes.shape[1]
-    if database_codes.shape[1] != width:
-        raise MetricError(
-            f"query codes are {width} bytes wide and database codes {database_codes.shape[1]}",
-            mend="encode both with the same model",
-        )
-    bits = 8 * width if bits is None else bits
-    if not 1 <= bits <= min(8 * width, _MOST_BITS):
-        raise MetricError(
-            f"codes of {width} bytes hold 1 to {min(8 * width, _MOST_BITS):,} bits, got {bits:,}"
-        )
-    query_labels = _check_labels(query_labels, len(query_codes), "query labels")
-    database_labels = _check_labels(database_labels, len(database_codes), "database labels")
-    if query_labels.ndim != database_labels.ndim or query_labels.shape[1:] != database_labels.shape[1:]:
-        raise MetricError(
-            f"query labels are {_shape(query_labels)} and database labels {_shape(database_labels)}",
-            mend="give both as class numbers [n], or both as 0/1 [n, classes] with the same classes",
-        )
-    return _Inputs(
-        query_words=kernels.frozen(kernels.code_words(query_codes, bits)),
-        query_labels=kernels.frozen(kernels.label_words(query_labels)),
-        words=kernels.frozen(kernels.code_words(database_codes, bits).T),
-        labels=kernels.frozen(kernels.label_words(database_labels).T),
-        single=query_labels.ndim == 1,
-        bits=bits,
-    )
-
-
-def _shape(array: npt.NDArray[Any]) -> str:
-    return f"{array.dtype} {list(array.shape)}"
-
-
-def _check_codes(codes: npt.NDArray[np.uint8], where: str) -> npt.NDArray[np.uint8]:
-    codes = np.asarray(codes)
-    if codes.dtype != np.uint8 or codes.ndim != 2:
-        raise MetricError(
-            f"codes are packed uint8 [n, bytes], got {_shape(codes)}",
-            where=where,
-            mend="pack them with numpy.packbits(values >= 0, axis=1)",
-        )
-    if codes.size == 0:
-        raise MetricError(f"there is nothing to compare: {_shape(codes)}", where=where)
-    return codes
-
-
-def _check_labels(labels: npt.NDArray[Any], rows: int, where: str) -> npt.NDArray[Any]:
-    labels = np.asarray(labels)
-    if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] == 0):
-        raise MetricError(f"labels are [n] or [n, classes], got {_shape(labels)}", where=where)
-    if len(labels) != rows:
-        raise MetricError(f"{_count(rows, 'code')} but {_count(len(labels), 'label')}", where=where)
-    if labels.ndim == 1 and labels.dtype.kind not in "iub":
-        raise MetricError(f"class numbers are whole numbers, got {_shape(labels)}", where=where)
-    if labels.ndim == 2 and (labels.dtype.kind not in "iubf" or not ((labels == 0) | (labels == 1)).all()):
-        raise MetricError(
-            f"labels [n, classes] are 0 or 1 each, got {_shape(labels)} with other values",
-            where=where,
-            mend="give one class number for each row as [n]",
-        )
-    return labels
-
-
-def _cut(k: int | None, rows: int) -> int:
-    if k is not None and k < 1:
-        raise MetricError(f"k is at least 1, or none for all rows, got {k}")
-    return rows if k is None else min(k, rows)
-
-
-def _ranks(at: Sequence[int] | None, rows: int) -> list[int]:
-    if at is None:
-        return [n for n in DEFAULT_AT if n <= rows]
-    wrong = [n for n in at if n < 1]
-    if wrong:
-        raise MetricError(f"precision@n and recall@n need n of at least 1, got {wrong[0]}")
-    return list(at)

@@ -314,6 +314,6 @@ def frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     To the compiler, arrays that can and cannot be written to are different types. Memory-mapped and shared
     arrays cannot, so that every array is passed as they are and each kernel is compiled once.
     """
-    view = np.require(array, requirements=["C", "A"]).view()
+    view: npt.NDArray[Any] = np.require(array, requirements=["C", "A"]).view()
     view.flags.writeable = False
     return view
