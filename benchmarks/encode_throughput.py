@@ -1,6 +1,6 @@
 """The Ray Data pipeline against a bare forward pass on tensors in memory: images a second, in one run.
 
-    python benchmarks/encode_throughput.py [--images 4096] [--backbone resnet50] [--size 224]
+    python benchmarks/encode_throughput.py [--images 2048] [--backbone resnet18] [--size 224]
 
 The pipeline reads JPEGs of 256 × 256, decodes, resizes, computes codes and writes Parquet parts. The bare
 pass has its uint8 tensors ready and does nothing but the network, on all cores. Both are measured twice, in
@@ -28,8 +28,8 @@ from ray_retrieval.storage import Folder
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=4096)
-    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
