@@ -1,6 +1,6 @@
 """The Ray Data pipeline against a bare forward pass on tensors in memory: images a second, in one run.
 
-    python benchmarks/encode_throughput.py [--images 2048] [--backbone resnet18] [--size 224]
+    python benchmarks/encode_throughput.py [--images 2048] [--backbone resnet18] [--size 160]
 
 The pipeline reads JPEGs of 256 × 256, decodes, resizes, computes codes and writes Parquet parts. The bare
 pass has its uint8 tensors ready and does nothing but the network, on all cores. Both are measured twice, in
@@ -18,7 +18,7 @@ from workload import photographs
 
 from ray_retrieval import model
 from ray_retrieval.cluster import connect
-from ray_retrieval.compute import cores, describe_machine
+from ray_retrieval.compute import cores, describe_machine, pick_device, uses_bf16
 from ray_retrieval.encode import EncodeConfig, EncodeJob, encode
 from ray_retrieval.methods import build
 from ray_retrieval.methods.greedyhash import GreedyHashConfig
@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--backbone", default="resnet18")
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     table = photographs(options.images)
@@ -96,7 +96,7 @@ def save_model(where: Folder, options: argparse.Namespace) -> Folder:
         weights=build(config, classes=10).state_dict(),
         classes=10,
         class_names=None,
-        precision="float32",
+        precision="bf16" if uses_bf16("auto", pick_device()) else "float32",
         training={"epoch": 0},
         metrics={},
     )
