@@ -208,15 +208,15 @@ class Trainer:
         latest = reporter.latest()
         if latest is not None:
             self._restore(latest)
-        saved_at = time.monotonic()
         try:
-            self._train(reporter, saved_at)
+            self._train(reporter)
         finally:
             for source in (self.train_images, self.queries, self.database):
                 source.close()
         return self.progress.history
 
-    def _train(self, reporter: Reporter, saved_at: float) -> None:
+    def _train(self, reporter: Reporter) -> None:
+        saved_at = time.monotonic()
         while self.progress.epoch < self.config.epochs:
             started, images = time.monotonic(), 0
             plan = self._plan(self.progress.epoch)
@@ -305,7 +305,7 @@ class Trainer:
         """Augment this process's share with its part of what is drawn for the whole global batch."""
         generator = torch.Generator().manual_seed(_mix(self.seed, clock.step, -1))
         draws = draw(self.config.augmentation, count, generator, self.method.preprocessing.size)
-        mine = np.array_split(np.arange(count), self.process.world)[self.process.rank]
+        mine = self._share(np.arange(count))
         return apply(images, draws.take(slice(int(mine[0]), int(mine[-1]) + 1)))
 
     def _finish_epoch(self, images: int, seconds: float) -> None:

@@ -103,7 +103,7 @@ class Run:
         """Find everything that the run needs before anything is started.
 
         Returns:
-            The benchmark without the training images that cannot be decoded, which `errors.parquet` lists.
+            The benchmark without the training images that cannot be decoded, which `errors/` lists.
 
         Raises:
             RetrievalError: if images, labels or weights are missing or do not fit; then nothing is left.
@@ -112,9 +112,8 @@ class Run:
         try:
             benchmark = self._load_data()
             if not self.folder.exists(f"model/{DESCRIPTION}"):
-                build(
-                    self.recipe.method, classes=benchmark.train.classes
-                )  # fetches weights, once for all workers
+                # Weights that are missing or do not fit are found here, not after Ray has started.
+                build(self.recipe.method, classes=benchmark.train.classes)
         except RetrievalError:
             for name in () if begun else ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
                 self.folder.remove(name)
@@ -238,16 +237,17 @@ class Run:
         table = benchmark.queries
         positions = {name: row for row, name in enumerate(table.ids)}
         rows = [positions[queries.ids[row]] for row in chosen]
-        labels = table.table["label"].to_pylist()
+        # Of the chosen rows only: a table's columns come with copies of its images.
+        labels = table.take(np.array(rows, np.int64)).table["label"].to_pylist()
         shown = [
             Shown(
                 table.image_bytes(row),
                 table.ids[row],
-                label_names(labels[row], table.class_names),
+                label_names(label, table.class_names),
                 distance=None,
                 right=None,
             )
-            for row in rows
+            for row, label in zip(rows, labels, strict=True)
         ]
         return [example(index, query, hits_of(index, hits, number)) for number, query in enumerate(shown)]
 
