@@ -192,6 +192,7 @@ class Trainer:
         self.labels = torch.tensor(benchmark.train.labels)
         if self.labels.ndim == 2:
             self.labels = self.labels.float()
+        method.start_training(benchmark.train, process.device)
         self._terms: dict[str, Tensor] = {}
         self._rate = 0.0
         self.best: dict[str, Tensor] | None = None
@@ -266,21 +267,21 @@ class Trainer:
     def _step(self, rows: Rows, images: Tensor) -> None:
         """One optimiser step on a global batch."""
         clock, config = self._clock(), self.config
-        mine = self._share(rows)
         images = self._augment(images.to(self.process.device, non_blocking=True), len(rows), clock)
         rate = set_learning_rate(self.optimizer, config.optimizer, config.schedule, clock, config.batch_size)
         # Dropout and the like: the same after a restart, different on every process.
         torch.manual_seed(_mix(self.seed, clock.step, self.process.rank))
         self.wrapped.train()
         self.optimizer.zero_grad(set_to_none=True)
+        batch = self._batch(rows)
         # The same number on every worker, or batch normalisation waits for a part that never comes.
         count = min(config.accumulate, len(rows) // self.process.world)
-        parts = np.array_split(np.arange(len(mine)), count)
+        parts = np.array_split(np.arange(len(batch.rows)), count)
         for number, part in enumerate(parts):
             # Gradients travel between the workers once a step, with the last part.
             waits = self.process.world > 1 and number < len(parts) - 1
             with self.wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                self._backward(mine[part], images[part[0] : part[-1] + 1], len(rows), clock)
+                self._backward(batch.part(part), images[part[0] : part[-1] + 1], clock)
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), config.clip_norm)
         self.optimizer.step()
@@ -289,16 +290,22 @@ class Trainer:
         self.progress.samples += len(rows)
         self._rate = rate
 
-    def _backward(self, rows: Rows, images: Tensor, global_size: int, clock: Clock) -> None:
-        indices = torch.from_numpy(rows)
-        labels = self.labels[indices].to(self.process.device)
-        batch = Batch(indices, labels, global_size, self.process.world)
+    def _batch(self, rows: Rows) -> Batch:
+        """This process's share of a global batch."""
+        everyone = torch.from_numpy(rows)
+        labels = self.labels[everyone].to(self.process.device)
+        everyone = everyone.to(self.process.device)
+        mine = self._share(np.arange(len(rows)))
+        start, stop = int(mine[0]), int(mine[-1]) + 1
+        return Batch(everyone[start:stop], labels[start:stop], everyone, labels, start, self.process.world)
+
+    def _backward(self, batch: Batch, images: Tensor, clock: Clock) -> None:
         with autocast(self.progress.precision, self.process.device):
             outputs = self.wrapped(images)
         terms = self.method.objective(outputs, batch, clock)
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         for name, term in terms.items():
-            weighted = term.detach().double() * global_size
+            weighted = term.detach().double() * batch.global_size
             self._terms[name] = self._terms[name] + weighted if name in self._terms else weighted
 
     def _augment(self, images: Tensor, count: int, clock: Clock) -> Tensor:

@@ -13,8 +13,8 @@ from ray_retrieval.methods.base import Clock, Method
 class OptimizerConfig(Config):
     """How parameters move."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """`sgd` (with momentum) or `adamw`."""
+    name: Literal["sgd", "adamw", "rmsprop"] = "sgd"
+    """`sgd` (with momentum), `adamw`, or `rmsprop` (without momentum, smoothing 0.99)."""
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate at the schedule's top."""
     lr_batch_size: int | None = Field(default=None, ge=1)
@@ -35,11 +35,13 @@ class OptimizerConfig(Config):
 
 
 class StepSchedule(Config):
-    """The rate is multiplied by `factor` at the given epochs, or after every so many."""
+    """The rate is multiplied by `factor` at the given epochs, or after every so many epochs or steps."""
 
     name: Literal["step"] = "step"
     every: int | None = Field(default=None, ge=1)
     """Epochs between two drops."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps between two drops, where a paper counts steps."""
     epochs: tuple[int, ...] = ()
     """Epochs (finished ones) after which the rate drops."""
     factor: float = Field(default=0.1, gt=0)
@@ -47,7 +49,9 @@ class StepSchedule(Config):
 
     def at(self, clock: Clock) -> float:
         drops = sum(clock.epoch >= epoch for epoch in self.epochs)
-        return self.factor ** (drops + (clock.epoch // self.every if self.every else 0))
+        drops += clock.epoch // self.every if self.every else 0
+        drops += clock.step // self.every_steps if self.every_steps else 0
+        return self.factor**drops
 
 
 class CosineSchedule(Config):
@@ -86,6 +90,8 @@ def build_optimizer(config: OptimizerConfig, method: Method) -> torch.optim.Opti
     ]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    if config.name == "rmsprop":
+        return torch.optim.RMSprop(groups, lr=config.lr, weight_decay=config.weight_decay)
     return torch.optim.SGD(
         groups,
         lr=config.lr,

@@ -20,7 +20,7 @@ from ray_retrieval.encode import EncodeConfig
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.evaluate import EvaluateConfig
 from ray_retrieval.loop import TrainConfig
-from ray_retrieval.methods import AnyMethodConfig
+from ray_retrieval.methods import METHODS, AnyMethodConfig
 
 # What may differ between two runs that give the same model: how fast it is made, and what comes after.
 _NOT_OF_THE_MODEL: dict[str, Any] = {
@@ -77,6 +77,10 @@ class Recipe(Config):
         size = self.method.image.size
         if self.train.augmentation.pad > size:
             raise ValueError(f"'train.augmentation.pad' is at most 'method.image.size' ({size})")
+        if self.train.accumulate > 1 and METHODS[self.method.name][1].whole_batches:
+            raise ValueError(
+                f"'train.accumulate' is 1 for {self.method.name}, whose loss pairs images across the batch"
+            )
         return self
 
     def of_the_model(self) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from samples import coloured_benchmark
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.loop import Process, TrainConfig, Trainer, read_outcome
+from ray_retrieval.methods import METHODS, build
 from ray_retrieval.methods.base import Clock
-from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
 from ray_retrieval.optim import CosineSchedule, StepSchedule
 
 
@@ -32,11 +32,13 @@ def config(**changes):
     return TrainConfig.model_validate({**settings, **changes})
 
 
-def trainer(train=None, *, process=None, benchmark=None, dtype=torch.float32):
+def trainer(
+    train=None, *, process=None, benchmark=None, dtype=torch.float32, method="greedyhash", **settings
+):
     torch.manual_seed(0)
     backbone = BackboneConfig(name="small", weights="none")
-    method = GreedyHash(GreedyHashConfig(bits=12, backbone=backbone, image={"size": 16}), classes=3)
-    method.to(dtype)
+    made = METHODS[method][0](bits=12, backbone=backbone, image={"size": 16}, **settings)
+    method = build(made, classes=3).to(dtype)
     return Trainer(
         method, benchmark or coloured_benchmark(), train or config(), seed=5, process=process or Process()
     )
@@ -66,7 +68,7 @@ class LocalReporter:
 
 
 def loss_curve(history):
-    return [(r["loss"], r["terms"]["classification"], r["validation"]["map"]) for r in history]
+    return [(r["loss"], *r["terms"].values(), r["validation"]["map"]) for r in history]
 
 
 def test_training_learns(tmp_path):
@@ -76,14 +78,19 @@ def test_training_learns(tmp_path):
     assert [record["epoch"] for record in history] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 4])
-def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, stop_after):
+HASHNET = {"method": "hashnet", "preset": "deephash"}
+
+
+@pytest.mark.parametrize(
+    ("stop_after", "method"), [(1, {}), (2, {}), (4, {}), (2, HASHNET), (3, {**HASHNET, "bank_size": 20})]
+)
+def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, stop_after, method):
     settings = config(checkpoint={"min_seconds": 0, "every_steps": 3})
     whole = LocalReporter(tmp_path / "whole")
-    undisturbed = trainer(settings).fit(whole)
+    undisturbed = trainer(settings, **method).fit(whole)
     with pytest.raises(KeyboardInterrupt):
-        trainer(settings).fit(LocalReporter(tmp_path / "cut", stop_after))
-    resumed = trainer(settings).fit(LocalReporter(tmp_path / "cut"))
+        trainer(settings, **method).fit(LocalReporter(tmp_path / "cut", stop_after))
+    resumed = trainer(settings, **method).fit(LocalReporter(tmp_path / "cut"))
     assert np.allclose(loss_curve(resumed), loss_curve(undisturbed), rtol=0, atol=1e-12)
     expected, found = read_outcome(whole.latest()), read_outcome(LocalReporter(tmp_path / "cut").latest())
     assert found.epochs == expected.epochs
@@ -149,6 +156,22 @@ def test_step_schedule_drops_after_whole_epochs():
     assert [at.at(Clock(0, epoch=e)) for e in (1, 2, 3)] == [1, 0.5, 0.25]
 
 
+def test_step_schedule_can_count_steps():
+    halved = StepSchedule(every_steps=2000, factor=0.5)
+    clocks = [Clock(0, epoch=9, step=step) for step in (0, 1999, 2000, 6000)]
+    assert [halved.at(clock) for clock in clocks] == [1, 1, 0.5, 0.125]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop"])
+def test_every_optimiser_trains_the_groups_at_their_rates(name):
+    made = trainer(config(optimizer={"name": name, "lr": 0.01}), method="hashnet")
+    rows = np.arange(8)
+    made._step(rows, made.train_images.batch(rows))
+    rates = [group["lr"] for group in made.optimizer.param_groups]
+    assert rates[1] == pytest.approx(10 * rates[0])
+    assert type(made.optimizer).__name__.lower() == name
+
+
 def test_cosine_schedule_rises_then_falls_to_its_floor():
     schedule = CosineSchedule(warmup=0.1, floor=0.2)
     rates = [schedule.at(Clock(0, step=step, total_steps=100)) for step in range(101)]
@@ -167,30 +190,46 @@ def test_learning_rate_scales_with_the_batch_only_when_asked(tmp_path):
     assert scaled.fit(LocalReporter(tmp_path / "b"))[0]["lr"] == pytest.approx(0.05 * 8 / 32)
 
 
+# name → (several labels an image, the method and its settings)
+GROUPS = {
+    "greedyhash": (False, {}),
+    "greedyhash, labels": (True, {}),
+    "unsupervised": (False, {"method": "greedyhash_unsupervised"}),
+    "batch": (False, {"method": "hashnet", "pairs": "batch", "class_weights": "dataset"}),
+    "cross, labels": (True, {"method": "hashnet", "preset": "official"}),
+    "bank, labels": (True, {"method": "hashnet", "preset": "deephash"}),
+    "ring": (False, {"method": "hashnet", "preset": "deephash", "bank_size": 50}),
+}
+
+
 def _train_in_groups(rank, folder):
-    """One, two and four processes train the same recipe, in float64."""
-    for several_labels in (False, True):
-        torch.set_num_threads(1)
-        benchmark = coloured_benchmark(58, several_labels=several_labels)
+    """One, two and four processes train the same recipes, in float64: 64 images are 2 × 32 and 4 × 16."""
+    torch.set_num_threads(1)
+    for group, (several_labels, settings) in GROUPS.items():
+        # 190 images make three batches of 64 or 63, so that shares differ in size too.
+        benchmark = coloured_benchmark(190, several_labels=several_labels)
         for world in (1, 2, 4):
             if rank >= world:
                 continue
-            name = f"{world}-{several_labels}"
+            name = f"{group}-{world}"
             if world > 1:
                 dist.init_process_group(
                     "gloo", init_method=f"file://{folder}/{name}", rank=rank, world_size=world
                 )
             made = trainer(
-                config(epochs=2, clip_norm=5.0),
+                config(epochs=2, batch_size=64, clip_norm=5.0),
                 process=Process(rank, world),
                 benchmark=benchmark,
                 dtype=torch.float64,
+                **settings,
             )
             history = made.fit(LocalReporter(folder / f"checkpoints-{name}-{rank}"))
-            gradients = {key: p.grad for key, p in made.method.named_parameters()}
-            torch.save(
-                {"gradients": gradients, "weights": made.method.state_dict()}, folder / f"{name}-{rank}.pt"
-            )
+            found = {
+                "gradients": {key: p.grad for key, p in made.method.named_parameters() if p.requires_grad},
+                "weights": made.method.state_dict(),
+                "memory": made.method.training_state().get("memory", {}),
+            }
+            torch.save(found, folder / f"{name}-{rank}.pt")
             (folder / f"{name}-{rank}.json").write_text(json.dumps(loss_curve(history)))
             if world > 1:
                 dist.destroy_process_group()
@@ -215,21 +254,26 @@ def _train_with_uneven_shares(rank, folder):
 
 def test_one_two_and_four_workers_train_alike(tmp_path):
     mp.spawn(_train_in_groups, args=(tmp_path,), nprocs=4)
-    for labels in (False, True):
-        single = torch.load(tmp_path / f"1-{labels}-0.pt", weights_only=True)
-        curve = json.loads((tmp_path / f"1-{labels}-0.json").read_text())
+
+    def left(group, world, rank):
+        file = tmp_path / f"{group}-{world}-{rank}"
+        state = torch.load(file.with_suffix(".pt"), weights_only=True)
+        tensors = {f"{kind} {key}": v for kind, values in state.items() for key, v in values.items()}
+        return tensors, json.loads(file.with_suffix(".json").read_text())
+
+    for group in GROUPS:
+        single, curve = left(group, 1, 0)
         for world in (2, 4):
+            leader, _ = left(group, world, 0)
             for rank in range(world):
-                found = torch.load(tmp_path / f"{world}-{labels}-{rank}.pt", weights_only=True)
-                for kind in ("gradients", "weights"):
-                    for name, value in single[kind].items():
-                        assert torch.allclose(found[kind][name], value, rtol=0, atol=1e-9), (
-                            world,
-                            kind,
-                            name,
-                        )
-                other = json.loads((tmp_path / f"{world}-{labels}-{rank}.json").read_text())
-                assert np.allclose(other, curve, rtol=0, atol=1e-9)
+                found, other = left(group, world, rank)
+                assert np.allclose(other, curve, rtol=0, atol=1e-9), (group, world)
+                for name, value in single.items():
+                    expected, mine = torch.as_tensor(value), torch.as_tensor(found[name])
+                    assert torch.allclose(mine.double(), expected.double(), rtol=0, atol=1e-9), (group, name)
+                    if name.startswith("memory"):
+                        assert torch.equal(mine, torch.as_tensor(leader[name])), (group, world, rank, name)
+        assert not group.startswith(("bank", "ring")) or "memory embeddings" in single
     uneven = [json.loads((tmp_path / f"uneven-{rank}.json").read_text()) for rank in range(2)]
     assert uneven[0] == uneven[1]
 

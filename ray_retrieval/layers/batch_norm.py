@@ -4,46 +4,24 @@
 trains differently on one and on two workers; with these, the gradients are those of one process.
 """
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-
-def _over_workers(value: Tensor) -> Tensor:
-    summed: Tensor = _SumOverWorkers.apply(value)  # type: ignore[no-untyped-call]
-    return summed
-
-
-class _SumOverWorkers(torch.autograd.Function):
-    """Sum over all workers; its gradient is the sum of the gradients of all workers."""
-
-    @staticmethod
-    def forward(_context: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(_context: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total
+from ray_retrieval.workers import several, sum_over_workers
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose statistics in training are those of the batches of all workers together."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+        if not self.training or not several():
             return super().forward(images)
         wide = images if images.dtype == torch.float64 else images.float()
         count = wide.new_tensor([wide.numel() / wide.shape[1]])
-        sums = _over_workers(torch.cat([wide.sum(dim=(0, 2, 3)), count]))
+        sums = sum_over_workers(torch.cat([wide.sum(dim=(0, 2, 3)), count]))
         mean, total = sums[:-1] / sums[-1], sums[-1].detach()
         centred = wide - mean[:, None, None]
-        variance = _over_workers(centred.square().sum(dim=(0, 2, 3))) / total
+        variance = sum_over_workers(centred.square().sum(dim=(0, 2, 3))) / total
         self._update_running(mean.detach(), variance.detach() * total / (total - 1))
         scale = torch.rsqrt(variance + self.eps)
         if self.weight is not None:

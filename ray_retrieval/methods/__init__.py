@@ -1,14 +1,27 @@
 """The published methods. A new one is a file here, a line in `METHODS` and a place in `AnyMethodConfig`."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from ray_retrieval.methods.base import Method, MethodConfig
 from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
+from ray_retrieval.methods.greedyhash_unsupervised import (
+    GreedyHashUnsupervised,
+    GreedyHashUnsupervisedConfig,
+)
+from ray_retrieval.methods.hashnet import HashNet, HashNetConfig
 
 METHODS: dict[str, tuple[type[MethodConfig], type[Method]]] = {
     "greedyhash": (GreedyHashConfig, GreedyHash),
+    "greedyhash_unsupervised": (GreedyHashUnsupervisedConfig, GreedyHashUnsupervised),
+    "hashnet": (HashNetConfig, HashNet),
 }
 
-AnyMethodConfig = GreedyHashConfig
-"""The configurations that a recipe may give; with a second method, a union told apart by `name`."""
+AnyMethodConfig = Annotated[
+    GreedyHashConfig | GreedyHashUnsupervisedConfig | HashNetConfig, Field(discriminator="name")
+]
+"""The configurations that a recipe may give, told apart by `name`."""
 
 
 def build(config: MethodConfig, *, classes: int, pretrained: bool = True) -> Method:

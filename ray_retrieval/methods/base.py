@@ -1,7 +1,7 @@
 """What every method is: a network, an objective, descriptors, and a plan of batches."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from ray_retrieval.config import Config
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, normalise
 from ray_retrieval.descriptors import Codes, DescriptorKind
+from ray_retrieval.workers import gather_rows
 
 Outputs = dict[str, Tensor]
 Rows = npt.NDArray[np.int64]
@@ -44,25 +45,60 @@ class Batch:
     Attributes:
         rows: int64 [n], row numbers in the training table.
         labels: int64 [n], or float [n, classes] multi-hot.
-        global_size: images in the global batch over all workers.
+        global_rows: int64 [m], the rows of all workers; `rows` are a run of them.
+        global_labels: like `labels`, of the global rows.
+        start: position of the first of `rows` among the global rows.
         world: number of workers.
     """
 
     rows: Tensor
     labels: Tensor
-    global_size: int
-    world: int
+    global_rows: Tensor
+    global_labels: Tensor
+    start: int = 0
+    world: int = 1
+
+    @staticmethod
+    def whole(rows: Tensor, labels: Tensor) -> "Batch":
+        """A global batch on a single worker."""
+        return Batch(rows, labels, rows, labels)
+
+    def part(self, positions: Rows) -> "Batch":
+        """Some of this share, a run of positions counted from its first row."""
+        first, last = int(positions[0]), int(positions[-1]) + 1
+        rows, labels = self.rows[first:last], self.labels[first:last]
+        return replace(self, rows=rows, labels=labels, start=self.start + first)
+
+    @property
+    def global_size(self) -> int:
+        """Images in the global batch over all workers."""
+        return len(self.global_rows)
+
+    @property
+    def positions(self) -> Tensor:
+        """int64 [n]: where this share's rows stand in the global batch."""
+        return torch.arange(self.start, self.start + len(self.rows), device=self.rows.device)
+
+    def total(self, part: Tensor) -> Tensor:
+        """This share's part of a sum over the global batch, scaled for data parallelism.
+
+        Over workers, data parallelism averages gradients and the loop averages the terms that it logs. Scaled
+        so, both averages (and sums over accumulated parts) are exactly those of the global sum, whatever the
+        sizes of the shares.
+        """
+        return part * self.world
 
     def mean(self, values: Tensor) -> Tensor:
-        """This share's part of the mean over the global batch.
+        """This share's part of the mean over the global batch: `total` of float [n], one value an image."""
+        return self.total(values.sum() / self.global_size)
 
-        Data parallelism averages gradients over workers. Scaled so, the average (and the sum over
-        accumulated parts) is exactly the gradient of the global mean, whatever the sizes of the shares.
+    def gather(self, values: Tensor) -> Tensor:
+        """The values of the global batch, [n, …] to [m, …]; gradients go back to the worker that made them.
 
-        Args:
-            values: float [n], one value an image.
+        It takes the whole share, so a method that gathers has `whole_batches` set.
         """
-        return values.sum() * (self.world / self.global_size)
+        sizes = [len(part) for part in np.array_split(np.arange(self.global_size), self.world)]
+        return gather_rows(values, sizes)
 
 
 @dataclass(frozen=True)
@@ -95,6 +131,8 @@ class Method(nn.Module, ABC):
     """
 
     kind: ClassVar[DescriptorKind]
+    whole_batches: ClassVar[bool] = False
+    """Whether the loss pairs images across the whole batch, which then cannot be computed in parts."""
 
     def __init__(self, config: MethodConfig, *, classes: int, pretrained: bool = True) -> None:  # noqa: ARG002
         super().__init__()
@@ -116,6 +154,17 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def describe(self, images: Tensor) -> Codes:
         """Descriptors of uint8 images [n, 3, size, size]; call it in evaluation mode."""
+
+    def class_probabilities(self, images: Tensor) -> Tensor | None:  # noqa: ARG002
+        """Float [n, classes] of uint8 images [n, 3, size, size]; None for a method without a class head."""
+        return None
+
+    def start_training(self, table: ImageTable, device: torch.device) -> None:
+        """Called once before training, on every worker, with the training images.
+
+        For what depends on the data and is no parameter: statistics of the labels, an empty memory. What a
+        checkpoint holds of it is put back afterwards by `load_training_state`.
+        """
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Trained parameters by learning rate."""

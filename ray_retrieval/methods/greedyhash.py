@@ -9,27 +9,21 @@ Su, Zhang, Han, Tian: Greedy Hash: Towards Fast Optimization for Accurate Hash C
 
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from ray_retrieval.descriptors import Codes, DescriptorKind
-from ray_retrieval.layers.backbones import BackboneConfig, build_backbone
-from ray_retrieval.layers.sign import pack_signs, straight_through_sign
-from ray_retrieval.methods.base import Batch, Clock, Method, MethodConfig, Outputs, ParameterGroup
+from ray_retrieval.layers.sign import straight_through_sign
+from ray_retrieval.methods.base import Batch, Clock, Outputs
+from ray_retrieval.methods.hashing import HashingConfig, HashingMethod, wide
 
 
-class GreedyHashConfig(MethodConfig):
+class GreedyHashConfig(HashingConfig):
     """GreedyHash."""
 
     name: Literal["greedyhash"] = "greedyhash"
-    bits: int = Field(default=48, ge=1, le=4096)
-    """Length of a code."""
     penalty: float = Field(default=0.1, ge=0)
     """Weight of the term that draws relaxed codes to ±1: 0.1 for CIFAR-10, 1.0 for ImageNet in the paper."""
-    backbone: BackboneConfig = BackboneConfig()
-    """The network below the hash layer."""
     head_lr_factor: float = Field(default=1.0, gt=0)
     """Learning rate of the hash layer and the classifier, as a multiple of the backbone's; published: 1."""
 
@@ -61,38 +55,26 @@ def quantisation_penalties(relaxed: Tensor) -> Tensor:
     return (relaxed.abs() - 1).abs().pow(3).mean(dim=1)
 
 
-class GreedyHash(Method):
+class GreedyHash(HashingMethod):
     """A backbone, a hash layer, and a classifier on the signs (without bias, as published)."""
 
-    kind = DescriptorKind.CODES
     config: GreedyHashConfig
 
     def __init__(self, config: GreedyHashConfig, *, classes: int, pretrained: bool = True) -> None:
         super().__init__(config, classes=classes, pretrained=pretrained)
-        self.backbone, width = build_backbone(config.backbone, pretrained=pretrained)
-        self.hash_layer = nn.Linear(width, config.bits)
         self.classifier = nn.Linear(config.bits, classes, bias=False)
 
     def forward(self, images: Tensor) -> Outputs:
-        relaxed = self.hash_layer(self.backbone(self.normalised(images)))
+        relaxed = self.relaxed(images)
         return {"relaxed": relaxed, "logits": self.classifier(straight_through_sign(relaxed))}
 
     def objective(self, outputs: Outputs, batch: Batch, clock: Clock) -> dict[str, Tensor]:  # noqa: ARG002
-        wide = torch.promote_types(outputs["relaxed"].dtype, torch.float32)
-        classification = classification_losses(outputs["logits"].to(wide), batch.labels)
-        penalty = quantisation_penalties(outputs["relaxed"].to(wide))
+        classification = classification_losses(wide(outputs["logits"]), batch.labels)
+        penalty = quantisation_penalties(wide(outputs["relaxed"]))
         return {
             "classification": batch.mean(classification),
             "penalty": self.config.penalty * batch.mean(penalty),
         }
 
-    def describe(self, images: Tensor) -> Codes:
-        relaxed = self.hash_layer(self.backbone(self.normalised(images)))
-        return Codes(pack_signs(relaxed).cpu().numpy(), self.config.bits)
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        head = [*self.hash_layer.parameters(), *self.classifier.parameters()]
-        return [
-            ParameterGroup(list(self.backbone.parameters())),
-            ParameterGroup(head, self.config.head_lr_factor),
-        ]
+    def class_probabilities(self, images: Tensor) -> Tensor:
+        return wide(self.forward(images)["logits"]).softmax(dim=1)

@@ -1,5 +1,7 @@
 """What every registered method must keep."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -23,23 +25,30 @@ def images(count=8):
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, 3, 16, 16), dtype=np.uint8))
 
 
-def loss_of(method, pictures, labels, *, share=None):
-    world = 1 if share is None else share
-    batch = Batch(torch.arange(len(labels)), labels, len(labels) * world, world)
+def built(name, **settings):
+    """A method ready to train on 16 images of four classes."""
+    method = build(small(name, **settings), classes=CLASSES)
+    method.start_training(coloured_table(16, classes=CLASSES), torch.device("cpu"))
+    return method
+
+
+def loss_of(method, pictures, labels):
+    batch = Batch.whole(torch.arange(len(labels)), labels)
     return sum(method.objective(method(pictures), batch, Clock(seed=0)).values())
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_trained_parameter_moves_in_one_step(name):
     torch.manual_seed(0)
-    method = build(small(name), classes=CLASSES).train()
-    before = {key: value.clone() for key, value in method.named_parameters()}
+    method = built(name).train()
+    before = {key: value.clone() for key, value in method.named_parameters() if value.requires_grad}
     groups = [parameter for group in method.parameter_groups() for parameter in group.parameters]
     assert {id(p) for p in groups} == {id(p) for p in method.parameters() if p.requires_grad}
     optimizer = torch.optim.SGD(groups, lr=0.1)
     loss_of(method, images(), torch.arange(8) % CLASSES).backward()
     optimizer.step()
-    still = [key for key, value in method.named_parameters() if torch.equal(value, before[key])]
+    after = dict(method.named_parameters())
+    still = [key for key, value in before.items() if torch.equal(value, after[key])]
     assert still == []
 
 
@@ -76,15 +85,20 @@ def test_a_description_does_not_depend_on_the_batch_around_it(name):
     assert np.array_equal(whole.data, np.stack(alone))
 
 
-@pytest.mark.parametrize("name", METHODS)
+BY_IMAGE = [name for name, (_, method) in METHODS.items() if not method.whole_batches]
+"""Methods whose loss is a sum over images; those that pair images are tested on real processes."""
+
+
+@pytest.mark.parametrize("name", BY_IMAGE)
 def test_the_loss_of_shares_averages_to_the_loss_of_the_batch(name):
     torch.manual_seed(0)
-    method = build(small(name), classes=CLASSES).eval()
+    method = built(name).eval()
     pictures, labels = images(), torch.arange(8) % CLASSES
     whole = loss_of(method, pictures, labels)
     parts = []
     for part in (slice(0, 3), slice(3, 8)):  # unequal on purpose
-        batch = Batch(torch.arange(8)[part], labels[part], 8, 2)
+        rows = torch.arange(8)
+        batch = Batch(rows[part], labels[part], rows, labels, start=part.start, world=2)
         parts.append(sum(method.objective(method(pictures[part]), batch, Clock(seed=0)).values()))
     assert torch.allclose(sum(parts) / 2, whole, atol=1e-6)
 
@@ -100,3 +114,32 @@ def test_a_plan_covers_every_row_once_and_depends_on_seed_and_epoch_alone(name):
     assert all(np.array_equal(a, b) for a, b in zip(plan, again, strict=True))
     other = method.plan(table, 10, Clock(seed=1, epoch=3))
     assert not np.array_equal(np.concatenate(plan), np.concatenate(other))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_training_state_survives_a_checkpoint(name):
+    torch.manual_seed(0)
+    method, labels = built(name).eval(), torch.arange(8) % CLASSES
+    loss_of(method, images(), labels)
+    saved = copy.deepcopy(method.training_state())
+    fresh = built(name).eval()
+    fresh.load_state_dict(method.state_dict())
+    fresh.load_training_state(saved)
+    assert torch.equal(loss_of(fresh, images(), labels), loss_of(method, images(), labels))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_class_probabilities_are_there_or_none(name):
+    found = build(small(name), classes=CLASSES).eval().class_probabilities(images())
+    assert found is None or torch.allclose(found.sum(dim=1), torch.ones(8))
+    assert (found is not None) == (name == "greedyhash")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_exported_state_holds_parameters_and_buffers_of_the_network_alone(name):
+    trained, fresh = built(name, **BANK.get(name, {})), build(small(name), classes=CLASSES)
+    loss_of(trained, images(), torch.arange(8) % CLASSES)
+    assert trained.state_dict().keys() == fresh.state_dict().keys()
+
+
+BANK = {"hashnet": {"preset": "deephash"}}

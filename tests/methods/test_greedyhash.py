@@ -79,7 +79,7 @@ def test_gradient_on_the_relaxed_code_is_that_of_the_paper():
     method.hash_layer = torch.nn.Identity()
     method.backbone = torch.nn.Identity()
     method.normalised = lambda images: images
-    batch = Batch(torch.arange(4), labels, 4, 1)
+    batch = Batch.whole(torch.arange(4), labels)
     terms = method.objective(method(relaxed), batch, Clock(seed=0))
     assert set(terms) == {"classification", "penalty"}
     sum(terms.values()).backward()

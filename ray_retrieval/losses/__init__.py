@@ -1,0 +1,1 @@
+"""Pairwise objectives and the cross-batch memory."""
