@@ -52,6 +52,8 @@ def _recipe_location(location: tuple[int | str, ...], values: Any) -> list[int |
     parts: list[int | str] = []
     here = values
     for part in location:
+        if parts and isinstance(part, str) and not isinstance(here, dict | list):
+            continue
         if isinstance(here, dict) and part not in here and part in here.values() and part != location[-1]:
             continue
         parts.append(part)

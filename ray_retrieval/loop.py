@@ -183,12 +183,18 @@ class Trainer:
             synchronise_batch_norm(self.method)
         self.wrapped = self._wrap()
         self.optimizer = build_optimizer(config.optimizer, method)
+        # Where crops are cut at random, training images are prepared whole.
+        whole = config.augmentation.source(method.preprocessing)
         self.train_images, self.queries, self.database = _sources(
-            [benchmark.train, benchmark.validation_queries, benchmark.validation_database],
-            method.preprocessing,
+            [
+                (benchmark.train, whole),
+                (benchmark.validation_queries, method.preprocessing),
+                (benchmark.validation_database, method.preprocessing),
+            ],
             memory_bytes=int(config.cache_memory),
             threads=process.threads,
         )
+        self._side = whole.size
         self.labels = torch.tensor(benchmark.train.labels)
         if self.labels.ndim == 2:
             self.labels = self.labels.float()
@@ -311,7 +317,7 @@ class Trainer:
     def _augment(self, images: Tensor, count: int, clock: Clock) -> Tensor:
         """Augment this process's share with its part of what is drawn for the whole global batch."""
         generator = torch.Generator().manual_seed(_mix(self.seed, clock.step, -1))
-        draws = draw(self.config.augmentation, count, generator, self.method.preprocessing.size)
+        draws = draw(self.config.augmentation, count, generator, self._side, self.method.preprocessing.size)
         mine = self._share(np.arange(count))
         return apply(images, draws.take(slice(int(mine[0]), int(mine[-1]) + 1)))
 
@@ -476,16 +482,16 @@ def read_outcome(folder: Path) -> Outcome:
 
 
 def _sources(
-    tables: list[ImageTable], preprocessing: Preprocessing, *, memory_bytes: int, threads: int
+    wanted: list[tuple[ImageTable, Preprocessing]], *, memory_bytes: int, threads: int
 ) -> list[ImageSource]:
-    """A source for each table, one for tables that are the same; the first ones get the memory."""
-    sources: dict[int, ImageSource] = {}
-    for table in tables:
-        if id(table) not in sources:
+    """A source for each table, one for those that are the same; the first ones get the memory."""
+    sources: dict[tuple[int, int], ImageSource] = {}
+    for table, preprocessing in wanted:
+        if (id(table), preprocessing.size) not in sources:
             source = ImageSource(table, preprocessing, memory_bytes=memory_bytes, threads=threads)
             memory_bytes -= len(table) * 3 * preprocessing.size**2 if source.cached else 0
-            sources[id(table)] = source
-    return [sources[id(table)] for table in tables]
+            sources[id(table), preprocessing.size] = source
+    return [sources[id(table), preprocessing.size] for table, preprocessing in wanted]
 
 
 def _to_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

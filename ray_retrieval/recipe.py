@@ -77,6 +77,10 @@ class Recipe(Config):
         size = self.method.image.size
         if self.train.augmentation.pad > size:
             raise ValueError(f"'train.augmentation.pad' is at most 'method.image.size' ({size})")
+        if self.train.augmentation.random_crop and (self.method.image.resize_to or size) == size:
+            raise ValueError(
+                f"'train.augmentation.random_crop' needs a 'method.image.resize_to' above {size}, the size"
+            )
         if self.train.accumulate > 1 and METHODS[self.method.name][1].whole_batches:
             raise ValueError(
                 f"'train.accumulate' is 1 for {self.method.name}, whose loss pairs images across the batch"

@@ -34,6 +34,10 @@ def test_every_recipe_in_jobs_is_valid_and_reads_back_the_same(path, tmp_path):
         ("data.name=mnist", "'data'"),
         ("train.epochs", "not of the form key=value"),
         ("name=${nowhere}", "nowhere"),
+        ("train.augmentation.random_crop=true", "needs a 'method.image.resize_to' above 24, the size"),
+        ("method={name: hashnet, alpha: ten}", "'method.alpha'"),
+        ("method={name: hashnet, preset: oficial}", "'method.preset'"),
+        ("method={name: hashnet, penalty: 1}", "unknown key 'method.penalty'"),
     ],
 )
 def test_mistakes_are_named_with_their_mend(override, message):
@@ -41,6 +45,13 @@ def test_mistakes_are_named_with_their_mend(override, message):
         recipe.load(QUICKSTART, [override])
     assert message.lower() in str(caught.value).lower()
     assert "\n" not in str(caught.value)
+
+
+def test_parts_of_batches_are_refused_where_the_loss_pairs_images():
+    pairs = "method={name: hashnet, backbone: {name: small, weights: none}, image: {size: 24}}"
+    assert recipe.load(QUICKSTART, [pairs]).method.alpha == "10/bits"
+    with pytest.raises(RecipeError, match=r"'train.accumulate' is 1 for hashnet, whose loss pairs images"):
+        recipe.load(QUICKSTART, [pairs, "train.accumulate=2"])
 
 
 def test_settings_replace_the_files_values():

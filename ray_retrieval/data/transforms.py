@@ -92,6 +92,9 @@ class Augmentation(Config):
     """Cut a random box of this share of the area (lowest, highest) and scale it to the full size."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Lowest and highest width/height of that box."""
+    random_crop: bool = False
+    """Cut the box of the input's size at a random place of the resized image rather than at its centre;
+    needs an `image.resize_to` above `image.size`."""
     pad: int = Field(default=0, ge=0)
     """Shift by up to this many pixels each way; the border is mirrored, edge pixel included."""
     flip: bool = False
@@ -109,7 +112,15 @@ class Augmentation(Config):
             raise ValueError(f"'crop_scale' is lowest and highest share within 0…1, got {self.crop_scale}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError(f"'crop_ratio' is lowest and highest ratio, got {self.crop_ratio}")
+        if self.random_crop and self.crop_scale is not None:
+            raise ValueError("'random_crop' and 'crop_scale' are two kinds of crops: give one")
         return self
+
+    def source(self, preprocessing: Preprocessing) -> Preprocessing:
+        """How training images are prepared: as all others, but whole where a crop is to be cut from them."""
+        crops = self.random_crop or self.crop_scale is not None
+        side = preprocessing.resize_to if crops else None
+        return preprocessing.model_copy(update={"size": side}) if side else preprocessing
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,7 @@ class Draws:
         contrast: float32 [n], factors.
         saturation: float32 [n], factors.
         size: side of the images, in pixels.
+        output: side of what `apply` makes of them.
     """
 
     boxes: Tensor
@@ -133,6 +145,7 @@ class Draws:
     contrast: Tensor
     saturation: Tensor
     size: int
+    output: int
 
     def __len__(self) -> int:
         return len(self.flips)
@@ -145,11 +158,13 @@ class Draws:
         return self._map(lambda field: field.to(device))
 
     def _map(self, change: Any) -> "Draws":
-        fields = [field.name for field in dataclasses.fields(self) if field.name != "size"]
-        return Draws(**{name: change(getattr(self, name)) for name in fields}, size=self.size)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **{name: change(value) for name, value in tensors.items()})
 
 
-def draw(augmentation: Augmentation, count: int, generator: torch.Generator, size: int) -> Draws:
+def draw(
+    augmentation: Augmentation, count: int, generator: torch.Generator, size: int, output: int | None = None
+) -> Draws:
     """The random numbers of a whole global batch.
 
     The generator advances by the same amount whatever is switched on, so that switching one thing on leaves
@@ -160,24 +175,35 @@ def draw(augmentation: Augmentation, count: int, generator: torch.Generator, siz
         count: images in the global batch.
         generator: on the CPU; the only source of randomness.
         size: side of the images, in pixels.
+        output: side of what `apply` makes of them, at most `size`; default the same.
 
     Raises:
-        DataError: if `pad` is more than the images' side.
+        DataError: if `pad` is more than the side that comes out.
     """
-    if augmentation.pad > size:
-        raise DataError(f"'pad' is at most the side of the images, {size}, got {augmentation.pad}")
+    output = output or size
+    if augmentation.pad > output:
+        raise DataError(f"'pad' is at most the side of the images, {output}, got {augmentation.pad}")
     crops = torch.rand((count, _CROP_TRIES, 4), generator=generator, dtype=torch.float64)
     others = torch.rand((count, 6), generator=generator, dtype=torch.float64)
     reach = 2 * augmentation.pad + 1
     return Draws(
-        boxes=_boxes(augmentation, crops, size),
+        boxes=_windows(crops, size, output)
+        if augmentation.random_crop
+        else _boxes(augmentation, crops, size),
         shifts=(others[:, :2] * reach).floor().long() - augmentation.pad,
         flips=(others[:, 2] < 0.5) & augmentation.flip,
         brightness=_factors(others[:, 3], augmentation.brightness),
         contrast=_factors(others[:, 4], augmentation.contrast),
         saturation=_factors(others[:, 5], augmentation.saturation),
         size=size,
+        output=output,
     )
+
+
+def _windows(uniform: Tensor, size: int, output: int) -> Tensor:
+    """Boxes of the output's side anywhere in the image, from each image's first proposal: int64 [n, 4]."""
+    corners = (uniform[:, 0, 2:] * (size - output + 1)).floor().long()
+    return torch.cat([corners, torch.full_like(corners, output)], dim=1)
 
 
 def _boxes(augmentation: Augmentation, uniform: Tensor, size: int) -> Tensor:
@@ -208,7 +234,7 @@ def _factors(uniform: Tensor, reach: float) -> Tensor:
 
 
 def apply(images: Tensor, draws: Draws) -> Tensor:
-    """uint8 [n, 3, s, s]: the images changed as drawn, on their own device.
+    """uint8 [n, 3, output, output]: the images changed as drawn, on their own device.
 
     Crop, shift and flip are one bilinear resampling (without antialiasing, as a crop hardly shrinks); then
     brightness, contrast and saturation, each clipped to 0…255; rounded once at the end. An image whose draws
@@ -244,21 +270,22 @@ def apply(images: Tensor, draws: Draws) -> Tensor:
 
 def _leaves_geometry(draws: Draws) -> bool:
     whole = torch.tensor([0, 0, draws.size, draws.size], device=draws.boxes.device)
-    return bool((draws.boxes == whole).all() and not draws.shifts.any() and not draws.flips.any())
+    same = draws.size == draws.output and (draws.boxes == whole).all()
+    return bool(same and not draws.shifts.any() and not draws.flips.any())
 
 
 def _resample(pixels: Tensor, draws: Draws) -> Tensor:
     """One grid_sample for all three. Source positions are computed per axis, in pixels, then normalised."""
-    size = draws.size
-    steps = torch.arange(size, device=pixels.device)
-    columns = torch.where(draws.flips.unsqueeze(1), size - 1 - steps, steps)
+    side = draws.output
+    steps = torch.arange(side, device=pixels.device)
+    columns = torch.where(draws.flips.unsqueeze(1), side - 1 - steps, steps)
     x = _positions(
-        _mirrored(columns + draws.shifts[:, 1:2], size), draws.boxes[:, 1:2], draws.boxes[:, 3:4], size
+        _mirrored(columns + draws.shifts[:, 1:2], side), draws.boxes[:, 1:2], draws.boxes[:, 3:4], draws
     )
     y = _positions(
-        _mirrored(steps + draws.shifts[:, 0:1], size), draws.boxes[:, 0:1], draws.boxes[:, 2:3], size
+        _mirrored(steps + draws.shifts[:, 0:1], side), draws.boxes[:, 0:1], draws.boxes[:, 2:3], draws
     )
-    grid = torch.stack([x.unsqueeze(1).expand(-1, size, -1), y.unsqueeze(2).expand(-1, -1, size)], dim=-1)
+    grid = torch.stack([x.unsqueeze(1).expand(-1, side, -1), y.unsqueeze(2).expand(-1, -1, side)], dim=-1)
     return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -268,14 +295,14 @@ def _mirrored(steps: Tensor, size: int) -> Tensor:
     return torch.where(steps >= size, 2 * size - 1 - steps, steps)
 
 
-def _positions(steps: Tensor, start: Tensor, length: Tensor, size: int) -> Tensor:
-    """float32 [n, s], grid_sample's -1…1: where the pixels of a box scaled to `size` come from.
+def _positions(steps: Tensor, start: Tensor, length: Tensor, draws: Draws) -> Tensor:
+    """float32 [n, output], grid_sample's -1…1: where the pixels of a box scaled to the output come from.
 
     Positions are kept inside the box, so that the result is that of cropping first and resizing then.
     """
-    inside = ((steps + 0.5) * (length / size) - 0.5).clamp(min=0.0)
+    inside = ((steps + 0.5) * (length / draws.output) - 0.5).clamp(min=0.0)
     inside = torch.minimum(inside, (length - 1).to(inside.dtype))
-    return (2 * (start + inside) + 1) / size - 1
+    return (2 * (start + inside) + 1) / draws.size - 1
 
 
 def _brighter(pixels: Tensor, factors: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import math
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from ray_retrieval.config import Config
@@ -119,6 +119,13 @@ class HashNetConfig(HashingConfig):
     """Slots of the memory of `bank`, a ring of the newest codes. Unset: one for each training image."""
     head_lr_factor: float = Field(default=10.0, gt=0)
     """Learning rate of the hash layer, as a multiple of the backbone's; published: 10."""
+
+    @field_validator("alpha", mode="before")
+    @classmethod
+    def _number_or_rule(cls, value: Any) -> Any:
+        if value != "10/bits" and not (isinstance(value, int | float) and value > 0):
+            raise ValueError(f"a number above 0, or '10/bits', got {value!r}")
+        return value
 
     @model_validator(mode="before")
     @classmethod

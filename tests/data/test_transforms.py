@@ -50,7 +50,7 @@ def draws(count: int, size: int = SIZE, **changes: Any) -> Draws:
     }
     for name, value in changes.items():
         fields[name] = torch.as_tensor(value, dtype=fields[name].dtype).expand(fields[name].shape)
-    return Draws(**{name: field.contiguous() for name, field in fields.items()}, size=size)
+    return Draws(**{name: field.contiguous() for name, field in fields.items()}, size=size, output=size)
 
 
 def far(images: torch.Tensor, expected: torch.Tensor) -> int:
@@ -249,9 +249,10 @@ class TestApply:
             **{
                 name: torch.where(keep.view(-1, *[1] * (field.ndim - 1)), getattr(still, name), field)
                 for name, field in vars(busy).items()
-                if name != "size"
+                if name not in ("size", "output")
             },
             size=SIZE,
+            output=SIZE,
         )
         found = apply(images, mixed)
         assert torch.equal(found[keep], images[keep])
@@ -296,3 +297,34 @@ class TestApply:
         found = apply(images.cuda(), changes)
         assert found.is_cuda
         assert far(found.cpu(), apply(images, changes)) <= 1
+
+
+def test_random_crops_are_windows_of_the_whole_image() -> None:
+    """The source keeps what a centre crop would cut, and the windows reach into every corner of it."""
+    chosen = Augmentation(random_crop=True)
+    source = chosen.source(Preprocessing(size=24, resize_to=32))
+    assert (source.size, source.resize_to) == (32, 32)
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (400, 3, 32, 32), dtype=np.uint8))
+    drawn = draw(chosen, 400, torch.Generator().manual_seed(1), 32, 24)
+    cropped = apply(images, drawn)
+    for image, box, found in zip(images, drawn.boxes.tolist(), cropped, strict=True):
+        top, left, height, width = box
+        assert (height, width) == (24, 24)
+        assert torch.equal(found, image[:, top : top + 24, left : left + 24])
+    assert {top for top, *_ in drawn.boxes.tolist()} == set(range(9))
+    assert {left for _, left, *_ in drawn.boxes.tolist()} == set(range(9))
+
+
+def test_scaled_crops_are_cut_from_the_whole_image_too() -> None:
+    chosen = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    assert chosen.source(Preprocessing(size=16, resize_to=32)).size == 32
+    images = torch.full((3, 3, 32, 32), 7, dtype=torch.uint8)
+    made = apply(images, draw(chosen, 3, torch.Generator().manual_seed(1), 32, 16))
+    assert torch.equal(made, torch.full((3, 3, 16, 16), 7, dtype=torch.uint8))
+
+
+def test_without_a_random_crop_training_sees_the_centre_as_inference_does() -> None:
+    preprocessing = Preprocessing(size=24, resize_to=32)
+    assert Augmentation(pad=2, flip=True).source(preprocessing) is preprocessing
+    with pytest.raises(RecipeError, match="two kinds of crops"):
+        validate(Augmentation, {"random_crop": True, "crop_scale": (0.5, 1.0)})
