@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,7 +80,7 @@ def rate_chart(history: list[dict[str, Any]]) -> Chart | None:
     return Chart(title, _draw(title, [line], epochs=_span(history), from_zero=True), _trend(line))
 
 
-def pr_chart(lines: list[Line]) -> Chart | None:
+def pr_chart(lines: list[Line], *, wide: bool = False) -> Chart | None:
     """Precision over recall; the first line is drawn strongest."""
     if not lines:
         return None
@@ -91,7 +92,42 @@ def pr_chart(lines: list[Line]) -> Chart | None:
     )
     note = "One point per Hamming radius, mean over the test queries"
     note += "; the dot is radius 2." if first.dots else "."
-    return Chart(title, _draw(title, lines, epochs=None), summary, [line.label for line in lines], note)
+    svg = _draw(title, lines, epochs=None, wide=wide)
+    return Chart(title, svg, summary, [line.label for line in lines], note)
+
+
+def pr_figure(lines: list[Line], kind: str) -> bytes:
+    """Precision over recall with a legend, for a paper or a slide.
+
+    Args:
+        lines: at least one; the dots on them are radius 2.
+        kind: `svg`, `png` or `pdf`.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "figure"}):
+        figure = Figure(figsize=(6.4, 4.4), dpi=200, layout="constrained")
+        axes = figure.add_subplot()
+        for number, line in enumerate(lines):
+            colour, stroke = _PRINTED[number % COLOURS], _STROKES[stroke_of(number)]
+            axes.plot(line.x, line.y, color=colour, linestyle=stroke, linewidth=1.8, label=str(number))
+            for i in line.dots:
+                axes.plot(line.x[i], line.y[i], color=colour, marker="o", markersize=5)
+        axes.set(xlim=(0, 1.01), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+        axes.grid(color="#e1e5ea", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["right", "top"]].set_visible(False)
+        legend = axes.legend(fontsize=8, frameon=False)
+        for text, line in zip(legend.get_texts(), lines, strict=True):
+            text.set_parse_math(False)  # a `$` in a name is a dollar
+            text.set_text(line.label)
+        drawn = io.BytesIO()
+        undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
+            figure.savefig(drawn, format=kind, metadata=undated)
+    return drawn.getvalue()
 
 
 def pr_line(label: str, curve: dict[str, Any], *, mark: bool) -> Line | None:
@@ -136,7 +172,12 @@ def _trend(line: Line) -> str:
 
 
 def _draw(
-    title: str, lines: list[Line], *, epochs: tuple[int, int] | None, from_zero: bool = False
+    title: str,
+    lines: list[Line],
+    *,
+    epochs: tuple[int, int] | None,
+    from_zero: bool = False,
+    wide: bool = False,
 ) -> Markup:
     """The lines as SVG whose colours and fonts are those of the page around it.
 
@@ -145,6 +186,7 @@ def _draw(
         lines: at least one; the first is drawn strongest and on top.
         epochs: first and last epoch of the horizontal axis; None for precision over recall.
         from_zero: the vertical axis begins at 0.
+        wide: for a chart that has the page's whole width.
     """
     # Not at the top: matplotlib takes most of a second, and the command line imports this module.
     import matplotlib as mpl
@@ -153,11 +195,13 @@ def _draw(
 
     # No text of the user goes in here, because matplotlib would read `$` as mathematics.
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-        figure = Figure(figsize=(380 / 72, 224 / 72), dpi=72, layout="constrained")
+        size = (720, 360) if wide else (380, 224)
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained")
         axes = figure.add_subplot()
         for number, line in reversed(list(enumerate(lines))):
             y = [value if math.isfinite(value) else math.nan for value in line.y]
-            colour, stroke = _placeholder(number), ("-", (0, (5, 2)), (0, (1.5, 1.5)))[number % 3]
+            colour = _placeholder(number)
+            stroke = _STROKES[stroke_of(number)]
             marker = "o" if epochs and len(y) <= FEW else ""
             width = 2.2 if number == 0 else 1.6
             axes.plot(
@@ -186,6 +230,16 @@ def _draw(
         drawn = io.BytesIO()
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     return _embedded(drawn.getvalue().decode())
+
+
+_PRINTED = ("#0067b3", "#c14f00", "#00795a", "#9a3f86", "#6a6a00", "#57606a")
+"""The page's colours on white paper."""
+_STROKES = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1.5, 1.5))}
+
+
+def stroke_of(line: int) -> str:
+    """How a line is drawn, in the words of a style sheet; a colour that comes again has another stroke."""
+    return list(_STROKES)[(line + line // COLOURS) % 3]
 
 
 def _span(history: list[dict[str, Any]]) -> tuple[int, int]:

@@ -55,10 +55,16 @@ def run(
     recipe: RecipeArgument, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
 ) -> None:
     """Train, encode, index, evaluate and report: the main job."""
-    from ray_retrieval.recipe import load
+    from ray_retrieval.recipe import load_study
     from ray_retrieval.run import Run
+    from ray_retrieval.study import Study
 
-    finished = Run(load(recipe, overrides), fresh=fresh, display=Display()).all()
+    recipes = load_study(recipe, overrides)
+    if len(recipes) > 1:
+        study = Study(recipes, fresh=fresh, display=Display())
+        _show_comparison(study.all(), study.folder.uri, as_json)
+        return
+    finished = Run(recipes[0], fresh=fresh, display=Display()).all()
     if as_json:
         _print_json({**finished.metrics, "folder": finished.folder.uri, "report": finished.report})
         return
@@ -74,10 +80,22 @@ def train(
     """Train the recipe's model only."""
     from ray_retrieval.cluster import connect
     from ray_retrieval.model import read_model_description
-    from ray_retrieval.recipe import load
+    from ray_retrieval.recipe import load_study
     from ray_retrieval.run import Run
+    from ray_retrieval.study import Study
+    from ray_retrieval.tables import print_models
 
-    job = Run(load(recipe, overrides), fresh=fresh, display=Display())
+    recipes = load_study(recipe, overrides)
+    next_command = shlex.join(["ray-retrieval", "run", recipe, *(overrides or [])])
+    if len(recipes) > 1:
+        models = Study(recipes, fresh=fresh, display=Display()).train()
+        if as_json:
+            _print_json({"models": models})
+            return
+        print_models([{**model, "folder": _short(model["folder"])} for model in models])
+        typer.echo(f"next    {next_command}")
+        return
+    job = Run(recipes[0], fresh=fresh, display=Display())
     benchmark = job.prepare()
     with connect():
         job.train(benchmark)
@@ -87,17 +105,23 @@ def train(
         return
     value = _number(description["metrics"]["validation"]["map"])
     typer.echo(f"model   {_short(f'{job.folder}/model')} ({fingerprint}), validation MAP {value}")
-    typer.echo(f"next    {shlex.join(['ray-retrieval', 'run', recipe, *(overrides or [])])}")
+    typer.echo(f"next    {next_command}")
 
 
 @app.command()
 def evaluate(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Measure the recipe's trained model on its test queries."""
     from ray_retrieval.cluster import connect
-    from ray_retrieval.recipe import load
+    from ray_retrieval.recipe import load_study
     from ray_retrieval.run import Run
+    from ray_retrieval.study import Study
 
-    job = Run(load(recipe, overrides), display=Display())
+    recipes = load_study(recipe, overrides)
+    if len(recipes) > 1:
+        study = Study(recipes, display=Display())
+        _show_comparison(study.evaluate(), study.folder.uri, as_json)
+        return
+    job = Run(recipes[0], display=Display())
     job.require_model()
     benchmark = job.prepare()
     with connect():
@@ -107,6 +131,66 @@ def evaluate(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJso
         _print_json(metrics)
     else:
         _print_metrics(metrics)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="Folders of finished runs, or folders of such folders."),
+    ],
+    out: Annotated[
+        str | None, typer.Option("--out", help="Where comparison.json and comparison.html go.")
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Save the precision-recall curves (.svg, .png, .pdf).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs: their metrics, precision-recall curves and published results side by side."""
+    from ray_retrieval import compare_page
+    from ray_retrieval.compare import compare as compare_runs
+    from ray_retrieval.storage import Folder
+
+    comparison = compare_runs(runs)
+    if figure is not None:
+        compare_page.save_figure(comparison, figure)
+    if out is not None:
+        compare_page.write(comparison, Folder(out))
+    _show_comparison(comparison, out, as_json)
+    if figure is not None and not as_json:
+        typer.echo(f"figure  {figure}")
+
+
+@app.command()
+def datasets(
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="[NAME]", help="A benchmark, e.g. coco or coco-clean; all by default."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Its settings, e.g. root=~/data/coco."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what benchmarks need, where it comes from, what is missing, and what their lists hold."""
+    from ray_retrieval.data.datasets import survey
+    from ray_retrieval.recipe import from_settings
+    from ray_retrieval.tables import print_datasets, print_survey
+
+    if name is None:
+        surveys = [survey.survey(config) for config in survey.every_config()]
+    else:
+        kind, fixed = survey.kind_and_settings(name)
+        config: Any = from_settings(kind, [*fixed, *(settings or [])])
+        surveys = [survey.survey(config)]
+    if as_json:
+        _print_json(surveys if name is None else surveys[0])
+    elif name is None:
+        print_datasets(surveys)
+    else:
+        print_survey(surveys[0])
 
 
 @app.command()
@@ -229,6 +313,72 @@ def search(
 
 
 @app.command()
+def predict(
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image asked about.")],
+    picture: Annotated[
+        Path | None, typer.Option(help="Save a picture of the image and its nearest (.png, .jpg).")
+    ] = None,
+    model: ModelOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the nearest image of an index, and the class that the model's class head gives."""
+    from ray_retrieval import pictures
+    from ray_retrieval.query import Searcher
+    from ray_retrieval.tables import print_prediction
+
+    searcher = Searcher(index, model)
+    prediction = searcher.predict(image)
+    if picture is not None:
+        pictures.save(pictures.grid([searcher.example(image, [prediction.nearest])]), picture)
+    if as_json:
+        shown = None if picture is None else str(picture)
+        _print_json({"image": str(image), **prediction.as_json(), "picture": shown})
+        return
+    print_prediction(prediction.as_json(), searcher.index.bits)
+    if picture is not None:
+        typer.echo(f"picture  {picture}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory.")],
+    out: Annotated[str, typer.Option("--out", help="Where the export goes.")],
+    form: Annotated[
+        str, typer.Option("--format", help="onnx (needs the extra `export`) or torch (torch.export).")
+    ] = "onnx",
+    images: Annotated[
+        str | None,
+        typer.Option(help="Images to compare on: a folder, list, CSV or Parquet; else synthetic ones."),
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option(help="The folder that paths in a list or CSV start from.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as one file for other programs, compared with the model bit by bit."""
+    from ray_retrieval.data.table import open_images
+    from ray_retrieval.export import export as run_export
+
+    table = None if images is None else open_images(images, root=root)
+    made = run_export(model, out, form=form, images=table)
+    if as_json:
+        _print_json({"folder": out, **made})
+        return
+    file, parity = made["file"], made["parity"]
+    typer.echo(f"export  {out}/{file['file']}, {file['bytes'] / 1e6:,.1f} MB; see {out}/export.json")
+    typer.echo(
+        f"parity  {parity['differing_bits']:,} of {parity['bits']:,} bits differ, relaxed values by "
+        f"{parity['max_absolute_error']:.2g} (allowed {parity['allowed_error']:.2g}): {parity['source']}"
+    )
+    if parity["trained_in"] != "float32":
+        typer.echo(
+            f"note    the model describes images in {parity['trained_in']}, the export in float32: "
+            f"{parity['differing_from_trained']:,} of {parity['bits']:,} bits differ"
+        )
+
+
+@app.command()
 def serve(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")],
     model: ModelOption = None,
@@ -267,8 +417,21 @@ def _describe_index(uri: str, as_json: bool) -> None:
         typer.echo(f"{key:<12} {value}")
 
 
+def _show_comparison(comparison: dict[str, Any], folder: str | None, as_json: bool) -> None:
+    from ray_retrieval.tables import print_comparison
+
+    if as_json:
+        _print_json(comparison)
+        return
+    print_comparison(comparison)
+    if folder is not None:
+        typer.echo(f"report  {_short(f'{folder}/comparison.html')}")
+
+
 def _print_metrics(metrics: dict[str, Any]) -> None:
     """A short table of the models measured, and the policy of its main number."""
+    from ray_retrieval.tables import print_published
+
     models = metrics["models"]
     table = Table(
         "metric",
@@ -282,6 +445,7 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         table.add_row(entry["name"], *(_number(model["test"][row]["value"]) for model in models.values()))
     console = Console(highlight=False)
     console.print(table)
+    print_published(metrics["published"], console)
     console.print(f"{first[0]['name']}: {escape(first[0]['policy'])}.", style="dim")
     for note in next(iter(models.values()))["notes"]:
         console.print(f"note: {escape(note)}.", style="dim")

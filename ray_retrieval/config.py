@@ -57,7 +57,10 @@ def _recipe_location(location: tuple[int | str, ...], values: Any) -> list[int |
         if isinstance(here, dict) and part not in here and part in here.values() and part != location[-1]:
             continue
         parts.append(part)
-        here = here.get(part) if isinstance(here, dict) else None
+        if isinstance(here, list) and isinstance(part, int):
+            here = here[part] if part < len(here) else None
+        else:
+            here = here.get(part) if isinstance(here, dict) else None
     return parts
 
 

@@ -4,7 +4,7 @@
 fingerprint is a hash of both, so embeddings and indices can say exactly which model made them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -158,6 +158,7 @@ class Encoder:
         self.method = loaded.method
         place(self.method, self.device)
         self.fingerprint, self.bits, self.class_names = loaded.fingerprint, loaded.bits, loaded.class_names
+        self.classes = int(loaded.description["classes"])
         self.preprocessing = loaded.preprocessing
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
@@ -183,6 +184,28 @@ class Encoder:
         """
         return self._encode(len(table), table.image_bytes)
 
+    def class_probabilities(
+        self, images: list[bytes]
+    ) -> tuple["np.ndarray[Any, np.dtype[np.float32]] | None", dict[int, str]]:
+        """What the model's class head says of encoded images.
+
+        Args:
+            images: as for `encode`.
+
+        Returns:
+            float32 [n, classes], or None where the method has no class head; and the reason for each image
+            that cannot be decoded, by its position; such a row is all zero.
+        """
+        failures: dict[int, str] = {}
+        probabilities = np.zeros((len(images), self.classes), np.float32)
+        for rows, batch in self._batches(len(images), images.__getitem__, failures):
+            with torch.inference_mode(), autocast(self.precision, self.device):
+                found = self.method.class_probabilities(batch.to(self.device, non_blocking=True))
+            if found is None:
+                return None, failures
+            probabilities[rows] = found.float().cpu().numpy()
+        return probabilities, failures
+
     def describe(self, images: torch.Tensor) -> Codes:
         """Descriptors of prepared images, uint8 [n, 3, size, size]."""
         with torch.inference_mode(), autocast(self.precision, self.device):
@@ -195,18 +218,25 @@ class Encoder:
     def _encode(self, count: int, read: Callable[[int], bytes]) -> tuple[Codes, dict[int, str]]:
         failures: dict[int, str] = {}
         codes = np.zeros((count, (self.bits + 7) // 8), np.uint8)
+        for rows, batch in self._batches(count, read, failures):
+            codes[rows] = self.describe(batch).data
+        return Codes(codes, self.bits), failures
+
+    def _batches(
+        self, count: int, read: Callable[[int], bytes], failures: dict[int, str]
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Positions and prepared images, uint8 [n, 3, size, size]; those that fail go into `failures`."""
         pending = self._decode(read, 0, count)
         for start in range(0, count, self.batch_size):
             decoded = [future.result() for future in pending]
             pending = self._decode(read, start + self.batch_size, count)
             good = [offset for offset, image in enumerate(decoded) if isinstance(image, np.ndarray)]
-            failures |= {
-                start + offset: image for offset, image in enumerate(decoded) if isinstance(image, str)
-            }
+            for offset, image in enumerate(decoded):
+                if isinstance(image, str):
+                    failures[start + offset] = image
             if good:
                 batch = np.stack([decoded[offset] for offset in good])
-                codes[[start + offset for offset in good]] = self.describe(torch.from_numpy(batch)).data
-        return Codes(codes, self.bits), failures
+                yield [start + offset for offset in good], torch.from_numpy(batch)
 
     def _decode(self, read: Callable[[int], bytes], start: int, count: int) -> list[Any]:
         rows = range(start, min(start + self.batch_size, count))

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ray_retrieval.compute import cores
 from ray_retrieval.descriptors import Codes
 from ray_retrieval.errors import ArtefactError, QueryError, RetrievalError
@@ -33,6 +35,39 @@ class Hit:
     labels: list[str]
     path: str | None
     row: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class ClassGuess:
+    """One class that a model's class head names.
+
+    Attributes:
+        number: of the class.
+        name: its name, or its number where it has none.
+        probability: 0…1.
+    """
+
+    number: int
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an index and its model say of one image.
+
+    Attributes:
+        nearest: the nearest image of the index, the first in the index's order among several as near.
+        classes: the likeliest classes, likeliest first; None for a model without a class head.
+        notes: what a reader has to know.
+    """
+
+    nearest: Hit
+    classes: list[ClassGuess] | None
+    notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -144,9 +179,7 @@ class Searcher:
             QueryError: naming the first image that is missing or cannot be decoded.
         """
         codes, failures = self.encoder.encode([_read(image) for image in images])
-        for position, reason in sorted(failures.items()):
-            image = images[position]
-            raise QueryError(reason, where=f"image {position}" if isinstance(image, bytes) else image)
+        _refuse(images, failures)
         return codes
 
     def search(self, images: Sequence[str | Path | bytes], k: int = 10) -> list[list[Hit]]:
@@ -160,6 +193,32 @@ class Searcher:
         hits = self.index.search(self.encode(images), k)
         return [hits_of(self.index, hits, query) for query in range(len(images))]
 
+    def predict(self, image: str | Path | bytes, *, classes: int = 5) -> Prediction:
+        """The nearest image of the index, and what the model's class head says where it has one.
+
+        Args:
+            image: a file, or its bytes.
+            classes: how many of the likeliest classes.
+
+        Raises:
+            QueryError: if the image is missing or cannot be decoded, or nothing is in the index.
+        """
+        hits = self.search([image], k=_AS_NEAR)[0]
+        if not hits:
+            raise QueryError("the index is empty", where=self.index.folder)
+        probabilities, failures = self.encoder.class_probabilities([_read(image)])
+        _refuse([image], failures)
+        guesses = None
+        if probabilities is not None:
+            order = np.argsort(-probabilities[0], kind="stable")[:classes]
+            names = self.encoder.class_names
+            guesses = [
+                ClassGuess(int(n), names[n] if names else str(n), float(probabilities[0, n])) for n in order
+            ]
+        itself = [hit for hit in hits if hit.distance == 0 and _same_file(image, hit.path)]
+        notes = [f"the image itself is in the index, as {hit.id}" for hit in itself]
+        return Prediction(hits[0], guesses, notes)
+
     def example(self, image: str | Path | bytes, hits: list[Hit]) -> Example:
         """A query image and its hits as `pictures.grid` shows them.
 
@@ -170,6 +229,24 @@ class Searcher:
         folder = Path(image).expanduser().absolute().parent.name
         labels = [folder] if folder in (self.index.class_names or []) else []
         return example(self.index, Shown(_read(image), Path(image).name, labels), hits)
+
+
+_AS_NEAR = 100
+"""Hits among which the query itself is looked for: many images may share its code."""
+
+
+def _refuse(images: Sequence[str | Path | bytes], failures: dict[int, str]) -> None:
+    """Raise QueryError for the first image that failed."""
+    for position, reason in sorted(failures.items()):
+        image = images[position]
+        raise QueryError(reason, where=f"image {position}" if isinstance(image, bytes) else image)
+
+
+def _same_file(image: str | Path | bytes, path: str | None) -> bool:
+    """Whether an image of the index is the file that is asked about."""
+    if isinstance(image, bytes) or path is None or "://" in path:
+        return False
+    return Path(image).expanduser().resolve() == Path(path).resolve()
 
 
 def _read(image: str | Path | bytes) -> bytes:

@@ -3,14 +3,18 @@
 A recipe is one YAML file that states a whole experiment. Any field can be set from the command line
 (`train.optimizer.lr=0.01`), one field can refer to another (`runs/${method.bits}bits`), and paths may use
 `~` and environment variables (`$HOME`). An unknown key is an error that names the nearest known one.
+
+`method.bits` and `seed` may be lists: then the file states a study, one recipe for every combination.
 """
 
+import copy
+import itertools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, model_validator
 
@@ -31,7 +35,11 @@ _NOT_OF_THE_MODEL: dict[str, Any] = {
     "index": True,
     "evaluate": True,
     "report": True,
+    "published": True,
 }
+
+_STUDIED = {"method.bits": "{}bits", "seed": "seed{}"}
+"""What may be a list in a study, and what a member's folder is called after its value."""
 
 
 class IndexConfig(Config):
@@ -53,6 +61,19 @@ class ReportConfig(Config):
     """Hits shown for each."""
 
 
+class PublishedConfig(Config):
+    """Results that a paper or a repository reports, which a run is held against."""
+
+    source: str = Field(min_length=1)
+    """Where they stand, with what a reader has to know of them."""
+    metric: str = Field(min_length=1)
+    """The metric of ours that they are compared with, e.g. `map@5000`."""
+    values: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
+    """Number of bits: the value, between 0 and 1."""
+    tolerance: float = Field(default=0.01, ge=0, le=1)
+    """A result that is lower by no more than this has reached it."""
+
+
 class Recipe(Config):
     """A whole experiment."""
 
@@ -71,6 +92,8 @@ class Recipe(Config):
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     report: ReportConfig = ReportConfig()
+    published: tuple[PublishedConfig, ...] = ()
+    """What the results are compared with."""
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
@@ -100,8 +123,63 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         overrides: `dotted.key=value` settings, values in YAML; they come after the file.
 
     Raises:
-        RecipeError: if the file is missing or no YAML, or a key is unknown or has a wrong value.
+        RecipeError: if the file is missing or no YAML, if a key is unknown or has a wrong value, or if the
+            file states a study of several runs.
     """
+    merged = _with_settings(_read(path), overrides or [], where=path)
+    for key, values in _studied(merged, where=path).items():
+        raise RecipeError(
+            f"'{key}' is a list: this is a study of several runs",
+            where=path,
+            mend=f"read it with ray_retrieval.recipe.load_study, or choose one, e.g. {key}={values[0]}",
+        )
+    return validate(Recipe, _resolved(merged, where=path), where=path)
+
+
+def load_study(path: str | Path, overrides: list[str] | None = None) -> list[Recipe]:
+    """Read a recipe file in which `method.bits` and `seed` may be lists.
+
+    Every member is a recipe of its own, its references resolved with its own values. Where `output` does not
+    refer to a listed key, its members lie below it, in `16bits/`, `seed0/` or `16bits/seed0/`.
+
+    Args:
+        path: a YAML file.
+        overrides: as for `load`; lists may be given here too, e.g. `method.bits=[16,32]`.
+
+    Returns:
+        One recipe for every combination, in the order of the lists, bits first; a plain recipe gives one.
+
+    Raises:
+        RecipeError: as for `load`, and if a list is empty or has anything but different whole numbers.
+    """
+    merged = _with_settings(_read(path), overrides or [], where=path)
+    lists = _studied(merged, where=path)
+    members: dict[str, Recipe] = {}
+    for values in itertools.product(*lists.values()):
+        chosen = dict(zip(lists, values, strict=True))
+        recipe = validate(Recipe, _resolved(_with_values(merged, chosen), where=path), where=path)
+        output = recipe.output
+        for key, value in chosen.items():
+            other = _resolved(_with_values(merged, {**chosen, key: value + 1}), where=path)
+            if other["output"] == recipe.output:
+                output = _below(output, _STUDIED[key].format(value))
+        if output in members:
+            raise RecipeError("two runs of the study would write there", where=output, mend="set output=…")
+        members[output] = recipe.model_copy(update={"output": output})
+    return list(members.values())
+
+
+def from_settings(kind: type[ConfigType], settings: list[str]) -> ConfigType:
+    """A configuration of defaults and `dotted.key=value` settings.
+
+    Raises:
+        RecipeError: if a setting has another form, an unknown key or a wrong value.
+    """
+    where = "command line"
+    return validate(kind, _resolved(_with_settings({}, settings, where=where), where=where), where=where)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
     file = Path(os.path.expandvars(path)).expanduser()
     if not file.is_file():
         raise RecipeError("no such recipe", where=path, mend="ready-made ones are in jobs/")
@@ -111,19 +189,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(f"not valid YAML: {' '.join(str(error).split())}", where=path) from None
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=path)
-    return validate(Recipe, _with_settings(values, overrides or [], where=path), where=path)
+    return values
 
 
-def from_settings(kind: type[ConfigType], settings: list[str]) -> ConfigType:
-    """A configuration of defaults and `dotted.key=value` settings.
-
-    Raises:
-        RecipeError: if a setting has another form, an unknown key or a wrong value.
-    """
-    return validate(kind, _with_settings({}, settings, where="command line"), where="command line")
-
-
-def _with_settings(values: dict[str, Any], settings: list[str], *, where: object) -> Any:
+def _with_settings(values: dict[str, Any], settings: list[str], *, where: object) -> DictConfig:
+    """The values and the settings after them, references still in place."""
     for setting in settings:
         if "=" not in setting or setting.startswith("="):
             raise RecipeError("not of the form key=value", where=setting, mend="e.g. train.epochs=10")
@@ -133,9 +203,53 @@ def _with_settings(values: dict[str, Any], settings: list[str], *, where: object
             key, _, text = setting.partition("=")
             # A whole section replaces the old one: its keys may belong to another kind.
             OmegaConf.update(merged, key, yaml.safe_load(text), merge=False, force_add=True)
-        return OmegaConf.to_container(merged, resolve=True)
+        return merged
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RecipeError(" ".join(str(error).split()), where=where) from None
+
+
+def _resolved(merged: DictConfig, *, where: object) -> Any:
+    try:
+        return OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise RecipeError(" ".join(str(error).split()), where=where) from None
+
+
+def _with_values(merged: DictConfig, chosen: dict[str, int]) -> DictConfig:
+    member = copy.deepcopy(merged)
+    for key, value in chosen.items():
+        OmegaConf.update(member, key, value, merge=False)
+    return member
+
+
+def _studied(merged: DictConfig, *, where: object) -> dict[str, list[int]]:
+    """The keys that are lists, with their values."""
+    found: dict[str, list[int]] = {}
+    for key in _STUDIED:
+        try:
+            node = OmegaConf.select(merged, key)
+        except OmegaConfBaseException:
+            continue  # `method` is no mapping: validation says so
+        if not OmegaConf.is_list(node):
+            continue
+        values = _resolved(node, where=where)
+        if not values:
+            raise RecipeError(f"'{key}' is an empty list", where=where, mend="give one number or several")
+        for value in values:
+            if type(value) is not int:
+                raise RecipeError(
+                    f"'{key}' takes a list of whole numbers, got {value!r}", where=where
+                )
+            if values.count(value) > 1:
+                raise RecipeError(f"'{key}' has {value} more than once", where=where)
+        found[key] = values
+    return found
+
+
+def _below(output: str, name: str) -> str:
+    """A folder inside an output folder; a URI's `?options` stay at its end."""
+    base, question, options = output.partition("?") if "://" in output else (output, "", "")
+    return f"{base.rstrip('/')}/{name}{question}{options}"
 
 
 def dump(recipe: Recipe) -> str:

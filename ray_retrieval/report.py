@@ -83,7 +83,7 @@ def render(
     """
     history = _epochs(history)
     models = _models(metrics)
-    template = _environment().get_template("report.html")
+    template = environment().get_template("report.html")
     page = template.render(
         name=name,
         dataset=metrics.get("dataset") or {},
@@ -92,6 +92,7 @@ def render(
         test_rows=_test_rows(models),
         validation_rows=_validation_rows(models),
         metric_notes=_metric_notes(models),
+        published=metrics.get("published") or [],
         charts=_charts(history, models),
         line_colours=COLOURS,
         history=history[:: max(1, math.ceil(len(history) / EPOCH_ROWS))],
@@ -283,16 +284,17 @@ def _data_uri(image: Image.Image, side: int, quality: int) -> str:
 # Words
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Where the pages of results are rendered: templates with the filters that show numbers."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("ray_retrieval"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(score=_score, duration=_duration, count=_count, plain=_plain)
-    return environment
+    made.filters.update(score=_score, duration=_duration, count=_count, plain=_plain)
+    return made
 
 
 def _score(value: Any) -> str:

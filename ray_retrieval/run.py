@@ -18,6 +18,7 @@ import yaml
 from ray_retrieval import recipe as recipes
 from ray_retrieval import report, search
 from ray_retrieval.cluster import connect
+from ray_retrieval.compare import acceptance
 from ray_retrieval.compute import cores, describe_machine
 from ray_retrieval.config import validate
 from ray_retrieval.data import datasets
@@ -219,7 +220,12 @@ class Run:
                     "validation": description["metrics"]["validation"],
                     **measured,
                 }
-        metrics = {"selected": selected, "models": models, "dataset": _facts(benchmark, errors)}
+        metrics = {
+            "selected": selected,
+            "models": models,
+            "dataset": _facts(benchmark, errors),
+            "published": acceptance(self.recipe.published, self.recipe.method.bits, models[selected]["test"]),
+        }
         self.folder.write_json("metrics.json", metrics)
         return metrics
 
@@ -306,12 +312,7 @@ class Run:
 
     def _remove(self) -> None:
         """Delete an earlier run, and nothing that is not one."""
-        if self.folder.names() and not self.folder.exists("recipe.yaml"):
-            raise RecipeError(
-                "the output folder holds something that is no run, so --fresh does not delete it",
-                where=self.folder,
-                mend="choose another output=…",
-            )
+        refuse_what_is_no_run(self.folder)
         self.folder.remove()
 
     def _refuse_another_recipe(self) -> None:
@@ -346,6 +347,16 @@ class Run:
         timings["versions"] = {"python": platform.python_version(), **_versions()}
         timings["machine"] = describe_machine()
         self.folder.write_json("timings.json", timings)
+
+
+def refuse_what_is_no_run(folder: Folder) -> None:
+    """Raise RecipeError if there is something in the folder that no run left: it must not be deleted."""
+    if folder.names() and not folder.exists("recipe.yaml"):
+        raise RecipeError(
+            "the output folder holds something that is no run, so --fresh does not delete it",
+            where=folder,
+            mend="choose another output=…",
+        )
 
 
 @dataclass

@@ -82,7 +82,8 @@ HASHNET = {"method": "hashnet", "preset": "deephash"}
 
 
 @pytest.mark.parametrize(
-    ("stop_after", "method"), [(1, {}), (2, {}), (4, {}), (2, HASHNET), (3, {**HASHNET, "bank_size": 20})]
+    ("stop_after", "method"),
+    [(1, {}), (2, {}), (4, {}), (2, HASHNET), (3, {**HASHNET, "bank_size": 20}), (3, {"method": "hashnet"})],
 )
 def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, stop_after, method):
     settings = config(checkpoint={"min_seconds": 0, "every_steps": 3})

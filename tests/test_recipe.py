@@ -13,9 +13,9 @@ QUICKSTART = Path(__file__).parents[1] / "jobs" / "quickstart.yaml"
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_every_recipe_in_jobs_is_valid_and_reads_back_the_same(path, tmp_path):
-    loaded = recipe.load(path)
-    (tmp_path / "again.yaml").write_text(recipe.dump(loaded))
-    assert recipe.load(tmp_path / "again.yaml") == loaded
+    for loaded in recipe.load_study(path):
+        (tmp_path / "again.yaml").write_text(recipe.dump(loaded))
+        assert recipe.load(tmp_path / "again.yaml") == loaded
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,9 @@ def test_every_recipe_in_jobs_is_valid_and_reads_back_the_same(path, tmp_path):
         ("train.epochs", "not of the form key=value"),
         ("name=${nowhere}", "nowhere"),
         ("train.augmentation.random_crop=true", "needs a 'method.image.resize_to' above 24, the size"),
+        ("published=[{sorce: a, metric: map@all, values: {16: 0.7}}]", "unknown key 'published.0.sorce'"),
+        ("published=[{source: a, metric: map@all, values: {16: 68.7}}]", "'published.0.values.16'"),
+        ("published=[{source: a, metric: map@all, values: {}}]", "'published.0.values'"),
         ("method={name: hashnet, alpha: ten}", "'method.alpha'"),
         ("method={name: hashnet, preset: oficial}", "'method.preset'"),
         ("method={name: hashnet, penalty: 1}", "unknown key 'method.penalty'"),
@@ -62,6 +65,73 @@ def test_settings_replace_the_files_values():
 def test_one_field_can_refer_to_another():
     loaded = recipe.load(QUICKSTART, ["output=runs/${method.bits}bits"])
     assert loaded.output == "runs/32bits"
+
+
+def outputs(*settings):
+    return [member.output for member in recipe.load_study(QUICKSTART, list(settings))]
+
+
+def test_a_study_has_a_recipe_for_every_combination():
+    members = recipe.load_study(QUICKSTART, ["method.bits=[32,16]", "seed=[0,7]"])
+    assert [(member.method.bits, member.seed) for member in members] == [(32, 0), (32, 7), (16, 0), (16, 7)]
+    assert members[3].output == "runs/quickstart/16bits/seed7"
+    assert len({member.of_the_model()["method"]["bits"] for member in members}) == 2
+    assert recipe.load_study(QUICKSTART) == [recipe.load(QUICKSTART)]
+
+
+def test_references_are_resolved_with_each_members_own_values():
+    name = "name=n-${method.bits}-${seed}"
+    members = recipe.load_study(QUICKSTART, ["method.bits=[16,32]", "seed=[1,2]", name])
+    assert [member.name for member in members] == ["n-16-1", "n-16-2", "n-32-1", "n-32-2"]
+
+
+def test_a_folder_is_added_only_for_what_the_output_does_not_refer_to():
+    bits, seeds = "method.bits=[16,32]", "seed=[0,1]"
+    assert outputs(bits, "output=x/${method.bits}") == ["x/16", "x/32"]
+    assert outputs(bits, seeds, "output=x/${method.bits}")[:2] == ["x/16/seed0", "x/16/seed1"]
+    assert outputs(bits, seeds, "output=x/${seed}")[:2] == ["x/0/16bits", "x/1/16bits"]
+    assert outputs("seed=[3]", "output=x/") == ["x/seed3"]
+    assert outputs(bits, "output=s3://b/x?region=y") == [
+        "s3://b/x/16bits?region=y",
+        "s3://b/x/32bits?region=y",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["method.bits=[]"], "'method.bits' is an empty list"),
+        (["seed=[]"], "'seed' is an empty list"),
+        (["method.bits=[16, 32, 16]"], "'method.bits' has 16 more than once"),
+        (["method.bits=[16, many]"], "'method.bits' takes a list of whole numbers, got 'many'"),
+        (["method.bits=[16.0]"], "'method.bits' takes a list of whole numbers, got 16.0"),
+        (["seed=[true]"], "'seed' takes a list of whole numbers, got True"),
+        (["method.bits=[[16]]"], "'method.bits' takes a list of whole numbers"),
+        (["method.bits=[16, 0]"], "'method.bits': input should be greater than or equal to 1, got 0"),
+        (["seed=[0, -1]"], "'seed': input should be greater than or equal to 0, got -1"),
+        (
+            ["method.bits=[1, 11]", "seed=[1, 11]", "output=x/${method.bits}${seed}"],
+            "x/111: two runs of the study would write there",
+        ),
+    ],
+)
+def test_mistakes_in_a_study_are_named(settings, message):
+    with pytest.raises(RecipeError) as caught:
+        recipe.load_study(QUICKSTART, settings)
+    assert message.lower() in str(caught.value).lower()
+
+
+def test_one_run_is_not_read_from_a_study():
+    with pytest.raises(RecipeError, match=r"'seed' is a list.*load_study, or choose one, e.g. seed=4"):
+        recipe.load(QUICKSTART, ["seed=[4, 5]"])
+
+
+def test_what_is_published_is_not_of_the_model():
+    row = "published=[{source: a, metric: map@all, values: {16: 0.7, 32: 0.8}}]"
+    loaded = recipe.load(QUICKSTART, [row])
+    assert loaded.published[0].values == {16: 0.7, 32: 0.8}
+    assert loaded.published[0].tolerance == 0.01
+    assert loaded.of_the_model() == recipe.load(QUICKSTART).of_the_model()
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1", "", "\t"])

@@ -55,6 +55,17 @@ def find(location: str) -> fs.FileInfo:
         raise DataError(f"the store cannot be reached: {error}", where=location) from None
 
 
+def exists(location: str) -> bool:
+    """Whether a file or a folder is there.
+
+    Raises:
+        DataError: if the store is unknown or cannot be reached.
+    """
+    if not is_uri(location):
+        return os.path.exists(location)
+    return bool(find(location).type != fs.FileType.NotFound)
+
+
 def open_file(location: str) -> pyarrow.NativeFile:
     """A random-access file; a local one is memory-mapped.
 

@@ -2,7 +2,14 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from ray_retrieval import data
-from ray_retrieval.data.datasets import _LOADERS, Cifar10Config, DataConfig, DigitsConfig, ImagesConfig
+from ray_retrieval.data.datasets import (
+    _LOADERS,
+    CONFIGS,
+    Cifar10Config,
+    DataConfig,
+    DigitsConfig,
+    ImagesConfig,
+)
 
 
 def test_name_tells_the_benchmark() -> None:
@@ -17,12 +24,12 @@ def test_name_tells_the_benchmark() -> None:
 
 
 def test_every_configuration_has_a_loader() -> None:
-    names = {kind.model_fields["name"].default for kind in (DigitsConfig, Cifar10Config, ImagesConfig)}
-    assert set(_LOADERS) == names
+    assert set(_LOADERS) == set(CONFIGS)
+    assert len(CONFIGS) == 9
 
 
 def test_every_field_is_documented() -> None:
-    for kind in (DigitsConfig, Cifar10Config, ImagesConfig, data.Preprocessing, data.Augmentation):
+    for kind in (*CONFIGS.values(), data.Preprocessing, data.Augmentation):
         for name, field in kind.model_fields.items():
             assert field.description, f"{kind.__name__}.{name}"
 

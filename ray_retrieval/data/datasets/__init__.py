@@ -2,28 +2,71 @@
 
     benchmark = load(DigitsConfig(), seed=0, splits=Folder("run/split"))
 
-To add one: a file with a config (its `name` a literal) and a `load` of the same form, and a line in both
-places here.
+To add one: a file with a config (its `name` a literal) and a `load` of the same form, a line in both places
+here, and what `survey` says about it.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
+from ray_retrieval.config import Config
 from ray_retrieval.data.benchmark import Benchmark
-from ray_retrieval.data.datasets import cifar10, digits, images
+from ray_retrieval.data.datasets import (
+    cifar10,
+    coco,
+    digits,
+    imagenet100,
+    images,
+    lists,
+    mirflickr,
+    nuswide,
+    voc2012,
+)
 from ray_retrieval.data.datasets.cifar10 import Cifar10Config
+from ray_retrieval.data.datasets.coco import CocoConfig
 from ray_retrieval.data.datasets.digits import DigitsConfig
+from ray_retrieval.data.datasets.imagenet100 import ImageNet100Config
 from ray_retrieval.data.datasets.images import ImagesConfig
+from ray_retrieval.data.datasets.lists import ListsConfig
+from ray_retrieval.data.datasets.mirflickr import MirFlickrConfig
+from ray_retrieval.data.datasets.nuswide import NusWideConfig
+from ray_retrieval.data.datasets.voc2012 import Voc2012Config
 from ray_retrieval.storage import Folder
 
-DataConfig = Annotated[DigitsConfig | Cifar10Config | ImagesConfig, Field(discriminator="name")]
+AnyDataConfig = (
+    DigitsConfig
+    | Cifar10Config
+    | ImagesConfig
+    | CocoConfig
+    | NusWideConfig
+    | ImageNet100Config
+    | MirFlickrConfig
+    | Voc2012Config
+    | ListsConfig
+)
+DataConfig = Annotated[AnyDataConfig, Field(discriminator="name")]
 """Any benchmark's configuration, told by its `name`."""
 
-_LOADERS: dict[str, Any] = {"digits": digits.load, "cifar10": cifar10.load, "images": images.load}
+CONFIGS: dict[str, type[Config]] = {
+    kind.model_fields["name"].default: kind for kind in get_args(AnyDataConfig)
+}
+"""The class of each benchmark's configuration, by name."""
+
+_LOADERS: dict[str, Any] = {
+    "digits": digits.load,
+    "cifar10": cifar10.load,
+    "images": images.load,
+    "coco": coco.load,
+    "nuswide": nuswide.load,
+    "imagenet100": imagenet100.load,
+    "mirflickr": mirflickr.load,
+    "voc2012": voc2012.load,
+    "lists": lists.load,
+}
 
 
-def load(config: DigitsConfig | Cifar10Config | ImagesConfig, *, seed: int, splits: Folder) -> Benchmark:
+def load(config: AnyDataConfig, *, seed: int, splits: Folder) -> Benchmark:
     """The benchmark that a configuration describes.
 
     Args:

@@ -102,7 +102,7 @@ def load(config: Cifar10Config, *, seed: int, splits: Folder) -> Benchmark:
         benchmark.notes.append(
             f"{config.validation_queries} validation queries are held out of the 50,000 of train"
         )
-    benchmark.check(_published(config))
+    benchmark.check(published(config))
     for role in ("train", "queries", "database"):
         _check_balance(tables[role])
     return benchmark
@@ -182,7 +182,14 @@ def _official(
     }
 
 
-def _published(config: Cifar10Config) -> dict[str, int]:
+def is_there(root: str) -> bool:
+    """Whether the images are under the root, in either form."""
+    place = location.expand(root)
+    return _parquet_files(place) is not None or location.exists(location.join(place, "cifar-10-batches-py"))
+
+
+def published(config: Cifar10Config) -> dict[str, int]:
+    """Images by part, as the protocol has them less what validation takes."""
     counts = {
         "I": {"train": 5_000, "queries": 1_000, "database": 59_000},
         "disjoint": {"train": 5_000, "queries": 1_000, "database": 54_000},

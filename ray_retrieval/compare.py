@@ -1,0 +1,240 @@
+"""Several finished runs side by side, and held against published results.
+
+`compare` makes one plain object of them; `compare_page` writes it as `comparison.json` and `comparison.html`.
+"""
+
+import itertools
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray_retrieval.charts import names_in
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.recipe import PublishedConfig
+from ray_retrieval.results import common_folder, find_runs, finite, read_run
+from ray_retrieval.storage import Folder
+
+_ROUNDING = 1e-9
+"""So that 0.6773 reaches 0.6873 − 0.01, which in binary is a little more."""
+FACTS = {"name": "benchmark", "queries": "number of queries", "database": "size of the database"}
+"""What has to be the same in two runs for their numbers to say anything about each other."""
+
+
+def acceptance(
+    published: Iterable[PublishedConfig], bits: int, test: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """One model's results against published ones.
+
+    Args:
+        published: what is reported, by bits; what says nothing of these bits gives no row.
+        bits: of the model.
+        test: its metrics, each with `name` and `value`.
+
+    Returns:
+        For each result {"source", "metric", "bits", "published", "tolerance", "measured", "difference",
+        "reached"}; the last three are None where the metric was not measured.
+    """
+    measured = {metric["name"]: metric["value"] for metric in test}
+    return [
+        _verdict(
+            {
+                "source": row.source,
+                "metric": row.metric,
+                "bits": bits,
+                "published": row.values[bits],
+                "tolerance": row.tolerance,
+            },
+            measured.get(row.metric),
+        )
+        for row in published
+        if bits in row.values
+    ]
+
+
+def compare(runs: Sequence[str | Path | Folder]) -> dict[str, Any]:
+    """The results of several runs as one plain object.
+
+    Args:
+        runs: folders of finished runs, or folders that contain such folders. A run given twice counts once.
+
+    Returns:
+        {"format", "version", "title", "runs", "by_bits", "seeds", "published", "notes"}:
+        `runs`: for each its label, folder, name, method, bits, seed, selected model and epoch, metrics with
+        their policies, precision-recall curve, facts of the data set, and notes;
+        `by_bits`: the first metric by number of bits, a row for each configuration and each published result;
+        None where all runs have the same number;
+        `seeds`: mean and sample standard deviation of the metrics of configurations with several seeds;
+        `published`: as `acceptance`, with the run's label; over several seeds it is their mean that counts;
+        `notes`: what stands between a reader and a fair comparison.
+
+    Raises:
+        ArtefactError: naming a folder that holds no finished run.
+    """
+    folders, notes = find_runs(runs)
+    read = [read_run(folder) for folder in folders]
+    for entry, label in zip(read, _labels(read), strict=True):
+        entry["label"] = label
+    groups = _groups(read, "configuration")
+    repeated = [
+        f"{b['label']} repeats the configuration and seed of {a['label']}" for a, b in _repeats(groups)
+    ]
+    several = [_over_seeds(group) for group in groups if len({entry["seed"] for entry in group}) > 1]
+    comparison = {
+        "format": "ray_retrieval/comparison",
+        "version": 1,
+        "title": _common_name(read),
+        "by_bits": _by_bits(read),
+        "seeds": several,
+        "published": [row for group in groups for row in _against_published(group)],
+        "notes": [*notes, *repeated, *_differences(read)],
+    }
+    hidden = ("configuration", "family", "published")
+    comparison["runs"] = [{k: v for k, v in entry.items() if k not in hidden} for entry in read]
+    return comparison
+
+
+# Naming
+
+
+def _labels(runs: list[dict[str, Any]]) -> list[str]:
+    """What each run is called: its name, and where names repeat, what tells the runs apart."""
+    shown = {"bits": "{} bits", "seed": "seed {}"}
+    for keys in ((), ("bits",), ("seed",), ("bits", "seed")):
+        labels = [" · ".join([run["name"], *(shown[key].format(run[key]) for key in keys)]) for run in runs]
+        if len(set(labels)) == len(labels):
+            return labels
+    try:
+        parent = common_folder([Folder(run["folder"]) for run in runs])
+    except ArtefactError:
+        return [run["folder"] for run in runs]
+    return [run["folder"].removeprefix(f"{parent}/") for run in runs]
+
+
+# Comparing
+
+
+def _groups(runs: list[dict[str, Any]], key: str) -> list[list[dict[str, Any]]]:
+    return [[run for run in runs if run[key] == value] for value in dict.fromkeys(run[key] for run in runs)]
+
+
+def _repeats(groups: list[list[dict[str, Any]]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    pairs = []
+    for group in groups:
+        first: dict[Any, dict[str, Any]] = {}
+        for run in group:
+            if first.setdefault(run["seed"], run) is not run:
+                pairs.append((first[run["seed"]], run))
+    return pairs
+
+
+def _over_seeds(group: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and deviation of each metric over the seeds of one configuration; a repeated seed counts once."""
+    runs = list({run["seed"]: run for run in reversed(group)}.values())[::-1]
+    metrics = []
+    for name in names_in({metric["name"]: None for metric in run["metrics"]} for run in runs):
+        mean, deviation, count = _mean([value_of(run, name) for run in runs])
+        metrics.append({"name": name, "mean": mean, "deviation": deviation, "runs": count})
+    return {
+        "label": _common_name(runs),
+        "method": runs[0]["method"],
+        "bits": runs[0]["bits"],
+        "seeds": [run["seed"] for run in runs],
+        "runs": [run["label"] for run in runs],
+        "metrics": metrics,
+    }
+
+
+def _by_bits(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    bits = sorted({run["bits"] for run in runs})
+    if len(bits) < 2 or not runs[0]["metrics"]:
+        return None
+    metric = runs[0]["metrics"][0]["name"]
+    rows: list[dict[str, Any]] = []
+    for family in _groups(runs, "family"):
+        cells = {}
+        for number in bits:
+            values = [value_of(run, metric) for run in family if run["bits"] == number]
+            mean, deviation, count = _mean(values)
+            if count:
+                cells[str(number)] = {"value": mean, "deviation": deviation, "runs": count}
+        label = _common_name(family)
+        if label in [row["label"] for row in rows]:
+            label = f"{label} ({family[0]['label']})"
+        rows.append({"label": label, "measured": True, "cells": cells})
+    sources: dict[str, dict[str, Any]] = {}
+    for row in (row for run in runs for row in run["published"] if row["metric"] == metric):
+        sources.setdefault(row["source"], {})[str(row["bits"])] = {"value": row["published"]}
+    rows += [{"label": name, "measured": False, "cells": cells} for name, cells in sources.items()]
+    return {"metric": metric, "bits": bits, "rows": rows}
+
+
+def _against_published(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The published results of one configuration; over several seeds it is their mean that counts."""
+    several = len({run["seed"] for run in group}) > 1
+    means = {metric["name"]: metric for metric in _over_seeds(group)["metrics"]}
+    rows = {}
+    for row in (row for run in group for row in run["published"]):
+        found = means.get(row["metric"], {"mean": None, "deviation": None})
+        label = _common_name(group) if several else group[0]["label"]
+        kept = {key: row[key] for key in ("source", "metric", "bits", "published", "tolerance")}
+        verdict = _verdict({"run": label, **kept}, found["mean"])
+        rows[row["source"], row["metric"]] = {**verdict, "deviation": found["deviation"]}
+    return list(rows.values())
+
+
+def _verdict(row: dict[str, Any], measured: float | None) -> dict[str, Any]:
+    difference = None if measured is None else measured - row["published"]
+    reached = None if difference is None else difference >= -row["tolerance"] - _ROUNDING
+    return {**row, "measured": measured, "difference": difference, "reached": reached}
+
+
+def _differences(runs: list[dict[str, Any]]) -> list[str]:
+    """Why numbers of these runs may say nothing about each other."""
+    notes = []
+    for key, words in FACTS.items():
+        holders: dict[Any, list[str]] = {}
+        for run in runs:
+            holders.setdefault(run["dataset"].get(key), []).append(run["label"])
+        if len(holders) > 1:
+            parts = [f"{_plain(value)} ({', '.join(labels)})" for value, labels in holders.items()]
+            notes.append(f"the {words} differs: {'; '.join(parts)}. Their numbers are not comparable")
+    sets: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        sets.setdefault(tuple(metric["name"] for metric in run["metrics"]), []).append(run["label"])
+    everywhere = set.intersection(*(set(names) for names in sets)) if sets else set()
+    for names, labels in sets.items():
+        extra = [name for name in names if name not in everywhere]
+        if extra:
+            notes.append(f"not measured in every run: {', '.join(extra)} (only in {', '.join(labels)})")
+    return notes
+
+
+def _common_name(runs: list[dict[str, Any]]) -> str:
+    """The words that all names begin with, without the number in which they differ; else the methods."""
+    names = [run["name"] for run in runs]
+    if len(set(names)) == 1:
+        return str(names[0])
+    same = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*names, strict=False))
+    prefix = "".join(letters[0] for letters in same)
+    if any(name[len(prefix) : len(prefix) + 1].isalpha() for name in names):
+        prefix = re.sub(r"[^\W\d_]*$", "", prefix)  # not half a word
+    return prefix.rstrip("0123456789-_ .·") or ", ".join(dict.fromkeys(run["method"] for run in runs))
+
+
+def value_of(run: dict[str, Any], name: str) -> float | None:
+    """A metric of a run; None where it is undefined or was not measured."""
+    return next((finite(metric["value"]) for metric in run["metrics"] if metric["name"] == name), None)
+
+
+def _mean(values: list[float | None]) -> tuple[float | None, float | None, int]:
+    """Mean, sample standard deviation (of two values or more) and number of the values that are there."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return None, None, 0
+    return statistics.fmean(there), statistics.stdev(there) if len(there) > 1 else None, len(there)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

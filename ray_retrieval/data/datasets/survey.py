@@ -1,0 +1,240 @@
+"""What each benchmark needs, where it comes from, what is there, and what its lists say."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from ray_retrieval.config import Config
+from ray_retrieval.data import datasets, location
+from ray_retrieval.data.datasets import AnyDataConfig, cifar10, coco, imagenet100, mirflickr, nuswide, voc2012
+from ray_retrieval.data.datasets.lists import Listed, ListFilesConfig, list_files, read_part
+from ray_retrieval.data.labels import positive_pair_rate
+from ray_retrieval.data.table import IntArray
+from ray_retrieval.errors import DataError
+
+_HASHNET = "github.com/thuml/HashNet, pytorch/data"
+_DEEPHASH = "github.com/swuxyj/DeepHash-pytorch, data"
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of a benchmark before any of its files is there.
+
+    Attributes:
+        name: of the benchmark, with its protocol.
+        classes: number of classes; None where the images say it.
+        k: cut-off of the mean average precision; None for the whole database.
+        counts: published numbers of images by part; None where there is none.
+        images: where the images come from, and under which terms.
+        lists: where the lists come from; None where none are needed.
+        needs: files and folders under the root.
+    """
+
+    name: str
+    classes: int | None
+    k: int | None
+    counts: dict[str, int | None]
+    images: str
+    lists: str | None = None
+    needs: list[str] = field(default_factory=list)
+
+
+def about(config: AnyDataConfig) -> About:
+    """What is known of the benchmark that a configuration describes."""
+    if isinstance(config, coco.CocoConfig):
+        counts = coco.COUNTS[config.protocol]
+        return replace(_KNOWN["coco"], name=f"COCO 2014 ({config.protocol})", counts=counts)
+    if isinstance(config, nuswide.NusWideConfig):
+        source = f"{_HASHNET}/nuswide_81" if config.classes == 81 else f"{_DEEPHASH}/nuswide_21"
+        title, counts = f"NUS-WIDE ({config.classes})", nuswide.COUNTS[config.classes]
+        return replace(_KNOWN["nuswide"], name=title, classes=config.classes, counts=counts, lists=source)
+    if isinstance(config, cifar10.Cifar10Config):
+        counts = dict(cifar10.published(config))
+        return replace(_KNOWN["cifar10"], name=f"CIFAR-10 ({config.protocol})", counts=counts)
+    return _KNOWN[config.name]
+
+
+_KNOWN = {
+    "digits": About("digits", 10, None, {}, "scikit-learn, installed with this package"),
+    "images": About("images", None, None, {}, "your own, in folders, lists, CSV or Parquet"),
+    "lists": About("lists", None, None, {}, "your own", "your own: path and labels on a line"),
+    "cifar10": About(
+        "CIFAR-10",
+        10,
+        None,
+        {},
+        "cs.toronto.edu/~kriz/cifar.html (download=true), or Parquet in the Hugging Face layout",
+    ),
+    "coco": About(
+        "COCO 2014",
+        80,
+        5000,
+        {},
+        "cocodataset.org (train2014 13 GB, val2014 6 GB; photographs under Flickr's terms)",
+        f"{_HASHNET}/coco; database.txt also follows from annotations/ (annotations_trainval2014)",
+        ["train2014", "val2014"],
+    ),
+    "nuswide": About(
+        "NUS-WIDE",
+        81,
+        5000,
+        {},
+        "lms.comp.nus.edu.sg (on request; copies lack some images: missing=drop leaves them out)",
+    ),
+    "imagenet100": About(
+        "ImageNet-100",
+        100,
+        1000,
+        imagenet100.COUNTS,
+        "image-net.org, ILSVRC 2012 (account needed; for research)",
+        f"{_HASHNET}/imagenet",
+        ["train", "val"],
+    ),
+    "mirflickr": About(
+        "MIRFlickr-25k",
+        mirflickr.CLASSES,
+        None,
+        mirflickr.COUNTS,
+        "press.liacs.nl/mirflickr, mirflickr25k (Creative Commons, by photograph)",
+        f"{_DEEPHASH}/mirflickr; else drawn from mirflickr25k_annotations in annotations/",
+        ["im1.jpg"],
+    ),
+    "voc2012": About(
+        "PASCAL VOC 2012",
+        len(voc2012.CLASS_NAMES),
+        None,
+        voc2012.COUNTS,
+        "host.robots.ox.ac.uk/pascal/VOC/voc2012 (photographs under Flickr's terms)",
+        f"{_DEEPHASH}/voc2012; else drawn from ImageSets/Main/",
+        ["JPEGImages"],
+    ),
+}
+
+
+def survey(config: AnyDataConfig) -> dict[str, Any]:
+    """What a benchmark needs, what is missing, and what its lists say, as plain values.
+
+    The images need not be there; lists that are there are read whole.
+
+    Returns:
+        {"name", "classes", "k", "counts", "images", "lists", "needs" (as `About`), "root", "files":
+        [{"file", "found"}, …], "complete", "parts": facts of each part by `_facts`, "overlaps":
+        [{"parts", "images"}, …]}; parts and overlaps of those whose list is there.
+
+    Raises:
+        DataError: if a list that is there is damaged.
+    """
+    known = about(config)
+    root = str(getattr(config, "database" if config.name == "images" else "root", ""))
+    files = [location.join(location.expand(root), name) for name in known.needs]
+    listed: dict[str, Listed] = {}
+    lists: dict[str, str] = {}
+    if isinstance(config, ListFilesConfig):
+        lists = list_files(config)
+        listed = {part: read_part(file, config.root) for part, file in lists.items() if location.exists(file)}
+    required = [*files, *_or_instead(config, list(lists.values()))]
+    found = [{"file": file, "found": location.exists(file)} for file in required]
+    if isinstance(config, cifar10.Cifar10Config):
+        found = [{"file": location.expand(root), "found": cifar10.is_there(config.root)}]
+    elif config.name == "images":
+        found = [{"file": location.expand(root), "found": location.exists(location.expand(root))}]
+    if isinstance(config, coco.CocoConfig) and {"train", "queries"} <= set(listed):
+        listed |= _derived(config)
+    return {
+        **asdict(known),
+        "root": root,
+        "files": found,
+        "complete": all(entry["found"] for entry in found),
+        "parts": {part: _facts(part_listed) for part, part_listed in listed.items()},
+        "overlaps": _overlaps(listed),
+    }
+
+
+def _or_instead(config: AnyDataConfig, lists: list[str]) -> list[str]:
+    """The list files, or those of the data set itself where they are there and stand for missing lists."""
+    absent = [file for file in lists if not location.exists(file)]
+    if isinstance(config, coco.CocoConfig) and absent == lists[-1:]:
+        names = list(coco.ANNOTATIONS.values())
+    elif isinstance(config, voc2012.Voc2012Config) and absent == lists:
+        names = [f"ImageSets/Main/{name}_trainval.txt" for name in voc2012.CLASS_NAMES]
+    elif isinstance(config, mirflickr.MirFlickrConfig) and absent == lists:
+        names = ["annotations"]
+    else:
+        return lists
+    instead = [location.join(location.expand(config.root), name) for name in names]
+    there = all(location.exists(file) for file in instead)
+    return [file for file in lists if file not in absent] + instead if there else lists
+
+
+def _derived(config: coco.CocoConfig) -> dict[str, Listed]:
+    """The database as the protocol has it, where it follows from what is there."""
+    try:
+        return {"database": coco.parts_of(config)["database"]}
+    except DataError:
+        return {}
+
+
+def _facts(listed: Listed) -> dict[str, Any]:
+    """What one list says of its images and their labels."""
+    labels = _labels(listed)
+    none = int((~labels.any(axis=1)).sum()) if labels.ndim == 2 else 0
+    rate = positive_pair_rate(labels)
+    return {
+        "images": len(listed.names),
+        "duplicates": len(listed.names) - len(set(listed.names)),
+        "classes": listed.classes or len(np.unique(labels)),
+        "without_label": none,
+        "labels_an_image": float(labels.sum() / max(1, len(labels))) if labels.ndim == 2 else 1.0,
+        "positive_pair_rate": rate,
+        "positive_weight": 1 / rate if rate else None,
+    }
+
+
+def _labels(listed: Listed) -> Any:
+    if listed.classes is None:
+        return np.asarray(pc.fill_null(listed.label, -1))
+    hot = np.zeros((len(listed.names), listed.classes), np.bool_)
+    lengths: IntArray = np.asarray(pc.list_value_length(listed.label))
+    hot[np.repeat(np.arange(len(hot)), lengths), np.asarray(listed.label.flatten())] = True
+    return hot
+
+
+def _overlaps(listed: dict[str, Listed]) -> list[dict[str, Any]]:
+    """Images that two parts share, for every two parts whose lists are there."""
+    sets = {part: set(found.names) for part, found in listed.items()}
+    pairs = [("queries", "database"), ("train", "database"), ("train", "queries")]
+    return [{"parts": [a, b], "images": len(sets[a] & sets[b])} for a, b in pairs if a in sets and b in sets]
+
+
+def every_config() -> list[AnyDataConfig]:
+    """Every benchmark in every protocol, at its default place."""
+    return [
+        datasets.DigitsConfig(),
+        *(cifar10.Cifar10Config(protocol=protocol) for protocol in ("I", "II", "disjoint")),
+        *(coco.CocoConfig(protocol=protocol) for protocol in ("hashnet", "clean")),
+        *(nuswide.NusWideConfig(classes=classes) for classes in (21, 81)),
+        imagenet100.ImageNet100Config(),
+        mirflickr.MirFlickrConfig(),
+        voc2012.Voc2012Config(),
+        datasets.ImagesConfig(database="data/images"),
+        datasets.ListsConfig(),
+    ]
+
+
+VARIANTS = {"coco": "protocol", "nuswide": "classes", "cifar10": "protocol"}
+"""The option that tells a benchmark's protocols apart: `coco-clean` is `coco` with `protocol=clean`."""
+
+
+def kind_and_settings(name: str) -> tuple[type[Config], list[str]]:
+    """The configuration class of a benchmark's name, and the settings that a variant in the name stands for.
+
+    Raises:
+        DataError: if there is no such benchmark.
+    """
+    base, dash, variant = name.partition("-")
+    if base not in datasets.CONFIGS or (dash and base not in VARIANTS):
+        known = ", ".join(datasets.CONFIGS)
+        raise DataError(f"no benchmark is called '{name}'", mend=f"known are: {known}")
+    return datasets.CONFIGS[base], [f"{VARIANTS[base]}={variant}"] if dash else []

@@ -1,0 +1,186 @@
+"""Results of several runs as tables for a terminal."""
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def number(value: float | None) -> str:
+    """Four places, or a dash where there is no value."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def print_comparison(comparison: dict[str, Any]) -> None:
+    """The main metrics of each run, those over seeds, the published results, and notes."""
+    runs = comparison["runs"]
+    names = _main_metrics(runs)
+    table = _table("run", "bits", "seed", *names)
+    told_apart = len({(run["name"], run["bits"], run["seed"]) for run in runs}) == len(runs)
+    for run in runs:
+        values = {metric["name"]: metric["value"] for metric in run["metrics"]}
+        cells = (run["name" if told_apart else "label"], str(run["bits"]), str(run["seed"]))
+        table.add_row(*map(escape, cells), *(number(values.get(name)) for name in names))
+    console = Console(highlight=False)
+    console.print(table)
+    if comparison["seeds"]:
+        table = _table("over seeds: mean ± deviation", "bits", "seeds", *names)
+        for group in comparison["seeds"]:
+            found = {metric["name"]: metric for metric in group["metrics"]}
+            means = [
+                _with_deviation(found[n]["mean"], found[n]["deviation"]) if n in found else "–" for n in names
+            ]
+            table.add_row(escape(group["label"]), str(group["bits"]), str(len(group["seeds"])), *means)
+        console.print(table)
+    print_published(comparison["published"], console)
+    policies = [metric["policy"] for metric in runs[0]["metrics"][:1]]
+    for policy in policies:
+        console.print(f"{names[0]}: {escape(policy)}.", style="dim")
+    for note in comparison["notes"]:
+        console.print(f"note: {escape(note)}.", style="yellow")
+
+
+def print_published(rows: list[dict[str, Any]], console: Console) -> None:
+    """Results against published ones; nothing where there are none."""
+    if not rows:
+        return
+    table = _table("published", "metric", "bits", "value", "measured", "difference", "reached")
+    for row in rows:
+        difference = "–" if row["difference"] is None else f"{row['difference']:+.4f}"
+        reached = {None: "–", True: "yes", False: "no"}[row["reached"]]
+        table.add_row(
+            escape(row["source"]),
+            escape(row["metric"]),
+            str(row["bits"]),
+            number(row["published"]),
+            _with_deviation(row["measured"], row.get("deviation")),
+            difference,
+            reached,
+        )
+    console.print(table)
+
+
+def print_models(models: list[dict[str, Any]]) -> None:
+    """Trained models with what selected them."""
+    table = _table("model", "bits", "seed", "epoch", "validation MAP")
+    for model in models:
+        training = model["training"]
+        table.add_row(
+            escape(model["folder"]),
+            str(model["bits"]),
+            str(training["seed"]),
+            str(training["epoch"]),
+            number(model["metrics"]["validation"]["map"]),
+        )
+    Console(highlight=False).print(table)
+
+
+def print_prediction(prediction: dict[str, Any], bits: int) -> None:
+    """The nearest image, and the likeliest classes where the model has a class head."""
+    nearest, classes = prediction["nearest"], prediction["classes"]
+    console = Console(highlight=False, soft_wrap=True)
+    lines = {
+        "nearest": nearest["id"],
+        "distance": f"{nearest['distance']} of {bits} bits",
+        "label": ", ".join(nearest["labels"]) or "–",
+        "path": nearest["path"] or "– (the image is in the index)",
+    }
+    for key, value in lines.items():
+        console.print(f"{key:<8} {escape(value)}")
+    if classes:
+        table = _table("class", "number", "probability")
+        for guess in classes:
+            table.add_row(escape(guess["name"]), str(guess["number"]), number(guess["probability"]))
+        console.print(table)
+    for note in prediction["notes"]:
+        console.print(f"note: {escape(note)}.")
+
+
+def print_datasets(surveys: list[dict[str, Any]]) -> None:
+    """Every benchmark on a line."""
+    table = _table("benchmark", "classes", "MAP@", "queries", "database", "train", "files")
+    for found in surveys:
+        counts = [_count(found["counts"].get(part)) for part in ("queries", "database", "train")]
+        missing = sum(not entry["found"] for entry in found["files"])
+        state = "there" if not missing else f"{missing} missing"
+        table.add_row(found["name"], _count(found["classes"]), _count(found["k"], "all"), *counts, state)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        escape("one of them: ray-retrieval datasets NAME [root=FOLDER]; your own: data.name=images or lists")
+    )
+
+
+def print_survey(found: dict[str, Any]) -> None:
+    """One benchmark: its sources, its files, and what its lists say."""
+    console = Console(highlight=False, soft_wrap=True)
+    counts = {part: found["counts"].get(part) for part in ("train", "queries", "database")}
+    counts = {part: count for part, count in counts.items() if count is not None}
+    published = ", ".join(f"{part} {count:,}" for part, count in counts.items()) or "–"
+    lines = {
+        "benchmark": found["name"],
+        "published": published,
+        "classes": _count(found["classes"]),
+        "measured": f"MAP@{_count(found['k'], 'all')}",
+        "images": found["images"],
+        "lists": found["lists"] or "none needed",
+    }
+    for key, value in lines.items():
+        console.print(f"{key:<10} {escape(value)}")
+    for entry in found["files"]:
+        console.print(f"{'found' if entry['found'] else 'missing':<10} {escape(entry['file'])}")
+    if found["parts"]:
+        columns = ("images", "published", "twice", "no label", "labels", "similar", "weight")
+        table = _table("list", *columns)
+        for part, facts in found["parts"].items():
+            weight = facts["positive_weight"]
+            table.add_row(
+                part,
+                _count(facts["images"]),
+                _count(found["counts"].get(part)),
+                _count(facts["duplicates"]),
+                _count(facts["without_label"]),
+                f"{facts['labels_an_image']:.2f}",
+                f"{facts['positive_pair_rate']:.4f}",
+                "–" if weight is None else f"{weight:.2f}",
+            )
+        console.print(table)
+        console.print(
+            "labels: mean number an image; similar: share of pairs that share a label; weight: 1/similar",
+            style="dim",
+        )
+    for overlap in found["overlaps"]:
+        first, second = overlap["parts"]
+        console.print(f"{overlap['images']:,} images of {first} are in {second}")
+
+
+def _count(value: int | None, unknown: str = "–") -> str:
+    return unknown if value is None else f"{value:,}"
+
+
+def _main_metrics(runs: list[dict[str, Any]]) -> list[str]:
+    """Few enough for a terminal: the MAP, and precision within a radius."""
+    names = list(dict.fromkeys(metric["name"] for run in runs for metric in run["metrics"]))
+    return [*names[:1], *(name for name in names[1:] if name.startswith("precision@radius"))]
+
+
+def _with_deviation(mean: float | None, deviation: float | None) -> str:
+    return (
+        number(mean)
+        if deviation is None
+        else f"{number(mean)}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(deviation)}"
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="left" if place == 0 else "right",
+            overflow="fold",
+            min_width=10 if place == 0 else None,
+        )
+    return table
