@@ -237,9 +237,7 @@ def _studied(merged: DictConfig, *, where: object) -> dict[str, list[int]]:
             raise RecipeError(f"'{key}' is an empty list", where=where, mend="give one number or several")
         for value in values:
             if type(value) is not int:
-                raise RecipeError(
-                    f"'{key}' takes a list of whole numbers, got {value!r}", where=where
-                )
+                raise RecipeError(f"'{key}' takes a list of whole numbers, got {value!r}", where=where)
             if values.count(value) > 1:
                 raise RecipeError(f"'{key}' has {value} more than once", where=where)
         found[key] = values

@@ -1,11 +1,15 @@
 """Small data that tests make for themselves."""
 
 import io
+import json
+import math
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from ray_retrieval import recipe
+from ray_retrieval.compare import acceptance
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
 
@@ -52,3 +56,41 @@ def coloured_benchmark(train=60, *, several_labels=False, classes=3):
         queries_in_database=False,
         notes=[],
     )
+
+
+PAPER = {"source": "Cao et al., 2017", "metric": "map@all", "values": {16: 0.6873, 32: 0.7184}}
+
+
+def write_run(
+    folder, value=0.7, *, bits=16, seed=0, name="study-${method.bits}bits", metrics=None, facts=None
+):
+    """A finished run's recipe.yaml and metrics.json."""
+    folder.mkdir(parents=True)
+    made = recipe.Recipe(
+        name=name.replace("${method.bits}", str(bits)),
+        output=str(folder),
+        seed=seed,
+        data={"name": "digits"},
+        method={"name": "greedyhash", "bits": bits, "backbone": {"name": "small"}, "image": {"size": 16}},
+        published=[PAPER],
+    )
+    (folder / "recipe.yaml").write_text(recipe.dump(made))
+    test = [
+        {"name": key, "value": number, "policy": f"mean over 9 queries by Hamming distance of {bits} bits"}
+        for key, number in (metrics or {"map@all": value, "precision@radius2": value / 2}).items()
+    ]
+    model = {
+        "epoch": 3,
+        "validation": {"map": value},
+        "test": test,
+        "pr_curve": {"radius": [0, 1, 2], "recall": [0.1, 0.5, 1.0], "precision": [math.nan, value, 0.1]},
+        "notes": [],
+    }
+    written = {
+        "selected": "best",
+        "models": {"best": model, "last": {**model, "test": []}},
+        "dataset": {"name": "digits", "queries": 9, "database": 50, "notes": [], **(facts or {})},
+        "published": acceptance(made.published, bits, test),
+    }
+    (folder / "metrics.json").write_text(json.dumps(written))
+    return folder

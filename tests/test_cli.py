@@ -1,19 +1,24 @@
 """What a user can do wrong ends in one line and exit code 2."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from samples import coloured_table
+from PIL import Image
+from samples import coloured_table, write_run
 
 from ray_retrieval import cli, model, search
+from ray_retrieval.data.table import open_images
+from ray_retrieval.data.transforms import prepare
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
 from ray_retrieval.model import Encoder
+from ray_retrieval.query import Searcher
 from ray_retrieval.search import embeddings
 from ray_retrieval.storage import Folder
 
@@ -97,6 +102,8 @@ def write_embeddings(folder, table, codes, fingerprint):
         (["index", "build", "nowhere", "--out", "x"], "nowhere"),
         (["encode", "nowhere", "also-nowhere", "--out", "x"], "nowhere"),
         (["serve", "nowhere"], "nowhere"),
+        (["compare", "nowhere"], "nowhere: no such folder"),
+        (["predict", "nowhere", "a.png"], "nowhere"),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_2(cli_call, tmp_path, monkeypatch, arguments, message):
@@ -184,6 +191,119 @@ def test_info_as_json(cli_call, built):
     assert code == 0
     assert info["rows"] == 30
     assert info["bits"] == 16
+
+
+def test_compare_prints_writes_and_draws(cli_call, tmp_path):
+    for bits, value in ((16, 0.70), (32, 0.60)):
+        write_run(tmp_path / "study" / f"{bits}bits", value, bits=bits)
+    figure, out = tmp_path / "curves.svg", tmp_path / "out"
+    code, shown, _ = cli_call("compare", tmp_path / "study", "--out", out, "--figure", figure)
+    assert code == 0
+    assert "0.7000" in shown
+    assert re.search(r"Cao et al., 2017 +map@all +32 +0.7184 +0.6000 +-0.1184 +no", shown)
+    assert {path.name for path in out.iterdir()} == {"comparison.json", "comparison.html"}
+    assert figure.stat().st_size > 1000
+    code, shown, _ = cli_call(
+        "compare", tmp_path / "study" / "16bits", tmp_path / "study" / "32bits", "--json"
+    )
+    assert code == 0
+    assert json.loads(shown) == json.loads((out / "comparison.json").read_text())
+
+
+def test_compare_names_what_is_no_run(cli_call, tmp_path):
+    code, _, err = cli_call("compare", tmp_path, "--out", tmp_path / "out")
+    assert code == 2
+    assert f"{tmp_path}: no finished run here" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_is_checked_before_its_first_run(cli_call, tmp_path):
+    output = f"output={tmp_path}/out"
+    code, _, err = cli_call("run", QUICKSTART, "method.bits=[16, 16]", output)
+    assert (code, "more than once" in err) == (2, True)
+    (tmp_path / "out" / "32bits").mkdir(parents=True)
+    (tmp_path / "out" / "32bits" / "letter.txt").write_text("dear")
+    (tmp_path / "out" / "16bits").mkdir()
+    (tmp_path / "out" / "16bits" / "recipe.yaml").write_text("name: earlier")
+    code, _, err = cli_call("run", QUICKSTART, "method.bits=[16, 32]", output, "--fresh")
+    assert (code, "32bits: the output folder holds something that is no run" in err) == (2, True)
+    assert (tmp_path / "out" / "16bits" / "recipe.yaml").exists()
+    code, _, err = cli_call("evaluate", QUICKSTART, "seed=[1, 2]", output)
+    assert (code, "seed1: no trained model here" in err) == (2, True)
+
+
+def test_predict_gives_the_nearest_image_and_the_likeliest_classes(cli_call, built, tmp_path):
+    picture = tmp_path / "nearest.png"
+    query = built / "query.png"
+    code, shown, _ = cli_call("predict", built / "index", query, "--picture", picture, "--json")
+    found = json.loads(shown)
+    assert code == 0
+    assert found["nearest"] == Searcher(built / "index").search([query], k=1)[0][0].as_json()
+    assert found["nearest"]["distance"] == 0
+    loaded = model.load(str(built / "model"))
+    pixels = torch.from_numpy(prepare(query.read_bytes(), loaded.preprocessing))[None]
+    with torch.no_grad():
+        expected = loaded.method(pixels)["logits"].softmax(dim=1)[0].tolist()
+    names = ["red", "green", "blue"]
+    ranked = sorted(range(3), key=lambda number: -expected[number])
+    assert [(guess["number"], guess["name"]) for guess in found["classes"]] == [(n, names[n]) for n in ranked]
+    assert [guess["probability"] for guess in found["classes"]] == pytest.approx(
+        [expected[n] for n in ranked], abs=1e-5
+    )
+    assert found["notes"] == []  # its pixels are in the index, but not this file
+    assert Image.open(picture).width > 2 * 128
+    code, shown, _ = cli_call("predict", built / "index", query)
+    assert code == 0
+    assert "distance 0 of 16 bits" in shown
+    assert names[ranked[0]] in shown
+
+
+def test_predict_says_if_the_image_itself_is_in_the_index(cli_call, built, tmp_path):
+    folder_of_images(tmp_path / "photos", {"red": 4, "green": 4})
+    table = open_images(str(tmp_path / "photos"))
+    encoder = Encoder(str(built / "model"))
+    codes, _ = encoder.encode_table(table)
+    write_embeddings(tmp_path / "embeddings", table, codes, encoder.fingerprint)
+    search.build(tmp_path / "embeddings", tmp_path / "index")
+    image = tmp_path / "photos" / "red" / "2.png"
+    code, shown, _ = cli_call("predict", tmp_path / "index", image, "--model", built / "model", "--json")
+    assert code == 0
+    assert json.loads(shown)["notes"] == [f"the image itself is in the index, as {table.ids[6]}"]
+    (tmp_path / "copy.png").write_bytes(image.read_bytes())
+    code, shown, _ = cli_call(
+        "predict", tmp_path / "index", tmp_path / "copy.png", "--model", built / "model"
+    )
+    assert code == 0
+    assert "in the index" not in shown
+
+
+def test_predict_without_a_class_head_gives_the_nearest_image_alone(built, monkeypatch):
+    monkeypatch.setattr(GreedyHash, "class_probabilities", lambda self, images: None)
+    assert Searcher(built / "index").predict(built / "query.png").classes is None
+
+
+def test_class_probabilities_of_several_batches_leave_broken_images_out(built):
+    table = coloured_table(7)
+    images = [*(table.image_bytes(row) for row in range(7)), b"no image"]
+    whole, failures = Encoder(str(built / "model")).class_probabilities(images)
+    parts, again = Encoder(str(built / "model"), batch_size=3).class_probabilities(images)
+    assert whole.shape == (8, 3)
+    assert whole.dtype == "float32"
+    assert list(failures) == list(again) == [7]
+    assert whole[:7].sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert whole[7].tolist() == [0, 0, 0]
+    assert parts == pytest.approx(whole, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("words.jpg", "words.jpg: "), ("gone.jpg", "no such image file")]
+)
+def test_predict_names_an_image_that_it_cannot_use(cli_call, built, tmp_path, name, message):
+    (tmp_path / "words.jpg").write_text("not an image")
+    code, _, err = cli_call("predict", built / "index", tmp_path / name, "--picture", tmp_path / "p.png")
+    assert code == 2
+    assert message in err
+    assert not (tmp_path / "p.png").exists()
 
 
 def folder_of_images(folder, counts):

@@ -353,6 +353,22 @@ def test_single_epoch_is_visible_as_a_dot() -> None:
     assert "<use" in chart
 
 
+def test_published_results_stand_beside_the_measured_ones() -> None:
+    row = {"metric": "map@all", "bits": 48, "tolerance": 0.01}
+    near = {**row, "source": "<i>A</i>", "published": 0.87, "measured": 0.8642, "difference": -0.0058}
+    far = {**row, "source": "B", "published": 0.9, "measured": 0.8642, "difference": -0.0358}
+    absent = {**row, "source": "C", "published": 0.9, "measured": None, "difference": None, "reached": None}
+    rows = [{**near, "reached": True}, {**far, "reached": False}, absent]
+    shown = page(metrics={**metrics(), "published": rows})
+    table = shown[shown.index('id="published-title"') : shown.index('id="curves-title"')]
+    lines = [re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", line)).split() for line in table.split("<tr>")[2:]]
+    assert [line[-2:] for line in lines[:2]] == [["✓", "yes"], ["✕", "no"]]
+    assert lines[0][-4:-2] == ["-0.0058", "0.01"]
+    assert "not measured" in table
+    assert "&lt;i&gt;A&lt;/i&gt;" in table
+    assert 'id="published"' not in page()
+
+
 def test_long_history_is_thinned_in_the_table_and_the_page_says_so() -> None:
     html = page(history=history(1000))
     assert "200 of 1000 epochs" in Page(html).text

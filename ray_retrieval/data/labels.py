@@ -27,9 +27,13 @@ def sharing_pairs(labels: npt.NDArray[Any]) -> int:
     different = np.unpackbits(rows, axis=1, count=labels.shape[1]).astype(np.float32)
     total = 0
     for start in range(0, len(different), _BLOCK):
-        for other in range(0, len(different), _BLOCK):
-            shared = different[start : start + _BLOCK] @ different[other : other + _BLOCK].T > 0
-            total += int(counts[start : start + _BLOCK] @ (shared @ counts[other : other + _BLOCK]))
+        mine = slice(start, start + _BLOCK)
+        for other in range(start, len(different), _BLOCK):
+            theirs = slice(other, other + _BLOCK)
+            shared = (different[mine] @ different[theirs].T > 0).astype(np.float32)
+            # Sums of fewer than 2^24 rows are exact in float32.
+            found = counts[mine] @ (shared @ counts[theirs].astype(np.float32)).astype(np.int64)
+            total += int(found) * (1 if other == start else 2)
     return total
 
 

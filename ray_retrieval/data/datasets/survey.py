@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from ray_retrieval.config import Config
 from ray_retrieval.data import datasets, location
 from ray_retrieval.data.datasets import AnyDataConfig, cifar10, coco, imagenet100, mirflickr, nuswide, voc2012
-from ray_retrieval.data.datasets.lists import Listed, ListFilesConfig, list_files, read_part
+from ray_retrieval.data.datasets.lists import Listed, ListFilesConfig, ListsConfig, list_files, read_part
 from ray_retrieval.data.labels import positive_pair_rate
 from ray_retrieval.data.table import IntArray
 from ray_retrieval.errors import DataError
@@ -219,7 +219,7 @@ def every_config() -> list[AnyDataConfig]:
         mirflickr.MirFlickrConfig(),
         voc2012.Voc2012Config(),
         datasets.ImagesConfig(database="data/images"),
-        datasets.ListsConfig(),
+        ListsConfig(),
     ]
 
 
