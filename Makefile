@@ -30,7 +30,7 @@ check: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python benchmarks/evaluate_map.py
+	$(BIN)/python benchmarks/hamming_map.py
 	$(BIN)/python benchmarks/hamming_scan.py
 	$(BIN)/python benchmarks/train_overhead.py
 	$(BIN)/python benchmarks/encode_throughput.py

@@ -21,109 +21,59 @@ For K = all rows, optimistic and pessimistic bound the other two. For smaller K 
 above: for the codes of [+ | - | + -] with K = 3, optimistic is 5/6 and pessimistic is 1. They still name two
 definite orders.
 
-Everything comes from one pass per query over the database, never from a matrix of queries × database.
+Everything comes from one pass per query over the database, never from a matrix of queries × database, and
+from sums of integers: a database that is cut into shards gives the same numbers to the last digit
+(`evaluate_shards`; with other processes, `count_rows`, `order_rows` and `report_of`).
 
 Reference: McSherry & Najork 2008 for ties; He et al. 2018, arXiv 1705.08562, for ties of binary codes.
 """
 
-import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
-from ray_retrieval.metrics import kernels
-from ray_retrieval.metrics.inputs import Inputs, checked_ranks, counted, cut_off, prepare
+from ray_retrieval.metrics.inputs import checked_ranks, cut_off, prepare
 from ray_retrieval.metrics.metric import Metric
+from ray_retrieval.metrics.parts import DistanceCounts, RowOrder, sum_of
+from ray_retrieval.metrics.report import (
+    TIES,
+    HammingReport,
+    PrecisionRecallCurve,
+    Ties,
+    map_metric,
+    report_of,
+    summarise,
+)
+from ray_retrieval.metrics.shards import (
+    count_and_order_inputs,
+    count_inputs,
+    count_rows,
+    default_threads,
+    order_rows,
+)
 
-Ties = Literal["row", "expected", "optimistic", "pessimistic"]
-TIES: tuple[Ties, ...] = get_args(Ties)
-"""All tie policies, in the order of the kernels' columns."""
+__all__ = [
+    "DEFAULT_AT",
+    "TIES",
+    "DistanceCounts",
+    "HammingReport",
+    "PrecisionRecallCurve",
+    "RowOrder",
+    "Ties",
+    "count_rows",
+    "evaluate",
+    "evaluate_shards",
+    "mean_average_precision",
+    "order_rows",
+    "report_of",
+    "sum_of",
+]
 
-_ORDER = {
-    "row": "rows at equal distance stay in database order",
-    "expected": "exact mean over all orders of the rows at equal distance",
-    "optimistic": "relevant rows come first among those at equal distance",
-    "pessimistic": "relevant rows come last among those at equal distance",
-}
 DEFAULT_AT = (1, 10, 100, 500, 1000, 2000, 5000, 10_000)
-# Enough queries to outweigh the start of a task, few enough for a lively progress bar.
-_BLOCK = 64
-# Where the policies differ by more than a tenth of a point, a result must say which one it is.
-_TIE_GAP = 0.001
-
-
-@dataclass(frozen=True)
-class PrecisionRecallCurve:
-    """Precision and recall of the Hamming ball around the query, by its radius, as means over the queries.
-
-    Attributes:
-        radius: int64 [bits + 1], 0…bits.
-        precision: float64 [bits + 1]; an empty ball counts 0.
-        recall: float64 [bits + 1], ascending; a query without a relevant row counts 0.
-    """
-
-    radius: npt.NDArray[np.int64]
-    precision: npt.NDArray[np.float64]
-    recall: npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class HammingReport:
-    """How well the codes of a database answer a set of queries.
-
-    Attributes:
-        map: mean average precision under each tie policy.
-        precision_at: precision of the first n rows, in database order among ties, by n.
-        recall_at: recall of the first n rows, likewise.
-        precision_within_radius: precision of the Hamming ball that was asked for.
-        pr_curve: precision and recall by radius.
-        ap: float64 [queries], average precision of each query in database order.
-        bits: length of the codes.
-        queries: number of queries.
-        rows: number of rows in the database.
-        queries_without_relevant: queries that no row of the database is relevant to.
-        queries_without_hits: queries with no relevant row among the first K, in database order; they count 0
-            in `map` and include those without any relevant row.
-    """
-
-    map: dict[Ties, Metric]
-    precision_at: dict[int, Metric]
-    recall_at: dict[int, Metric]
-    precision_within_radius: Metric
-    pr_curve: PrecisionRecallCurve
-    ap: npt.NDArray[np.float64]
-    bits: int
-    queries: int
-    rows: int
-    queries_without_relevant: int
-    queries_without_hits: int
-
-    @property
-    def tie_gap(self) -> float:
-        """How far the database order moves the mean average precision from its expectation, in -1…1."""
-        return self.map["row"].value - self.map["expected"].value
-
-    @property
-    def ties_matter(self) -> bool:
-        """Whether the order in which the database is stored moves the result by more than 0.1 point."""
-        return abs(self.tie_gap) > _TIE_GAP
-
-    @property
-    def metrics(self) -> list[Metric]:
-        """All single numbers, in the order to print them."""
-        return [
-            *self.map.values(),
-            *self.precision_at.values(),
-            *self.recall_at.values(),
-            self.precision_within_radius,
-        ]
+"""The n of precision@n and recall@n where none are asked for and the database has as many rows."""
 
 
 def mean_average_precision(
@@ -156,11 +106,14 @@ def mean_average_precision(
     if ties not in TIES:
         raise MetricError(f"unknown tie policy {ties!r}", mend=f"choose one of {', '.join(TIES)}")
     inputs = prepare(query_codes, query_labels, database_codes, database_labels, bits)
-    cut = cut_off(k, inputs.rows)
-    column = TIES.index(ties)
-    blocks = _score(inputs, cut, at=(), row_order=ties == "row", threads=_threads(threads), progress=None)
-    ap = np.concatenate([block.average_precision[:, column] for block in blocks])
-    return _map_metric(ap, k, inputs, ties)
+    used = default_threads(threads)
+    cut_off(k, inputs.rows)
+    if ties == "row":
+        counts, order = count_and_order_inputs(inputs, k, (), used)
+        return map_metric(order.average_precision(), k, counts, ties)
+    counts = count_inputs(inputs, used)
+    ap, _, _ = summarise(counts, k)
+    return map_metric(ap[:, TIES.index(ties) - 1], k, counts, ties)
 
 
 def evaluate(
@@ -198,167 +151,71 @@ def evaluate(
         MetricError: if codes, labels or options do not fit each other, or there is no query or no row.
     """
     inputs = prepare(query_codes, query_labels, database_codes, database_labels, bits)
-    cut = cut_off(k, inputs.rows)
-    at = [n for n in DEFAULT_AT if n <= inputs.rows] if at is None else checked_ranks(at)
-    if radius < 0:
-        raise MetricError(f"a Hamming radius is at least 0, got {radius}")
-    precision, recall = np.zeros(inputs.bits + 1), np.zeros(inputs.bits + 1)
-    kept: list[tuple[_Floats, _Ints, _Ints]] = []
-    for block in _score(inputs, cut, at=at, row_order=True, threads=_threads(threads), progress=progress):
-        # Query by query, because a sum of floats must not depend on where the blocks begin.
-        for row in block.precision:
-            precision += row
-        for row in block.recall:
-            recall += row
-        kept.append((block.average_precision, block.tallies, block.hits_at))
-    ap, tallies, hits_at = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-    curve = PrecisionRecallCurve(
-        np.arange(inputs.bits + 1), precision / inputs.queries, recall / inputs.queries
-    )
-    relevant = tallies[:, 0]
-    return HammingReport(
-        map={ties: _map_metric(ap[:, column], k, inputs, ties) for column, ties in enumerate(TIES)},
-        precision_at={n: _precision_metric(hits_at[:, i], n, inputs) for i, n in enumerate(at)},
-        recall_at={n: _recall_metric(hits_at[:, i], relevant, n, inputs) for i, n in enumerate(at)},
-        precision_within_radius=_radius_metric(curve, radius, inputs),
-        pr_curve=curve,
-        ap=ap[:, 0].copy(),
-        bits=inputs.bits,
-        queries=inputs.queries,
-        rows=inputs.rows,
-        queries_without_relevant=int((relevant == 0).sum()),
-        queries_without_hits=int((tallies[:, 1] == 0).sum()),
-    )
+    at = _asked(k, at, radius, inputs.rows)
+    counts, order = count_and_order_inputs(inputs, k, at, default_threads(threads), progress)
+    return report_of(counts, order, radius=radius)
 
 
-# Policies ---------------------------------------------------------------------------------------------------
-
-
-def _mean(values: npt.NDArray[np.float64]) -> float:
-    return math.fsum(values.tolist()) / len(values)
-
-
-def _map_metric(ap: npt.NDArray[np.float64], k: int | None, inputs: Inputs, ties: Ties) -> Metric:
-    name = f"map@{'all' if k is None else k}"
-    reach = f"all {inputs.rows:,} rows" if k is None else f"the first {k:,} of {counted(inputs.rows, 'row')}"
-    policy = (
-        f"mean over {counted(inputs.queries, 'query')} of the average precision over {reach} "
-        f"by Hamming distance of {inputs.bits} bits, divided by the relevant rows found there; "
-        f"a query that finds none counts 0; {_ORDER[ties]}"
-    )
-    return Metric(name if ties == "row" else f"{name}/{ties}", _mean(ap), policy)
-
-
-def _precision_metric(hits: npt.NDArray[np.int64], n: int, inputs: Inputs) -> Metric:
-    policy = (
-        f"mean over {counted(inputs.queries, 'query')} of the share of relevant rows among the first {n:,} "
-        f"by Hamming distance; {_ORDER['row']}"
-    )
-    return Metric(f"precision@{n}", int(hits.sum()) / (n * len(hits)), policy)
-
-
-def _recall_metric(
-    hits: npt.NDArray[np.int64], relevant: npt.NDArray[np.int64], n: int, inputs: Inputs
-) -> Metric:
-    policy = (
-        f"mean over {counted(inputs.queries, 'query')} of the share of all relevant rows that is among the "
-        f"first {n:,} by Hamming distance; a query without a relevant row counts 0; {_ORDER['row']}"
-    )
-    return Metric(f"recall@{n}", _mean(hits / np.maximum(1, relevant)), policy)
-
-
-def _radius_metric(curve: PrecisionRecallCurve, radius: int, inputs: Inputs) -> Metric:
-    policy = (
-        f"mean over {counted(inputs.queries, 'query')} of the share of relevant rows among those within "
-        f"Hamming distance {radius}; a query with no row that near counts 0"
-    )
-    return Metric(f"precision@radius{radius}", float(curve.precision[min(radius, inputs.bits)]), policy)
-
-
-# The pass over blocks of queries ----------------------------------------------------------------------------
-
-_Floats = npt.NDArray[np.float64]
-_Ints = npt.NDArray[np.int64]
-
-
-class _Block(NamedTuple):
-    """What `kernels.score` returns for a block of queries."""
-
-    average_precision: _Floats
-    tallies: _Ints
-    precision: _Floats
-    recall: _Floats
-    hits_at: _Ints
-
-
-def _score(
-    inputs: Inputs,
-    k: int,
+def evaluate_shards(
+    query_codes: npt.NDArray[np.uint8],
+    query_labels: npt.NDArray[Any],
+    shards: Sequence[tuple[npt.NDArray[np.uint8], npt.NDArray[Any]]],
     *,
-    at: Sequence[int],
-    row_order: bool,
-    threads: int,
-    progress: Callable[[int], None] | None,
-) -> Iterator[_Block]:
-    """The scores of all queries, block after block in their order, worked out by several threads."""
-    bins = sorted(set(at))
-    bin_of_rank = kernels.frozen(
-        np.searchsorted(bins, np.arange(1, bins[-1] + 1)) if bins else np.zeros(0, np.int64)
-    )
+    bits: int | None = None,
+    k: int | None = None,
+    at: Sequence[int] | None = None,
+    radius: int = 2,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> HammingReport:
+    """`evaluate` over a database in parts, one after another: the same report, bit for bit.
 
-    def work(start: int) -> _Block:
-        stop = start + size
-        scores = _Block(
-            *kernels.score(
-                inputs.query_words[start:stop],
-                inputs.query_labels[start:stop],
-                inputs.words,
-                inputs.labels,
-                inputs.single,
-                inputs.bits,
-                k,
-                row_order,
-                bin_of_rank,
-                len(bins),
+    Args:
+        query_codes: uint8 [queries, ceil(bits / 8)].
+        query_labels: int64 [queries] or 0/1 [queries, classes].
+        shards: codes and labels of consecutive rows, in row order, each as `evaluate` takes them; a sequence
+            that loads a shard when it is asked for holds one at a time. Each is asked for twice. Empty ones
+            are allowed.
+        bits: as in `evaluate`, and so are the following.
+        k: cut-off of the average precision.
+        at: the n of precision@n and recall@n.
+        radius: of the Hamming ball.
+        threads: for each shard.
+        progress: called with a number of queries, each of which counts twice for every shard.
+
+    Raises:
+        MetricError: if codes, labels or options do not fit each other, or there is no query or no row.
+    """
+    first = [
+        count_rows(query_codes, query_labels, *shard, bits=bits, threads=threads, progress=progress)
+        for shard in shards
+    ]
+    total = sum_of(first)
+    at = _asked(k, at, radius, total.rows)
+    orders: list[RowOrder] = []
+    earlier = None
+    for shard, counts in zip(shards, first, strict=True):
+        orders.append(
+            order_rows(
+                query_codes,
+                query_labels,
+                *shard,
+                total=total,
+                earlier=earlier,
+                k=k,
+                at=at,
+                bits=bits,
+                threads=threads,
+                progress=progress,
             )
         )
-        # The kernel counts the hits between one n and the next.
-        totals = np.cumsum(scores.hits_at, axis=1)[:, np.searchsorted(bins, at).astype(np.int64)]
-        return scores._replace(hits_at=totals)
-
-    def done(block: _Block) -> _Block:
-        if progress is not None:
-            progress(len(block.tallies))
-        return block
-
-    size = max(1, min(_BLOCK, -(-inputs.queries // (4 * threads))))
-    starts = range(0, inputs.queries, size)
-    if threads == 1 or len(starts) == 1:
-        for start in starts:
-            yield done(work(start))
-        return
-    # The kernels hold no lock, so threads do; a window bounds what waits for a slow block ahead of it.
-    with ThreadPoolExecutor(min(threads, len(starts)), thread_name_prefix="hamming") as pool:
-        window: deque[Future[_Block]] = deque()
-        try:
-            for start in starts:
-                window.append(pool.submit(work, start))
-                if len(window) > 2 * threads:
-                    yield done(window.popleft().result())
-            while window:
-                yield done(window.popleft().result())
-        finally:
-            for future in window:
-                future.cancel()
+        earlier = counts if earlier is None else earlier + counts
+    return report_of(total, sum_of(orders), radius=radius)
 
 
-def _threads(threads: int | None) -> int:
-    if threads is not None:
-        if threads < 1:
-            raise MetricError(f"at least one thread is needed, got {threads}")
-        return threads
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only.
-    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
-    # Ray sets this to the cores that it gave to the process; whoever shares a machine does the same.
-    allowed = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(allowed)) if allowed.isdigit() and int(allowed) else cores
+def _asked(k: int | None, at: Sequence[int] | None, radius: int, rows: int) -> list[int]:
+    """The n of precision@n and recall@n; and the other options are checked before the work begins."""
+    cut_off(k, rows)
+    if radius < 0:
+        raise MetricError(f"a Hamming radius is at least 0, got {radius}")
+    return [n for n in DEFAULT_AT if n <= rows] if at is None else checked_ranks(at)

@@ -1,16 +1,18 @@
 """What the Hamming metrics are given, checked and laid out as the kernels take it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
-from ray_retrieval.metrics import kernels
 
 # Room for 2 · distance + 1 in the kernels' uint16 keys.
 _MOST_BITS = 32_767
+# Rows of a table of labels that are checked and packed at once: bounds the memory whatever their type is. A
+# multiple of 64.
+_ROWS_AT_ONCE = 1 << 14
 
 
 class Inputs(NamedTuple):
@@ -38,6 +40,8 @@ def prepare(
     database_codes: npt.NDArray[np.uint8],
     database_labels: npt.NDArray[Any],
     bits: int | None,
+    *,
+    may_be_empty: bool = False,
 ) -> Inputs:
     """Codes and labels for the kernels.
 
@@ -47,12 +51,13 @@ def prepare(
         database_codes: uint8 [rows, ceil(bits / 8)].
         database_labels: like the query labels, by row.
         bits: true length of the codes; None: all bits of their bytes.
+        may_be_empty: whether there may be no row in the database, which is then a shard of one.
 
     Raises:
         MetricError: if codes and labels do not fit each other, or there is no query or no row.
     """
     query_codes = _check_codes(query_codes, "query codes")
-    database_codes = _check_codes(database_codes, "database codes")
+    database_codes = _check_codes(database_codes, "database codes", may_be_empty=may_be_empty)
     width = query_codes.shape[1]
     if database_codes.shape[1] != width:
         raise MetricError(
@@ -71,21 +76,99 @@ def prepare(
             f"query labels are {_shape(query_labels)} and database labels {_shape(database_labels)}",
             mend="give both as class numbers [n], or both as 0/1 [n, classes] with the same classes",
         )
+    single = query_labels.ndim == 1
+    if single:
+        wanted, labels = _class_numbers(query_labels)[:, None], _class_numbers(database_labels)[None]
+    else:
+        wanted = _bits_of_classes(query_labels, "query labels")
+        labels = _bits_of_rows(database_labels, "database labels")
     return Inputs(
-        query_words=kernels.frozen(kernels.code_words(query_codes, bits)),
-        query_labels=kernels.frozen(kernels.label_words(query_labels)),
-        words=kernels.frozen(kernels.code_words(database_codes, bits).T),
-        labels=kernels.frozen(kernels.label_words(database_labels).T),
-        single=query_labels.ndim == 1,
+        query_words=frozen(_code_words(query_codes, bits)),
+        query_labels=frozen(wanted),
+        words=frozen(_code_words(database_codes, bits).T),
+        labels=frozen(labels),
+        single=single,
         bits=bits,
     )
+
+
+# Layout -----------------------------------------------------------------------------------------------------
+
+
+def _code_words(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint64]:
+    """uint64 [n, words]: the codes padded to whole words, with zeros beyond the bits. No copy if they fit."""
+    if codes.shape[1] != 8 or bits != 64:
+        width, last = -(-bits // 8), bits % 8
+        padded = np.zeros((len(codes), 8 * -(-bits // 64)), np.uint8)
+        padded[:, :width] = codes[:, :width]
+        if last:
+            padded[:, width - 1] &= 0xFF00 >> last & 0xFF
+        codes = padded
+    return np.require(codes, requirements=["C", "A"]).view(np.uint64)
+
+
+def _class_numbers(labels: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """uint64 [n]: the same numbers, without a copy if they are int64."""
+    return np.ascontiguousarray(labels, np.int64).view(np.uint64)
+
+
+def _bits_of_classes(labels: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint64]:
+    """uint64 [n, ceil(classes / 64)]: for each row one bit for each class."""
+    words = np.zeros((len(labels), 8 * -(-labels.shape[1] // 64)), np.uint8)
+    for start, hot in _checked_blocks(labels, where):
+        packed = np.packbits(hot, axis=1, bitorder="little")
+        words[start : start + len(hot), : packed.shape[1]] = packed
+    return words.view("<u8")
+
+
+def _bits_of_rows(labels: npt.NDArray[Any], where: str) -> npt.NDArray[np.uint64]:
+    """uint64 [classes, ceil(n / 64)]: for each class one bit for each row."""
+    words = np.zeros((labels.shape[1], 8 * -(-len(labels) // 64)), np.uint8)
+    for start, hot in _checked_blocks(labels, where):
+        packed = np.packbits(np.ascontiguousarray(hot.T), axis=1, bitorder="little")
+        words[:, start // 8 : start // 8 + packed.shape[1]] = packed
+    return words.view("<u8")
+
+
+def _checked_blocks(labels: npt.NDArray[Any], where: str) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+    """Blocks of rows as truth values, each with the number of its first row.
+
+    Raises:
+        MetricError: if there are values other than 0 and 1.
+    """
+    for start in range(0, len(labels), _ROWS_AT_ONCE):
+        block = labels[start : start + _ROWS_AT_ONCE]
+        hot = block if block.dtype == np.bool_ else block == 1
+        if hot is not block and not ((block == 0) | hot).all():
+            raise MetricError(
+                f"labels [n, classes] are 0 or 1 each, got {_shape(labels)} with other values",
+                where=where,
+                mend="give one class number for each row as [n]",
+            )
+        yield start, hot
+
+
+def frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array contiguous, aligned and read-only, whatever the caller's was.
+
+    To the compiler, arrays that can and cannot be written to are different types. Memory-mapped and shared
+    arrays cannot, so that every array is passed as they are and each kernel is compiled once.
+    """
+    view: npt.NDArray[Any] = np.require(array, requirements=["C", "A"]).view(np.ndarray)
+    view.flags.writeable = False
+    return view
+
+
+# Checks -----------------------------------------------------------------------------------------------------
 
 
 def _shape(array: npt.NDArray[Any]) -> str:
     return f"{array.dtype} {list(array.shape)}"
 
 
-def _check_codes(codes: npt.NDArray[np.uint8], where: str) -> npt.NDArray[np.uint8]:
+def _check_codes(
+    codes: npt.NDArray[np.uint8], where: str, *, may_be_empty: bool = False
+) -> npt.NDArray[np.uint8]:
     codes = np.asarray(codes)
     if codes.dtype != np.uint8 or codes.ndim != 2:
         raise MetricError(
@@ -93,7 +176,7 @@ def _check_codes(codes: npt.NDArray[np.uint8], where: str) -> npt.NDArray[np.uin
             where=where,
             mend="pack them with numpy.packbits(values >= 0, axis=1)",
         )
-    if codes.size == 0:
+    if codes.size == 0 and not (may_be_empty and codes.shape[1] > 0):
         raise MetricError(f"there is nothing to compare: {_shape(codes)}", where=where)
     return codes
 
@@ -106,12 +189,8 @@ def _check_labels(labels: npt.NDArray[Any], rows: int, where: str) -> npt.NDArra
         raise MetricError(f"{counted(rows, 'code')} but {counted(len(labels), 'label')}", where=where)
     if labels.ndim == 1 and labels.dtype.kind not in "iub":
         raise MetricError(f"class numbers are whole numbers, got {_shape(labels)}", where=where)
-    if labels.ndim == 2 and (labels.dtype.kind not in "iubf" or not ((labels == 0) | (labels == 1)).all()):
-        raise MetricError(
-            f"labels [n, classes] are 0 or 1 each, got {_shape(labels)} with other values",
-            where=where,
-            mend="give one class number for each row as [n]",
-        )
+    if labels.ndim == 2 and labels.dtype.kind not in "iubf":
+        raise MetricError(f"labels [n, classes] are 0 or 1 each, got {_shape(labels)}", where=where)
     return labels
 
 

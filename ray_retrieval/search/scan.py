@@ -16,21 +16,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from numba.extending import intrinsic
 
 from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.metrics.compiled import compiled, ones
 from ray_retrieval.search.hits import NO_DISTANCE, NO_ROW, Hits, merge, no_hits
 
 Words = npt.NDArray[np.uint64]
 Distances = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.int64]
 Width = tuple[int, ...]
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _BLOCK_ROWS = 64
 _NARROW = 4  # words; up to here the row's width is compiled in
@@ -248,25 +246,7 @@ def _pool(process: int, workers: int) -> ThreadPoolExecutor:  # noqa: ARG001
     return ThreadPoolExecutor(workers, thread_name_prefix="scan")
 
 
-def _compiled(function: _Function) -> _Function:
-    """The function as machine code, compiled at its first call and kept on disk for the next process."""
-    try:
-        return cast(_Function, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
-    except RuntimeError:  # no folder to keep it in: a read-only installation without a home
-        return cast(_Function, numba.njit(nogil=True, error_model="numpy")(function))
-
-
-def _lower_popcount(typing_context: Any, word: Any) -> Any:  # noqa: ARG001
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.ctpop(arguments[0])
-
-    return word(word), generate
-
-
-_popcount: Any = intrinsic(_lower_popcount)
-
-
-@_compiled
+@compiled
 def _next_block(
     words: Words, query: Words, width: Width, limit: int, first: int, stop: int, distances: Words
 ) -> int:
@@ -292,7 +272,7 @@ def _next_block(
             for row in range(_BLOCK_ROWS):
                 distance = np.uint64(0)
                 for word in range(len(width)):
-                    distance += _popcount(query[word] ^ block[row * len(width) + word])
+                    distance += ones(query[word] ^ block[row * len(width) + word])
                 distances[row] = distance
                 hits += int(distance <= bound)
             if hits > 0:
@@ -304,7 +284,7 @@ def _next_block(
     for number in range(first, stop):
         block = words[number * _BLOCK_ROWS * len(width) : (number + 1) * _BLOCK_ROWS * len(width)]
         for word in range(_BLOCK_ROWS * len(width)):
-            counts[word] = _popcount(query[word] ^ block[word])
+            counts[word] = ones(query[word] ^ block[word])
         hits = 0
         for row in range(_BLOCK_ROWS):
             distance = np.uint64(0)
@@ -319,7 +299,7 @@ def _next_block(
     return stop
 
 
-@_compiled
+@compiled
 def _pass(
     words: Words, rows: int, first_row: int, queries: Words, width: Width, k: int, found: _Found
 ) -> None:
@@ -369,7 +349,7 @@ def _pass(
             found.limits[number], found.within[number], found.counts[number] = limit, within, count
 
 
-@_compiled
+@compiled
 def _compact(distances: Distances, rows: Rows, count: int, limit: int, spare: int) -> int:
     """Drop from one query's buffer what cannot be among its nearest; the number of hits that stay.
 
@@ -392,7 +372,7 @@ def _compact(distances: Distances, rows: Rows, count: int, limit: int, spare: in
     return stay
 
 
-@_compiled
+@compiled
 def _sort(found: _Found, out_distances: Distances, out_rows: Rows) -> None:
     """Write the nearest k of each buffer, sorted by (distance, row): a stable counting sort.
 

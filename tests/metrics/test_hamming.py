@@ -1,5 +1,6 @@
 import itertools
 import math
+import tracemalloc
 from fractions import Fraction
 from typing import Any
 
@@ -9,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_retrieval.errors import MetricError
-from ray_retrieval.metrics import Metric, hamming, kernels
+from ray_retrieval.metrics import Metric, kernels, shards
+from ray_retrieval.metrics import ties as order_free
 from ray_retrieval.metrics.hamming import TIES, evaluate, mean_average_precision
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -279,7 +281,7 @@ def test_a_database_stored_class_by_class_is_reported_as_moving_the_result() -> 
 @pytest.mark.parametrize("number", [0, 1, 2, 63, 64, 1000, 40_000])
 def test_harmonic_sums_are_exact_to_the_last_digits(first: int, number: int) -> None:
     oracle = math.fsum(1 / i for i in range(first + 1, first + number + 1))
-    assert kernels._harmonic(first, first + number) == pytest.approx(oracle, rel=5e-16, abs=0)
+    assert order_free._harmonic(first, first + number) == pytest.approx(oracle, rel=5e-16, abs=0)
 
 
 # Degenerate inputs ------------------------------------------------------------------------------------------
@@ -390,7 +392,7 @@ def test_nothing_depends_on_threads_or_blocks(monkeypatch: pytest.MonkeyPatch) -
     data = random_data(6, queries=70, multi=True, classes=90)
 
     def everything(threads: int, block: int) -> tuple[Any, ...]:
-        monkeypatch.setattr(hamming, "_BLOCK", block)
+        monkeypatch.setattr(shards, "_BLOCK", block)
         report = evaluate(*data, k=100, at=[3, 50], threads=threads)
         arrays = (report.ap, report.pr_curve.precision, report.pr_curve.recall)
         return report.metrics, *(array.tobytes() for array in arrays)
@@ -432,6 +434,18 @@ def test_any_array_is_read_in_place_by_one_compiled_kernel(tmp_path: Any) -> Non
     assert len(kernels.score.signatures) == compiled  # type: ignore[attr-defined]
 
 
+def test_large_tables_of_labels_are_not_copied() -> None:
+    codes, labels = np.zeros((100_000, 8), np.uint8), np.zeros((100_000, 64), np.float32)
+    evaluate(codes[:1], labels[:1], codes[:9], labels[:9])  # What is compiled is not counted.
+    tracemalloc.start()
+    try:
+        evaluate(codes[:1], labels[:1], codes, labels)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < labels.nbytes / 3
+
+
 def test_labels_mean_the_same_as_numbers_and_as_columns() -> None:
     query_codes, query_labels, codes, labels = random_data(9, classes=130)
     numbers = evaluate(query_codes, query_labels, codes, labels)
@@ -469,10 +483,10 @@ def test_progress_counts_every_query_once_and_its_error_comes_back() -> None:
 
 def test_default_threads_follow_what_the_process_was_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert hamming._threads(None) == 1
+    assert shards.default_threads(None) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "none")
-    assert hamming._threads(None) >= 1
-    assert hamming._threads(5) == 5
+    assert shards.default_threads(None) >= 1
+    assert shards.default_threads(5) == 5
 
 
 # Errors -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,33 @@
+"""How loops over codes are compiled, and the count of ones, for the metrics and for search."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+from numba.extending import intrinsic
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """The function as machine code: made at its first call, kept on disk where possible, run without the GIL.
+
+    What it calls is compiled into it. Numba looks only at the function's own file when it decides whether
+    the copy on disk is fresh, so compiled functions call others of their own file (and intrinsics) only.
+    """
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        return cast(Function, numba.njit(cache=True, **options)(function))
+    except RuntimeError:  # No folder for the cache can be written to: compile in every process instead.
+        return cast(Function, numba.njit(**options)(function))
+
+
+def _ones_typing(_typing_context: Any, word: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ctpop(arguments[0])
+
+    return word(word), generate
+
+
+ones: Any = intrinsic(_ones_typing)
+"""The number of ones in an unsigned word: one processor instruction, which the compiler can vectorise."""

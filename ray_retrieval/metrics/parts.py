@@ -1,0 +1,119 @@
+"""What each shard of a database contributes to a Hamming evaluation: integers, to be added up."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_retrieval.errors import MetricError
+from ray_retrieval.metrics import kernels
+from ray_retrieval.metrics.inputs import cut_off
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class DistanceCounts:
+    """How many rows lie at each distance from each query, from one shard or a sum of several.
+
+    Attributes:
+        rows: rows that were counted.
+        counts: int64 [queries, bits + 1, 2], by distance; last axis: not relevant, relevant.
+    """
+
+    rows: int
+    counts: Ints
+
+    @property
+    def queries(self) -> int:
+        return len(self.counts)
+
+    @property
+    def bits(self) -> int:
+        return int(self.counts.shape[1]) - 1
+
+    def __add__(self, other: "DistanceCounts") -> "DistanceCounts":
+        """The counts of both.
+
+        Raises:
+            MetricError: if they are of other queries or codes.
+        """
+        if self.counts.shape != other.counts.shape:
+            raise MetricError(
+                f"counts of {self.queries} x {self.bits} bits cannot be added to counts of "
+                f"{other.queries} x {other.bits}",
+                mend="count all shards with the same queries and bits",
+            )
+        return DistanceCounts(self.rows + other.rows, self.counts + other.counts)
+
+
+@dataclass(frozen=True, eq=False)
+class RowOrder:
+    """What depends on the order of rows at equal distance, from one shard or a sum of several.
+
+    Attributes:
+        rows: rows of the shard.
+        of_rows: rows of all shards together.
+        k: the cut-off that was asked for; None: all rows.
+        at: the n of precision@n and recall@n.
+        precisions: int64 [queries], sum of precisions at the relevant rows among the first k, in units of
+            2^-`kernels.precision_shift(min(k, of_rows))`.
+        hits: int64 [queries], number of those rows.
+        hits_at: int64 [queries, len(at)], relevant rows among the first n.
+    """
+
+    rows: int
+    of_rows: int
+    k: int | None
+    at: tuple[int, ...]
+    precisions: Ints
+    hits: Ints
+    hits_at: Ints
+
+    def __add__(self, other: "RowOrder") -> "RowOrder":
+        """The contributions of both.
+
+        Raises:
+            MetricError: if they are of other queries, cut-offs or databases.
+        """
+        mine, theirs = ((x.of_rows, x.k, x.at, len(x.hits)) for x in (self, other))
+        if mine != theirs:
+            raise MetricError(
+                f"the shards were ranked differently: (rows in all, k, at, queries) are {mine} and {theirs}",
+                mend="rank all shards with the same queries, total, k and at",
+            )
+        return RowOrder(
+            self.rows + other.rows,
+            self.of_rows,
+            self.k,
+            self.at,
+            self.precisions + other.precisions,
+            self.hits + other.hits,
+            self.hits_at + other.hits_at,
+        )
+
+    def average_precision(self) -> npt.NDArray[np.float64]:
+        """float64 [queries], once all shards are in: divided by the hits; 0 where there are none.
+
+        It differs from the exact value by at most 2^-(shift + 1) + 2^-51; see `kernels.precision_shift`.
+        """
+        shift = kernels.precision_shift(cut_off(self.k, self.of_rows))
+        return np.ldexp(self.precisions.astype(np.float64), -shift) / np.maximum(1, self.hits)
+
+
+_Part = TypeVar("_Part", DistanceCounts, RowOrder)
+
+
+def sum_of(parts: Sequence[_Part]) -> _Part:
+    """The sum of the parts of at least one shard.
+
+    Raises:
+        MetricError: if there is none, or they do not fit each other.
+    """
+    if not parts:
+        raise MetricError("there is no shard to add up")
+    return reduce(add, parts)
