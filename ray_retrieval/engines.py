@@ -127,8 +127,6 @@ def _write_onnx(program: ExportedProgram, path: Path) -> dict[str, Any]:
             verbose=False,
         )
     assert made is not None
-    for node in made.model.graph:
-        node.metadata_props.clear()
     made.save(path)
     return {"opset": _OPSET, "torch": torch.__version__}
 
