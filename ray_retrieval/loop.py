@@ -32,6 +32,7 @@ from ray_retrieval.data.transforms import Augmentation, Preprocessing, apply, dr
 from ray_retrieval.descriptors import Codes, concatenate
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.batch_norm import synchronise_batch_norm
+from ray_retrieval.layers.dropout import GlobalDropout, synchronise_dropout
 from ray_retrieval.methods.base import Batch, Clock, Method, Rows
 from ray_retrieval.metrics.hamming import mean_average_precision
 from ray_retrieval.optim import (
@@ -158,7 +159,8 @@ class Trainer:
         process: this process among its peers; torch.distributed is initialised when there are several.
 
     Raises:
-        RecipeError: if there are fewer training images a step than workers.
+        RecipeError: if there are fewer training images a step than workers, or a batch that the loss pairs
+            images of is to be computed in parts.
     """
 
     def __init__(
@@ -166,6 +168,12 @@ class Trainer:
     ) -> None:
         torch.set_num_threads(process.threads)
         self.config, self.seed, self.process, self.benchmark = config, seed, process, benchmark
+        if config.accumulate > 1 and method.whole_batches:
+            raise RecipeError(
+                f"{type(method).__name__} pairs images across the whole batch",
+                where="train.accumulate",
+                mend="set it to 1",
+            )
         self.method = method
         bf16 = uses_bf16(config.precision, process.device)
         self.progress = _Progress(precision="bf16" if bf16 else "float32")
@@ -179,8 +187,10 @@ class Trainer:
             )
         self.steps_per_epoch = len(plan)
         place(method, process.device)
+        self._dropout: list[GlobalDropout] = []
         if process.world > 1:
             synchronise_batch_norm(self.method)
+            self._dropout = synchronise_dropout(self.method)
         self.wrapped = self._wrap()
         self.optimizer = build_optimizer(config.optimizer, method)
         # Where crops are cut at random, training images are prepared whole.
@@ -275,8 +285,8 @@ class Trainer:
         clock, config = self._clock(), self.config
         images = self._augment(images.to(self.process.device, non_blocking=True), len(rows), clock)
         rate = set_learning_rate(self.optimizer, config.optimizer, config.schedule, clock, config.batch_size)
-        # Dropout and the like: the same after a restart, different on every process.
-        torch.manual_seed(_mix(self.seed, clock.step, self.process.rank))
+        # Dropout: the same after a restart, and on every process, which takes its rows of the global mask.
+        torch.manual_seed(_mix(self.seed, clock.step, 0))
         self.wrapped.train()
         self.optimizer.zero_grad(set_to_none=True)
         batch = self._batch(rows)
@@ -306,6 +316,8 @@ class Trainer:
         return Batch(everyone[start:stop], labels[start:stop], everyone, labels, start, self.process.world)
 
     def _backward(self, batch: Batch, images: Tensor, clock: Clock) -> None:
+        for layer in self._dropout:
+            layer.start, layer.total = batch.start, batch.global_size
         with autocast(self.progress.precision, self.process.device):
             outputs = self.wrapped(images)
         terms = self.method.objective(outputs, batch, clock)

@@ -47,6 +47,12 @@ class StepSchedule(Config):
     factor: float = Field(default=0.1, gt=0)
     """What the rate is multiplied by."""
 
+    @model_validator(mode="after")
+    def _check(self) -> "StepSchedule":
+        if not (self.every or self.every_steps or self.epochs):
+            raise ValueError("a step schedule needs 'every', 'every_steps' or 'epochs'")
+        return self
+
     def at(self, clock: Clock) -> float:
         drops = sum(clock.epoch >= epoch for epoch in self.epochs)
         drops += clock.epoch // self.every if self.every else 0

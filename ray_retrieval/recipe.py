@@ -189,7 +189,7 @@ def _read(path: str | Path) -> dict[str, Any]:
         raise RecipeError(f"not valid YAML: {' '.join(str(error).split())}", where=path) from None
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=path)
-    return values
+    return {"seed": 0, **values}  # the default, for others to refer to
 
 
 def _with_settings(values: dict[str, Any], settings: list[str], *, where: object) -> DictConfig:

@@ -104,7 +104,8 @@ def print_datasets(surveys: list[dict[str, Any]]) -> None:
     for found in surveys:
         counts = [_count(found["counts"].get(part)) for part in ("queries", "database", "train")]
         missing = sum(not entry["found"] for entry in found["files"])
-        state = "there" if not missing else f"{missing} missing"
+        images = "there" if found["complete"] else "no images"
+        state = images if not missing else f"{missing} missing"
         table.add_row(found["name"], _count(found["classes"]), _count(found["k"], "all"), *counts, state)
     console = Console(highlight=False)
     console.print(table)
@@ -131,6 +132,12 @@ def print_survey(found: dict[str, Any]) -> None:
         console.print(f"{key:<10} {escape(value)}")
     for entry in found["files"]:
         console.print(f"{'found' if entry['found'] else 'missing':<10} {escape(entry['file'])}")
+    sampled = found["sampled"]
+    if sampled["missing"]:
+        missing, first = len(sampled["missing"]), sampled["missing"][0]
+        console.print(
+            f"missing    {missing} of {sampled['images']} images looked for, the first is {escape(first)}"
+        )
     if found["parts"]:
         columns = ("images", "published", "twice", "no label", "labels", "similar", "weight")
         table = _table("list", *columns)

@@ -14,7 +14,11 @@ from ray_retrieval.methods import METHODS, build
 from ray_retrieval.metrics import hamming
 from ray_retrieval.storage import Folder
 
-PUBLISHED = {"greedyhash": (12, 24, 32, 48), "hashnet": (16, 32, 48, 64), "greedyhash_unsupervised": (16,)}
+PUBLISHED = {
+    "greedyhash": (12, 24, 32, 48),
+    "hashnet": (16, 32, 48, 64),
+    "greedyhash_unsupervised": (16, 32, 64),
+}
 CASES = [(name, bits) for name, lengths in PUBLISHED.items() for bits in lengths]
 
 

@@ -33,12 +33,21 @@ def config(**changes):
 
 
 def trainer(
-    train=None, *, process=None, benchmark=None, dtype=torch.float32, method="greedyhash", **settings
+    train=None,
+    *,
+    process=None,
+    benchmark=None,
+    dtype=torch.float32,
+    method="greedyhash",
+    dropout=0.0,
+    **settings,
 ):
     torch.manual_seed(0)
     backbone = BackboneConfig(name="small", weights="none")
     made = METHODS[method][0](bits=12, backbone=backbone, image={"size": 16}, **settings)
     method = build(made, classes=3).to(dtype)
+    if dropout:
+        method.backbone.append(torch.nn.Dropout(dropout))
     return Trainer(
         method, benchmark or coloured_benchmark(), train or config(), seed=5, process=process or Process()
     )
@@ -153,8 +162,15 @@ def test_fewer_images_than_workers_are_refused():
 def test_step_schedule_drops_after_whole_epochs():
     every = StepSchedule(every=30)
     assert [every.at(Clock(0, epoch=e)) for e in (0, 29, 30, 59, 60)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    with pytest.raises(ValidationError, match="'every', 'every_steps' or 'epochs'"):
+        StepSchedule(factor=0.5)
     at = StepSchedule(epochs=(2, 3), factor=0.5)
     assert [at.at(Clock(0, epoch=e)) for e in (1, 2, 3)] == [1, 0.5, 0.25]
+
+
+def test_what_pairs_images_cannot_be_computed_in_parts():
+    with pytest.raises(RecipeError, match=r"train.accumulate: HashNet pairs images across the whole batch"):
+        trainer(config(accumulate=2), method="hashnet")
 
 
 def test_step_schedule_can_count_steps():
@@ -199,6 +215,7 @@ GROUPS = {
     "batch": (False, {"method": "hashnet", "pairs": "batch", "class_weights": "dataset"}),
     "cross, labels": (True, {"method": "hashnet", "preset": "official"}),
     "bank, labels": (True, {"method": "hashnet", "preset": "deephash"}),
+    "dropout": (False, {"method": "hashnet", "pairs": "batch", "dropout": 0.3}),
     "ring": (False, {"method": "hashnet", "preset": "deephash", "bank_size": 50}),
 }
 

@@ -38,7 +38,9 @@ def test_every_recipe_in_jobs_is_valid_and_reads_back_the_same(path, tmp_path):
         ("published=[{sorce: a, metric: map@all, values: {16: 0.7}}]", "unknown key 'published.0.sorce'"),
         ("published=[{source: a, metric: map@all, values: {16: 68.7}}]", "'published.0.values.16'"),
         ("published=[{source: a, metric: map@all, values: {}}]", "'published.0.values'"),
-        ("method={name: hashnet, alpha: ten}", "'method.alpha'"),
+        ("method={name: hashnet, alpha: ten}", "'method.alpha': a number above 0, or '10/bits', got 'ten'"),
+        ("method={name: hashnet, alpha: true}", "'method.alpha'"),
+        ("method={name: hashnet, alpha: .inf}", "'method.alpha'"),
         ("method={name: hashnet, preset: oficial}", "'method.preset'"),
         ("method={name: hashnet, penalty: 1}", "unknown key 'method.penalty'"),
     ],
@@ -53,6 +55,7 @@ def test_mistakes_are_named_with_their_mend(override, message):
 def test_parts_of_batches_are_refused_where_the_loss_pairs_images():
     pairs = "method={name: hashnet, backbone: {name: small, weights: none}, image: {size: 24}}"
     assert recipe.load(QUICKSTART, [pairs]).method.alpha == "10/bits"
+    assert recipe.load(QUICKSTART, [pairs, "method.alpha=1e-1"]).method.alpha == 0.1
     with pytest.raises(RecipeError, match=r"'train.accumulate' is 1 for hashnet, whose loss pairs images"):
         recipe.load(QUICKSTART, [pairs, "train.accumulate=2"])
 
@@ -65,6 +68,7 @@ def test_settings_replace_the_files_values():
 def test_one_field_can_refer_to_another():
     loaded = recipe.load(QUICKSTART, ["output=runs/${method.bits}bits"])
     assert loaded.output == "runs/32bits"
+    assert recipe.load(QUICKSTART, ["output=runs/${seed}"]).output == "runs/0"
 
 
 def outputs(*settings):

@@ -93,8 +93,8 @@ class Augmentation(Config):
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Lowest and highest width/height of that box."""
     random_crop: bool = False
-    """Cut the box of the input's size at a random place of the resized image rather than at its centre;
-    needs an `image.resize_to` above `image.size`."""
+    """Cut the box of the input's size at a random place of the central square of side `image.resize_to`,
+    rather than at its centre; needs an `image.resize_to` above `image.size`."""
     pad: int = Field(default=0, ge=0)
     """Shift by up to this many pixels each way; the border is mirrored, edge pixel included."""
     flip: bool = False

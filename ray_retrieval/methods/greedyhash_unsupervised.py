@@ -7,7 +7,9 @@ section 4.3.
     h = hash layer of x,  b = sign(h)                       straight-through gradient
     L = mean over pairs (cos(b_i, b_j) − cos(x_i, x_j))² + penalty · mean(||h| − 1|³)
 
-Image i of a batch's first half is paired with image i of its second half, as in the authors' code.
+Image i of a batch's first half is paired with image i of its second half, as in the authors' code. Where we
+differ: they leave the dropout of VGG-16 on while training, so that their target cosines are noisy; here the
+frozen backbone is in evaluation mode.
 """
 
 from typing import Literal

@@ -17,7 +17,8 @@ Two settings are in use, and differ in all of α, β, the pairs and their weight
 
 Where we differ: the halves of `official` are those of one shuffled batch, where the authors draw two batches
 by two loaders; an image is never paired with itself; images without a label, and slots of the memory that
-have not been written yet, are left out rather than counted as dissimilar.
+have not been written yet, are left out rather than counted as dissimilar; the hash layer starts from
+N(0, 0.01²) in both settings.
 """
 
 import math
@@ -123,9 +124,15 @@ class HashNetConfig(HashingConfig):
     @field_validator("alpha", mode="before")
     @classmethod
     def _number_or_rule(cls, value: Any) -> Any:
-        if value != "10/bits" and not (isinstance(value, int | float) and value > 0):
+        if value == "10/bits":
+            return value
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)  # YAML reads 1e-1 as text
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 < number < math.inf:
             raise ValueError(f"a number above 0, or '10/bits', got {value!r}")
-        return value
+        return number
 
     @model_validator(mode="before")
     @classmethod

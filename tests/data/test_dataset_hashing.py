@@ -2,6 +2,7 @@
 ones, everything else is as it is."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from ray_retrieval.data import datasets
 from ray_retrieval.data.datasets import coco, imagenet100, mirflickr, nuswide, voc2012
+from ray_retrieval.data.datasets.survey import survey
 from ray_retrieval.data.labels import positive_pair_rate
 from ray_retrieval.data.readers import parse_list
 from ray_retrieval.errors import DataError
@@ -86,6 +88,23 @@ def test_coco_in_both_protocols_from_lists_or_annotations(tmp_path, few, protoco
     # Image 25 has the labels 25 and 7 · 25 mod 80 = 15 either way.
     row = next(r for r, name in enumerate(benchmark.database.ids) if name.endswith("25.jpg"))
     assert np.flatnonzero(benchmark.database.labels[row]).tolist() == [15, 25]
+
+
+@pytest.mark.parametrize(("protocol", "database"), [("hashnet", 20), ("clean", 25)])
+def test_coco_is_surveyed_from_annotations_without_any_image(tmp_path, few, protocol, database):
+    root = write_coco(tmp_path / "coco", database=False, annotations=True)
+    for name in ("train.txt", "test.txt"):
+        text = (root / name).read_text()
+        (root / name).write_text(text.replace("train2014/", "./data/coco/train2014/"))
+    for part in ("train2014", "val2014"):
+        shutil.rmtree(root / part)
+    found = survey(coco.CocoConfig(root=str(root), protocol=protocol))
+    assert found["parts"]["database"]["images"] == database
+    overlaps = {tuple(entry["parts"]): entry["images"] for entry in found["overlaps"]}
+    inside = protocol == "hashnet"
+    assert overlaps["queries", "database"] == (5 if inside else 0)
+    assert overlaps["train", "database"] == (0 if inside else 10)
+    assert not found["complete"]
 
 
 def test_coco_without_a_database_says_what_would_do(tmp_path, few):

@@ -54,6 +54,23 @@ def test_lists_are_described_without_their_images(tmp_path):
     assert found["overlaps"] == [{"parts": ["train", "queries"], "images": 1}]
 
 
+def test_lists_without_labels_are_described_too(tmp_path):
+    (tmp_path / "train.txt").write_text("a.jpg\nb.jpg\n")
+    facts = survey(ListsConfig(root=str(tmp_path)))["parts"]["train"]
+    assert (facts["images"], facts["without_label"], facts["positive_weight"]) == (2, 2, None)
+
+
+def test_images_are_looked_for_by_a_sample(tmp_path):
+    for name in ("train", "test", "database"):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{n}.jpg {n % 2}\n" for n in range(5)))
+    found = survey(ListsConfig(root=str(tmp_path)))
+    assert found["sampled"] == {"images": 3, "missing": ["0.jpg", "2.jpg", "4.jpg"]}
+    assert not found["complete"]
+    for n in (0, 2, 4):
+        (tmp_path / f"{n}.jpg").touch()
+    assert survey(ListsConfig(root=str(tmp_path)))["complete"]
+
+
 def test_a_variant_can_stand_in_the_name():
     assert kind_and_settings("coco-clean") == (CONFIGS["coco"], ["protocol=clean"])
     assert asked("nuswide-21")["name"] == "NUS-WIDE (21)"

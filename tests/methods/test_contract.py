@@ -14,6 +14,8 @@ from ray_retrieval.methods.base import Batch, Clock
 from ray_retrieval.storage import Folder
 
 CLASSES = 4
+BANK = {"hashnet": {"preset": "deephash"}}
+"""Settings under which a method has a state beside its parameters."""
 
 
 def small(name, **settings):
@@ -119,10 +121,12 @@ def test_a_plan_covers_every_row_once_and_depends_on_seed_and_epoch_alone(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_training_state_survives_a_checkpoint(name):
     torch.manual_seed(0)
-    method, labels = built(name).eval(), torch.arange(8) % CLASSES
+    settings = BANK.get(name, {})
+    method, labels = built(name, **settings).eval(), torch.arange(8) % CLASSES
     loss_of(method, images(), labels)
     saved = copy.deepcopy(method.training_state())
-    fresh = built(name).eval()
+    assert bool(saved) == (name in BANK)
+    fresh = built(name, **settings).eval()
     fresh.load_state_dict(method.state_dict())
     fresh.load_training_state(saved)
     assert torch.equal(loss_of(fresh, images(), labels), loss_of(method, images(), labels))
@@ -140,6 +144,3 @@ def test_the_exported_state_holds_parameters_and_buffers_of_the_network_alone(na
     trained, fresh = built(name, **BANK.get(name, {})), build(small(name), classes=CLASSES)
     loss_of(trained, images(), torch.arange(8) % CLASSES)
     assert trained.state_dict().keys() == fresh.state_dict().keys()
-
-
-BANK = {"hashnet": {"preset": "deephash"}}

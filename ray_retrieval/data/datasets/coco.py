@@ -16,6 +16,7 @@ thuml/HashNet issue 41.
 """
 
 import json
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -87,14 +88,20 @@ def load(config: CocoConfig, *, seed: int, splits: Folder) -> Benchmark:
 def parts_of(config: CocoConfig) -> dict[str, Listed]:
     """Train, queries and database as the protocol has them."""
     files = list_files(config)
-    train, queries = (read_part(files[part], config.root) for part in ("train", "queries"))
+    train, queries = (_read(files[part], config.root) for part in ("train", "queries"))
     if location.exists(files["database"]):
-        database = read_part(files["database"], config.root)
+        database = _read(files["database"], config.root)
     else:
         database = _but(_labelled(config.root, files["database"]), train)
     if config.protocol == "clean":
         database = _but(_and(database, train), queries)
     return dict(zip(PARTS, (train, queries, database), strict=True))
+
+
+def _read(file: str, root: str) -> Listed:
+    """A list with paths as COCO has them, `train2014/name.jpg`, whether the images are there or not."""
+    found = read_part(file, root)
+    return replace(found, names=["/".join(name.split("/")[-2:]) for name in found.names])
 
 
 def _labelled(root: str, list_file: str) -> Listed:

@@ -13,8 +13,10 @@ from typing import Literal
 
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.datasets.lists import ListFilesConfig, Protocol, from_parts, read_parts
+from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
 
+CLASSES = 100
 COUNTS: dict[str, int | None] = {"train": 13_000, "queries": 5_000, "database": 128_503}
 
 
@@ -35,4 +37,11 @@ def load(config: ImageNet100Config, *, seed: int, splits: Folder) -> Benchmark:
         ArtefactError: if the saved split is damaged.
     """
     protocol = Protocol("ImageNet-100", 1000, COUNTS)
-    return from_parts(config, read_parts(config), protocol, seed=seed, splits=splits)
+    benchmark = from_parts(config, read_parts(config), protocol, seed=seed, splits=splits)
+    if benchmark.database.classes != CLASSES:
+        raise DataError(
+            f"{CLASSES} classes are expected, there are {benchmark.database.classes}",
+            where=config.folder,
+            mend="the lists are not those of ImageNet-100",
+        )
+    return benchmark

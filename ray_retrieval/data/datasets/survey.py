@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.config import Config
@@ -120,8 +121,9 @@ def survey(config: AnyDataConfig) -> dict[str, Any]:
 
     Returns:
         {"name", "classes", "k", "counts", "images", "lists", "needs" (as `About`), "root", "files":
-        [{"file", "found"}, …], "complete", "parts": facts of each part by `_facts`, "overlaps":
-        [{"parts", "images"}, …]}; parts and overlaps of those whose list is there.
+        [{"file", "found"}, …], "sampled": {"images": looked for, "missing": names}, "complete", "parts":
+        facts of each part by `_facts`, "overlaps": [{"parts", "images"}, …]}; parts and overlaps of those
+        whose list is there.
 
     Raises:
         DataError: if a list that is there is damaged.
@@ -141,12 +143,17 @@ def survey(config: AnyDataConfig) -> dict[str, Any]:
     elif config.name == "images":
         found = [{"file": location.expand(root), "found": location.exists(location.expand(root))}]
     if isinstance(config, coco.CocoConfig) and {"train", "queries"} <= set(listed):
-        listed |= _derived(config)
+        listed = _derived(config, listed)
+    elif not listed:
+        listed = _annotated(config)
+    sampled = _sampled(listed)
+    absent = [name for name in sampled if not location.exists(location.join(location.expand(root), name))]
     return {
         **asdict(known),
         "root": root,
         "files": found,
-        "complete": all(entry["found"] for entry in found),
+        "sampled": {"images": len(sampled), "missing": absent},
+        "complete": all(entry["found"] for entry in found) and not absent,
         "parts": {part: _facts(part_listed) for part, part_listed in listed.items()},
         "overlaps": _overlaps(listed),
     }
@@ -168,12 +175,33 @@ def _or_instead(config: AnyDataConfig, lists: list[str]) -> list[str]:
     return [file for file in lists if file not in absent] + instead if there else lists
 
 
-def _derived(config: coco.CocoConfig) -> dict[str, Listed]:
-    """The database as the protocol has it, where it follows from what is there."""
+def _derived(config: coco.CocoConfig, listed: dict[str, Listed]) -> dict[str, Listed]:
+    """The parts as the protocol has them, where the database is there or follows from what is there."""
     try:
-        return {"database": coco.parts_of(config)["database"]}
+        return coco.parts_of(config)
     except DataError:
-        return {}
+        return {part: found for part, found in listed.items() if part != "database"}
+
+
+def _annotated(config: AnyDataConfig) -> dict[str, Listed]:
+    """All images by the data set's own annotations, where they stand for lists and are there."""
+    try:
+        if isinstance(config, voc2012.Voc2012Config):
+            return {"all": voc2012.annotated(config.root)}
+        if isinstance(config, mirflickr.MirFlickrConfig):
+            return {"all": mirflickr.annotated(config.root)}
+    except DataError:
+        pass  # they are among the missing files
+    return {}
+
+
+def _sampled(listed: dict[str, Listed]) -> list[str]:
+    """The first, the middle and the last image of each list: looking for all of 100,000 takes long."""
+    return sorted({found.names[row] for found in listed.values() for row in _spread(len(found.names))})
+
+
+def _spread(rows: int) -> set[int]:
+    return {0, rows // 2, rows - 1} if rows else set()
 
 
 def _facts(listed: Listed) -> dict[str, Any]:
@@ -193,6 +221,8 @@ def _facts(listed: Listed) -> dict[str, Any]:
 
 
 def _labels(listed: Listed) -> Any:
+    if pa.types.is_null(listed.label.type):
+        return np.zeros((len(listed.names), 1), np.bool_)
     if listed.classes is None:
         return np.asarray(pc.fill_null(listed.label, -1))
     hot = np.zeros((len(listed.names), listed.classes), np.bool_)
