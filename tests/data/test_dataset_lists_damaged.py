@@ -166,7 +166,7 @@ class TestSurvey:
     def test_annotations_stand_for_the_list_of_cocos_database(self, tmp_path):
         root = write(
             tmp_path,
-            images=["train2014/0.jpg", "val2014/1.jpg"],
+            images=["train2014/0.jpg", "val2014/1.jpg", "train2014/2.jpg", "val2014/3.jpg"],
             train=[coco_line("train2014/0.jpg", 5)],
             test=[coco_line("val2014/1.jpg", 7)],
         )

@@ -118,7 +118,7 @@ def test_the_bank_pairs_a_batch_with_all_codes_seen_so_far():
     for i, row in zip([2, 3, 4, 5], second, strict=True):
         for j in ids:
             if i != j:
-                theta = float(0.1 * torch.tanh(row) @ torch.tanh(bank[j]))
+                theta = (0.1 * torch.tanh(row) @ torch.tanh(bank[j])).item()
                 s = labels[i] == labels[j]
                 kinds[s].append(math.log1p(math.exp(theta)) - s * theta)
     assert float(found) == pytest.approx(np.mean(kinds[True]) + np.mean(kinds[False]), rel=1e-5)
