@@ -1,0 +1,94 @@
+"""Losses of metric learning, against loops over anchors and pairs."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_retrieval.losses.metric import contrastive_losses, multi_similarity_losses, triplet_losses
+
+LOSSES = [contrastive_losses, triplet_losses, multi_similarity_losses]
+
+
+def naive_contrastive(row, positives, negatives):
+    return sum(1 - row[j] for j in positives) + sum(row[j] for j in negatives if row[j] > 0.5)
+
+
+def naive_triplet(row, positives, negatives):
+    if not positives or not negatives:
+        return 0.0
+    return max(0.0, max(row[j] for j in negatives) - min(row[j] for j in positives) + 0.1)
+
+
+def naive_multi_similarity(row, positives, negatives):
+    if not positives or not negatives:
+        return 0.0
+    furthest, nearest = min(row[j] for j in positives), max(row[j] for j in negatives)
+    hard_n = [j for j in negatives if row[j] + 0.1 > furthest]
+    hard_p = [j for j in positives if row[j] - 0.1 < nearest]
+    if not hard_n or not hard_p:
+        return 0.0
+    pulled = math.log(1 + sum(math.exp(-2 * (row[j] - 0.5)) for j in hard_p)) / 2
+    pushed = math.log(1 + sum(math.exp(40 * (row[j] - 0.5)) for j in hard_n)) / 40
+    return pulled + pushed
+
+
+NAIVE = dict(zip(LOSSES, [naive_contrastive, naive_triplet, naive_multi_similarity], strict=True))
+
+
+def example(seed, n, m, classes, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    similarity = torch.rand(n, m, generator=generator, dtype=dtype) * 2 - 1
+    labels = torch.randint(0, classes, (n,), generator=generator)
+    others = torch.randint(0, classes, (m,), generator=generator)
+    same = labels[:, None] == others
+    valid = torch.rand(n, m, generator=generator) < 0.8
+    return similarity, same & valid, ~same & valid
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 9999), n=st.integers(0, 5), m=st.integers(1, 8), classes=st.integers(1, 3))
+def test_each_anchor_has_the_loss_of_the_loop(loss, seed, n, m, classes):
+    similarity, positives, negatives = example(seed, n, m, classes)
+    found = loss(similarity, positives, negatives)
+    expected = [
+        NAIVE[loss](
+            similarity[i].tolist(),
+            torch.nonzero(positives[i])[:, 0].tolist(),
+            torch.nonzero(negatives[i])[:, 0].tolist(),
+        )
+        for i in range(n)
+    ]
+    assert found.shape == (n,)
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradients(loss):
+    similarity, positives, negatives = example(3, 4, 6, 2)
+    similarity.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: loss(s, positives, negatives), (similarity,))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", ["positives", "negatives", "neither"])
+def test_anchors_without_one_kind_of_pairs_still_back_propagate(loss, kind):
+    similarity = torch.rand(3, 4, requires_grad=True)
+    some, none = torch.ones(3, 4, dtype=torch.bool), torch.zeros(3, 4, dtype=torch.bool)
+    positives, negatives = {
+        "positives": (some, none),
+        "negatives": (none, some),
+        "neither": (none, none),
+    }[kind]
+    loss(similarity, positives, negatives).sum().backward()
+    assert torch.isfinite(similarity.grad).all()
+
+
+def test_large_exponents_do_not_overflow():
+    similarity = torch.tensor([[1.0, 1.0]])
+    positives, negatives = torch.tensor([[True, False]]), torch.tensor([[False, True]])
+    found = multi_similarity_losses(similarity, positives, negatives, beta=1000.0)
+    assert float(found) == pytest.approx(math.log(1 + math.exp(-1)) / 2 + 0.5, rel=1e-6)
