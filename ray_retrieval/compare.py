@@ -23,7 +23,11 @@ FACTS = {"name": "benchmark", "queries": "number of queries", "database": "size 
 
 
 def acceptance(
-    published: Iterable[PublishedConfig], bits: int, test: list[dict[str, Any]]
+    published: Iterable[PublishedConfig],
+    bits: int,
+    test: list[dict[str, Any]],
+    *,
+    benchmark: str | None = None,
 ) -> list[dict[str, Any]]:
     """One model's results against published ones.
 
@@ -31,6 +35,7 @@ def acceptance(
         published: what is reported, by bits; what says nothing of these bits gives no row.
         bits: of the model.
         test: its metrics, each with `name` and `value`.
+        benchmark: what they were measured on; results of another one give no row. None: of any.
 
     Returns:
         For each result {"source", "metric", "bits", "published", "tolerance", "measured", "difference",
@@ -49,7 +54,7 @@ def acceptance(
             measured.get(row.metric),
         )
         for row in published
-        if bits in row.values
+        if bits in row.values and (benchmark is None or row.benchmark in (None, benchmark))
     ]
 
 

@@ -66,6 +66,9 @@ class PublishedConfig(Config):
 
     source: str = Field(min_length=1)
     """Where they stand, with what a reader has to know of them."""
+    benchmark: str | None = None
+    """What they were measured on, as our results name it (`COCO 2014 (hashnet)`): with another benchmark they
+    are not shown. Unset: with any."""
     metric: str = Field(min_length=1)
     """The metric of ours that they are compared with, e.g. `map@5000`."""
     values: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)

@@ -224,7 +224,12 @@ class Run:
             "selected": selected,
             "models": models,
             "dataset": _facts(benchmark, errors),
-            "published": acceptance(self.recipe.published, self.recipe.method.bits, models[selected]["test"]),
+            "published": acceptance(
+                self.recipe.published,
+                self.recipe.method.bits,
+                models[selected]["test"],
+                benchmark=benchmark.name,
+            ),
         }
         self.folder.write_json("metrics.json", metrics)
         return metrics

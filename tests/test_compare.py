@@ -32,6 +32,14 @@ def test_published_results_are_reached_within_their_tolerance():
     assert acceptance(published[:1], 48, [{"name": "map@5000", "value": 0.7200}])[0]["reached"] is False
 
 
+def test_results_of_another_benchmark_are_not_held_against_a_run():
+    values = {"source": "a paper", "metric": "map@all", "values": {48: 0.5}}
+    of_one, of_any = PublishedConfig(benchmark="CIFAR-10 (I)", **values), PublishedConfig(**values)
+    test = [{"name": "map@all", "value": 0.9}]
+    assert len(acceptance([of_one, of_any], 48, test, benchmark="CIFAR-10 (I)")) == 2
+    assert len(acceptance([of_one, of_any], 48, test, benchmark="lists")) == 1
+
+
 def test_each_run_is_there_with_its_selected_models_numbers(tmp_path):
     folders = [write_run(tmp_path / f"{bits}", bits / 100, bits=bits) for bits in (16, 32)]
     found = compare(folders)

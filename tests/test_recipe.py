@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from ray_retrieval import recipe
+from ray_retrieval.data.datasets.survey import about
 from ray_retrieval.encode import EncodeConfig
 from ray_retrieval.errors import QueryError, RecipeError, RetrievalError
 
@@ -16,6 +17,13 @@ def test_every_recipe_in_jobs_is_valid_and_reads_back_the_same(path, tmp_path):
     for loaded in recipe.load_study(path):
         (tmp_path / "again.yaml").write_text(recipe.dump(loaded))
         assert recipe.load(tmp_path / "again.yaml") == loaded
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_published_results_are_of_the_recipes_own_benchmark(path):
+    for member in recipe.load_study(path):
+        assert {row.benchmark for row in member.published} <= {about(member.data).name}
+        assert all(member.method.bits in row.values for row in member.published)
 
 
 @pytest.mark.parametrize(
