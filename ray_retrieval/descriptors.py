@@ -1,7 +1,9 @@
 """What a method makes of images: packed binary codes or unit vectors."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +50,37 @@ class Codes:
         return len(self.data)
 
 
-def concatenate(parts: list[Codes]) -> Codes:
-    """The rows of several batches of codes, one after another. At least one part is needed."""
-    return Codes(np.concatenate([part.data for part in parts]), parts[0].bits)
+@dataclass(frozen=True)
+class Vectors:
+    """Unit vectors.
+
+    Attributes:
+        data: float32 [n, d], each row of length 1.
+
+    Raises:
+        ArtefactError: if the array is of another shape or type.
+    """
+
+    data: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.data.dtype != np.float32 or self.data.ndim != 2:
+            raise ArtefactError(
+                f"vectors are float32 [n, dimension], got {self.data.dtype} {list(self.data.shape)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+
+Descriptors = Codes | Vectors
+
+
+def with_data(like: Descriptors, data: npt.NDArray[Any]) -> Descriptors:
+    """Descriptors of the same kind with other rows."""
+    return Codes(data, like.bits) if isinstance(like, Codes) else Vectors(data)
+
+
+def concatenate(parts: Sequence[Descriptors]) -> Descriptors:
+    """The rows of several batches of one kind, one after another. At least one part is needed."""
+    return with_data(parts[0], np.concatenate([part.data for part in parts]))

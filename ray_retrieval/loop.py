@@ -29,11 +29,19 @@ from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.source import ImageSource
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Augmentation, Preprocessing, apply, draw
-from ray_retrieval.descriptors import Codes, concatenate
+from ray_retrieval.descriptors import (
+    Codes,
+    DescriptorKind,
+    Descriptors,
+    Vectors,
+    concatenate,
+    with_data,
+)
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.batch_norm import synchronise_batch_norm
 from ray_retrieval.layers.dropout import GlobalDropout, synchronise_dropout
 from ray_retrieval.methods.base import Batch, Clock, Method, Rows
+from ray_retrieval.metrics import retrieval
 from ray_retrieval.metrics.hamming import mean_average_precision
 from ray_retrieval.optim import (
     OptimizerConfig,
@@ -42,6 +50,12 @@ from ray_retrieval.optim import (
     build_optimizer,
     set_learning_rate,
 )
+
+_VALIDATED = {
+    DescriptorKind.CODES: ("map",),
+    DescriptorKind.VECTORS: ("map", "map@r", "recall@1"),
+}
+"""What is measured on validation queries, by what the method makes."""
 
 LAST, BEST, OPTIMIZER, STATE = "last.safetensors", "best.safetensors", "optimizer.pt", "state.json"
 
@@ -243,7 +257,8 @@ class Trainer:
                 every = self.config.checkpoint.every_steps
                 if every and self.progress.step % every == 0 and self.progress.batch < len(plan):
                     saved_at = self._checkpoint(reporter, saved_at)
-            self._finish_epoch(images, time.monotonic() - started)
+            planned = sum(len(batch) for batch in plan)
+            self._finish_epoch(images, time.monotonic() - started, planned)
             if self.process.leads:
                 reporter.epoch_done(self.progress.history[-1])
             if self.progress.epoch % self.config.checkpoint.every_epochs == 0 or self._finished:
@@ -333,12 +348,12 @@ class Trainer:
         mine = self._share(np.arange(count))
         return apply(images, draws.take(slice(int(mine[0]), int(mine[-1]) + 1)))
 
-    def _finish_epoch(self, images: int, seconds: float) -> None:
+    def _finish_epoch(self, images: int, seconds: float, planned: int) -> None:
+        """Record an epoch of `planned` images, of which this process has just seen `images`."""
         progress = self.progress
         self._collect_terms()
         progress.epoch, progress.batch = progress.epoch + 1, 0
-        count = len(self.benchmark.train)
-        terms = {name: total / count for name, total in progress.sums.items()}
+        terms = {name: total / planned for name, total in progress.sums.items()}
         if not math.isfinite(sum(terms.values())):
             raise RecipeError(
                 f"the loss is not finite in epoch {progress.epoch}",
@@ -356,8 +371,9 @@ class Trainer:
         }
         due = progress.epoch % self.config.validation.every == 0 or self._finished
         if due and len(self.benchmark.validation_queries):
-            value = self.validate()
-            record["validation"] = {"map": value}
+            measured = self.validate()
+            record["validation"] = measured
+            value = measured["map"]
             if progress.best_value is None or value > progress.best_value:
                 progress.best_value, progress.best_epoch = value, progress.epoch
                 if self.process.leads:
@@ -365,24 +381,48 @@ class Trainer:
         progress.sums = {}
         progress.history.append(record)
 
-    def validate(self) -> float:
-        """MAP of the validation queries against the validation database, ties by their expectation."""
+    def validate(self) -> dict[str, float]:
+        """How the validation queries find their like in the validation database; `map` is always measured.
+
+        Codes: MAP, ties by their expectation. Vectors: MAP of the full ranking, MAP@R and recall@1, a query
+        itself not counted.
+        """
         self.method.eval()
-        queries, database = self.describe(self.queries), self.describe(self.database)
-        value = 0.0
+        queries = self.describe(self.queries)
+        database = queries if self.database is self.queries else self.describe(self.database)
+        measured = dict.fromkeys(_VALIDATED[self.method.kind], 0.0)
         if self.process.leads:
-            value = mean_average_precision(
+            measured = self._measure(queries, database)
+        return {name: self._from_leader(value) for name, value in measured.items()}
+
+    def _measure(self, queries: Descriptors, database: Descriptors) -> dict[str, float]:
+        labels, database_labels = self.queries.table.labels, self.database.table.labels
+        if isinstance(queries, Codes) and isinstance(database, Codes):
+            metric = mean_average_precision(
                 queries.data,
-                self.queries.table.labels,
+                labels,
                 database.data,
-                self.database.table.labels,
+                database_labels,
                 k=self.config.validation.k or self.benchmark.k,
                 ties="expected",
                 bits=queries.bits,
-            ).value
-        return self._from_leader(value)
+            )
+            return {"map": metric.value}
+        assert isinstance(queries, Vectors)
+        assert isinstance(database, Vectors)
+        found = retrieval.evaluate(
+            queries.data,
+            labels,
+            database.data,
+            database_labels,
+            ks=(1,),
+            query_ids=self.queries.table.ids,
+            database_ids=self.database.table.ids,
+            threads=self.process.threads,
+        )
+        return {name: found[name].value for name in _VALIDATED[self.method.kind]}
 
-    def describe(self, source: ImageSource) -> Codes:
+    def describe(self, source: ImageSource) -> Descriptors:
         """Descriptors of all images of a source, each process computing its share; the same on all."""
         share = self._share(np.arange(len(source.table)))
         if not len(share):  # fewer images than workers: describe one all the same, it is cut off below
@@ -396,19 +436,19 @@ class Trainer:
             ]
         return self._gather(concatenate(parts), len(source.table))
 
-    def _gather(self, mine: Codes, total: int) -> Codes:
+    def _gather(self, mine: Descriptors, total: int) -> Descriptors:
         if self.process.world == 1:
             return mine
         # Shares differ by one row at the most; collectives want equal shapes.
         longest = -(-total // self.process.world)
-        padded = np.zeros((longest, mine.data.shape[1]), np.uint8)
+        padded = np.zeros((longest, mine.data.shape[1]), mine.data.dtype)
         padded[: len(mine)] = mine.data[:longest]
         local = torch.from_numpy(padded).to(self.process.device)
         everyone = [torch.empty_like(local) for _ in range(self.process.world)]
         dist.all_gather(everyone, local)
         sizes = [len(share) for share in np.array_split(np.arange(total), self.process.world)]
         rows = [part[:size].cpu().numpy() for part, size in zip(everyone, sizes, strict=True)]
-        return Codes(np.concatenate(rows), mine.bits)
+        return with_data(mine, np.concatenate(rows))
 
     def _from_leader(self, value: float) -> float:
         if self.process.world == 1:

@@ -209,7 +209,9 @@ class Encoder:
     def describe(self, images: torch.Tensor) -> Codes:
         """Descriptors of prepared images, uint8 [n, 3, size, size]."""
         with torch.inference_mode(), autocast(self.precision, self.device):
-            return self.method.describe(images.to(self.device, non_blocking=True))
+            described = self.method.describe(images.to(self.device, non_blocking=True))
+        assert isinstance(described, Codes), "artefacts hold codes alone so far"
+        return described
 
     def close(self) -> None:
         """Stop the decoding threads."""

@@ -70,7 +70,8 @@ class CosineSchedule(Config):
     """Factor at the end."""
 
     def at(self, clock: Clock) -> float:
-        progress = clock.step / clock.total_steps
+        # Plans of different epochs may differ by a step or two: not beyond the end.
+        progress = min(1.0, clock.step / clock.total_steps)
         if progress < self.warmup:
             return (clock.step + 1) / (self.warmup * clock.total_steps + 1)
         falling = (progress - self.warmup) / (1 - self.warmup)

@@ -16,6 +16,7 @@ from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.loop import Process, TrainConfig, Trainer, read_outcome
 from ray_retrieval.methods import METHODS, build
 from ray_retrieval.methods.base import Clock
+from ray_retrieval.methods.xbm import Xbm, XbmConfig
 from ray_retrieval.optim import CosineSchedule, StepSchedule
 
 
@@ -43,9 +44,12 @@ def trainer(
     **settings,
 ):
     torch.manual_seed(0)
-    backbone = BackboneConfig(name="small", weights="none")
-    made = METHODS[method][0](bits=12, backbone=backbone, image={"size": 16}, **settings)
-    method = build(made, classes=3).to(dtype)
+    settings |= {"backbone": BackboneConfig(name="small", weights="none"), "image": {"size": 16}}
+    if method == "xbm":
+        made = Xbm(XbmConfig(dimension=12, **settings), classes=3)
+    else:
+        made = build(METHODS[method][0](bits=12, **settings), classes=3)
+    method = made.to(dtype)
     if dropout:
         method.backbone.append(torch.nn.Dropout(dropout))
     return Trainer(
@@ -92,7 +96,15 @@ HASHNET = {"method": "hashnet", "preset": "deephash"}
 
 @pytest.mark.parametrize(
     ("stop_after", "method"),
-    [(1, {}), (2, {}), (4, {}), (2, HASHNET), (3, {**HASHNET, "bank_size": 20}), (3, {"method": "hashnet"})],
+    [
+        (1, {}),
+        (2, {}),
+        (4, {}),
+        (2, HASHNET),
+        (3, {**HASHNET, "bank_size": 20}),
+        (3, {"method": "hashnet"}),
+        (3, {"method": "xbm", "images_per_class": 4, "memory_size": 13, "warmup_steps": 2}),
+    ],
 )
 def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, stop_after, method):
     settings = config(checkpoint={"min_seconds": 0, "every_steps": 3})
@@ -207,6 +219,8 @@ def test_learning_rate_scales_with_the_batch_only_when_asked(tmp_path):
     assert scaled.fit(LocalReporter(tmp_path / "b"))[0]["lr"] == pytest.approx(0.05 * 8 / 32)
 
 
+XBM = {"warmup_steps": 1, "images_per_class": 20, "pooling": "gem"}
+
 # name → (several labels an image, the method and its settings)
 GROUPS = {
     "greedyhash": (False, {}),
@@ -216,6 +230,15 @@ GROUPS = {
     "cross, labels": (True, {"method": "hashnet", "preset": "official"}),
     "bank, labels": (True, {"method": "hashnet", "preset": "deephash"}),
     "dropout": (False, {"method": "hashnet", "pairs": "batch", "dropout": 0.3}),
+    "xbm": (False, {"method": "xbm", **XBM, "memory_size": 100}),
+    "xbm, triplet": (
+        False,
+        {"method": "xbm", **XBM, "loss": {"name": "triplet"}, "same_instance": "exclude"},
+    ),
+    "xbm, own batch left out": (
+        False,
+        {"method": "xbm", **XBM, "loss": {"name": "multi_similarity"}, "memory_includes_batch": False},
+    ),
     "ring": (False, {"method": "hashnet", "preset": "deephash", "bank_size": 50}),
 }
 
@@ -235,7 +258,9 @@ def _train_in_groups(rank, folder):
                     "gloo", init_method=f"file://{folder}/{name}", rank=rank, world_size=world
                 )
             made = trainer(
-                config(epochs=2, batch_size=64, clip_norm=5.0),
+                config(
+                    epochs=3 if "xbm" in group else 2, batch_size=60 if "xbm" in group else 64, clip_norm=5.0
+                ),
                 process=Process(rank, world),
                 benchmark=benchmark,
                 dtype=torch.float64,
@@ -291,7 +316,7 @@ def test_one_two_and_four_workers_train_alike(tmp_path):
                     assert torch.allclose(mine.double(), expected.double(), rtol=0, atol=1e-9), (group, name)
                     if name.startswith("memory"):
                         assert torch.equal(mine, torch.as_tensor(leader[name])), (group, world, rank, name)
-        assert not group.startswith(("bank", "ring")) or "memory embeddings" in single
+        assert not group.startswith(("bank", "ring", "xbm")) or "memory embeddings" in single
     uneven = [json.loads((tmp_path / f"uneven-{rank}.json").read_text()) for rank in range(2)]
     assert uneven[0] == uneven[1]
 

@@ -84,6 +84,31 @@ def build_backbone(config: BackboneConfig, *, pretrained: bool = True) -> tuple[
     return network, last.in_features
 
 
+def build_feature_map(config: BackboneConfig, *, pretrained: bool = True) -> tuple[nn.Module, int]:
+    """A backbone up to its last convolution's activation, and the number of channels.
+
+    The network maps float [n, 3, h, w] to float [n, channels, h', w'], of images of any size.
+
+    Args:
+        config: architecture and weights.
+        pretrained: as for `build_backbone`.
+
+    Raises:
+        ModelError: if weights are missing, cannot be fetched, or do not fit.
+    """
+    network, width = build_backbone(config, pretrained=pretrained)
+    if isinstance(network, SmallNet):
+        return nn.Sequential(*list(network)[:-2]), width
+    if isinstance(network, models.ResNet):
+        return nn.Sequential(*list(network.children())[:-2]), width
+    features: nn.Sequential = network.features  # type: ignore[assignment]
+    if isinstance(network, models.MobileNetV2):
+        return features, width
+    # AlexNet and VGG end in a pooling of their own, which would come before that of the method.
+    channels = [layer.out_channels for layer in features if isinstance(layer, nn.Conv2d)][-1]
+    return features[:-1], channels
+
+
 def _last_layer(network: nn.Module) -> tuple[str, nn.Linear]:
     linear = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     return linear[-1]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ray_retrieval.config import Config
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, normalise
-from ray_retrieval.descriptors import Codes, DescriptorKind
+from ray_retrieval.descriptors import DescriptorKind, Descriptors
 from ray_retrieval.workers import gather_rows
 
 Outputs = dict[str, Tensor]
@@ -152,7 +152,7 @@ class Method(nn.Module, ABC):
         """Named scalar terms whose sum is minimised; averaged over workers they are the global batch's."""
 
     @abstractmethod
-    def describe(self, images: Tensor) -> Codes:
+    def describe(self, images: Tensor) -> Descriptors:
         """Descriptors of uint8 images [n, 3, size, size]; call it in evaluation mode."""
 
     def class_probabilities(self, images: Tensor) -> Tensor | None:  # noqa: ARG002

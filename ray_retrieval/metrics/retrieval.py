@@ -1,0 +1,310 @@
+"""How well vectors rank: recall@k, mean average precision, MAP@R, R-precision, by inner product.
+
+For one query, the rows of the database are ranked by their similarity to it, equal ones in their own order,
+and those that share a label with it are relevant: R of them. With rel(i) = 1 where the row at rank i is
+relevant and precision(i) = Σ_{j ≤ i} rel(j) / i, and as means over the queries that have a relevant row,
+
+    recall@k       1 where one of the first k is relevant, else 0. So the field has it (elsewhere: CMC, hit
+                   rate); it is not the share of the relevant rows that are found.
+    map            (1/R) Σ_i rel(i) · precision(i) over the whole ranking.
+    map@r          (1/R) Σ_{i ≤ R} rel(i) · precision(i). Never above `map`; do not compare the two.
+    r_precision    (1/R) Σ_{i ≤ R} rel(i)
+
+The query itself does not count where it is in the database: it is taken out of its ranking by its id, or its
+row number, wherever it stands. Taking out the first row instead, as is often done, takes out another one
+where the database holds the same image twice.
+
+No ranking is ever made. The ranks of the relevant rows are all that is needed, and a rank is 1 plus the
+number of better rows, which is counted in one pass over the similarities of a query (`ranks`). These are held
+for a block of queries per thread; nothing of the size queries × database is.
+
+Which numbers repeat. The similarities are float32 sums that a BLAS library forms, in an order that depends on
+the shape of the product. So every product has one shape, with zeros where the vectors end, and runs in one
+thread: on one machine with one library, the result is the same to the last bit for any number of threads and
+any block. Another processor or library may round otherwise, and so order two rows that are equal but for
+rounding differently. Equal vectors get equal similarities with the libraries that are known to us (tests look
+at it), though BLAS does not promise that.
+
+Reference: Musgrave et al. 2020, arXiv 2003.08505, for R-precision and MAP@R.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from ray_retrieval.errors import MetricError
+from ray_retrieval.metrics import ranks
+from ray_retrieval.metrics.inputs import counted, frozen
+from ray_retrieval.metrics.metric import Metric
+from ray_retrieval.metrics.relevance import Ids, RowsOf, checked_labels, relevant_rows, rows_with_the_id
+from ray_retrieval.metrics.shards import default_threads
+
+__all__ = ["evaluate"]
+
+Vectors = npt.NDArray[np.float32]
+Labels = npt.NDArray[Any]
+
+# The shape of every product: a quarter faster than half as many queries; more rows gain nothing.
+_QUERIES, _ROWS = 128, 1024
+# How far from 1 the length of a vector may be: what half-precision storage leaves, but no forgotten division.
+_TOLERANCE = 1e-3
+_ROWS_AT_ONCE = 1 << 14
+
+
+def evaluate(
+    queries: Vectors,
+    query_labels: Labels,
+    database: Vectors | None = None,
+    database_labels: Labels | None = None,
+    ks: Sequence[int] = (1, 5, 10),
+    query_ids: Ids | None = None,
+    database_ids: Ids | None = None,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    block: int = _QUERIES,
+) -> dict[str, Metric]:
+    """`recall@k` for each k, `map`, `map@r` and `r_precision`, each with its policy; see the module.
+
+    Args:
+        queries: float32 [queries, d], unit vectors.
+        query_labels: int64 [queries], relevant where equal, or 0/1 [queries, classes], relevant where a class
+            is shared.
+        database: float32 [rows, d], unit vectors. None, or the same array as `queries`: the queries are the
+            database, and no query counts for itself.
+        database_labels: int64 [rows] or 0/1 [rows, classes]. Not needed where the queries are the database.
+        ks: the k of recall@k, each at least 1.
+        query_ids: text or whole numbers [queries]. A row of the database with the id of a query never counts
+            for that query.
+        database_ids: likewise [rows]; given together with `query_ids`, or not needed where the queries are
+            the database. Without ids, only a database that is the queries has rows that do not count.
+        threads: None: one for each core of this process, at most OMP_NUM_THREADS. The result does not depend
+            on it. While they run, other BLAS calls of this process have one thread.
+        progress: called in this thread with the number of queries of each block that is done.
+        block: how many queries a thread compares at once, rounded up to a multiple of 128; the result does
+            not depend on it. A thread holds 4 bytes for each of them and each row of the database.
+
+    Raises:
+        MetricError: if vectors, labels, ids or options do not fit each other, a vector is not finite or not
+            of unit length, there is no query or no row, or no query has a relevant row.
+    """
+    given, queries = queries, _checked_vectors(queries, "queries")
+    labels = checked_labels(query_labels, len(queries), "query_labels")
+    wrong = [k for k in ks if k < 1]
+    if wrong:
+        raise MetricError(f"recall@k needs k of at least 1, got {wrong[0]}")
+    if block < 1:
+        raise MetricError(f"a block has at least one query, got {block}")
+    if database is None or database is given:
+        rows, removed = queries, "the query itself does not count"
+        row_labels = (
+            labels
+            if database_labels is None
+            else checked_labels(database_labels, len(rows), "database_labels")
+        )
+        if not np.array_equal(labels, row_labels):
+            raise MetricError(
+                "the queries are the database, but their labels differ", where="database_labels"
+            )
+        query_ids, database_ids = _ids_of_itself(query_ids, database_ids, len(rows))
+    else:
+        rows = _checked_vectors(database, "database")
+        if database_labels is None:
+            raise MetricError("a database of its own needs labels of its own", where="database_labels")
+        row_labels = checked_labels(database_labels, len(rows), "database_labels")
+        removed = "every row counts" if query_ids is None else "rows with the id of the query do not count"
+    if rows.shape[1] != queries.shape[1]:
+        raise MetricError(
+            f"queries have {queries.shape[1]} dimensions and the database {rows.shape[1]}",
+            mend="encode both with the same model",
+        )
+    pass_ = _Pass(
+        queries,
+        rows,
+        relevant_rows(labels, row_labels),
+        rows_with_the_id(query_ids, database_ids, len(queries), len(rows)),
+    )
+    pass_.run(-(-block // _QUERIES) * _QUERIES, default_threads(threads), progress)
+    return pass_.metrics(ks, removed)
+
+
+class _Pass:
+    """One pass over the similarities of all queries, in blocks shared out among threads.
+
+    Args:
+        queries: float32 [queries, d], contiguous.
+        rows: float32 [rows, d], contiguous.
+        relevant: for each query the rows that share a label with it.
+        removed: for each query the rows that do not count.
+    """
+
+    def __init__(self, queries: Vectors, rows: Vectors, relevant: RowsOf, removed: RowsOf) -> None:
+        self.queries, self.rows, self.relevant, self.removed = queries, rows, relevant, removed
+        count = len(queries)
+        self.counts, self.first = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.precisions, self.precisions_at_r = np.zeros(count), np.zeros(count)
+        self.found_at_r = np.zeros(count, np.int64)
+        whole = len(rows) // _ROWS * _ROWS
+        self.tiles = [rows[start : start + _ROWS] for start in range(0, whole, _ROWS)]
+        if whole < len(rows):
+            self.tiles.append(_filled_up(rows[whole:], _ROWS))
+
+    def run(self, size: int, threads: int, progress: Callable[[int], None] | None) -> None:
+        """Go over all queries; each block writes to its own part of the results."""
+        count = len(self.queries)
+        blocks = [slice(start, min(start + size, count)) for start in range(0, count, size)]
+        threads = min(threads, len(blocks))
+        rooms: SimpleQueue[Vectors] = SimpleQueue()
+        for _ in range(threads):
+            rooms.put(np.empty((size, len(self.tiles) * _ROWS), np.float32))
+
+        def work(block: slice) -> int:
+            room = rooms.get()
+            try:
+                self._block(block, room)
+            finally:
+                rooms.put(room)
+            return len(self.queries[block])
+
+        with (
+            threadpool_limits(1, user_api="blas"),
+            ThreadPoolExecutor(threads, thread_name_prefix="retrieval") as pool,
+        ):
+            futures = [pool.submit(work, block) for block in blocks]
+            try:
+                for future in as_completed(futures):
+                    done = future.result()
+                    if progress is not None:
+                        progress(done)
+            finally:
+                for future in futures:
+                    future.cancel()
+
+    def _block(self, block: slice, similarities: Vectors) -> None:
+        """Rank for some queries. `similarities`: float32, room for whole products."""
+        for start in range(block.start, block.stop, _QUERIES):
+            queries = _filled_up(self.queries[start : min(start + _QUERIES, block.stop)], _QUERIES)
+            for number, tile in enumerate(self.tiles):
+                place = slice(start - block.start, start - block.start + _QUERIES)
+                columns = slice(number * _ROWS, (number + 1) * _ROWS)
+                np.matmul(queries, tile.T, out=similarities[place, columns])
+        relevant, relevant_spans = self.relevant.of(block)
+        removed, removed_spans = self.removed.of(block)
+        ranks.rank_queries(
+            similarities,
+            block.stop - block.start,
+            len(self.rows),
+            frozen(relevant),
+            frozen(relevant_spans),
+            frozen(removed),
+            frozen(removed_spans),
+            ranks.FEW,
+            self.counts[block],
+            self.first[block],
+            self.precisions[block],
+            self.precisions_at_r[block],
+            self.found_at_r[block],
+        )
+
+    def metrics(self, ks: Sequence[int], removed: str) -> dict[str, Metric]:
+        """Means over the queries that have a relevant row.
+
+        Raises:
+            MetricError: if there is none.
+        """
+        valid = self.counts > 0
+        counts, number = self.counts[valid], int(valid.sum())
+        if number == 0:
+            raise MetricError(
+                f"none of {counted(len(valid), 'query')} has a relevant row, so there is nothing to measure",
+                mend="check that queries and database have labels in common; a query never counts for itself",
+            )
+        means = (
+            f"mean over the {number:,} of {counted(len(valid), 'query')} that have a relevant row; "
+            f"{removed}; rows by inner product, equal ones in row order, {len(self.rows):,} in all"
+        )
+
+        def mean(name: str, sums: npt.NDArray[np.float64], policy: str) -> Metric:
+            # The exact sum, rounded once: the order of the queries does not matter.
+            return Metric(name, math.fsum((sums[valid] / counts).tolist()) / number, f"{policy}: {means}")
+
+        found = {
+            f"recall@{k}": Metric(
+                f"recall@{k}",
+                int((self.first[valid] <= k).sum()) / number,
+                f"1 where one of the first {k} rows is relevant, else 0 (not the share found): {means}",
+            )
+            for k in ks
+        }
+        return found | {
+            "map": mean(
+                "map",
+                self.precisions,
+                "sum of precisions at all relevant rows of the full ranking, divided by their number R",
+            ),
+            "map@r": mean(
+                "map@r",
+                self.precisions_at_r,
+                "sum of precisions at the relevant rows among the first R, divided by R",
+            ),
+            "r_precision": mean(
+                "r_precision",
+                self.found_at_r.astype(np.float64),
+                "relevant rows among the first R, divided by R",
+            ),
+        }
+
+
+def _filled_up(vectors: Vectors, count: int) -> Vectors:
+    """The vectors, with zeros after them up to `count`."""
+    if len(vectors) == count:
+        return vectors
+    filled = np.zeros((count, vectors.shape[1]), np.float32)
+    filled[: len(vectors)] = vectors
+    return filled
+
+
+def _ids_of_itself(query_ids: Ids | None, database_ids: Ids | None, count: int) -> tuple[Ids, Ids]:
+    """Ids of the queries and of the rows, which are the same.
+
+    Raises:
+        MetricError: if they are given on both sides and differ.
+    """
+    ids = next((ids for ids in (query_ids, database_ids) if ids is not None), np.arange(count))
+    for other in (query_ids, database_ids):
+        if other is not None and not np.array_equal(np.asarray(other), np.asarray(ids)):
+            raise MetricError("the queries are the database, but their ids differ", where="database_ids")
+    return ids, ids
+
+
+def _checked_vectors(vectors: Vectors, where: str) -> Vectors:
+    """The vectors, contiguous.
+
+    Raises:
+        MetricError: if they are not float32 [n, d], not finite or not of unit length, or there are none.
+    """
+    vectors = np.asarray(vectors)
+    if vectors.dtype != np.float32 or vectors.ndim != 2:
+        raise MetricError(
+            f"vectors are float32 [n, d], got {vectors.dtype} {list(vectors.shape)}", where=where
+        )
+    if vectors.size == 0:
+        raise MetricError(f"there is nothing to compare: {list(vectors.shape)}", where=where)
+    for start in range(0, len(vectors), _ROWS_AT_ONCE):
+        some = vectors[start : start + _ROWS_AT_ONCE]
+        lengths = np.sqrt(np.einsum("nd,nd->n", some, some))
+        # Also where the length is not a number.
+        wrong = np.flatnonzero(~(np.abs(lengths - 1) <= _TOLERANCE))
+        if len(wrong):
+            raise MetricError(
+                f"vectors have length 1, got {lengths[wrong[0]]:.4g} in row {start + wrong[0]:,}",
+                where=where,
+                mend="divide each by its length; a length that is not finite means a diverged model",
+            )
+    return np.ascontiguousarray(vectors)

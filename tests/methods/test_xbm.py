@@ -1,0 +1,126 @@
+"""XBM: both terms against loops over pairs, and what may be paired."""
+
+import numpy as np
+import pytest
+import torch
+from samples import coloured_table
+
+from ray_retrieval.errors import DataError, RecipeError
+from ray_retrieval.layers.backbones import BackboneConfig
+from ray_retrieval.methods.base import Batch, Clock
+from ray_retrieval.methods.xbm import Xbm, XbmConfig
+
+CPU = torch.device("cpu")
+
+
+def method(**settings):
+    torch.manual_seed(0)
+    config = XbmConfig(
+        dimension=6, backbone=BackboneConfig(name="small", weights="none"), image={"size": 16}, **settings
+    )
+    made = Xbm(config, classes=4)
+    made.start_training(coloured_table(20, classes=4), CPU)
+    return made
+
+
+def unit(count, seed):
+    vectors = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.nn.functional.normalize(vectors, dim=1).float()
+
+
+def terms_of(made, embeddings, rows, labels, step=5000):
+    batch = Batch.whole(torch.as_tensor(rows), torch.as_tensor(labels))
+    return made.objective({"embeddings": embeddings}, batch, Clock(seed=0, step=step))
+
+
+def contrastive(anchors, labels, references):
+    """Mean over anchors of Σ (1 − s) + Σ s; references: (embedding, label, pairs with anchor i?)."""
+    total = 0.0
+    for i, (anchor, label) in enumerate(zip(anchors, labels, strict=True)):
+        for reference, other, allowed in references:
+            similarity = float(anchor.double() @ reference.double())
+            if allowed(i):
+                total += 1 - similarity if label == other else similarity * (similarity > 0.5)
+    return total / len(anchors)
+
+
+@pytest.mark.parametrize("includes", [True, False])
+@pytest.mark.parametrize("same_instance", ["positive", "exclude"])
+def test_both_terms_are_the_loops_of_the_paper(includes, same_instance):
+    made = method(memory_size=6, memory_includes_batch=includes, same_instance=same_instance)
+    steps = [(unit(4, 1), [0, 1, 2, 3], [0, 0, 1, 1]), (unit(4, 2), [2, 3, 4, 5], [1, 1, 0, 0])]
+    ring = []
+    for embeddings, rows, labels in steps:
+        terms = terms_of(made, embeddings, rows, labels)
+        own = [(embeddings[j], labels[j], lambda i, j=j: i != j) for j in range(4)]
+        assert float(terms["batch"]) == pytest.approx(contrastive(embeddings, labels, own), rel=1e-5)
+        new = [(embeddings[j], labels[j], rows[j], j) for j in range(4)]
+        held = (ring + new)[-6:] if includes else ring
+
+        def allowed(entry, rows=rows):
+            _, _, image, place = entry
+            return lambda i: i != place and (same_instance == "positive" or rows[i] != image)
+
+        references = [(entry[0], entry[1], allowed(entry)) for entry in held]
+        assert float(terms["memory"]) == pytest.approx(contrastive(embeddings, labels, references), rel=1e-5)
+        ring = [(*entry[:3], None) for entry in (ring + new)[-6:]]
+
+
+def test_before_the_warm_up_is_over_nothing_is_remembered():
+    made = method(warmup_steps=1000)
+    assert "memory" not in terms_of(made, unit(4, 1), range(4), range(4), step=999)
+    assert len(made.memory) == 0
+    assert "memory" in terms_of(made, unit(4, 1), range(4), range(4), step=1000)
+    assert len(made.memory) == 4
+
+
+def test_without_weight_there_is_no_memory():
+    made = method(memory_weight=0.0)
+    assert made.memory is None
+    assert set(terms_of(made, unit(4, 1), range(4), range(4))) == {"batch"}
+
+
+def test_equal_images_are_positives_all_the_same():
+    """A pair of similarity 1 that is not the anchor itself counts: it is known by its slot, not its value."""
+    embeddings = torch.eye(6)[[0, 0, 1, 1]].requires_grad_()
+    terms = terms_of(method(loss={"name": "triplet", "margin": 0.5}), embeddings, range(4), [0, 1, 1, 0])
+    # Hardest positive at 0, hardest negative at 1: a hinge of 1.5 for each.
+    assert float(terms["batch"].detach()) == pytest.approx(1.5)
+
+
+def test_a_memory_smaller_than_the_batch_keeps_its_last_rows():
+    made = method(memory_size=3)
+    embeddings, labels = unit(5, 3), [0, 0, 1, 1, 0]
+    terms = terms_of(made, embeddings, range(5), labels)
+    held = [(embeddings[j], labels[j], lambda i, j=j: i != j) for j in (2, 3, 4)]
+    assert float(terms["memory"]) == pytest.approx(contrastive(embeddings, labels, held), rel=1e-5)
+
+
+@pytest.mark.parametrize("includes", [True, False])
+def test_gradients_go_into_anchors_and_batch_but_not_into_the_memory(includes):
+    made = method(memory_includes_batch=includes)
+    terms_of(made, unit(4, 1), range(4), [0, 0, 1, 1])
+    embeddings = unit(4, 2).requires_grad_()
+    sum(terms_of(made, embeddings, range(4, 8), [0, 0, 1, 1]).values()).backward()
+    assert embeddings.grad.abs().sum() > 0
+    assert not made.memory.embeddings.requires_grad
+
+
+def test_descriptions_are_unit_vectors():
+    found = method().eval().describe(torch.zeros(3, 3, 16, 16, dtype=torch.uint8))
+    assert found.data.shape == (3, 6)
+    assert np.allclose(np.linalg.norm(found.data, axis=1), 1, atol=1e-6)
+
+
+def test_batches_have_so_many_images_of_each_class():
+    made, table = method(images_per_class=4), coloured_table(40, classes=4)
+    plan = made.plan(table, 8, Clock(seed=1))
+    for batch in plan:
+        assert sorted(np.unique(table.labels[batch], return_counts=True)[1]) == [4, 4]
+    with pytest.raises(RecipeError, match=r"train.batch_size: 10 images are not a multiple of the 4"):
+        made.plan(table, 10, Clock(seed=1))
+
+
+def test_images_with_several_labels_are_refused():
+    with pytest.raises(DataError, match="XBM learns from one class an image"):
+        method().start_training(coloured_table(20, classes=4, several_labels=True), CPU)
