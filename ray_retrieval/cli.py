@@ -305,7 +305,13 @@ def search(
             "rank", "distance", "label", "id", "path", title=escape(str(image)), title_justify="left"
         )
         for hit in hits:
-            cells = (str(hit.rank), str(hit.distance), ", ".join(hit.labels), hit.id, hit.path or "")
+            cells = (
+                str(hit.rank),
+                searcher.index.form.in_words(hit.distance),
+                ", ".join(hit.labels),
+                hit.id,
+                hit.path or "",
+            )
             table.add_row(*map(escape, cells))
         Console().print(table)
     if picture is not None:
@@ -335,7 +341,8 @@ def predict(
         shown = None if picture is None else str(picture)
         _print_json({"image": str(image), **prediction.as_json(), "picture": shown})
         return
-    print_prediction(prediction.as_json(), searcher.index.bits)
+    far = searcher.index.form.in_words(prediction.nearest.distance)
+    print_prediction(prediction.as_json(), far)
     if picture is not None:
         typer.echo(f"picture  {picture}")
 

@@ -24,7 +24,7 @@ FACTS = {"name": "benchmark", "queries": "number of queries", "database": "size 
 
 def acceptance(
     published: Iterable[PublishedConfig],
-    bits: int,
+    size: int,
     test: list[dict[str, Any]],
     *,
     benchmark: str | None = None,
@@ -32,13 +32,13 @@ def acceptance(
     """One model's results against published ones.
 
     Args:
-        published: what is reported, by bits; what says nothing of these bits gives no row.
-        bits: of the model.
+        published: what is reported, by size; what says nothing of this size gives no row.
+        size: bits of the model's codes, or dimension of its vectors.
         test: its metrics, each with `name` and `value`.
         benchmark: what they were measured on; results of another one give no row. None: of any.
 
     Returns:
-        For each result {"source", "metric", "bits", "published", "tolerance", "measured", "difference",
+        For each result {"source", "metric", "size", "published", "tolerance", "measured", "difference",
         "reached"}; the last three are None where the metric was not measured.
     """
     measured = {metric["name"]: metric["value"] for metric in test}
@@ -47,14 +47,14 @@ def acceptance(
             {
                 "source": row.source,
                 "metric": row.metric,
-                "bits": bits,
-                "published": row.values[bits],
+                "size": size,
+                "published": row.values[size],
                 "tolerance": row.tolerance,
             },
             measured.get(row.metric),
         )
         for row in published
-        if bits in row.values and (benchmark is None or row.benchmark in (None, benchmark))
+        if size in row.values and (benchmark is None or row.benchmark in (None, benchmark))
     ]
 
 
@@ -65,11 +65,11 @@ def compare(runs: Sequence[str | Path | Folder]) -> dict[str, Any]:
         runs: folders of finished runs, or folders that contain such folders. A run given twice counts once.
 
     Returns:
-        {"format", "version", "title", "runs", "by_bits", "seeds", "published", "notes"}:
-        `runs`: for each its label, folder, name, method, bits, seed, selected model and epoch, metrics with
-        their policies, precision-recall curve, facts of the data set, and notes;
-        `by_bits`: the first metric by number of bits, a row for each configuration and each published result;
-        None where all runs have the same number;
+        {"format", "version", "title", "runs", "by_size", "seeds", "published", "notes"}:
+        `runs`: for each its label, folder, name, method, size and its unit, seed, selected model and epoch,
+        metrics with their policies, precision-recall curve, facts of the data set, and notes;
+        `by_size`: the first metric by bits or dimension, a row for each configuration and each published
+        result; None where all runs have the same;
         `seeds`: mean and sample standard deviation of the metrics of configurations with several seeds;
         `published`: as `acceptance`, with the run's label; over several seeds it is their mean that counts;
         `notes`: what stands between a reader and a fair comparison.
@@ -90,7 +90,7 @@ def compare(runs: Sequence[str | Path | Folder]) -> dict[str, Any]:
         "format": "ray_retrieval/comparison",
         "version": 1,
         "title": _common_name(read),
-        "by_bits": _by_bits(read),
+        "by_size": _by_size(read),
         "seeds": several,
         "published": [row for group in groups for row in _against_published(group)],
         "notes": [*notes, *repeated, *_differences(read)],
@@ -105,9 +105,9 @@ def compare(runs: Sequence[str | Path | Folder]) -> dict[str, Any]:
 
 def _labels(runs: list[dict[str, Any]]) -> list[str]:
     """What each run is called: its name, and where names repeat, what tells the runs apart."""
-    shown = {"bits": "{} bits", "seed": "seed {}"}
-    for keys in ((), ("bits",), ("seed",), ("bits", "seed")):
-        labels = [" · ".join([run["name"], *(shown[key].format(run[key]) for key in keys)]) for run in runs]
+    shown = {"size": "{size} {unit}", "seed": "seed {seed}"}
+    for keys in ((), ("size",), ("seed",), ("size", "seed")):
+        labels = [" · ".join([run["name"], *(shown[key].format(**run) for key in keys)]) for run in runs]
         if len(set(labels)) == len(labels):
             return labels
     try:
@@ -144,23 +144,25 @@ def _over_seeds(group: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "label": _common_name(runs),
         "method": runs[0]["method"],
-        "bits": runs[0]["bits"],
+        "size": runs[0]["size"],
+        "unit": runs[0]["unit"],
         "seeds": [run["seed"] for run in runs],
         "runs": [run["label"] for run in runs],
         "metrics": metrics,
     }
 
 
-def _by_bits(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    bits = sorted({run["bits"] for run in runs})
-    if len(bits) < 2 or not runs[0]["metrics"]:
+def _by_size(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
+    sizes = sorted({run["size"] for run in runs})
+    units = {run["unit"] for run in runs}
+    if len(sizes) < 2 or len(units) > 1 or not runs[0]["metrics"]:
         return None
     metric = runs[0]["metrics"][0]["name"]
     rows: list[dict[str, Any]] = []
     for family in _groups(runs, "family"):
         cells = {}
-        for number in bits:
-            values = [value_of(run, metric) for run in family if run["bits"] == number]
+        for number in sizes:
+            values = [value_of(run, metric) for run in family if run["size"] == number]
             mean, deviation, count = _mean(values)
             if count:
                 cells[str(number)] = {"value": mean, "deviation": deviation, "runs": count}
@@ -170,9 +172,9 @@ def _by_bits(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
         rows.append({"label": label, "measured": True, "cells": cells})
     sources: dict[str, dict[str, Any]] = {}
     for row in (row for run in runs for row in run["published"] if row["metric"] == metric):
-        sources.setdefault(row["source"], {})[str(row["bits"])] = {"value": row["published"]}
+        sources.setdefault(row["source"], {})[str(row["size"])] = {"value": row["published"]}
     rows += [{"label": name, "measured": False, "cells": cells} for name, cells in sources.items()]
-    return {"metric": metric, "bits": bits, "rows": rows}
+    return {"metric": metric, "sizes": sizes, "unit": units.pop(), "rows": rows}
 
 
 def _against_published(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -183,7 +185,7 @@ def _against_published(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in (row for run in group for row in run["published"]):
         found = means.get(row["metric"], {"mean": None, "deviation": None})
         label = _common_name(group) if several else group[0]["label"]
-        kept = {key: row[key] for key in ("source", "metric", "bits", "published", "tolerance")}
+        kept = {key: row[key] for key in ("source", "metric", "size", "published", "tolerance")}
         verdict = _verdict({"run": label, **kept}, found["mean"])
         rows[row["source"], row["metric"]] = {**verdict, "deviation": found["deviation"]}
     return list(rows.values())

@@ -72,7 +72,7 @@ def _lines(runs: list[dict[str, Any]]) -> list[Line]:
 
 
 def _metric_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each metric with the runs' values, and its policy, several where the runs' differ in more than bits."""
+    """Each metric with the runs' values, and its policy, several where the runs' differ in more than size."""
     rows = []
     for name in names_in({metric["name"]: None for metric in run["metrics"]} for run in runs):
         policies: dict[str, list[str]] = {}
@@ -80,7 +80,7 @@ def _metric_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for metric in run["metrics"]:
                 if metric["name"] == name:
                     policy = str(metric.get("policy", ""))
-                    policy = policy.replace(f"of {run['bits']} bits", "of the run's bits")
+                    policy = policy.replace(f"of {run['size']} bits", "of the run's bits")
                     policies.setdefault(policy, []).append(run["label"])
         shown = [*policies] if len(policies) == 1 else [f"{', '.join(v)}: {k}" for k, v in policies.items()]
         values = [value_of(run, name) for run in runs]

@@ -19,7 +19,7 @@ from pydantic import Field
 from ray_retrieval.cluster import hushed, reraise
 from ray_retrieval.config import Config
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.descriptors import Form
 from ray_retrieval.errors import DataError
 from ray_retrieval.model import Encoder, read_model_description
 from ray_retrieval.search import embeddings
@@ -151,8 +151,7 @@ def _finish(job: EncodeJob, description: dict[str, Any], model: str) -> None:
     embeddings.finish(
         job.out,
         model=model,
-        kind=DescriptorKind(description["kind"]),
-        bits=description["bits"],
+        form=Form.from_json(description),
         classes=job.table.classes,
         class_names=job.table.class_names,
         parts=parts,
@@ -201,9 +200,9 @@ class _PartEncoder:
         work = self._work[item["job"]]
         table: ImageTable = ray.get(self._slices[item["job"], item["part"]])
         encoder = self._encoder(work.model)
-        codes, failures = encoder.encode_table(table)
+        found, failures = encoder.encode_table(table)
         part = embeddings.part_table(
-            table.table, codes, first_row=item["first"], skip=failures, keep_images=self._config.keep_images
+            table.table, found, first_row=item["first"], skip=failures, keep_images=self._config.keep_images
         )
         entry = embeddings.write_part(
             Folder(work.out),

@@ -1,50 +1,81 @@
 """Embeddings against the benchmark's protocol."""
 
+import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from ray_retrieval.config import Config
+from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.descriptors import Codes, Descriptors, Form, Vectors
 from ray_retrieval.errors import ArtefactError, DataError
-from ray_retrieval.metrics import hamming
+from ray_retrieval.metrics import hamming, retrieval
 from ray_retrieval.search.embeddings import Embeddings
+
+_AT = (1, 10, 100, 1000)
+Rows = npt.NDArray[np.int64]
 
 
 class EvaluateConfig(Config):
     """What is measured."""
 
     k: int | None = Field(default=None, ge=1)
-    """Cut-off of the MAP; unset: the benchmark's own."""
-    at: tuple[Annotated[int, Field(ge=1)], ...] = (1, 10, 100, 1000)
-    """Numbers of hits at which precision and recall are measured."""
+    """Cut-off of the MAP of codes; unset: the benchmark's own."""
+    at: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    """Numbers of hits at which precision and recall of codes, and recall@k of vectors, are measured; unset:
+    the benchmark's own, else 1, 10, 100, 1000."""
     radius: int = Field(default=2, ge=0)
     """Hamming radius of the precision within a ball."""
     both: bool = True
     """Measure the last model as well as the best one, where they differ."""
 
 
+@dataclass(frozen=True)
+class _Side:
+    """Queries or database: descriptors, their labels, and the ids of their images."""
+
+    descriptors: Descriptors
+    labels: npt.NDArray[Any]
+    ids: npt.NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Rows) -> "_Side":
+        kept = Form.of(self.descriptors).with_rows(self.descriptors.data[rows])
+        return _Side(kept, self.labels[rows], self.ids[rows])
+
+
 def evaluate(
     queries: Embeddings,
     database: Embeddings,
     config: EvaluateConfig,
+    benchmark: Benchmark,
     *,
-    k: int | None = None,
     threads: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
     """The metrics of one model as plain values.
 
+    Codes are measured as deep hashing does (`metrics.hamming`), vectors as metric learning does
+    (`metrics.retrieval`), where a query that is in the database does not count for itself. Where the
+    benchmark draws its gallery several times, each metric is its mean over the draws.
+
     Args:
         queries: of the test queries.
-        database: of the database, made by the same model.
+        database: of the database, made by the same model; the same as `queries` where these are the database.
         config: what to measure.
-        k: the benchmark's cut-off of the MAP; None: the whole database.
+        benchmark: whose protocol it is: cut-offs, draws of the gallery.
         threads: processor threads.
-        progress: called with the number of queries done.
+        progress: called with the number of queries done, of each draw anew.
 
     Returns:
-        {"test": [{"name", "value", "policy"}, …], "pr_curve": {"radius", "recall", "precision"}, "notes"}.
+        {"test": [{"name", "value", "policy"}, …], "pr_curve": {"radius", "recall", "precision"} or None where
+        there is none, "notes"}.
 
     Raises:
         ArtefactError: if the two were made by different models.
@@ -55,17 +86,76 @@ def evaluate(
             f"queries were encoded by model {queries.model}, the database by {database.model}",
             mend="encode both with the same model",
         )
-    query_labels, database_labels = queries.labels, database.labels
-    if query_labels is None or database_labels is None:
-        raise DataError("evaluation needs labels of queries and database")
+    asked = _side(queries)
+    found = asked if queries.folder.uri == database.folder.uri else _side(database)
+    if benchmark.gallery_draws:
+        return _over_draws(found, config, benchmark, threads, progress)
+    return _measure(asked, found, config, benchmark, threads, progress)
+
+
+def _side(embeddings: Embeddings) -> _Side:
+    labels = embeddings.labels
+    if labels is None:
+        raise DataError("evaluation needs labels of queries and database", where=embeddings.folder)
+    return _Side(embeddings.descriptors, labels, np.array(embeddings.ids, np.str_))
+
+
+def _measure(
+    queries: _Side,
+    database: _Side,
+    config: EvaluateConfig,
+    benchmark: Benchmark,
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    at = config.at or benchmark.ks or _AT
+    if isinstance(queries.descriptors, Codes):
+        return _of_codes(queries, database, config, benchmark.k, at, threads, progress)
+    assert isinstance(queries.descriptors, Vectors)
+    assert isinstance(database.descriptors, Vectors)
+    itself = queries is database
+    # Two folders may call different images the same: ids tell only where queries are rows of the database.
+    told_by_ids = not itself and benchmark.queries_in_database
+    metrics = retrieval.evaluate(
+        queries.descriptors.data,
+        queries.labels,
+        None if itself else database.descriptors.data,
+        None if itself else database.labels,
+        ks=at,
+        query_ids=queries.ids if told_by_ids else None,
+        database_ids=database.ids if told_by_ids else None,
+        threads=threads,
+        progress=progress,
+    )
+    return {
+        "test": [
+            {"name": metric.name, "value": metric.value, "policy": metric.policy}
+            for metric in metrics.values()
+        ],
+        "pr_curve": None,
+        "notes": [],
+    }
+
+
+def _of_codes(
+    queries: _Side,
+    database: _Side,
+    config: EvaluateConfig,
+    k: int | None,
+    at: tuple[int, ...],
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    assert isinstance(queries.descriptors, Codes)
+    assert isinstance(database.descriptors, Codes)
     report = hamming.evaluate(
-        queries.codes.data,
-        query_labels,
-        database.codes.data,
-        database_labels,
-        bits=queries.bits,
+        queries.descriptors.data,
+        queries.labels,
+        database.descriptors.data,
+        database.labels,
+        bits=queries.descriptors.bits,
         k=config.k or k,
-        at=config.at,
+        at=at,
         radius=config.radius,
         threads=threads,
         progress=progress,
@@ -82,6 +172,34 @@ def evaluate(
         },
         "notes": _notes(report),
     }
+
+
+def _over_draws(
+    images: _Side,
+    config: EvaluateConfig,
+    benchmark: Benchmark,
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    """Means over the benchmark's draws of the gallery; every image that is not drawn is a query."""
+    place = {identifier: row for row, identifier in enumerate(images.ids.tolist())}
+    drawn = []
+    for gallery in benchmark.gallery_draws:
+        # An image that could not be decoded has no row.
+        ids = [benchmark.database.ids[row] for row in gallery]
+        rows = np.array(sorted(place[name] for name in ids if name in place), np.int64)
+        rest = np.setdiff1d(np.arange(len(images)), rows)
+        drawn.append(_measure(images.take(rest), images.take(rows), config, benchmark, threads, progress))
+    count = len(drawn)
+    metrics = []
+    for number, metric in enumerate(drawn[0]["test"]):
+        values = [one["test"][number]["value"] for one in drawn]
+        deviation = statistics.stdev(values) if count > 1 else 0.0
+        policy = (
+            f"{metric['policy']}; mean over {count} draws of the gallery, their deviation {deviation:.4f}"
+        )
+        metrics.append({"name": metric["name"], "value": statistics.fmean(values), "policy": policy})
+    return {"test": metrics, "pr_curve": None, "notes": drawn[0]["notes"]}
 
 
 def _notes(report: hamming.HammingReport) -> list[str]:

@@ -54,9 +54,7 @@ def export(
     loaded = load(model)
     method = loaded.method
     if not isinstance(method, HashingMethod):
-        raise ModelError(
-            f"a method whose descriptors are {method.kind.value} cannot be exported yet", where=model
-        )
+        raise ModelError(f"a method that makes {loaded.form} cannot be exported yet", where=model)
     if images is None:
         samples = parity.synthetic_samples(loaded.preprocessing.size)
     else:
@@ -93,7 +91,7 @@ def _publish(folder: Folder, path: Path, body: dict[str, Any]) -> dict[str, Any]
 
 
 def _body(model: Model, form: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    size, bits = model.preprocessing.size, model.bits
+    size, bits = model.preprocessing.size, model.form.size
     return {
         "model": model.fingerprint,
         "method": model.description["method"]["name"],

@@ -33,9 +33,9 @@ from ray_retrieval.descriptors import (
     Codes,
     DescriptorKind,
     Descriptors,
+    Form,
     Vectors,
     concatenate,
-    with_data,
 )
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.batch_norm import synchronise_batch_norm
@@ -390,7 +390,7 @@ class Trainer:
         self.method.eval()
         queries = self.describe(self.queries)
         database = queries if self.database is self.queries else self.describe(self.database)
-        measured = dict.fromkeys(_VALIDATED[self.method.kind], 0.0)
+        measured = dict.fromkeys(_VALIDATED[self.method.config.form.kind], 0.0)
         if self.process.leads:
             measured = self._measure(queries, database)
         return {name: self._from_leader(value) for name, value in measured.items()}
@@ -420,7 +420,7 @@ class Trainer:
             database_ids=self.database.table.ids,
             threads=self.process.threads,
         )
-        return {name: found[name].value for name in _VALIDATED[self.method.kind]}
+        return {name: found[name].value for name in _VALIDATED[self.method.config.form.kind]}
 
     def describe(self, source: ImageSource) -> Descriptors:
         """Descriptors of all images of a source, each process computing its share; the same on all."""
@@ -448,7 +448,7 @@ class Trainer:
         dist.all_gather(everyone, local)
         sizes = [len(share) for share in np.array_split(np.arange(total), self.process.world)]
         rows = [part[:size].cpu().numpy() for part, size in zip(everyone, sizes, strict=True)]
-        return with_data(mine, np.concatenate(rows))
+        return Form.of(mine).with_rows(np.concatenate(rows))
 
     def _from_leader(self, value: float) -> float:
         if self.process.world == 1:

@@ -18,7 +18,7 @@ from ray_retrieval.compute import Precision, autocast, pick_device, place
 from ray_retrieval.config import validate
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, prepare
-from ray_retrieval.descriptors import Codes
+from ray_retrieval.descriptors import Descriptors, Form
 from ray_retrieval.errors import DataError, ModelError, StoreError
 from ray_retrieval.methods import METHODS, build
 from ray_retrieval.methods.base import Method
@@ -53,8 +53,9 @@ class Model:
         return self.method.preprocessing
 
     @property
-    def bits(self) -> int:
-        return int(self.description["bits"])
+    def form(self) -> Form:
+        """What it makes of an image."""
+        return Form.from_json(self.description)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -87,8 +88,7 @@ def save(
     folder.write_bytes(WEIGHTS, safetensors.torch.save({k: v.contiguous() for k, v in weights.items()}))
     body = {
         "method": config,
-        "kind": METHODS[config["name"]][1].kind.value,
-        "bits": config["bits"],
+        **validate(METHODS[config["name"]][0], config).form.as_json(),
         "precision": precision,
         "classes": classes,
         "class_names": class_names,
@@ -157,12 +157,12 @@ class Encoder:
         self.precision: Precision = loaded.description["precision"]
         self.method = loaded.method
         place(self.method, self.device)
-        self.fingerprint, self.bits, self.class_names = loaded.fingerprint, loaded.bits, loaded.class_names
+        self.fingerprint, self.form, self.class_names = loaded.fingerprint, loaded.form, loaded.class_names
         self.classes = int(loaded.description["classes"])
         self.preprocessing = loaded.preprocessing
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def encode(self, images: list[bytes]) -> tuple[Codes, dict[int, str]]:
+    def encode(self, images: list[bytes]) -> tuple[Descriptors, dict[int, str]]:
         """Descriptors of encoded images.
 
         Decoding of the next batch runs beside the forward pass of the current one.
@@ -171,12 +171,12 @@ class Encoder:
             images: the bytes of JPEG, PNG, WebP, BMP, GIF or TIFF files.
 
         Returns:
-            Codes with one row an image, and the reason for each image that cannot be decoded, by its
+            Descriptors with one row an image, and the reason for each image that cannot be decoded, by its
             position; such a row is all zero.
         """
         return self._encode(len(images), images.__getitem__)
 
-    def encode_table(self, table: ImageTable) -> tuple[Codes, dict[int, str]]:
+    def encode_table(self, table: ImageTable) -> tuple[Descriptors, dict[int, str]]:
         """`encode` of a table's images, read as they are needed; a missing file is a failure too.
 
         Raises:
@@ -206,23 +206,21 @@ class Encoder:
             probabilities[rows] = found.float().cpu().numpy()
         return probabilities, failures
 
-    def describe(self, images: torch.Tensor) -> Codes:
+    def describe(self, images: torch.Tensor) -> Descriptors:
         """Descriptors of prepared images, uint8 [n, 3, size, size]."""
         with torch.inference_mode(), autocast(self.precision, self.device):
-            described = self.method.describe(images.to(self.device, non_blocking=True))
-        assert isinstance(described, Codes), "artefacts hold codes alone so far"
-        return described
+            return self.method.describe(images.to(self.device, non_blocking=True))
 
     def close(self) -> None:
         """Stop the decoding threads."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, count: int, read: Callable[[int], bytes]) -> tuple[Codes, dict[int, str]]:
+    def _encode(self, count: int, read: Callable[[int], bytes]) -> tuple[Descriptors, dict[int, str]]:
         failures: dict[int, str] = {}
-        codes = np.zeros((count, (self.bits + 7) // 8), np.uint8)
+        found = self.form.zeros(count)
         for rows, batch in self._batches(count, read, failures):
-            codes[rows] = self.describe(batch).data
-        return Codes(codes, self.bits), failures
+            found.data[rows] = self.describe(batch).data
+        return found, failures
 
     def _batches(
         self, count: int, read: Callable[[int], bytes], failures: dict[int, str]

@@ -46,14 +46,14 @@ class Shown:
         image: the encoded file (JPEG, PNG, …); None where it is not at hand.
         id: the image's id.
         labels: names of its classes; empty where they are unknown.
-        distance: Hamming distance to the query in bits; None for a query.
+        far: how far it is from the query, in words; None for a query.
         right: whether it shares a label with the query; None for a query, or where labels are unknown.
     """
 
     image: bytes | None
     id: str
     labels: list[str]
-    distance: int | None = None
+    far: str | None = None
     right: bool | None = None
 
 
@@ -164,8 +164,7 @@ def _place(canvas: Image.Image, left: int, top: int, shown: Shown, *, is_query: 
         canvas.paste(badge, (left, top), mask)
 
     font = _font(FONT_SIZE)
-    distance = "" if shown.distance is None else f"distance {shown.distance}"
-    first, ink = ("query", INK) if is_query else (distance, INK)
+    first, ink = ("query", INK) if is_query else (shown.far or "", INK)
     text_top = top + TILE + 4
     draw.text((left, text_top), _shortened(first, font, TILE), fill=ink, font=font)
     draw.text((left, text_top + LINE), _shortened(", ".join(shown.labels), font, TILE), fill=FAINT, font=font)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ray_retrieval.compute import cores
-from ray_retrieval.descriptors import Codes
+from ray_retrieval.descriptors import Descriptors
 from ray_retrieval.errors import ArtefactError, QueryError, RetrievalError
 from ray_retrieval.model import DESCRIPTION, Encoder, read_model_description
 from ray_retrieval.report import Example, Shown
@@ -23,7 +23,8 @@ class Hit:
     Attributes:
         rank: 1 is the nearest.
         id: of the image.
-        distance: Hamming distance in bits.
+        distance: Hamming distance in bits, or squared Euclidean distance of unit vectors.
+        similarity: share of equal bits, or cosine.
         labels: names of its classes, or their numbers where they have no names; empty where unknown.
         path: of the image file, or None where the index holds the image itself.
         row: of the index.
@@ -31,7 +32,8 @@ class Hit:
 
     rank: int
     id: str
-    distance: int
+    distance: float
+    similarity: float
     labels: list[str]
     path: str | None
     row: int
@@ -87,7 +89,7 @@ def example(index: Index, query: Shown, hits: list[Hit]) -> Example:
             _image_of(index, hit.row),
             hit.id,
             hit.labels,
-            hit.distance,
+            index.form.in_words(hit.distance),
             bool(known & set(hit.labels)) if known and hit.labels else None,
         )
         for hit in hits
@@ -112,7 +114,8 @@ def hits_of(index: Index, hits: Hits, query: int) -> list[Hit]:
         Hit(
             rank,
             record["id"],
-            int(distance),
+            distance.item(),
+            index.form.similarity(distance.item()),
             label_names(record.get("label"), index.class_names),
             record.get("path"),
             int(row),
@@ -172,15 +175,15 @@ class Searcher:
                 mend="name the model that encoded the database",
             )
 
-    def encode(self, images: Sequence[str | Path | bytes]) -> Codes:
-        """Codes of images given as files or as bytes.
+    def encode(self, images: Sequence[str | Path | bytes]) -> Descriptors:
+        """Descriptors of images given as files or as bytes.
 
         Raises:
             QueryError: naming the first image that is missing or cannot be decoded.
         """
-        codes, failures = self.encoder.encode([_read(image) for image in images])
+        found, failures = self.encoder.encode([_read(image) for image in images])
         _refuse(images, failures)
-        return codes
+        return found
 
     def search(self, images: Sequence[str | Path | bytes], k: int = 10) -> list[list[Hit]]:
         """The k nearest images of the index for every image given.

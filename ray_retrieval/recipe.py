@@ -4,7 +4,8 @@ A recipe is one YAML file that states a whole experiment. Any field can be set f
 (`train.optimizer.lr=0.01`), one field can refer to another (`runs/${method.bits}bits`), and paths may use
 `~` and environment variables (`$HOME`). An unknown key is an error that names the nearest known one.
 
-`method.bits` and `seed` may be lists: then the file states a study, one recipe for every combination.
+`method.bits`, `method.dimension` and `seed` may be lists: then the file states a study, one recipe for every
+combination.
 """
 
 import copy
@@ -38,12 +39,12 @@ _NOT_OF_THE_MODEL: dict[str, Any] = {
     "published": True,
 }
 
-_STUDIED = {"method.bits": "{}bits", "seed": "seed{}"}
+_STUDIED = {"method.bits": "{}bits", "method.dimension": "{}d", "seed": "seed{}"}
 """What may be a list in a study, and what a member's folder is called after its value."""
 
 
 class IndexConfig(Config):
-    """How the database's codes are laid out for search."""
+    """How the database's descriptors are laid out for search."""
 
     shards: int = Field(default=2, ge=1)
     """Parts that can be searched by different processes."""
@@ -72,7 +73,7 @@ class PublishedConfig(Config):
     metric: str = Field(min_length=1)
     """The metric of ours that they are compared with, e.g. `map@5000`."""
     values: dict[Annotated[int, Field(ge=1)], Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1)
-    """Number of bits: the value, between 0 and 1."""
+    """Number of bits, or dimension: the value, between 0 and 1."""
     tolerance: float = Field(default=0.01, ge=0, le=1)
     """A result that is lower by no more than this has reached it."""
 
@@ -140,7 +141,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def load_study(path: str | Path, overrides: list[str] | None = None) -> list[Recipe]:
-    """Read a recipe file in which `method.bits` and `seed` may be lists.
+    """Read a recipe file in which `method.bits`, `method.dimension` and `seed` may be lists.
 
     Every member is a recipe of its own, its references resolved with its own values. Where `output` does not
     refer to a listed key, its members lie below it, in `16bits/`, `seed0/` or `16bits/seed0/`.

@@ -18,7 +18,11 @@ from ray_retrieval.recipe import Recipe
 from ray_retrieval.storage import Folder, fingerprint
 
 _DEPTH = 3
-"""Levels of folders below a given one in which runs are looked for: a study of bits and seeds has two."""
+"""Levels of folders below a given one in which runs are looked for: a study of sizes and seeds has two."""
+
+
+_SIZES = {"bits": "bits", "dimension": "dimensions"}
+"""What a method's configuration calls the size of its descriptors, and the unit that it counts in."""
 
 
 def find_runs(runs: Sequence[str | Path | Folder]) -> tuple[list[Folder], list[str]]:
@@ -79,9 +83,9 @@ def read_run(folder: Folder) -> dict[str, Any]:
     """What a finished run says of itself and of its selected model.
 
     Returns:
-        {"folder", "name", "method", "bits", "seed", "selected", "epoch", "metrics", "pr_curve", "dataset",
-        "notes", "published", "configuration", "family"}; the last two are fingerprints of what makes the
-        model, without the seed, and without seed and bits.
+        {"folder", "name", "method", "size", "unit", "seed", "selected", "epoch", "metrics", "pr_curve",
+        "dataset", "notes", "published", "configuration", "family"}; the last two are fingerprints of what
+        makes the model, without the seed, and without seed and size.
 
     Raises:
         ArtefactError: if a file is missing or is not what a run writes.
@@ -90,12 +94,14 @@ def read_run(folder: Folder) -> dict[str, Any]:
     try:
         recipe = yaml.safe_load(folder.read_bytes("recipe.yaml"))
         model = metrics["models"][metrics["selected"]]
-        curve = model["pr_curve"]
+        curve = model["pr_curve"] or {}
+        unit = next(key for key in _SIZES if key in recipe["method"])
         return {
             "folder": folder.uri,
             "name": str(recipe["name"]),
             "method": recipe["method"]["name"],
-            "bits": recipe["method"]["bits"],
+            "size": recipe["method"][unit],
+            "unit": _SIZES[unit],
             "seed": recipe["seed"],
             "selected": metrics["selected"],
             "epoch": model["epoch"],
@@ -105,9 +111,9 @@ def read_run(folder: Folder) -> dict[str, Any]:
             "notes": model.get("notes") or [],
             "published": metrics.get("published") or [],
             "configuration": _configuration(recipe, without=("seed",)),
-            "family": _configuration(recipe, without=("seed", "bits")),
+            "family": _configuration(recipe, without=("seed", *_SIZES)),
         }
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (KeyError, StopIteration, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ArtefactError(
             f"recipe.yaml and metrics.json are not those of a finished run: {type(error).__name__} {error}",
             where=folder,
@@ -116,7 +122,7 @@ def read_run(folder: Folder) -> dict[str, Any]:
 
 
 def _configuration(recipe: dict[str, Any], *, without: tuple[str, ...]) -> str:
-    """A fingerprint of what makes the model, but for the seed (and the bits)."""
+    """A fingerprint of what makes the model, but for the seed (and the size)."""
     try:
         values = validate(Recipe, recipe).of_the_model()
     except RetrievalError:

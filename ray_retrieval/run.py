@@ -25,7 +25,6 @@ from ray_retrieval.data import datasets
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.source import check_images, read_errors, write_errors
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.descriptors import Codes
 from ray_retrieval.encode import EncodeJob, encode
 from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.evaluate import evaluate
@@ -176,9 +175,9 @@ class Run:
         """Encode queries and database with every model that is measured; finished parts are kept."""
         with self._stage("encode") as stage:
             jobs = [
-                EncodeJob(self.folder / model, table, self._embeddings(model, role))
+                EncodeJob(self.folder / model, getattr(benchmark, role), self._embeddings(model, role))
                 for model in self._models()
-                for role, table in (("queries", benchmark.queries), ("database", benchmark.database))
+                for role in dict.fromkeys((_queries(benchmark), "database"))
             ]
             with self.display.task("encode", sum(len(job.table) for job in jobs), "images") as advance:
                 stage.worked = encode(jobs, self.recipe.encode, advance=advance) > 0
@@ -201,16 +200,18 @@ class Run:
         errors = 0
         with self._stage("evaluate"):
             for name in self._models():
-                queries = Embeddings.open(self._embeddings(name, "queries"))
+                queries = Embeddings.open(self._embeddings(name, _queries(benchmark)))
                 database = Embeddings.open(self._embeddings(name, "database"))
                 description, _ = read_model_description(self.folder / name)
-                errors = queries.error_count + database.error_count
-                with self.display.task("evaluate", queries.rows, "queries") as advance:
+                same = _queries(benchmark) == "database"
+                errors = database.error_count + (0 if same else queries.error_count)
+                draws = len(benchmark.gallery_draws) or 1
+                with self.display.task("evaluate", draws * queries.rows, "queries") as advance:
                     measured = evaluate(
                         queries,
                         database,
                         self.recipe.evaluate,
-                        k=benchmark.k,
+                        benchmark,
                         threads=cores(),
                         progress=lambda count, tick=advance: tick(count, ""),  # type: ignore[misc]
                     )
@@ -226,7 +227,7 @@ class Run:
             "dataset": _facts(benchmark, errors),
             "published": acceptance(
                 self.recipe.published,
-                self.recipe.method.bits,
+                self.recipe.method.form.size,
                 models[selected]["test"],
                 benchmark=benchmark.name,
             ),
@@ -240,11 +241,13 @@ class Run:
         return report.write(self.folder, examples)
 
     def _examples(self, benchmark: Benchmark) -> list[Example]:
-        queries = Embeddings.open(self._embeddings("model", "queries"))
+        queries = Embeddings.open(self._embeddings("model", _queries(benchmark)))
         index = search.Index.open(self.folder / "index", threads=cores(), model=queries.model)
         count = min(self.recipe.report.examples, queries.rows)
         chosen = np.linspace(0, queries.rows - 1, count).astype(np.int64)
-        hits = index.search(Codes(queries.codes.data[chosen], queries.bits), self.recipe.report.hits)
+        described = queries.form.with_rows(queries.descriptors.data[chosen])
+        # Where the queries are in the index, each finds itself, which is no example of anything.
+        hits = index.search(described, self.recipe.report.hits + benchmark.queries_in_database)
         table = benchmark.queries
         positions = {name: row for row, name in enumerate(table.ids)}
         rows = [positions[queries.ids[row]] for row in chosen]
@@ -255,12 +258,18 @@ class Run:
                 table.image_bytes(row),
                 table.ids[row],
                 label_names(label, table.class_names),
-                distance=None,
+                far=None,
                 right=None,
             )
             for row, label in zip(rows, labels, strict=True)
         ]
-        return [example(index, query, hits_of(index, hits, number)) for number, query in enumerate(shown)]
+        examples = []
+        for number, query in enumerate(shown):
+            found = hits_of(index, hits, number)
+            if benchmark.queries_in_database:
+                found = [hit for hit in found if hit.id != query.id]
+            examples.append(example(index, query, found[: self.recipe.report.hits]))
+        return examples
 
     def _models(self) -> list[str]:
         """The model directories to measure: the selected one, and the other where it differs."""
@@ -290,6 +299,7 @@ class Run:
                     self._check_images(role, tables[role], advance)
             self.folder.write_json("data.json", {"checked": known})
         kept: dict[str, Any] = {}
+        whole: dict[int, ImageTable] = {}
         for role, table in tables.items():
             name = f"{listed[id(table)]}.parquet"
             errors = read_errors(self.folder / "errors", name)
@@ -298,7 +308,10 @@ class Run:
                     f"note: {role}: {len(errors)} of {len(table)} images cannot be decoded and are left out"
                     f" (first: {errors[0].id}: {errors[0].reason}); all are in {self.folder}/errors/{name}"
                 )
-            kept[role] = _without(table, {error.row for error in errors})
+            # Roles that have the same table keep on having the same.
+            if id(table) not in whole:
+                whole[id(table)] = _without(table, {error.row for error in errors})
+            kept[role] = whole[id(table)]
         return replace(benchmark, **kept)
 
     def _check_images(self, role: str, table: ImageTable, advance: Advance) -> None:
@@ -362,6 +375,11 @@ def refuse_what_is_no_run(folder: Folder) -> None:
             where=folder,
             mend="choose another output=…",
         )
+
+
+def _queries(benchmark: Benchmark) -> str:
+    """The role whose embeddings hold the queries: images that are queries and database are encoded once."""
+    return "database" if benchmark.queries is benchmark.database else "queries"
 
 
 @dataclass

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ray_retrieval.descriptors import Form
+
 
 def number(value: float | None) -> str:
     """Four places, or a dash where there is no value."""
@@ -17,22 +19,22 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     """The main metrics of each run, those over seeds, the published results, and notes."""
     runs = comparison["runs"]
     names = _main_metrics(runs)
-    table = _table("run", "bits", "seed", *names)
-    told_apart = len({(run["name"], run["bits"], run["seed"]) for run in runs}) == len(runs)
+    table = _table("run", "size", "seed", *names)
+    told_apart = len({(run["name"], run["size"], run["seed"]) for run in runs}) == len(runs)
     for run in runs:
         values = {metric["name"]: metric["value"] for metric in run["metrics"]}
-        cells = (run["name" if told_apart else "label"], str(run["bits"]), str(run["seed"]))
+        cells = (run["name" if told_apart else "label"], _size(run), str(run["seed"]))
         table.add_row(*map(escape, cells), *(number(values.get(name)) for name in names))
     console = Console(highlight=False)
     console.print(table)
     if comparison["seeds"]:
-        table = _table("over seeds: mean ± deviation", "bits", "seeds", *names)
+        table = _table("over seeds: mean ± deviation", "size", "seeds", *names)
         for group in comparison["seeds"]:
             found = {metric["name"]: metric for metric in group["metrics"]}
             means = [
                 _with_deviation(found[n]["mean"], found[n]["deviation"]) if n in found else "–" for n in names
             ]
-            table.add_row(escape(group["label"]), str(group["bits"]), str(len(group["seeds"])), *means)
+            table.add_row(escape(group["label"]), _size(group), str(len(group["seeds"])), *means)
         console.print(table)
     print_published(comparison["published"], console)
     policies = [metric["policy"] for metric in runs[0]["metrics"][:1]]
@@ -46,14 +48,14 @@ def print_published(rows: list[dict[str, Any]], console: Console) -> None:
     """Results against published ones; nothing where there are none."""
     if not rows:
         return
-    table = _table("published", "metric", "bits", "value", "measured", "difference", "reached")
+    table = _table("published", "metric", "size", "value", "measured", "difference", "reached")
     for row in rows:
         difference = "–" if row["difference"] is None else f"{row['difference']:+.4f}"
         reached = {None: "–", True: "yes", False: "no"}[row["reached"]]
         table.add_row(
             escape(row["source"]),
             escape(row["metric"]),
-            str(row["bits"]),
+            str(row["size"]),
             number(row["published"]),
             _with_deviation(row["measured"], row.get("deviation")),
             difference,
@@ -64,12 +66,12 @@ def print_published(rows: list[dict[str, Any]], console: Console) -> None:
 
 def print_models(models: list[dict[str, Any]]) -> None:
     """Trained models with what selected them."""
-    table = _table("model", "bits", "seed", "epoch", "validation MAP")
+    table = _table("model", "size", "seed", "epoch", "validation MAP")
     for model in models:
         training = model["training"]
         table.add_row(
             escape(model["folder"]),
-            str(model["bits"]),
+            str(Form.from_json(model).size),
             str(training["seed"]),
             str(training["epoch"]),
             number(model["metrics"]["validation"]["map"]),
@@ -77,13 +79,13 @@ def print_models(models: list[dict[str, Any]]) -> None:
     Console(highlight=False).print(table)
 
 
-def print_prediction(prediction: dict[str, Any], bits: int) -> None:
+def print_prediction(prediction: dict[str, Any], far: str) -> None:
     """The nearest image, and the likeliest classes where the model has a class head."""
     nearest, classes = prediction["nearest"], prediction["classes"]
     console = Console(highlight=False, soft_wrap=True)
     lines = {
         "nearest": nearest["id"],
-        "distance": f"{nearest['distance']} of {bits} bits",
+        "distance": far,
         "label": ", ".join(nearest["labels"]) or "–",
         "path": nearest["path"] or "– (the image is in the index)",
     }
@@ -124,7 +126,7 @@ def print_survey(found: dict[str, Any]) -> None:
         "benchmark": found["name"],
         "published": published,
         "classes": _count(found["classes"]),
-        "measured": f"MAP@{_count(found['k'], 'all')}",
+        "measured": ", ".join([f"MAP@{_count(found['k'], 'all')}", *(f"recall@{k:,}" for k in found["ks"])]),
         "images": found["images"],
         "lists": found["lists"] or "none needed",
     }
@@ -165,6 +167,10 @@ def print_survey(found: dict[str, Any]) -> None:
 
 def _count(value: int | None, unknown: str = "–") -> str:
     return unknown if value is None else f"{value:,}"
+
+
+def _size(run: dict[str, Any]) -> str:
+    return f"{run['size']} {run['unit']}"
 
 
 def _main_metrics(runs: list[dict[str, Any]]) -> list[str]:

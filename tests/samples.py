@@ -12,6 +12,7 @@ from ray_retrieval import recipe
 from ray_retrieval.compare import acceptance
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
+from ray_retrieval.methods import METHODS
 
 
 def png(pixels):
@@ -59,6 +60,12 @@ def coloured_benchmark(train=60, *, several_labels=False, classes=3):
 
 
 PAPER = {"source": "Cao et al., 2017", "metric": "map@all", "values": {16: 0.6873, 32: 0.7184}}
+
+
+def sized(name, size, **settings):
+    """A method's configuration with codes of so many bits, or vectors of so many dimensions."""
+    kind = METHODS[name][0]
+    return kind(**{"bits" if "bits" in kind.model_fields else "dimension": size}, **settings)
 
 
 def write_run(

@@ -14,7 +14,7 @@ from samples import coloured_table, write_run
 from ray_retrieval import cli, model, search
 from ray_retrieval.data.table import open_images
 from ray_retrieval.data.transforms import prepare
-from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.descriptors import Form
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
 from ray_retrieval.model import Encoder
@@ -80,8 +80,7 @@ def write_embeddings(folder, table, codes, fingerprint):
     embeddings.finish(
         where,
         model=fingerprint,
-        kind=DescriptorKind.CODES,
-        bits=codes.bits,
+        form=Form.of(codes),
         classes=3,
         class_names=["red", "green", "blue"],
         parts=[embeddings.write_part(where, 0, part, key="k", errors=[])],
@@ -254,7 +253,7 @@ def test_predict_gives_the_nearest_image_and_the_likeliest_classes(cli_call, bui
     assert Image.open(picture).width > 2 * 128
     code, shown, _ = cli_call("predict", built / "index", query)
     assert code == 0
-    assert "distance 0 of 16 bits" in shown
+    assert "distance 0 bits" in shown
     assert names[ranked[0]] in shown
 
 

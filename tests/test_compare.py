@@ -45,7 +45,7 @@ def test_each_run_is_there_with_its_selected_models_numbers(tmp_path):
     found = compare(folders)
     assert found["title"] == "study"
     assert [run["label"] for run in found["runs"]] == ["study-16bits", "study-32bits"]
-    assert [run["bits"] for run in found["runs"]] == [16, 32]
+    assert [run["size"] for run in found["runs"]] == [16, 32]
     assert [run["folder"] for run in found["runs"]] == [str(folder) for folder in folders]
     assert found["runs"][1]["metrics"][0]["value"] == 0.32
     assert "of 32 bits" in found["runs"][1]["metrics"][0]["policy"]
@@ -58,12 +58,12 @@ def test_bits_stand_beside_what_is_published(tmp_path):
     for bits, value in ((128, 0.8), (16, 0.68), (32, 0.6)):
         write_run(tmp_path / "study" / f"{bits}bits", value, bits=bits)
     found = compare([tmp_path / "study"])
-    assert [run["bits"] for run in found["runs"]] == [16, 32, 128]
-    measured, published = found["by_bits"]["rows"]
-    assert found["by_bits"]["bits"] == [16, 32, 128]
+    assert [run["size"] for run in found["runs"]] == [16, 32, 128]
+    measured, published = found["by_size"]["rows"]
+    assert (found["by_size"]["sizes"], found["by_size"]["unit"]) == ([16, 32, 128], "bits")
     assert [measured["cells"][bits]["value"] for bits in ("16", "32", "128")] == [0.68, 0.6, 0.8]
     assert {bits: cell["value"] for bits, cell in published["cells"].items()} == {"16": 0.6873, "32": 0.7184}
-    assert [(row["bits"], row["reached"]) for row in found["published"]] == [(16, True), (32, False)]
+    assert [(row["size"], row["reached"]) for row in found["published"]] == [(16, True), (32, False)]
 
 
 def test_seeds_of_one_configuration_are_averaged(tmp_path):
@@ -73,10 +73,10 @@ def test_seeds_of_one_configuration_are_averaged(tmp_path):
     write_run(tmp_path / "other", 0.1, bits=32)
     found = compare([tmp_path])
     (group,) = found["seeds"]
-    assert (group["bits"], group["seeds"]) == (16, [0, 1, 2])
+    assert (group["size"], group["seeds"]) == (16, [0, 1, 2])
     assert group["metrics"][0]["mean"] == pytest.approx(sum(values) / 3)
     assert group["metrics"][0]["deviation"] == pytest.approx(statistics.stdev(values))
-    row = next(row for row in found["published"] if row["bits"] == 16)
+    row = next(row for row in found["published"] if row["size"] == 16)
     assert row["measured"] == pytest.approx(sum(values) / 3)
     assert row["reached"] is True  # though the first seed alone has not
     labels = [run["label"] for run in found["runs"]]

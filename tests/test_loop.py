@@ -9,14 +9,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from pydantic import ValidationError
-from samples import coloured_benchmark
+from samples import coloured_benchmark, sized
 
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.loop import Process, TrainConfig, Trainer, read_outcome
-from ray_retrieval.methods import METHODS, build
+from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
-from ray_retrieval.methods.xbm import Xbm, XbmConfig
 from ray_retrieval.optim import CosineSchedule, StepSchedule
 
 
@@ -45,11 +44,7 @@ def trainer(
 ):
     torch.manual_seed(0)
     settings |= {"backbone": BackboneConfig(name="small", weights="none"), "image": {"size": 16}}
-    if method == "xbm":
-        made = Xbm(XbmConfig(dimension=12, **settings), classes=3)
-    else:
-        made = build(METHODS[method][0](bits=12, **settings), classes=3)
-    method = made.to(dtype)
+    method = build(sized(method, 12, **settings), classes=3).to(dtype)
     if dropout:
         method.backbone.append(torch.nn.Dropout(dropout))
     return Trainer(

@@ -21,13 +21,13 @@ def noise(side: int, seed: int = 0) -> np.ndarray:
 
 
 def shown(
-    right: bool | None = None, distance: int | None = None, image: bytes | None = None, id_: str = "a/1.png"
+    right: bool | None = None, far: str | None = None, image: bytes | None = None, id_: str = "a/1.png"
 ) -> Shown:
-    return Shown(encoded(noise(32)) if image is None else image, id_, ["cat"], distance, right)
+    return Shown(encoded(noise(32)) if image is None else image, id_, ["cat"], far, right)
 
 
 def example(rights: list[bool | None]) -> Example:
-    return Example(shown(), [shown(right, place) for place, right in enumerate(rights)])
+    return Example(shown(), [shown(right, f"{place} bits") for place, right in enumerate(rights)])
 
 
 def tile(column: int, top: int = pictures.MARGIN) -> tuple[int, int]:
@@ -126,7 +126,7 @@ def test_large_images_keep_their_aspect_ratio_on_a_neutral_ground() -> None:
 @pytest.mark.parametrize("image", [b"no image", b"", encoded(noise(64), "JPEG")[:300], None])
 def test_undecodable_image_becomes_a_grey_tile_with_its_id(image: bytes | None) -> None:
     def drawn(id_: str) -> np.ndarray:
-        hit = Shown(image, id_, ["cat"], 3, False)
+        hit = Shown(image, id_, ["cat"], "3 bits", False)
         picture = grid([Example(shown(), [hit])])
         assert frame_colours(picture, tile(0)) == {pictures.WRONG}
         left, top = tile(0)
@@ -138,7 +138,7 @@ def test_undecodable_image_becomes_a_grey_tile_with_its_id(image: bytes | None) 
 
 def test_text_never_leaves_its_tile() -> None:
     long = "a very long name without end " * 20
-    picture = grid([Example(shown(), [Shown(None, long, [long, "\n\n\x00"], 10**9, True)])])
+    picture = grid([Example(shown(), [Shown(None, long, [long, "\n\n\x00"], f"{10**9} bits", True)])])
     right_margin = np.asarray(picture)[:, -pictures.MARGIN :]
     assert (right_margin == pictures.PAPER).all()
     assert (np.asarray(picture)[-pictures.MARGIN :] == pictures.PAPER).all()

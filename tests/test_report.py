@@ -122,7 +122,7 @@ def timings() -> dict[str, Any]:
 
 
 def examples() -> list[Example]:
-    hits = [Shown(encoded(8, seed=i), f"hit-{i}", ["seven"], i, i % 2 == 0) for i in range(4)]
+    hits = [Shown(encoded(8, seed=i), f"hit-{i}", ["seven"], f"{i} bits", i % 2 == 0) for i in range(4)]
     return [Example(Shown(encoded(8, seed=9), "query-1", ["seven"], None, None), hits)]
 
 
@@ -271,8 +271,10 @@ def test_text_of_users_is_shown_and_never_obeyed(text: str) -> None:
     changed["models"][text] = model(3, 0.5)
     timed = {"stages": {text: 1.0}, "versions": {text: text}, "machine": text}
     entries = [{**entry, "terms": {text: 1.0, "b": 2.0}, "validation": {text: 0.5}} for entry in history()]
-    broken = Shown(b"broken", text, [text], 3, True)
-    asked = [Example(Shown(encoded(8), text, [text]), [broken, Shown(encoded(8), text, [text], 4, None)])]
+    broken = Shown(b"broken", text, [text], "3 bits", True)
+    asked = [
+        Example(Shown(encoded(8), text, [text]), [broken, Shown(encoded(8), text, [text], "4 bits", None)])
+    ]
     parts = {"name": text, "recipe_text": text, "history": entries, "timings": timed}
     parsed = Page(page(metrics=changed, examples=asked, **parts))
     plain = Page(standard())
@@ -354,7 +356,7 @@ def test_single_epoch_is_visible_as_a_dot() -> None:
 
 
 def test_published_results_stand_beside_the_measured_ones() -> None:
-    row = {"metric": "map@all", "bits": 48, "tolerance": 0.01}
+    row = {"metric": "map@all", "size": 48, "tolerance": 0.01}
     near = {**row, "source": "<i>A</i>", "published": 0.87, "measured": 0.8642, "difference": -0.0058}
     far = {**row, "source": "B", "published": 0.9, "measured": 0.8642, "difference": -0.0358}
     absent = {**row, "source": "C", "published": 0.9, "measured": None, "difference": None, "reached": None}
@@ -381,11 +383,11 @@ def test_hits_are_framed_by_shared_label_and_say_their_distance() -> None:
     assert classes == ["shown query", "shown right", "shown wrong", "shown right", "shown wrong"]
     text = Page(html).text
     assert "2 of 4 right" in text
-    assert re.search(r"✕wrong, distance\s+3 bits\b", text)
+    assert re.search(r"✕wrong,\s+3 bits\b", text)
 
 
 def test_hits_of_unknown_relevance_are_neither_right_nor_wrong() -> None:
-    asked = [Example(Shown(encoded(8), "q", []), [Shown(encoded(8), "h", [], 5, None)])]
+    asked = [Example(Shown(encoded(8), "q", []), [Shown(encoded(8), "h", [], "5 bits", None)])]
     html = page(examples=asked)
     assert "shown unknown" in html
     assert "of 0 right" not in html
@@ -394,7 +396,8 @@ def test_hits_of_unknown_relevance_are_neither_right_nor_wrong() -> None:
 def test_broken_and_missing_images_are_placeholders_with_their_ids() -> None:
     truncated = encoded(64, "JPEG")[:200]
     hits = [
-        Shown(data, f"lost-{i}", ["a"], i, True) for i, data in enumerate((None, b"", b"text", truncated))
+        Shown(data, f"lost-{i}", ["a"], f"{i} bits", True)
+        for i, data in enumerate((None, b"", b"text", truncated))
     ]
     html = page(examples=[Example(Shown(None, "lost-query", []), hits)])
     assert Page(html).all("img") == []
@@ -425,7 +428,7 @@ def test_large_images_become_small_jpegs() -> None:
 
 def test_page_stays_small_even_with_pictures_of_noise() -> None:
     image = encoded(300, "JPEG")
-    asked = [Example(Shown(image, "q", ["a"]), [Shown(image, "h", ["a"], 1, True)] * 10)] * 12
+    asked = [Example(Shown(image, "q", ["a"]), [Shown(image, "h", ["a"], "1 bit", True)] * 10)] * 12
     html = page(examples=asked)
     assert len(html) < 1_500_000
     assert len(thumbnails(html)) == 132

@@ -26,7 +26,12 @@ class Benchmark:
         queries: for the final measurement, once.
         database: what these search in.
         k: cut-off of the mean average precision; None for the whole database.
-        queries_in_database: whether all queries are in the database too.
+        queries_in_database: whether all queries are in the database too. Where they are all that is in it,
+            both roles have the same table object, so that it is encoded once.
+        ks: cut-offs of the recall that the benchmark's papers report; empty where they report none.
+        gallery_draws: for protocols that draw what is searched several times: queries and database are then
+            the same table of all test images. Each draw, int64 rows of it, is a gallery; the other rows are
+            the queries, and numbers are means over the draws.
         notes: what whoever reads the numbers should know.
     """
 
@@ -38,6 +43,8 @@ class Benchmark:
     database: ImageTable
     k: int | None = None
     queries_in_database: bool = False
+    ks: tuple[int, ...] = ()
+    gallery_draws: tuple[IntArray, ...] = ()
     notes: list[str] = field(default_factory=list)
 
     def tables(self) -> dict[str, ImageTable]:
@@ -48,7 +55,7 @@ class Benchmark:
         """Assert that the benchmark is what it should be, and add what is odd about it to the notes.
 
         Noted are: queries in the database, training images or validation queries among the queries, rows
-        without a label, and queries without any relevant image.
+        without a label, and queries without any relevant image other than themselves.
 
         Args:
             expected: role → number of images, as published.
@@ -70,6 +77,7 @@ class Benchmark:
                 raise DataError(f"{_words(role)}: there is no image", where=self.name)
         for role, table in tables.items():
             self._check_labels(role, table)
+        assert not self.gallery_draws or self.queries is self.database
         self._note_leaks()
 
     def _check_labels(self, role: str, table: ImageTable) -> None:
@@ -84,15 +92,27 @@ class Benchmark:
             self._note(
                 f"{_words(role)}: {len(table.unlabelled)} of {len(table)} images have an empty list of labels"
             )
+        if role == "validation_database" and len(table) and _classes_present(table) < 2:
+            self._note(
+                "validation database: all images are of one class, so every ranking of them is perfect"
+            )
         if role in ("queries", "validation_queries") and len(table):
             database = self.database if role == "queries" else self.validation_database
-            lost = int((~_has_relevant(labels, database)).sum())
-            if lost:
+            relevant = _has_another(labels) if table is database else _has_relevant(labels, database)
+            if not relevant.all():
+                lost = int((~relevant).sum())
                 self._note(f"{_words(role)}: {lost} of {len(table)} have no relevant image in the database")
 
     def _note_leaks(self) -> None:
         pairs = [("queries", "train"), ("validation_queries", "train"), ("queries", "validation_queries")]
-        if self.queries_in_database:
+        if self.gallery_draws:
+            self._note(
+                f"{len(self.gallery_draws)} galleries of {len(self.gallery_draws[0])} images are drawn from "
+                f"the {len(self.database)}, the others are the queries: numbers are means over the draws"
+            )
+        elif self.queries_in_database and self.queries is self.database:
+            self._note("the queries are the database: each is left out of its own results")
+        elif self.queries_in_database:
             self._note("the queries are in the database")
         else:
             pairs.insert(0, ("queries", "database"))
@@ -116,6 +136,8 @@ def from_tables(
     *,
     k: int | None = None,
     queries_in_database: bool = False,
+    ks: tuple[int, ...] = (),
+    gallery_draws: tuple[IntArray, ...] = (),
     notes: list[str],
 ) -> Benchmark:
     """A benchmark from its five tables by role."""
@@ -129,6 +151,8 @@ def from_tables(
         database=database,
         k=k,
         queries_in_database=queries_in_database,
+        ks=ks,
+        gallery_draws=gallery_draws,
         notes=notes,
     )
 
@@ -169,6 +193,14 @@ def _has_relevant(labels: npt.NDArray[Any], database: ImageTable) -> BoolArray:
     if labels.ndim == 2:
         return np.asarray((labels & others.any(axis=0)).any(axis=1))
     return np.isin(labels, others)
+
+
+def _has_another(labels: npt.NDArray[Any]) -> BoolArray:
+    """Whether some other row shares a label: bool [n]."""
+    if labels.ndim == 2:
+        return np.asarray((labels & (labels.sum(axis=0) > 1)).any(axis=1))
+    _, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return np.asarray(counts[number] > 1)
 
 
 def _words(role: str) -> str:

@@ -2,7 +2,8 @@
 
 A draw depends on the seed and the labels alone: never on a global generator, on the order of the calls, or
 on the version of a library. One uniform number a row (Philox, `random()`) ranks the rows of each class; the
-parts of the plan take their shares of that ranking one after another.
+parts of the plan take their shares of that ranking one after another. Where whole classes are drawn
+(`draw_groups`), there is one number a class instead.
 """
 
 import io
@@ -189,6 +190,57 @@ def load_or_draw(
     return split, [] if drawn == seed else [
         f"the split is the saved one, drawn with seed {drawn}, not {seed}"
     ]
+
+
+def draw_groups(groups: npt.NDArray[Any], counts: Mapping[str, int], seed: int) -> dict[str, IntArray]:
+    """Whole groups of rows (classes, say) for one role after another; what no role took is "rest".
+
+    A role's groups depend on the counts of the roles before it, not on those after it.
+
+    Args:
+        groups: [n], integers or text: the group of each row.
+        counts: role → how many groups.
+        seed: of the draw.
+
+    Returns:
+        Role → int64 rows, ascending.
+
+    Raises:
+        DataError: if there are fewer groups than are asked for.
+    """
+    names, number = np.unique(groups, return_inverse=True)
+    if sum(counts.values()) > len(names):
+        asked = ", ".join(f"{count} {role.replace('_', ' ')}" for role, count in counts.items())
+        raise DataError(f"{sum(counts.values())} groups are needed ({asked}), there are {len(names)}")
+    uniform = np.random.Generator(np.random.Philox(seed)).random(len(names))
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[np.argsort(uniform, kind="stable")] = np.arange(len(names))
+    ends = np.cumsum([0, *counts.values()])
+    place = rank[number]
+    roles = {
+        role: np.flatnonzero((place >= start) & (place < end))
+        for role, start, end in zip(counts, ends[:-1], ends[1:], strict=True)
+    }
+    return {**roles, REST: np.flatnonzero(place >= ends[-1])}
+
+
+def draw_one_each(groups: npt.NDArray[Any], seed: int, number: int) -> IntArray:
+    """One row of each group by chance: int64, ascending.
+
+    Args:
+        groups: [n], integers or text: the group of each row.
+        seed: of the draws.
+        number: of the draw among those of the same seed.
+    """
+    uniform = np.random.Generator(np.random.Philox([seed, number])).random(len(groups))
+    order = np.lexsort((uniform, groups))
+    _, first = np.unique(np.asarray(groups)[order], return_index=True)
+    return np.sort(order[first])
+
+
+def share_of(total: int, share: float, *, least: int) -> int:
+    """A share of a number, rounded, but `least` at the least; 0 for a share of 0."""
+    return max(least, int(np.floor(share * total + 0.5))) if share > 0 else 0
 
 
 def _shares(share: int | float, counts: IntArray) -> IntArray:

@@ -209,6 +209,22 @@ class ImageTable:
             label = pa.ListArray.from_arrays(offsets, moved.take(label.flatten()), mask=mask)
         elif not pa.types.is_null(label.type):
             label = moved.take(label)
+        return self._relabelled(label, class_names)
+
+    def renumbered(self) -> "ImageTable":
+        """The same images with the classes that they have as 0…C−1, in the order of the old numbers.
+
+        Classes without a name get their old number for one.
+
+        Raises:
+            DataError: if a label is missing, or images have several.
+        """
+        if self.is_multilabel:
+            raise DataError("the images have several labels each, one is needed", where=self.name)
+        present, numbers = np.unique(self.labels, return_inverse=True)
+        return self._relabelled(pa.array(numbers, pa.int64()), [self.class_name(old) for old in present])
+
+    def _relabelled(self, label: pa.Array, class_names: list[str]) -> "ImageTable":
         rest = self._rest.set_column(self._rest.column_names.index("label"), "label", label)
         part = ImageTable.__new__(ImageTable)
         part._assign(

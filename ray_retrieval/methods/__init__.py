@@ -11,15 +11,17 @@ from ray_retrieval.methods.greedyhash_unsupervised import (
     GreedyHashUnsupervisedConfig,
 )
 from ray_retrieval.methods.hashnet import HashNet, HashNetConfig
+from ray_retrieval.methods.xbm import Xbm, XbmConfig
 
 METHODS: dict[str, tuple[type[MethodConfig], type[Method]]] = {
     "greedyhash": (GreedyHashConfig, GreedyHash),
     "greedyhash_unsupervised": (GreedyHashUnsupervisedConfig, GreedyHashUnsupervised),
     "hashnet": (HashNetConfig, HashNet),
+    "xbm": (XbmConfig, Xbm),
 }
 
 AnyMethodConfig = Annotated[
-    GreedyHashConfig | GreedyHashUnsupervisedConfig | HashNetConfig, Field(discriminator="name")
+    GreedyHashConfig | GreedyHashUnsupervisedConfig | HashNetConfig | XbmConfig, Field(discriminator="name")
 ]
 """The configurations that a recipe may give, told apart by `name`."""
 

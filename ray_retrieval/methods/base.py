@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ray_retrieval.config import Config
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, normalise
-from ray_retrieval.descriptors import DescriptorKind, Descriptors
+from ray_retrieval.descriptors import Descriptors, Form
 from ray_retrieval.workers import gather_rows
 
 Outputs = dict[str, Tensor]
@@ -117,6 +117,11 @@ class MethodConfig(Config):
     image: Preprocessing = Preprocessing()
     """How an image becomes the network's input; travels with the model."""
 
+    @property
+    def form(self) -> Form:
+        """What the method makes of an image."""
+        raise NotImplementedError
+
 
 class Method(nn.Module, ABC):
     """A published method.
@@ -130,7 +135,6 @@ class Method(nn.Module, ABC):
     saved model all see it.
     """
 
-    kind: ClassVar[DescriptorKind]
     whole_batches: ClassVar[bool] = False
     """Whether the loss pairs images across the whole batch, which then cannot be computed in parts."""
 

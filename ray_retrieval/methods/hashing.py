@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ray_retrieval.descriptors import Codes, DescriptorKind
+from ray_retrieval.descriptors import Codes, DescriptorKind, Form
 from ray_retrieval.layers.backbones import BackboneConfig, build_backbone
 from ray_retrieval.layers.sign import pack_signs
 from ray_retrieval.methods.base import Method, MethodConfig, ParameterGroup
@@ -21,11 +21,14 @@ class HashingConfig(MethodConfig):
     """Learning rate of what starts from random weights (hash layer, classifier), as a multiple of the
     backbone's."""
 
+    @property
+    def form(self) -> Form:
+        return Form(DescriptorKind.CODES, self.bits)
+
 
 class HashingMethod(Method):
     """A backbone and a hash layer; sub-classes add their objective."""
 
-    kind = DescriptorKind.CODES
     config: HashingConfig
 
     def __init__(self, config: HashingConfig, *, classes: int, pretrained: bool = True) -> None:

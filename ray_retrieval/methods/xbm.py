@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ray_retrieval.config import Config
 from ray_retrieval.data.samplers import Remainder, pk_plan
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.descriptors import DescriptorKind, Vectors
+from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig, build_feature_map
 from ray_retrieval.layers.pooling import GlobalPooling, PoolingName
@@ -118,11 +118,14 @@ class XbmConfig(MethodConfig):
     warmup_steps: int = Field(default=1000, ge=0)
     """Steps before the memory begins to fill; published: 1,000."""
 
+    @property
+    def form(self) -> Form:
+        return Form(DescriptorKind.VECTORS, self.dimension)
+
 
 class Xbm(Method):
     """A backbone, global pooling and a linear layer under a loss on the batch and on a memory."""
 
-    kind = DescriptorKind.VECTORS
     whole_batches: ClassVar[bool] = True
     config: XbmConfig
 

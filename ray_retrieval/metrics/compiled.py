@@ -15,7 +15,19 @@ def compiled(function: Function) -> Function:
     What it calls is compiled into it. Numba looks only at the function's own file when it decides whether
     the copy on disk is fresh, so compiled functions call others of their own file (and intrinsics) only.
     """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    return _compile(function)
+
+
+def compiled_in_any_order(function: Function) -> Function:
+    """As `compiled`, but sums of floats may be formed in any order, and products with them fused.
+
+    That lets the compiler vectorise sums. The result differs between machines in its last bits.
+    """
+    return _compile(function, fastmath={"reassoc", "contract"})
+
+
+def _compile(function: Function, **options: Any) -> Function:
+    options |= {"nogil": True, "error_model": "numpy"}
     try:
         return cast(Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # No folder for the cache can be written to: compile in every process instead.

@@ -1,7 +1,7 @@
 """The embeddings artefact: descriptors of a table of images, as Parquet parts that describe themselves.
 
-    embeddings.json       model, bits, class names, and every part with its checksum; written last
-    part-00000.parquet    columns row · id · label · image · code · the table's further columns
+    embeddings.json       model, form of the descriptors, class names, every part's checksum; written last
+    part-00000.parquet    columns row · id · label · image · the table's further columns · code or vector
     part-00000.json       what the part was made of: a part without it does not count
     errors.parquet        id and reason of every image that could not be decoded
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_retrieval.descriptors import Codes, DescriptorKind
+from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, concatenate
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.storage import (
     Folder,
@@ -31,34 +31,36 @@ from ray_retrieval.storage import (
 DESCRIPTION, ERRORS = "embeddings.json", "errors.parquet"
 _KIND, _VERSION = "embeddings", 1
 _ABOUT = ("format", "version", "fingerprint")
+_COLUMN = {DescriptorKind.CODES: "code", DescriptorKind.VECTORS: "vector"}
 _ERRORS_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
 
 
 def part_table(
-    images: pa.Table, codes: Codes, *, first_row: int, skip: "dict[int, str]", keep_images: bool = True
+    images: pa.Table,
+    descriptors: Descriptors,
+    *,
+    first_row: int,
+    skip: "dict[int, str]",
+    keep_images: bool = True,
 ) -> pa.Table:
     """The rows of a part.
 
     Args:
         images: id · image struct of bytes and path · label · any further columns.
-        codes: one row an image.
+        descriptors: one row an image.
         first_row: the number of the first image in the whole input.
         skip: positions of images without a descriptor; they are left out.
         keep_images: keep bytes; else only paths stay.
 
     Raises:
-        DataError: if a further column is called `row`, `code` or `path`.
+        DataError: if a further column is called `row`, `path`, `code` or `vector`.
     """
-    taken = sorted({"row", "code", "path"} & set(images.column_names))
+    taken = sorted({"row", "path", *_COLUMN.values()} & set(images.column_names))
     if taken:
         raise DataError(
             f"column '{taken[0]}' of the images has a name that embeddings need", mend="rename the column"
         )
     rows = pa.array(np.arange(first_row, first_row + len(images)))
-    width = codes.data.shape[1]
-    packed = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(width), len(codes), [None, pa.py_buffer(np.ascontiguousarray(codes.data))]
-    )
     if not keep_images:
         column = images["image"].combine_chunks()
         paths = column.field("path") if isinstance(column, pa.StructArray) else column.chunk(0).field("path")
@@ -66,13 +68,37 @@ def part_table(
             [pa.nulls(len(paths), pa.large_binary()), paths], names=["bytes", "path"]
         )
         images = images.set_column(images.column_names.index("image"), "image", stripped)
-    field = pa.field("code", pa.binary(width), nullable=False, metadata={"bits": str(codes.bits)})
-    table = images.add_column(0, "row", rows).append_column(field, packed)
+    table = images.add_column(0, "row", rows).append_column(*descriptor_column(descriptors))
     if not skip:
         return table
     kept = np.ones(len(table), np.bool_)
     kept[list(skip)] = False
     return table.filter(pa.array(kept))
+
+
+def descriptor_column(descriptors: Descriptors) -> tuple[pa.Field, pa.Array]:
+    """Descriptors as a column: `code`, fixed-size binary, or `vector`, fixed-size list of float32."""
+    data = np.ascontiguousarray(descriptors.data)
+    form = Form.of(descriptors)
+    if isinstance(descriptors, Codes):
+        kind = pa.binary(data.shape[1])
+        column = pa.FixedSizeBinaryArray.from_buffers(kind, len(data), [None, pa.py_buffer(data)])
+        metadata = {"bits": str(form.size)}
+    else:
+        kind = pa.list_(pa.field("item", pa.float32(), nullable=False), form.size)
+        column = pa.FixedSizeListArray.from_arrays(pa.array(data.reshape(-1)), type=kind)
+        metadata = None
+    return pa.field(_COLUMN[form.kind], kind, nullable=False, metadata=metadata), column
+
+
+def descriptors_in(table: pa.Table, form: Form) -> Descriptors:
+    """The descriptors of a table that has the column that `descriptor_column` made."""
+    column = table[_COLUMN[form.kind]]
+    if form.kind is DescriptorKind.CODES:
+        return Codes(_packed_codes(column, (form.size + 7) // 8), form.size)
+    parts = [np.asarray(chunk.flatten()) for chunk in column.chunks]
+    joined = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    return form.with_rows(joined.reshape(-1, form.size))
 
 
 def write_part(
@@ -125,8 +151,7 @@ def finish(
     folder: Folder,
     *,
     model: str,
-    kind: DescriptorKind,
-    bits: int,
+    form: Form,
     classes: int,
     class_names: list[str] | None,
     parts: list[dict[str, Any]],
@@ -137,8 +162,7 @@ def finish(
     Args:
         folder: of the embeddings.
         model: fingerprint of the model.
-        kind: of the descriptors.
-        bits: of a code.
+        form: of the descriptors.
         classes: number of classes that labels count in; 0 without labels.
         class_names: their names, where they have any.
         parts: entries of all parts, in order.
@@ -150,8 +174,7 @@ def finish(
         pq.write_table(pa.Table.from_pylist(rows, schema=_ERRORS_SCHEMA), stream)
     body = {
         "model": model,
-        "kind": kind.value,
-        "bits": bits,
+        **form.as_json(),
         "classes": classes,
         "class_names": class_names,
         "source": source,
@@ -174,7 +197,7 @@ class Embeddings:
     Attributes:
         folder: where it lies.
         model: fingerprint of the model that made it.
-        bits: of a code.
+        form: of the descriptors.
         classes: number of classes that labels count in; 0 without labels.
         class_names: their names, or None.
         rows: images with a descriptor.
@@ -186,7 +209,7 @@ class Embeddings:
     def __init__(self, folder: Folder, description: dict[str, Any]) -> None:
         self.folder = folder
         self.model: str = description["model"]
-        self.bits: int = description["bits"]
+        self.form = Form.from_json(description)
         self.classes: int = description["classes"]
         self.class_names: list[str] | None = description["class_names"]
         self.rows: int = description["rows"]
@@ -213,11 +236,6 @@ class Embeddings:
                 "damaged: its fingerprint does not fit its content",
                 where=f"{folder}/{DESCRIPTION}",
                 mend="delete the file and encode again: the parts are kept",
-            )
-        if description["kind"] != DescriptorKind.CODES.value:
-            raise ArtefactError(
-                f"this release reads embeddings of binary codes, these are {description['kind']}",
-                where=folder,
             )
         for entry in (*description["parts"], description["errors"]):
             check_file(folder, entry, content=check == "content")
@@ -256,14 +274,19 @@ class Embeddings:
             table = pq.read_table(source)
         return list(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
+    @property
+    def descriptor_column(self) -> str:
+        """Name of the column that holds the descriptors."""
+        return _COLUMN[self.form.kind]
+
     @functools.cached_property
-    def codes(self) -> Codes:
-        """All codes, in row order."""
-        width = (self.bits + 7) // 8
+    def descriptors(self) -> Descriptors:
+        """All descriptors, in row order."""
+        column = [self.descriptor_column]
         parts = [
-            packed_codes(self.read_part(number, ["code"])["code"], width) for number in range(len(self.parts))
+            descriptors_in(self.read_part(number, column), self.form) for number in range(len(self.parts))
         ]
-        return Codes(np.concatenate(parts) if parts else np.zeros((0, width), np.uint8), self.bits)
+        return concatenate(parts) if parts else self.form.zeros(0)
 
     @functools.cached_property
     def ids(self) -> list[str]:
@@ -290,7 +313,7 @@ class Embeddings:
         return several
 
 
-def packed_codes(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.uint8]:
+def _packed_codes(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.uint8]:
     """uint8 [n, width] of a column of fixed-size binary without nulls."""
     arrays = [
         np.frombuffer(chunk.buffers()[1], np.uint8)[

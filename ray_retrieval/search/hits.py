@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ NO_ROW = -1
 """Stands where fewer rows than asked for exist."""
 
 NO_DISTANCE = 2**31 - 1
-"""The distance beside `NO_ROW`; no real distance reaches it."""
+"""The Hamming distance beside `NO_ROW`; no real one reaches it. Of floating-point distances: infinity."""
 
 # A hit as one integer that sorts by (distance, row). Rows below 2^43 - 1 and distances below 2^20 fit.
 _ROW_BITS = 43
@@ -22,17 +23,19 @@ class Hits:
     """The nearest rows of each query, sorted by (distance, row).
 
     Attributes:
-        distances: int32 [q, k], ascending; `NO_DISTANCE` where there is no row.
+        distances: [q, k], ascending. int32: Hamming distances, `NO_DISTANCE` where there is no row. float32:
+            squared Euclidean distances of unit vectors, 0…4 (the cosine is 1 − distance / 2), or what a
+            reranking puts in their place; infinity where there is no row.
         rows: int64 [q, k]; `NO_ROW` where fewer than k rows exist.
     """
 
-    distances: npt.NDArray[np.int32]
+    distances: npt.NDArray[Any]
     rows: npt.NDArray[np.int64]
 
     def __post_init__(self) -> None:
         assert self.distances.shape == self.rows.shape
         assert self.rows.ndim == 2
-        assert self.distances.dtype == np.int32
+        assert self.distances.dtype in (np.int32, np.float32)
         assert self.rows.dtype == np.int64
 
     def __len__(self) -> int:
@@ -44,9 +47,10 @@ class Hits:
         return Hits(self.distances[queries], self.rows[queries])
 
 
-def no_hits(queries: int, k: int) -> Hits:
-    """Hits of a search that finds nothing."""
-    return Hits(np.full((queries, k), NO_DISTANCE, np.int32), np.full((queries, k), NO_ROW, np.int64))
+def no_hits(queries: int, k: int, dtype: "type[np.int32] | type[np.float32]" = np.int32) -> Hits:
+    """Hits of a search that finds nothing, with distances of a type."""
+    nothing: Any = NO_DISTANCE if dtype is np.int32 else np.inf
+    return Hits(np.full((queries, k), nothing, dtype), np.full((queries, k), NO_ROW, np.int64))
 
 
 def merge(parts: Sequence[Hits], k: int) -> Hits:
@@ -60,6 +64,8 @@ def merge(parts: Sequence[Hits], k: int) -> Hits:
         k: hits to keep; what is missing is filled with `NO_ROW`.
     """
     assert parts
+    if parts[0].distances.dtype == np.float32:
+        return _merge_floats(parts, k)
     keys = np.concatenate([_keys(part) for part in parts], axis=1)
     keys.sort(axis=1)
     keys = keys[:, :k]
@@ -68,6 +74,17 @@ def merge(parts: Sequence[Hits], k: int) -> Hits:
     real = keys != _NO_HIT
     np.copyto(found.distances[:, :width], (keys >> _ROW_BITS).astype(np.int32), where=real)
     np.copyto(found.rows[:, :width], keys & ((1 << _ROW_BITS) - 1), where=real)
+    return found
+
+
+def _merge_floats(parts: Sequence[Hits], k: int) -> Hits:
+    distances = np.concatenate([part.distances for part in parts], axis=1)
+    rows = np.concatenate([part.rows for part in parts], axis=1)
+    # What is no hit is infinitely far: it comes last, whatever its row number.
+    order = np.lexsort((rows, distances), axis=1)[:, :k]
+    found = no_hits(len(rows), k, np.float32)
+    found.distances[:, : order.shape[1]] = np.take_along_axis(distances, order, axis=1)
+    found.rows[:, : order.shape[1]] = np.take_along_axis(rows, order, axis=1)
     return found
 
 

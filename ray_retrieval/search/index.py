@@ -1,4 +1,4 @@
-"""The index artefact: codes of a database in shards, searched exactly, and what is known of each row.
+"""The index artefact: descriptors of a database in shards, searched exactly, and what is known of each row.
 
     CURRENT · manifest-000001.json      see `manifest.py`
     shards/<fingerprint>/…              see `shard.py`
@@ -18,12 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import fs
 
-from ray_retrieval.descriptors import Codes
+from ray_retrieval.descriptors import Descriptors, Form, concatenate
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.manifest import CURRENT, Manifest, SelfTest, publish, read_current
-from ray_retrieval.search.scan import scan_segments
+from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.shard import Shard, write_shard
 from ray_retrieval.storage import Folder
 
@@ -39,7 +39,7 @@ def build(
     keep_images: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> Manifest:
-    """Build an index of binary codes, or go on with a build that was interrupted.
+    """Build an index of codes or vectors, or go on with a build that was interrupted.
 
     The files depend on nothing but the embeddings and the arguments, and `CURRENT` is written last: readers
     see the whole index or what was there before. Over an index of the same model it makes a new version,
@@ -84,14 +84,13 @@ def build(
         write_shard(index, source, start, stop - start, keep_images=keep_images, advance=advance)
         for start, stop in itertools.pairwise(bounds)
     )
-    opened = [Shard(index, entry, source.bits) for entry in entries]
+    opened = [Shard(index, entry, source.form) for entry in entries]
     manifest = Manifest(
         number=1 if previous is None else previous.number,
         parent=None if previous is None else previous.parent,
-        kind="codes",
+        **source.form.as_json(),
         search="exact",
         ties="row",
-        bits=source.bits,
         rows=source.rows,
         next_row=source.rows,
         model=source.model,
@@ -99,7 +98,7 @@ def build(
         class_names=None if source.class_names is None else tuple(source.class_names),
         shards=entries,
         deletes=(),
-        self_test=_self_test(opened, source.bits, source.rows),
+        self_test=_self_test(opened, source.rows),
     )
     if manifest == previous:
         return manifest
@@ -109,27 +108,25 @@ def build(
     return manifest
 
 
-def _self_test(shards: list[Shard], bits: int, rows: int) -> tuple[SelfTest, ...]:
-    """The codes of a few rows with their nearest rows."""
+def _self_test(shards: list[Shard], rows: int) -> tuple[SelfTest, ...]:
+    """A few rows with their nearest rows."""
     chosen = np.unique(np.linspace(0, rows - 1, _TEST_QUERIES).astype(np.int64))
-    queries = np.concatenate([_codes_of(shard, chosen) for shard in shards])[:, : (bits + 7) // 8]
-    hits = scan_segments([shard.segment for shard in shards], queries, bits, min(_TEST_HITS, rows))
+    queries = concatenate([_held(shard, chosen) for shard in shards])
+    hits = search_segments([shard.segment for shard in shards], queries, min(_TEST_HITS, rows), threads=1)
     return tuple(
         SelfTest(
-            code=query.tobytes().hex(),
+            query=query.tobytes().hex(),
             distances=tuple(distances.tolist()),
             rows=tuple(found.tolist()),
         )
-        for query, distances, found in zip(queries, hits.distances, hits.rows, strict=True)
+        for query, distances, found in zip(queries.data, hits.distances, hits.rows, strict=True)
     )
 
 
-def _codes_of(shard: Shard, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-    """Packed codes of those of the rows that the shard holds, filled up to whole words."""
+def _held(shard: Shard, rows: npt.NDArray[np.int64]) -> Descriptors:
+    """The descriptors of those of the rows that the shard holds."""
     places = rows - shard.entry.first_row
-    places = places[(places >= 0) & (places < shard.entry.rows)]
-    found: npt.NDArray[np.uint8] = shard.segment.words[places].view(np.uint8)
-    return found
+    return shard.descriptors(places[(places >= 0) & (places < shard.entry.rows)])
 
 
 class Index:
@@ -190,7 +187,7 @@ class Index:
                 f"the index has shards 0 to {len(available) - 1}, asked for: {asked}", where=folder
             )
         opened = [
-            Shard(folder, manifest.shards[number], manifest.bits, content=check == "content")
+            Shard(folder, manifest.shards[number], manifest.form, content=check == "content")
             for number in chosen
         ]
         return cls(folder, manifest, opened, threads)
@@ -204,8 +201,9 @@ class Index:
         return self.manifest.number
 
     @property
-    def bits(self) -> int:
-        return self.manifest.bits
+    def form(self) -> Form:
+        """What it holds of an image."""
+        return self.manifest.form
 
     @property
     def model(self) -> str:
@@ -216,25 +214,41 @@ class Index:
     def class_names(self) -> list[str] | None:
         return None if self.manifest.class_names is None else list(self.manifest.class_names)
 
-    def search(self, codes: Codes, k: int) -> Hits:
+    def search(self, queries: Descriptors, k: int) -> Hits:
         """The `k` nearest rows of the opened shards for each query, exactly, sorted by (distance, row).
 
         Args:
-            codes: of the queries.
+            queries: descriptors of the index's form.
             k: hits per query; where there are fewer rows, `NO_ROW` fills the places after the last.
 
         Raises:
-            ArtefactError: if the queries have another number of bits than the index.
+            ArtefactError: if the queries are of another form than the index.
             QueryError: if `k` < 1.
         """
-        if codes.bits != self.bits:
+        if Form.of(queries) != self.form:
             raise ArtefactError(
-                f"the index holds codes of {self.bits} bits, the queries have {codes.bits}",
+                f"the index holds {self.form}, the queries are {Form.of(queries)}",
                 where=self.folder,
                 mend="encode the queries with the model that made the index",
             )
         segments = [shard.segment for shard in self._shards]
-        return scan_segments(segments, codes.data, self.bits, k, threads=self._threads)
+        return search_segments(segments, queries, k, threads=self._threads)
+
+    def descriptors(self, rows: "npt.NDArray[np.int64] | Sequence[int] | None" = None) -> Descriptors:
+        """The descriptors of some rows of the opened shards, in the order asked; all of them by default.
+
+        Raises:
+            QueryError: if a row is not in the opened shards.
+        """
+        if rows is None:
+            return concatenate([shard.descriptors(np.arange(shard.entry.rows)) for shard in self._shards])
+        wanted = np.asarray(rows, np.int64).reshape(-1)
+        found = self.form.zeros(len(wanted))
+        numbers, places = self._locate(wanted)
+        for number in np.unique(numbers):
+            here = numbers == number
+            found.data[here] = self._shards[number].descriptors(places[here]).data
+        return found
 
     def records(self, rows: "npt.NDArray[np.int64] | Sequence[int]") -> pa.Table:
         """What is known of some rows: row, id, label, path and the images' further columns.
@@ -326,9 +340,8 @@ class Index:
             "folder": str(self.folder),
             "version": manifest.number,
             "parent": manifest.parent,
-            "kind": manifest.kind,
+            **manifest.form.as_json(),
             "search": manifest.search,
-            "bits": manifest.bits,
             "rows": manifest.rows,
             "shards": len(manifest.shards),
             "bytes": sum(shard.bytes for shard in manifest.shards),
@@ -360,8 +373,9 @@ class Index:
 
     def _check_answers(self, test: SelfTest, number: int) -> None:
         """Compare the recorded hits that lie in the opened shards with what these find now."""
-        query = np.frombuffer(bytes.fromhex(test.code), np.uint8).reshape(1, -1)
-        found = self.search(Codes(query, self.bits), len(test.rows))
+        like = self.form.zeros(0).data
+        query = np.frombuffer(bytes.fromhex(test.query), like.dtype).reshape(1, -1)
+        found = self.search(self.form.with_rows(query), len(test.rows))
         hits = [hit for hit in zip(found.distances[0], found.rows[0], strict=True) if hit[1] != NO_ROW]
         opened = [
             range(shard.entry.first_row, shard.entry.first_row + shard.entry.rows) for shard in self._shards

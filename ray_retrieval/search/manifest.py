@@ -11,9 +11,10 @@ a manifest with anything else is refused rather than searched wrongly.
 import re
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from ray_retrieval.config import Config
+from ray_retrieval.descriptors import Form
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.storage import Folder, digest, read_description, write_description
 
@@ -40,6 +41,8 @@ class ShardEntry(Config):
     """Number of its first row in the index."""
     rows: int
     files: tuple[FileEntry, ...]
+    norm_error: float = 0.0
+    """The largest difference of a vector's squared length from 1."""
 
     @property
     def bytes(self) -> int:
@@ -49,9 +52,9 @@ class ShardEntry(Config):
 class SelfTest(Config):
     """A query and the hits that it had when the index was built."""
 
-    code: str
-    """The packed code in hexadecimal."""
-    distances: tuple[int, ...]
+    query: str
+    """The packed code, or the vector's little-endian float32 values, in hexadecimal."""
+    distances: tuple[float, ...]
     rows: tuple[int, ...]
 
 
@@ -62,19 +65,22 @@ class Manifest(Config):
     """Of this version; the first is 1."""
     parent: int | None
     """The version that it was made from."""
-    kind: Literal["codes"]
-    """What is stored: packed binary codes, compared by the Hamming distance."""
+    kind: Literal["codes", "vectors"]
+    """What is stored: packed binary codes, compared by the Hamming distance, or unit vectors, compared by the
+    squared Euclidean distance."""
     search: Literal["exact"]
     ties: Literal["row"]
     """Among rows at the same distance the one with the lower number comes first."""
-    bits: int
+    bits: int | None = None
     """Of a code."""
+    dimension: int | None = None
+    """Of a vector."""
     rows: int
     """Rows that a search can find."""
     next_row: int
     """The number that the next row added will get; numbers are never given twice."""
     model: str
-    """Fingerprint of the model that made the codes."""
+    """Fingerprint of the model that made the descriptors."""
     embeddings: str
     """Fingerprint of the embeddings that the index was built from."""
     class_names: tuple[str, ...] | None
@@ -83,6 +89,17 @@ class Manifest(Config):
     deletes: tuple[()]
     """Files that name deleted rows."""
     self_test: tuple[SelfTest, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> "Manifest":
+        if (self.bits is None, self.dimension is None) != (self.kind != "codes", self.kind != "vectors"):
+            raise ValueError("codes have 'bits', vectors a 'dimension'")
+        return self
+
+    @property
+    def form(self) -> Form:
+        """Of the descriptors."""
+        return Form.from_json({"kind": self.kind, "bits": self.bits, "dimension": self.dimension})
 
     @property
     def name(self) -> str:

@@ -11,11 +11,8 @@ The rows (or the queries) are shared out among threads. Each share is exact and 
 so the result does not depend on how many there are.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +21,7 @@ import numpy.typing as npt
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.metrics.compiled import compiled, ones
 from ray_retrieval.search.hits import NO_DISTANCE, NO_ROW, Hits, merge, no_hits
+from ray_retrieval.search.threads import run_all
 
 Words = npt.NDArray[np.uint64]
 Distances = npt.NDArray[np.int32]
@@ -175,7 +173,7 @@ def scan_segments(
         start = group_number * group
         _search(parts[share], groups[group_number], bits, found[share].take(slice(start, start + group)))
 
-    _run_all(search, [(i, j) for i in range(len(groups)) for j in range(shares)], threads)
+    run_all(search, [(i, j) for i in range(len(groups)) for j in range(shares)], threads)
     return found[0] if shares == 1 and kept == k else merge(found, k)
 
 
@@ -216,34 +214,11 @@ def _search(segments: list[Segment], queries: Words, bits: int, out: Hits) -> No
     _sort(found, out.distances, out.rows)
 
 
-def _run_all(task: Callable[..., None], calls: list[tuple[int, int]], threads: int) -> None:
-    """Make the calls on this thread and up to `threads` - 1 others; each takes the next one when free."""
-    waiting = iter(calls)
-
-    def drain(waiting: Iterator[tuple[int, int]]) -> None:
-        for call in waiting:
-            task(*call)
-
-    helpers = min(threads, len(calls)) - 1
-    futures = [_pool(os.getpid(), helpers).submit(drain, waiting) for _ in range(helpers)]
-    drain(waiting)
-    for future in futures:
-        # A helper that has not begun has nothing left to do; waiting for it would wait for other searches.
-        if not future.cancel():
-            future.result()
-
-
 def _read_only(words: Words) -> Words:
     """The same memory; compiled code is specialised on writability, so this saves compiling it twice."""
     view = words.view(np.ndarray)
     view.flags.writeable = False
     return view
-
-
-@cache
-def _pool(process: int, workers: int) -> ThreadPoolExecutor:  # noqa: ARG001
-    """Threads kept between searches. They do not survive a fork, so each process makes its own."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="scan")
 
 
 @compiled

@@ -1,19 +1,17 @@
 """A shard: consecutive rows of an index in immutable, memory-mapped files.
 
-    codes.bin       a header of 64 bytes, then the codes, each filled up with zeros to whole 64-bit words
+    codes.bin       or vectors.bin: the descriptors, see `segments.py`
     rows.arrow      one Arrow record batch: row · id · label · path · further columns of the images
     images.arrow    the images that came as bytes; missing where none did
     shard.json      the files with their checksums, written last: without it the shard does not count
 
 The folder's name is a fingerprint of all that goes into the shard, so a build that starts again knows a
-finished shard by its name. The header of `codes.bin` is little-endian: the 8 bytes `RRCODES1`, then bits
-and words of a row as 32-bit numbers, rows and first row as 64-bit numbers, and zeros. Rows lie in one record
-batch because taking rows of a table in many chunks copies whole columns.
+finished shard by its name. Rows lie in one record batch because taking rows of a table in many chunks copies
+whole columns.
 """
 
 import bisect
 import functools
-import struct
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -21,10 +19,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_retrieval.descriptors import Descriptors, Form
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search.embeddings import Embeddings, packed_codes
+from ray_retrieval.search.embeddings import Embeddings, descriptors_in
 from ray_retrieval.search.manifest import FileEntry, ShardEntry
-from ray_retrieval.search.scan import Segment, Words, to_words, words_per_row
+from ray_retrieval.search.segments import AnySegment, Writer, file_of, open_segment, rows_of
 from ray_retrieval.storage import (
     Folder,
     check_file,
@@ -34,10 +33,8 @@ from ray_retrieval.storage import (
     write_description,
 )
 
-CODES, ROWS, IMAGES, DESCRIPTION = "codes.bin", "rows.arrow", "images.arrow", "shard.json"
+ROWS, IMAGES, DESCRIPTION = "rows.arrow", "images.arrow", "shard.json"
 _KIND, _VERSION = "index shard", 1
-_HEADER = struct.Struct("<8sIIQQ32x")
-_MAGIC = b"RRCODES1"
 _MEND = "restore the file, or build the index again: what is sound is kept"
 
 
@@ -70,23 +67,22 @@ def write_shard(
         return finished
     pieces = list(_pieces(embeddings, first_row, rows))
     columns = [column for column in embeddings.schema.names if column not in ("row", "image")]
-    width = words_per_row(embeddings.bits)
+    described = file_of(embeddings.form)
     tables = []
-    with folder.writing(CODES) as stream:
-        stream.write(_HEADER.pack(_MAGIC, embeddings.bits, width, rows, first_row))
+    with folder.writing(described) as stream:
+        writer = Writer(stream, embeddings.form, rows, first_row)
         for number, start, length in pieces:
             table = embeddings.read_part(number, [*columns, "image.path"]).slice(start, length)
-            codes = packed_codes(table["code"], (embeddings.bits + 7) // 8)
-            stream.write(to_words(codes, embeddings.bits).tobytes())
-            tables.append(table.drop_columns(["code"]))
+            writer.add(descriptors_in(table, embeddings.form))
+            tables.append(table.drop_columns([embeddings.descriptor_column]))
             advance(length)
     _write_rows(folder, pa.concat_tables(tables, promote_options="default"), embeddings.schema, first_row)
-    names = [CODES, ROWS]
+    names = [described, ROWS]
     if keep_images and any(embeddings.parts[number]["images"] for number, _, _ in pieces):
         _write_images(folder, embeddings, pieces)
         names.append(IMAGES)
     files = tuple(FileEntry(**file_entry(folder, file)) for file in names)
-    entry = ShardEntry(folder=name, first_row=first_row, rows=rows, files=files)
+    entry = ShardEntry(folder=name, first_row=first_row, rows=rows, files=files, norm_error=writer.norm_error)
     write_description(folder, DESCRIPTION, kind=_KIND, version=_VERSION, body=entry.model_dump(mode="json"))
     return entry
 
@@ -164,23 +160,23 @@ class Shard:
     Args:
         index: the index's folder.
         entry: the manifest's.
-        bits: of a code.
+        form: of the descriptors.
         content: compare the files' checksums with the manifest, not just their sizes.
 
     Attributes:
         entry: the manifest's.
-        segment: its codes, as the scan takes them.
+        segment: its descriptors, as a search takes them.
         records: a record batch of row, id, label, path and further columns.
 
     Raises:
         ArtefactError: naming the file that is missing or damaged.
     """
 
-    def __init__(self, index: Folder, entry: ShardEntry, bits: int, *, content: bool = False) -> None:
-        self.entry = entry
+    def __init__(self, index: Folder, entry: ShardEntry, form: Form, *, content: bool = False) -> None:
+        self.entry, self._form = entry, form
         self._folder = index / entry.folder
         self.check_files(content=content)
-        self.segment = Segment(self._map_codes(bits), entry.first_row)
+        self.segment = self._map_segment()
         self.records = self._map_records()
 
     def check_files(self, *, content: bool) -> None:
@@ -212,6 +208,10 @@ class Shard:
             return None
         return int(order[found])
 
+    def descriptors(self, places: npt.NDArray[np.int64]) -> Descriptors:
+        """Those of the rows at some places, in the order asked."""
+        return rows_of(self.segment, self._form, places)
+
     def image(self, place: int) -> bytes | None:
         """Bytes of the image at a place, or None where the shard does not hold them."""
         starts, batches = self._images
@@ -238,14 +238,18 @@ class Shard:
             raise self._damaged(IMAGES, f"{starts[-1]} images for {self.entry.rows} rows")
         return starts, batches
 
-    def _map_codes(self, bits: int) -> Words:
-        data: npt.NDArray[np.uint8] = np.memmap(self._folder.local_path(CODES), np.uint8, "r")
-        width = words_per_row(bits)
-        rows = self.entry.rows
-        header = _HEADER.pack(_MAGIC, bits, width, rows, self.entry.first_row)
-        if data[: len(header)].tobytes() != header or len(data) != len(header) + 8 * width * rows:
-            raise self._damaged(CODES, "its header or length is not that of the manifest")
-        return to_words(data[len(header) :].reshape(rows, 8 * width), bits)
+    def _map_segment(self) -> AnySegment:
+        name, entry = file_of(self._form), self.entry
+        try:
+            return open_segment(
+                self._folder.local_path(name),
+                self._form,
+                rows=entry.rows,
+                first_row=entry.first_row,
+                norm_error=entry.norm_error,
+            )
+        except ArtefactError as error:
+            raise self._damaged(name, error.problem) from None
 
     def _map_records(self) -> pa.RecordBatch:
         batches = self._map_batches(ROWS)

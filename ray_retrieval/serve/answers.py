@@ -2,6 +2,11 @@
 
 from pydantic import BaseModel, Field
 
+from ray_retrieval.descriptors import DescriptorKind
+
+METRICS = {DescriptorKind.CODES: "hamming", DescriptorKind.VECTORS: "squared euclidean"}
+"""How distances are measured, by the kind of descriptor."""
+
 
 class Query(BaseModel):
     """The image that was searched for, as its content says."""
@@ -18,8 +23,10 @@ class Hit(BaseModel):
 
     id: str
     row: int = Field(description="row of the image in the index")
-    distance: int = Field(description="Hamming distance to the query in bits")
-    similarity: float = Field(description="1 - distance / bits")
+    distance: int | float = Field(
+        description="to the query: Hamming distance in bits, or squared Euclidean distance of unit vectors"
+    )
+    similarity: float = Field(description="1 - distance / bits; of vectors the cosine, 1 - distance / 2")
     label: int | list[int] | None
     class_name: str | list[str] | None
     path: str | None = Field(description="name of the image's file, without its folders")
@@ -40,8 +47,8 @@ class SearchAnswer(BaseModel):
     hits: list[Hit]
     index: IndexVersion
     timings_ms: dict[str, float] = Field(
-        description="decode: reading and checking the file's header; encode: pixels to code, with the wait "
-        "for a batch; search: the slowest shard group; merge; records: ids and labels; total"
+        description="decode: reading and checking the file's header; encode: pixels to descriptor, with the "
+        "wait for a batch; search: the slowest shard group; merge; records: ids and labels; total"
     )
 
 
@@ -57,7 +64,9 @@ class IndexAnswer(BaseModel):
     """The index and the server's limits."""
 
     rows: int
-    bits: int
+    kind: str = Field(description="codes or vectors")
+    bits: int | None = Field(default=None, description="of a code")
+    dimension: int | None = Field(default=None, description="of a vector")
     shards: int
     shard_groups: int
     metric: str

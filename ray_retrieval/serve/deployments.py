@@ -14,14 +14,14 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, Worker
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from ray_retrieval.descriptors import Codes
+from ray_retrieval.descriptors import Descriptors
 from ray_retrieval.errors import ModelError, QueryError
 from ray_retrieval.search import Index
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.gateway import Gateway
 from ray_retrieval.serve.http import create_app
 from ray_retrieval.serve.shards import ShardGroup, limit_threads
-from ray_retrieval.serve.wire import Code
+from ray_retrieval.serve.wire import Row
 
 _GONE = (
     RayActorError,
@@ -38,10 +38,9 @@ class EncoderLike(Protocol):
     """What serving needs of `ray_retrieval.model.Encoder`."""
 
     fingerprint: str
-    bits: int
 
-    def encode(self, images: list[bytes]) -> tuple[Codes, dict[int, str]]:
-        """Codes of images, and the reason for each image that cannot be decoded."""
+    def encode(self, images: list[bytes]) -> tuple[Descriptors, dict[int, str]]:
+        """Descriptors of images, and the reason for each image that cannot be decoded."""
         ...
 
 
@@ -75,14 +74,14 @@ class EncoderReplica:
         self._thread.submit(self.encode_batch, [_blank_image()]).result()
 
     @serve.batch
-    async def encode(self, images: list[bytes]) -> list[Code | str]:
+    async def encode(self, images: list[bytes]) -> list[Row | str]:
         """As `encode_batch`; called with one image at a time, it gathers them."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.encode_batch, images)
 
-    def encode_batch(self, images: list[bytes]) -> list[Code | str]:
-        """A code, or the reason for none, for each image."""
-        codes, failures = self._encoder.encode(images)
-        return [failures.get(position, codes.data[position]) for position in range(len(images))]
+    def encode_batch(self, images: list[bytes]) -> list[Row | str]:
+        """A descriptor, or the reason for none, for each image."""
+        found, failures = self._encoder.encode(images)
+        return [failures.get(position, found.data[position]) for position in range(len(images))]
 
     async def ping(self) -> int:
         """A sign of life: the number of the process."""

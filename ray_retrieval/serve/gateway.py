@@ -1,7 +1,7 @@
 """From an image to hits: encode, ask every group of shards, merge, look up. It knows no Ray.
 
 The gateway holds the index only to look things up: rows, ids, labels and images are memory-mapped, so it
-costs no memory, and the codes are scanned by the shard groups alone.
+costs no memory, and the descriptors are searched by the shard groups alone.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from ray_retrieval.data.decode import FORMATS
 from ray_retrieval.errors import QueryError, RetrievalError
 from ray_retrieval.search import Hits, Index, merge
 from ray_retrieval.serve.answers import (
+    METRICS,
     Example,
     Health,
     Hit,
@@ -30,16 +31,16 @@ from ray_retrieval.serve.answers import (
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.thumbnails import Thumbnail, ThumbnailCache, shrink
 from ray_retrieval.serve.uploads import read_header
-from ray_retrieval.serve.wire import Code, GroupHits, identity
+from ray_retrieval.serve.wire import GroupHits, Row, identity
 from ray_retrieval.storage import fingerprint
 
 _EXAMPLES = 12
 
 
-Encode = Callable[[bytes], Awaitable["Code | str"]]
-"""An image's code, uint8 [ceil(bits / 8)], or why the image cannot be decoded."""
-SearchGroup = Callable[[tuple[Code, int]], Awaitable[GroupHits]]
-"""The nearest rows of a group of shards for a code and the number of them wanted."""
+Encode = Callable[[bytes], Awaitable["Row | str"]]
+"""An image's descriptor, or why the image cannot be decoded."""
+SearchGroup = Callable[[tuple[Row, int]], Awaitable[GroupHits]]
+"""The nearest rows of a group of shards for a descriptor and the number of them wanted."""
 Ping = Callable[[], Awaitable[Any]]
 
 
@@ -82,11 +83,11 @@ class Gateway:
         clock = _Clock()
         header = read_header(image, max_pixels=self._config.max_pixels)
         clock.lap("decode")
-        code = await self._encode(image)
-        if isinstance(code, str):
-            raise QueryError(code, where="image", mend="send another image")
+        described = await self._encode(image)
+        if isinstance(described, str):
+            raise QueryError(described, where="image", mend="send another image")
         clock.lap("encode")
-        parts = await asyncio.gather(*(group((code, k)) for group in self._groups))
+        parts = await asyncio.gather(*(group((described, k)) for group in self._groups))
         for part in parts:
             self._check_same(part.index)
         clock.lap("search")
@@ -163,13 +164,13 @@ class Gateway:
         records: list[dict[str, Any]] = table.select(wanted).to_pylist()
         return records
 
-    def _hit(self, record: dict[str, Any], distance: int) -> Hit:
+    def _hit(self, record: dict[str, Any], distance: float) -> Hit:
         path = record.get("path")
         return Hit(
             id=record["id"],
             row=record["row"],
             distance=distance,
-            similarity=1 - distance / self._index.bits,
+            similarity=self._index.form.similarity(distance),
             label=record.get("label"),
             class_name=self._class_name(record.get("label")),
             path=PurePosixPath(path.replace("\\", "/")).name if path else None,
@@ -196,10 +197,10 @@ class Gateway:
         ]
         return IndexAnswer(
             rows=index.rows,
-            bits=index.bits,
+            **index.form.as_json(),
             shards=len(index.manifest.shards),
             shard_groups=len(self._groups),
-            metric="hamming",
+            metric=METRICS[index.form.kind],
             version=self._version.version,
             model=index.model,
             class_names=index.class_names,

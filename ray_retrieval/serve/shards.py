@@ -11,10 +11,9 @@ import numpy as np
 import pyarrow
 from ray import serve
 
-from ray_retrieval.descriptors import Codes
 from ray_retrieval.search import Index
 from ray_retrieval.serve.config import ServeConfig
-from ray_retrieval.serve.wire import Code, GroupHits, identity
+from ray_retrieval.serve.wire import GroupHits, Row, identity
 
 _SEARCH_BATCH = 64
 """Most queries that a group of shards scans in one pass; those that come meanwhile share the next one."""
@@ -38,11 +37,10 @@ class ShardGroup:
         self._identity = identity(self._index)
         # One scan at a time: it uses all the threads that this process may have.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
-        width = (self._index.bits + 7) // 8
-        self.search_batch([(np.zeros(width, np.uint8), 1)])  # The first scan compiles its kernel.
+        self.search_batch([(self._index.form.zeros(1).data[0], 1)])  # The first scan compiles its kernel.
 
     @serve.batch(max_batch_size=_SEARCH_BATCH, batch_wait_timeout_s=0)
-    async def search(self, queries: list[tuple[Code, int]]) -> list[GroupHits]:
+    async def search(self, queries: list[tuple[Row, int]]) -> list[GroupHits]:
         """As `search_batch`; called with one query at a time, it gathers them."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self.search_batch, queries)
 
@@ -50,10 +48,10 @@ class ShardGroup:
         """A sign of life: the number of the process."""
         return os.getpid()
 
-    def search_batch(self, queries: list[tuple[Code, int]]) -> list[GroupHits]:
-        """The `k` nearest rows for each (code, k)."""
-        codes = Codes(np.stack([code for code, _ in queries]), self._index.bits)
-        hits = self._index.search(codes, max(k for _, k in queries))
+    def search_batch(self, queries: list[tuple[Row, int]]) -> list[GroupHits]:
+        """The `k` nearest rows for each (descriptor, k)."""
+        described = self._index.form.with_rows(np.stack([row for row, _ in queries]))
+        hits = self._index.search(described, max(k for _, k in queries))
         return [
             GroupHits(self._identity, hits.distances[query, :k], hits.rows[query, :k])
             for query, (_, k) in enumerate(queries)

@@ -1,6 +1,7 @@
 """What passes between the server's processes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,8 +9,8 @@ import numpy.typing as npt
 from ray_retrieval.search import Index
 from ray_retrieval.storage import fingerprint
 
-Code = npt.NDArray[np.uint8]
-"""A packed code, uint8 [ceil(bits / 8)]."""
+Row = npt.NDArray[Any]
+"""One descriptor: a packed code, uint8 [ceil(bits / 8)], or a unit vector, float32 [dimension]."""
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,12 @@ class GroupHits:
 
     Attributes:
         index: identity of the index that the group searched, as `identity` gives it.
-        distances: int32 [k], ascending.
+        distances: int32 (Hamming) or float32 (squared Euclidean) [k], ascending.
         rows: int64 [k]; -1 where the group has no further row.
     """
 
     index: str
-    distances: npt.NDArray[np.int32]
+    distances: npt.NDArray[Any]
     rows: npt.NDArray[np.int64]
 
 

@@ -64,6 +64,7 @@ class Squares:
     def describe(self) -> IndexAnswer:
         return IndexAnswer(
             rows=ROWS,
+            kind="codes",
             bits=64,
             shards=1,
             shard_groups=1,

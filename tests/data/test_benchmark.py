@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,41 @@ def test_files_in_two_roles_are_noted(tmp_path: Path, photo_folder: Path) -> Non
         "1 of 3 queries are also in database, the first is 'cat/08.png'",
         "1 of 3 queries are also in train, the first is 'cat/08.png'",
     ]
+
+
+def test_queries_that_are_the_database_are_no_relevant_image_to_themselves(make_table: Any) -> None:
+    pool = make_table([0, 0, 1, 2, 2, 2], name="pool")
+    other = make_table([3, 4, 4], name="other", seed=50)
+    found = Benchmark("toy", other, pool, pool, pool, pool, queries_in_database=True)
+    found.check()
+    assert found.notes == [
+        "validation queries: 1 of 6 have no relevant image in the database",
+        "queries: 1 of 6 have no relevant image in the database",
+        "the queries are the database: each is left out of its own results",
+        "6 of 6 queries are also in validation queries, the first is 'pool-0'",
+    ]
+    several = make_table(pa.array([[0, 1], [1, 2], [2], [3]]), name="several", seed=90)
+    found = Benchmark("toy", other, other, other, several, several, queries_in_database=True)
+    found.check()
+    assert "queries: 1 of 4 have no relevant image in the database" in found.notes
+    sent = pickle.loads(pickle.dumps(found))
+    assert sent.queries is sent.database
+
+
+def test_validation_in_one_class_is_noted(pool: ImageTable) -> None:
+    one = pool.take(np.arange(0, 8, 2))
+    found = benchmark(pool, validation_queries=one, validation_database=one)
+    found.check()
+    assert any("every ranking of them is perfect" in note for note in found.notes)
+
+
+def test_drawn_galleries_are_told(pool: ImageTable) -> None:
+    draws = (rows(0, 1), rows(2, 5), rows(4, 7))
+    some = pool.take(np.arange(8))
+    found = benchmark(pool, queries=some, database=some, queries_in_database=True, gallery_draws=draws)
+    found.check()
+    assert found.notes[-2] == (
+        "3 galleries of 2 images are drawn from the 8, the others are the queries: "
+        "numbers are means over the draws"
+    )
+    assert not any("left out of its own results" in note for note in found.notes)

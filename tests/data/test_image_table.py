@@ -206,3 +206,24 @@ def test_one_image_alone_is_a_table(tmp_path: Path, make_image: Any) -> None:
     (tmp_path / "x.jpg").write_bytes(make_image(kind="JPEG"))
     table = open_images(str(tmp_path / "x.jpg"), name="query")
     assert (table.name, table.ids, table.has_labels) == ("query", ["x.jpg"], False)
+
+
+def test_renumbered_counts_the_classes_that_are_there(make_table: Any) -> None:
+    table = make_table([4, 9, 4, 2], name="numbers")
+    found = table.renumbered()
+    assert found.labels.tolist() == [1, 2, 1, 0]
+    assert found.class_names == ["2", "4", "9"]
+    assert found.classes == 3
+    assert found.ids == table.ids
+    assert table.labels.tolist() == [4, 9, 4, 2]
+    part = make_table([0, 2, 1, 2], class_names=["ant", "bee", "cow"]).take(np.array([3, 0])).renumbered()
+    assert part.labels.tolist() == [1, 0]
+    assert part.class_names == ["ant", "cow"]
+    assert part.image_bytes(0) == make_table([0, 2, 1, 2]).image_bytes(3)
+
+
+def test_renumbered_needs_one_class_an_image(make_table: Any) -> None:
+    with pytest.raises(DataError, match="several labels each"):
+        make_table(pa.array([[0], [0, 1]])).renumbered()
+    with pytest.raises(DataError, match="row 1 has no label"):
+        make_table(pa.array([0, None])).renumbered()

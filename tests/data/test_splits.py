@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_retrieval.data.splits import REST, Split, SplitPlan, load_or_draw
+from ray_retrieval.data.splits import (
+    REST,
+    Split,
+    SplitPlan,
+    draw_groups,
+    draw_one_each,
+    load_or_draw,
+    share_of,
+)
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.storage import Folder
 
@@ -181,3 +189,68 @@ def test_saved_split_counts_whatever_the_seed(tmp_path: Path, make_table: Any) -
     with pytest.raises(DataError, match="protocol = I, asked is II"):
         load_or_draw(folder, table, draw, seed=3, origin={"protocol": "II"})
     assert json.loads(folder.read_bytes("split.json"))["origin"] == {"protocol": "I", "seed": 3}
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["ant", "bee", "cow", "dog", "eel"]), min_size=1, max_size=40),
+    st.integers(0, 2),
+    st.integers(0, 2),
+    st.integers(0, 2**63),
+)
+def test_groups_are_drawn_whole_and_each_once(
+    groups: list[str], test: int, validation: int, seed: int
+) -> None:
+    names = sorted(set(groups))
+    counts = {"test": test, "validation": validation}
+    if test + validation > len(names):
+        with pytest.raises(
+            DataError, match=f"{test + validation} groups are needed .* there are {len(names)}"
+        ):
+            draw_groups(np.array(groups), counts, seed)
+        return
+    roles = draw_groups(np.array(groups), counts, seed)
+    uniform = np.random.Generator(np.random.Philox(seed)).random(len(names))
+    ranked = [name for _, name in sorted(zip(uniform.tolist(), names, strict=True))]
+    wanted = {
+        "test": ranked[:test],
+        "validation": ranked[test : test + validation],
+        REST: ranked[test + validation :],
+    }
+    for role, rows in roles.items():
+        assert rows.dtype == np.int64
+        assert rows.tolist() == [row for row, name in enumerate(groups) if name in wanted[role]]
+
+
+def test_later_roles_leave_the_groups_of_the_first_alone() -> None:
+    groups = np.arange(60) % 20
+    alone = draw_groups(groups, {"test": 10}, seed=3)["test"]
+    assert draw_groups(groups, {"test": 10, "validation": 4}, seed=3)["test"].tolist() == alone.tolist()
+
+
+def test_groups_are_the_same_for_ever() -> None:
+    roles = draw_groups(np.arange(12) % 6, {"test": 2, "validation": 1}, seed=7)
+    assert {role: rows.tolist() for role, rows in roles.items()} == {
+        "test": [3, 4, 9, 10],
+        "validation": [2, 8],
+        REST: [0, 1, 5, 6, 7, 11],
+    }
+
+
+@given(st.lists(st.integers(0, 5), min_size=0, max_size=30), st.integers(0, 2**40), st.integers(0, 9))
+def test_one_of_each_group_is_drawn(groups: list[int], seed: int, number: int) -> None:
+    rows = draw_one_each(np.array(groups, dtype=np.int64), seed, number)
+    assert rows.dtype == np.int64
+    assert rows.tolist() == sorted(rows.tolist())
+    assert sorted(groups[row] for row in rows) == sorted(set(groups))
+
+
+def test_every_row_of_a_group_is_drawn_equally_often() -> None:
+    groups = np.array([0, 1, 0, 1, 0, 1, 1])
+    drawn = np.concatenate([draw_one_each(groups, 0, number) for number in range(3000)])
+    shares = np.bincount(drawn) / 3000
+    assert np.abs(shares - np.array([1 / 3, 1 / 4, 1 / 3, 1 / 4, 1 / 3, 1 / 4, 1 / 4])).max() < 0.03
+
+
+def test_shares_are_rounded_with_a_least() -> None:
+    assert [share_of(25, share, least=2) for share in (0, 0.01, 0.1, 0.5)] == [0, 2, 3, 13]

@@ -5,22 +5,23 @@ import copy
 import numpy as np
 import pytest
 import torch
-from samples import coloured_table
+from samples import coloured_table, sized
 
 from ray_retrieval import model
+from ray_retrieval.descriptors import Form
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.methods import METHODS, build
-from ray_retrieval.methods.base import Batch, Clock
+from ray_retrieval.methods.base import Batch, Clock, Method
 from ray_retrieval.storage import Folder
 
 CLASSES = 4
-BANK = {"hashnet": {"preset": "deephash"}}
+BANK = {"hashnet": {"preset": "deephash"}, "xbm": {"warmup_steps": 0}}
 """Settings under which a method has a state beside its parameters."""
 
 
 def small(name, **settings):
     backbone = BackboneConfig(name="small", weights="none")
-    return METHODS[name][0](bits=13, backbone=backbone, image={"size": 16}, **settings)
+    return sized(name, 13, backbone=backbone, image={"size": 16}, **settings)
 
 
 def images(count=8):
@@ -73,7 +74,8 @@ def test_saved_and_loaded_it_describes_alike(name, tmp_path):
     with torch.inference_mode():
         expected, found = method.describe(images()), loaded.method.describe(images())
     assert np.array_equal(expected.data, found.data)
-    assert (found.bits, loaded.bits, loaded.class_names) == (13, 13, ["a", "b", "c", "d"])
+    assert Form.of(found) == loaded.form == config.form
+    assert (loaded.form.size, loaded.class_names) == (13, ["a", "b", "c", "d"])
     assert loaded.fingerprint == model.read_model_description(Folder(tmp_path))[1]
 
 
@@ -84,7 +86,10 @@ def test_a_description_does_not_depend_on_the_batch_around_it(name):
     with torch.inference_mode():
         whole = method.describe(images())
         alone = [method.describe(images()[row : row + 1]).data[0] for row in range(8)]
-    assert np.array_equal(whole.data, np.stack(alone))
+    if whole.data.dtype == np.uint8:
+        assert np.array_equal(whole.data, np.stack(alone))
+    else:  # a library may add up in another order for another number of images
+        np.testing.assert_allclose(whole.data, np.stack(alone), atol=1e-5)
 
 
 BY_IMAGE = [name for name, (_, method) in METHODS.items() if not method.whole_batches]
@@ -105,7 +110,11 @@ def test_the_loss_of_shares_averages_to_the_loss_of_the_batch(name):
     assert torch.allclose(sum(parts) / 2, whole, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", METHODS)
+SHUFFLED = [name for name, (_, method) in METHODS.items() if method.plan is Method.plan]
+"""Methods that take all images once an epoch; others have tests of their plans of their own."""
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
 def test_a_plan_covers_every_row_once_and_depends_on_seed_and_epoch_alone(name):
     method = build(small(name), classes=CLASSES)
     table = coloured_table(45, classes=CLASSES)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ray_retrieval.descriptors import Codes, DescriptorKind
+from ray_retrieval.descriptors import Codes, Form, Vectors
 from ray_retrieval.search import embeddings
 from ray_retrieval.storage import Folder
 
@@ -17,6 +17,13 @@ def draw_codes(count, bits, *, seed=0, distinct=None):
     generator = np.random.default_rng(seed)
     drawn = np.packbits(generator.integers(0, 2, (distinct or count, bits), np.uint8), axis=1)
     return Codes(drawn[generator.integers(0, len(drawn), count)] if distinct else drawn, bits)
+
+
+def draw_vectors(count, dimension, *, seed=0, distinct=None):
+    generator = np.random.default_rng(seed)
+    drawn = generator.normal(size=(distinct or count, dimension)).astype(np.float32)
+    drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
+    return Vectors(drawn[generator.integers(0, len(drawn), count)] if distinct else drawn)
 
 
 def draw_images(count, *, label="int", inline=True, **columns):
@@ -60,7 +67,7 @@ def write(
             failed = {row - first: "not an image" for row in range(rows.start, rows.stop) if row in skip}
             table = embeddings.part_table(
                 images.slice(first, rows.stop - first),
-                Codes(codes.data[rows], codes.bits),
+                Form.of(codes).with_rows(codes.data[rows]),
                 first_row=first,
                 skip=failed,
                 keep_images=keep_images,
@@ -71,8 +78,7 @@ def write(
     embeddings.finish(
         folder,
         model=model,
-        kind=DescriptorKind.CODES,
-        bits=codes.bits,
+        form=Form.of(codes),
         classes=7,
         class_names=class_names,
         parts=parts,

@@ -1,17 +1,28 @@
 """The embeddings artefact: what is written is read, and nothing half written or damaged is."""
 
+import json
 import shutil
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from search_parts import DAMAGES, KilledError, draw_codes, draw_images, files_in, killed_at_write, write
+from search_parts import (
+    DAMAGES,
+    KilledError,
+    draw_codes,
+    draw_images,
+    draw_vectors,
+    files_in,
+    killed_at_write,
+    write,
+)
 
-from ray_retrieval.descriptors import Codes, DescriptorKind
+from ray_retrieval.descriptors import Codes, DescriptorKind, Form
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.search import Index, build, embeddings
 from ray_retrieval.search.embeddings import Embeddings
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, fingerprint, write_description
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +37,8 @@ def written(tmp_path_factory):
 def test_codes_and_ids_come_back(tmp_path, bits):
     codes, images = draw_codes(100, bits), draw_images(100)
     found = Embeddings.open(write(tmp_path, codes, images), check="content")
-    assert (found.rows, found.bits, found.model, found.error_count) == (100, bits, "model-a", 0)
-    np.testing.assert_array_equal(found.codes.data, codes.data)
+    assert (found.rows, found.form.size, found.model, found.error_count) == (100, bits, "model-a", 0)
+    np.testing.assert_array_equal(found.descriptors.data, codes.data)
     assert found.ids == images["id"].to_pylist()
     assert found.errors == []
 
@@ -54,13 +65,15 @@ def test_broken_images_are_left_out_and_listed(written):
     assert (found.rows, found.error_count) == (98, 2)
     assert found.errors == [("image-0005", "not an image"), ("image-0099", "not an image")]
     assert "image-0005" not in found.ids
-    np.testing.assert_array_equal(found.codes.data, np.delete(draw_codes(100, 12).data, [5, 99], axis=0))
+    np.testing.assert_array_equal(
+        found.descriptors.data, np.delete(draw_codes(100, 12).data, [5, 99], axis=0)
+    )
     assert found.read_part(0)["row"].to_pylist() == [row for row in range(40) if row != 5]
 
 
 def test_a_part_without_any_good_image(tmp_path):
     found = Embeddings.open(write(tmp_path, draw_codes(60, 8), draw_images(60), skip=set(range(40))))
-    assert (found.rows, len(found.parts), len(found.codes)) == (20, 2, 20)
+    assert (found.rows, len(found.parts), len(found.descriptors)) == (20, 2, 20)
 
 
 def test_further_columns_are_kept(tmp_path):
@@ -91,8 +104,7 @@ def test_a_column_without_values_in_one_part_has_the_type_of_the_others(tmp_path
     embeddings.finish(
         folder,
         model="m",
-        kind=DescriptorKind.CODES,
-        bits=8,
+        form=Form(DescriptorKind.CODES, 8),
         classes=7,
         class_names=None,
         parts=parts,
@@ -187,7 +199,7 @@ def test_damage_inside_a_part_of_the_right_size_is_named_when_read(written, tmp_
     part = folder / "part-00001.parquet"
     part.write_bytes(b"\0" * part.stat().st_size)
     with pytest.raises(ArtefactError, match=r"part-00001\.parquet: damaged"):
-        _ = Embeddings.open(folder).codes
+        _ = Embeddings.open(folder).descriptors
 
 
 def test_an_empty_folder_and_none_at_all(tmp_path):
@@ -196,22 +208,33 @@ def test_an_empty_folder_and_none_at_all(tmp_path):
             Embeddings.open(folder)
 
 
+def test_vectors_come_back_bit_for_bit(tmp_path):
+    vectors, images = draw_vectors(100, 5), draw_images(100)
+    found = Embeddings.open(write(tmp_path, vectors, images, skip={3, 99}))
+    kept = np.delete(vectors.data, [3, 99], axis=0)
+    assert (found.form, found.rows) == (Form(DescriptorKind.VECTORS, 5), 98)
+    np.testing.assert_array_equal(found.descriptors.data, kept)
+    # Any program reads them: a Parquet column of lists.
+    table = pq.read_table(str(tmp_path / "part-00000.parquet"))
+    assert table["vector"][0].as_py() == kept[0].tolist()
+
+
 def test_other_kinds_are_refused(tmp_path):
     folder = Folder(tmp_path)
-    embeddings.finish(
-        folder,
-        model="m",
-        kind=DescriptorKind.VECTORS,
-        bits=0,
-        classes=0,
-        class_names=None,
-        parts=[],
-        source="s",
-    )
-    with pytest.raises(ArtefactError, match="these are vectors"):
+    other = Form(DescriptorKind.CODES, 8)
+    embeddings.finish(folder, model="m", form=other, classes=0, class_names=None, parts=[], source="s")
+    text = (tmp_path / "embeddings.json").read_text().replace('"codes"', '"local"')
+    (tmp_path / "embeddings.json").write_text(text)
+    with pytest.raises(ArtefactError, match="damaged: its fingerprint"):
+        Embeddings.open(folder)
+    body = {**json.loads(text), "bits": 0}
+    body = {key: value for key, value in body.items() if key not in ("format", "version", "fingerprint")}
+    body["fingerprint"] = fingerprint(body)
+    write_description(folder, "embeddings.json", kind="embeddings", version=1, body=body)
+    with pytest.raises(ArtefactError, match="kind 'local'"):
         Embeddings.open(folder)
 
 
 def test_empty_embeddings(tmp_path):
     found = Embeddings.open(write(tmp_path, Codes(np.zeros((0, 2), np.uint8), 12), draw_images(0)))
-    assert (found.rows, found.ids, found.codes.data.shape) == (0, [], (0, 2))
+    assert (found.rows, found.ids, found.descriptors.data.shape) == (0, [], (0, 2))

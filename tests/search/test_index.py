@@ -179,7 +179,7 @@ def test_what_an_index_says_of_itself(sharded, made):
     assert info["bytes"] == sum(
         path.stat().st_size for path in made.glob("index-5/shards/*/*") if path.name != "shard.json"
     )
-    assert (sharded.version, sharded.bits, sharded.rows, len(sharded)) == (1, BITS, ROWS, ROWS)
+    assert (sharded.version, sharded.form.size, sharded.rows, len(sharded)) == (1, BITS, ROWS, ROWS)
     assert sharded.class_names == list("abcdefg")
     assert sharded.manifest.embeddings == Embeddings.open(made / "embeddings").fingerprint
     assert [shard.rows for shard in sharded.manifest.shards] == [60] * 5
@@ -188,7 +188,7 @@ def test_what_an_index_says_of_itself(sharded, made):
 
 def test_codes_are_raw_words_behind_a_header(made, codes):
     data = next((made / "index-1" / "shards").rglob("codes.bin")).read_bytes()
-    assert data[:8] == b"RRCODES1"
+    assert data[:8] == b"RRCODES2"
     words = np.frombuffer(data, np.uint8, offset=64).reshape(ROWS, 8)
     np.testing.assert_array_equal(words[:, :2], codes.data)
     assert not words[:, 2:].any()
@@ -221,7 +221,7 @@ def test_progress_counts_to_the_end(tmp_path, made):
 
 
 def test_queries_of_other_bits_are_refused(sharded):
-    with pytest.raises(ArtefactError, match="codes of 12 bits, the queries have 16"):
+    with pytest.raises(ArtefactError, match="12-bit codes, the queries are 16-bit codes"):
         sharded.search(draw_codes(1, 16), 3)
     with pytest.raises(QueryError, match="got 0"):
         sharded.search(draw_codes(1, BITS), 0)

@@ -154,7 +154,8 @@ def change_manifest(index, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "vectors"}, "'kind'"),
+        ({"kind": "local"}, "'kind'"),
+        ({"kind": "vectors"}, "codes have 'bits', vectors a 'dimension'"),
         ({"search": "ivf"}, "'search'"),
         ({"deletes": [{"file": "deletes/1.bin", "bytes": 8, "sha256": "0"}]}, "'deletes"),
         ({"novelty": 1}, "'novelty'"),

@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ray_retrieval.data.decode import decode
-from ray_retrieval.descriptors import Codes, DescriptorKind
+from ray_retrieval.descriptors import Codes, DescriptorKind, Form
 from ray_retrieval.errors import DataError
 from ray_retrieval.model import read_model_description
 from ray_retrieval.search import build
@@ -38,7 +38,6 @@ class AverageHash:
 
     def __init__(self, model: str, *, threads: int = 1, batch_size: int = 64) -> None:
         _, self.fingerprint = read_model_description(Folder(model))
-        self.bits = BITS
 
     def encode(self, images: list[bytes]) -> tuple[Codes, dict[int, str]]:
         codes = np.zeros((len(images), BITS // 8), np.uint8)
@@ -99,8 +98,7 @@ def make_index(folder: Path, *, count: int = 300, shards: int = 3) -> Served:
     finish(
         embeddings,
         model=AverageHash(model).fingerprint,
-        kind=DescriptorKind.CODES,
-        bits=BITS,
+        form=Form(DescriptorKind.CODES, BITS),
         classes=3,
         class_names=["ant", "bee", "cow"],
         parts=[part],

@@ -13,13 +13,13 @@ from ray_retrieval.errors import DataError, QueryError
 from ray_retrieval.search import Index
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.gateway import Gateway, SearchGroup
-from ray_retrieval.serve.wire import Code, GroupHits, identity
+from ray_retrieval.serve.wire import GroupHits, Row, identity
 
 
 def group_of(served: Served, shards: list[int]) -> SearchGroup:
     index = Index.open(served.index, shards=shards)
 
-    async def search(query: tuple[Code, int]) -> GroupHits:
+    async def search(query: tuple[Row, int]) -> GroupHits:
         code, k = query
         hits = index.search(Codes(code[None], 64), k)
         return GroupHits(identity(index), hits.distances[0], hits.rows[0])
@@ -34,7 +34,7 @@ async def nothing() -> None:
 def gateway_over(served: Served, groups: list[SearchGroup]) -> Gateway:
     encoder = AverageHash(served.model)
 
-    async def encode(image: bytes) -> Code | str:
+    async def encode(image: bytes) -> Row | str:
         codes, failures = encoder.encode([image])
         reason = failures.get(0)
         return codes.data[0] if reason is None else reason
@@ -61,7 +61,7 @@ def test_groups_together_find_what_the_whole_index_finds(gateway: Gateway, index
 def test_groups_of_another_index_give_no_answer(gateway: Gateway, indexed: Served) -> None:
     true = group_of(indexed, [0, 1, 2])
 
-    async def other(query: tuple[Code, int]) -> GroupHits:
+    async def other(query: tuple[Row, int]) -> GroupHits:
         return dataclasses.replace(await true(query), index="another")
 
     with pytest.raises(QueryError, match="has changed") as caught:

@@ -50,6 +50,7 @@ class Backend:
     def describe(self) -> IndexAnswer:
         return IndexAnswer(
             rows=10,
+            kind="codes",
             bits=64,
             shards=1,
             shard_groups=1,

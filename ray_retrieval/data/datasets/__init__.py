@@ -3,7 +3,7 @@
     benchmark = load(DigitsConfig(), seed=0, splits=Folder("run/split"))
 
 To add one: a file with a config (its `name` a literal) and a `load` of the same form, a line in both places
-here, and what `survey` says about it.
+here, and what `survey` says about it. Class-disjoint ones need no `load`: their config says how to `read`.
 """
 
 from typing import Annotated, Any, get_args
@@ -16,6 +16,7 @@ from ray_retrieval.data.datasets import (
     cifar10,
     coco,
     digits,
+    disjoint,
     imagenet100,
     images,
     lists,
@@ -23,14 +24,19 @@ from ray_retrieval.data.datasets import (
     nuswide,
     voc2012,
 )
+from ray_retrieval.data.datasets.cars196 import Cars196Config
 from ray_retrieval.data.datasets.cifar10 import Cifar10Config
 from ray_retrieval.data.datasets.coco import CocoConfig
+from ray_retrieval.data.datasets.cub200 import Cub200Config
 from ray_retrieval.data.datasets.digits import DigitsConfig
 from ray_retrieval.data.datasets.imagenet100 import ImageNet100Config
 from ray_retrieval.data.datasets.images import ImagesConfig
+from ray_retrieval.data.datasets.inshop import InShopConfig
 from ray_retrieval.data.datasets.lists import ListsConfig
 from ray_retrieval.data.datasets.mirflickr import MirFlickrConfig
 from ray_retrieval.data.datasets.nuswide import NusWideConfig
+from ray_retrieval.data.datasets.sop import SopConfig
+from ray_retrieval.data.datasets.vehicleid import VehicleIdConfig
 from ray_retrieval.data.datasets.voc2012 import Voc2012Config
 from ray_retrieval.storage import Folder
 
@@ -44,6 +50,11 @@ AnyDataConfig = (
     | MirFlickrConfig
     | Voc2012Config
     | ListsConfig
+    | SopConfig
+    | Cub200Config
+    | Cars196Config
+    | InShopConfig
+    | VehicleIdConfig
 )
 DataConfig = Annotated[AnyDataConfig, Field(discriminator="name")]
 """Any benchmark's configuration, told by its `name`."""
@@ -63,6 +74,7 @@ _LOADERS: dict[str, Any] = {
     "mirflickr": mirflickr.load,
     "voc2012": voc2012.load,
     "lists": lists.load,
+    **dict.fromkeys(("sop", "cub200", "cars196", "inshop", "vehicleid"), disjoint.load),
 }
 
 

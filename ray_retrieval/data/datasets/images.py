@@ -10,16 +10,25 @@ they leave the database, and the rest is both database and training set. A class
 What is given separately is used as it is. With `queries` given, all of `database` stays in the database; the
 validation queries are drawn from it (from the part that is not in `train`, where that is at least half of it)
 and left out of training and of the validation database alone.
+
+With `split: classes` whole classes are drawn instead, so that none is both learned from and searched:
+
+    data: {name: images, database: products.csv, split: classes, split_by: category}
+
+Half of them are for the test, each of their images a query in all others, and a tenth of the rest likewise
+for validation. With `split_by` the groups of a column are drawn rather than single classes.
 """
 
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+import numpy.typing as npt
+from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config
 from ray_retrieval.data.benchmark import Benchmark, from_tables, overlap
-from ray_retrieval.data.splits import Split, SplitPlan, load_or_draw
+from ray_retrieval.data.datasets.disjoint import LEAST, lone_classes, tables_of
+from ray_retrieval.data.splits import REST, Split, SplitPlan, draw_groups, load_or_draw, share_of
 from ray_retrieval.data.table import ImageTable, IntArray, open_images
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
@@ -57,6 +66,28 @@ class ImagesConfig(Config):
     """About how many images of the database a validation searches at most."""
     k: int | None = Field(default=None, ge=1)
     """Cut-off of the mean average precision; the whole database by default."""
+    split: Literal["images", "classes"] = "images"
+    """What is drawn: images of every class, or whole classes, so that no class is both learned from and
+    searched; then everything comes from `database`."""
+    split_by: str | None = None
+    """With `split: classes`, a column of the database whose groups of classes are kept together."""
+    test_classes: float = Field(default=0.5, gt=0, lt=1)
+    """With `split: classes`, the share of the classes (or groups) to test on."""
+    validation_classes: float = Field(default=0.1, ge=0, le=0.5)
+    """With `split: classes`, the share of the others to validate on; 0 for none."""
+
+    @model_validator(mode="after")
+    def _one_source_of_classes(self) -> "ImagesConfig":
+        given = [
+            role for role in ("queries", "validation_queries", "train") if getattr(self, role) is not None
+        ]
+        if self.split == "classes" and given:
+            raise ValueError(
+                f"with split: classes everything is drawn from the database, {given[0]} is given"
+            )
+        if self.split == "images" and self.split_by is not None:
+            raise ValueError("split_by needs split: classes")
+        return self
 
 
 def load(config: ImagesConfig, *, seed: int, splits: Folder) -> Benchmark:
@@ -69,6 +100,8 @@ def load(config: ImagesConfig, *, seed: int, splits: Folder) -> Benchmark:
     """
     given = _open_all(config)
     base = given["database"]
+    if config.split == "classes":
+        return _by_classes(config, base, seed, splits)
     train, queries = given.get("train"), given.get("queries")
     origin = _origin(config)
 
@@ -95,6 +128,87 @@ def load(config: ImagesConfig, *, seed: int, splits: Folder) -> Benchmark:
     benchmark = from_tables("images", tables, k=config.k, queries_in_database=inside, notes=notes)
     benchmark.check()
     return benchmark
+
+
+def _by_classes(config: ImagesConfig, base: ImageTable, seed: int, splits: Folder) -> Benchmark:
+    """The benchmark whose test classes, and validation classes, are not learned from."""
+    if base.is_multilabel:
+        raise DataError(
+            "images with several labels cannot be parted by class", where=base.name, mend="use split: images"
+        )
+    origin = {
+        "benchmark": config.name,
+        **config.model_dump(include={"split", "split_by", "test_classes", "validation_classes"}),
+    }
+
+    def draw(seed: int) -> dict[str, IntArray]:
+        groups, kind, least = base.labels, "classes", LEAST
+        if config.split_by is not None:
+            groups, kind, least = _groups(base, config.split_by), f"groups by {config.split_by}", 1
+        drawn = draw_groups(groups, _group_counts(config, groups, kind, least, base.name), seed)
+        validation = drawn.get("validation", np.zeros(0, dtype=np.int64))
+        return {
+            "train": drawn[REST],
+            "validation_queries": validation,
+            "validation_database": validation,
+            "queries": drawn["test"],
+            "database": drawn["test"],
+        }
+
+    split, notes = load_or_draw(splits, base, draw, seed=seed, origin=origin)
+    tables = tables_of(base, split.roles, base.name)
+    counts = [f"{tables[role].classes:,}" for role in ("train", "validation_queries", "queries")]
+    notes.append(
+        f"whole classes are drawn: {counts[0]} to train, {counts[1]} to validate, {counts[2]} to test on"
+    )
+    notes += lone_classes(tables["train"])
+    benchmark = from_tables("images by class", tables, k=config.k, queries_in_database=True, notes=notes)
+    benchmark.check()
+    return benchmark
+
+
+def _groups(base: ImageTable, column: str) -> npt.NDArray[Any]:
+    """The group of each image, by a column of the database.
+
+    Raises:
+        DataError: if the column is not there or has empty places, or a class is in several groups.
+    """
+    columns = [name for name in base.table.column_names if name not in ("id", "image", "label")]
+    if column not in columns:
+        raise DataError(
+            f"no column '{column}'",
+            where=base.name,
+            mend=f"there are: {', '.join(columns)}" if columns else "there is none beside the labels",
+        )
+    values = base.table[column].to_pylist()
+    if None in values:
+        raise DataError(f"row {values.index(None)} has no {column}", where=base.name)
+    group_of: dict[int, Any] = {}
+    for label, value in zip(base.labels.tolist(), values, strict=True):
+        if group_of.setdefault(label, value) != value:
+            raise DataError(
+                f"class '{base.class_name(label)}' is in '{group_of[label]}' and in '{value}' of {column}",
+                where=base.name,
+                mend="give a column that has one value for all images of a class",
+            )
+    return np.array(values)
+
+
+def _group_counts(
+    config: ImagesConfig, groups: npt.NDArray[Any], kind: str, least: int, where: str
+) -> dict[str, int]:
+    """How many groups are tested and validated on; at least `least` remain."""
+    total = len(np.unique(groups))
+    test = share_of(total, config.test_classes, least=least)
+    validation = share_of(total - test, config.validation_classes, least=least)
+    if total - test - validation < least:
+        raise DataError(
+            f"there are {total} {kind}, {test + validation + least} are needed: {test} to test on, "
+            f"{validation} to validate on, {least} to train on",
+            where=where,
+            mend="ask for fewer test_classes, or validation_classes=0",
+        )
+    return {"test": test, **({"validation": validation} if validation else {})}
 
 
 def _open_all(config: ImagesConfig) -> dict[str, ImageTable]:

@@ -9,7 +9,21 @@ import pyarrow.compute as pc
 
 from ray_retrieval.config import Config
 from ray_retrieval.data import datasets, location
-from ray_retrieval.data.datasets import AnyDataConfig, cifar10, coco, imagenet100, mirflickr, nuswide, voc2012
+from ray_retrieval.data.datasets import (
+    AnyDataConfig,
+    cars196,
+    cifar10,
+    coco,
+    cub200,
+    imagenet100,
+    inshop,
+    mirflickr,
+    nuswide,
+    sop,
+    vehicleid,
+    voc2012,
+)
+from ray_retrieval.data.datasets.disjoint import DisjointConfig
 from ray_retrieval.data.datasets.lists import Listed, ListFilesConfig, ListsConfig, list_files, read_part
 from ray_retrieval.data.labels import positive_pair_rate
 from ray_retrieval.data.table import IntArray
@@ -27,6 +41,7 @@ class About:
         name: of the benchmark, with its protocol.
         classes: number of classes; None where the images say it.
         k: cut-off of the mean average precision; None for the whole database.
+        ks: cut-offs of recall that papers report.
         counts: published numbers of images by part; None where there is none.
         images: where the images come from, and under which terms.
         lists: where the lists come from; None where none are needed.
@@ -40,6 +55,7 @@ class About:
     images: str
     lists: str | None = None
     needs: list[str] = field(default_factory=list)
+    ks: tuple[int, ...] = ()
 
 
 def about(config: AnyDataConfig) -> About:
@@ -54,6 +70,11 @@ def about(config: AnyDataConfig) -> About:
     if isinstance(config, cifar10.Cifar10Config):
         counts = dict(cifar10.published(config))
         return replace(_KNOWN["cifar10"], name=f"CIFAR-10 ({config.protocol})", counts=counts)
+    if isinstance(config, DisjointConfig):
+        protocol = config.protocol
+        counts = {part: sizes[0].images for part, sizes in protocol.counts.items()}
+        title, needs = protocol.title, config.needs()
+        return replace(_KNOWN[config.name], name=title, counts=counts, ks=protocol.ks, needs=needs)
     return _KNOWN[config.name]
 
 
@@ -111,6 +132,46 @@ _KNOWN = {
         f"{_DEEPHASH}/voc2012; else drawn from ImageSets/Main/",
         ["JPEGImages"],
     ),
+    "sop": About(
+        "Stanford Online Products",
+        22_634,
+        None,
+        {},
+        "cvgl.stanford.edu/projects/lifted_struct (photographs of eBay's sellers; for research)",
+        "with the images: Ebay_train.txt and Ebay_test.txt, or train_list.txt and test_list.txt",
+    ),
+    "cub200": About(
+        "CUB-200-2011",
+        200,
+        None,
+        {},
+        "vision.caltech.edu/datasets/cub_200_2011 (for non-commercial research and teaching)",
+        "with the images",
+    ),
+    "cars196": About(
+        "Cars196",
+        196,
+        None,
+        {},
+        "ai.stanford.edu/~jkrause/cars/car_dataset.html (at times out of reach; for non-commercial research)",
+        "with the images: cars_annos.mat, or the development kit and cars_test_annos_withlabels.mat",
+    ),
+    "inshop": About(
+        "In-shop Clothes",
+        7_982,
+        None,
+        {},
+        "mmlab.ie.cuhk.edu.hk/projects/DeepFashion/InShopRetrieval.html (on agreement; non-commercial)",
+        "with the images",
+    ),
+    "vehicleid": About(
+        "VehicleID",
+        None,
+        None,
+        {},
+        "pkuml.org/resources/pku-vehicleid.html (on request; for research)",
+        "with the images",
+    ),
 }
 
 
@@ -142,7 +203,9 @@ def survey(config: AnyDataConfig) -> dict[str, Any]:
         found = [{"file": location.expand(root), "found": cifar10.is_there(config.root)}]
     elif config.name == "images":
         found = [{"file": location.expand(root), "found": location.exists(location.expand(root))}]
-    if isinstance(config, coco.CocoConfig) and {"train", "queries"} <= set(listed):
+    if isinstance(config, DisjointConfig):
+        listed = _told(config)
+    elif isinstance(config, coco.CocoConfig) and {"train", "queries"} <= set(listed):
         listed = _derived(config, listed)
     elif not listed:
         listed = _annotated(config)
@@ -193,6 +256,11 @@ def _annotated(config: AnyDataConfig) -> dict[str, Listed]:
     except DataError:
         pass  # they are among the missing files
     return {}
+
+
+def _told(config: DisjointConfig) -> dict[str, Listed]:
+    """The parts of a class-disjoint benchmark, where all files that tell them are there."""
+    return config.read().listed if all(map(location.exists, config.paths())) else {}
 
 
 def _sampled(listed: dict[str, Listed]) -> list[str]:
@@ -248,12 +316,17 @@ def every_config() -> list[AnyDataConfig]:
         imagenet100.ImageNet100Config(),
         mirflickr.MirFlickrConfig(),
         voc2012.Voc2012Config(),
+        sop.SopConfig(),
+        cub200.Cub200Config(),
+        cars196.Cars196Config(),
+        inshop.InShopConfig(),
+        *(vehicleid.VehicleIdConfig(size=size) for size in ("small", "medium", "large")),
         datasets.ImagesConfig(database="data/images"),
         ListsConfig(),
     ]
 
 
-VARIANTS = {"coco": "protocol", "nuswide": "classes", "cifar10": "protocol"}
+VARIANTS = {"coco": "protocol", "nuswide": "classes", "cifar10": "protocol", "vehicleid": "size"}
 """The option that tells a benchmark's protocols apart: `coco-clean` is `coco` with `protocol=clean`."""
 
 

@@ -54,7 +54,7 @@ function tile({ id, image, class_name: className, distance, similarity }) {
   const button = item.querySelector("button");
   const picture = item.querySelector("img");
   const name = words(className) || id;
-  const far = distance === undefined ? "" : `distance ${distance}`;
+  const far = distance === undefined ? "" : served?.kind === "vectors" ? `cosine ${similarity.toFixed(3)}` : `distance ${distance}`;
   markSmall(picture);
   picture.addEventListener("error", () => {
     picture.hidden = true;
@@ -65,7 +65,7 @@ function tile({ id, image, class_name: className, distance, similarity }) {
   item.querySelector(".name").textContent = name;
   item.querySelector(".distance").textContent = far;
   if (similarity === undefined) item.querySelector(".meter").remove();
-  else item.querySelector(".meter span").style.width = `${100 * similarity}%`;
+  else item.querySelector(".meter span").style.width = `${100 * Math.max(0, similarity)}%`;
   button.title = id;
   button.setAttribute("aria-label", `Search by ${name}${far && `, ${far}`}`);
   button.addEventListener("click", () => searchByIndexed(image, name));
@@ -74,8 +74,12 @@ function tile({ id, image, class_name: className, distance, similarity }) {
 
 function showStart() {
   $("results-title").textContent = served.rows ? "Or start from an indexed image" : "The index is empty";
+  const measure =
+    served.kind === "vectors"
+      ? "The cosine says how alike two images are: 1 is the same."
+      : "Distance counts the bits in which two images' codes differ: 0 is the same code.";
   $("explanation").textContent = served.rows
-    ? "The nearest images of the index appear here. Distance counts the bits in which two images' codes differ: 0 is the same code."
+    ? `The nearest images of the index appear here. ${measure}`
     : "Add images to it, then restart the server.";
   $("hits").replaceChildren(...served.examples.map(tile));
 }
@@ -175,7 +179,7 @@ document.addEventListener("drop", (event) => {
 markSmall($("query-image"));
 try {
   served = await (await ask("index")).json();
-  $("facts").textContent = `${count(served.rows, "image")} · ${served.bits}-bit codes`;
+  $("facts").textContent = `${count(served.rows, "image")} · ${served.kind === "vectors" ? `vectors of ${served.dimension}` : `${served.bits}-bit codes`}`;
   $("served").textContent = `Index version ${served.version} · model ${served.model}`;
   showStart();
 } catch (error) {

@@ -1,0 +1,110 @@
+"""Descriptors of a shard as one file, and the exact search of several, for every kind of descriptor.
+
+    codes.bin      packed codes, each filled up with zeros to whole 64-bit words
+    vectors.bin    float32 vectors
+
+Both begin with a header of 64 bytes, little-endian: 8 bytes that name the kind, size (bits or dimension) and
+bytes of a row as 32-bit numbers, rows and first row as 64-bit numbers, and zeros. The rows follow without
+gaps, so a mapped file is searched where it lies, by any program.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Vectors
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.search.hits import Hits
+from ray_retrieval.search.scan import Segment, scan_segments, to_words, words_per_row
+from ray_retrieval.search.vectors import VectorSegment, norm_error, search_vectors
+
+AnySegment = Segment | VectorSegment
+"""Rows of one kind of descriptor to search."""
+
+_HEADER = struct.Struct("<8sIIQQ32x")
+_MAGIC = {DescriptorKind.CODES: b"RRCODES2", DescriptorKind.VECTORS: b"RRVECTS2"}
+_FILE = {DescriptorKind.CODES: "codes.bin", DescriptorKind.VECTORS: "vectors.bin"}
+
+
+def file_of(form: Form) -> str:
+    """Name of the file that holds a shard's descriptors."""
+    return _FILE[form.kind]
+
+
+@dataclass
+class Writer:
+    """Writes descriptors of one form into a stream, header first.
+
+    Attributes:
+        norm_error: of the vectors so far, as `vectors.norm_error` has it; 0 for codes.
+    """
+
+    stream: IO[bytes]
+    form: Form
+    rows: int
+    first_row: int
+    norm_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.stream.write(_header(self.form, self.rows, self.first_row))
+
+    def add(self, descriptors: Descriptors) -> None:
+        """Append rows."""
+        if isinstance(descriptors, Codes):
+            self.stream.write(to_words(descriptors.data, descriptors.bits).tobytes())
+            return
+        self.norm_error = max(self.norm_error, norm_error(descriptors.data))
+        self.stream.write(np.ascontiguousarray(descriptors.data).tobytes())
+
+
+def open_segment(path: Path, form: Form, *, rows: int, first_row: int, norm_error: float) -> AnySegment:
+    """Map a file that `Writer` has written.
+
+    Raises:
+        ArtefactError: if its header or length is not that of these rows.
+    """
+    data: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
+    header, width = _header(form, rows, first_row), _row_bytes(form)
+    if data[: len(header)].tobytes() != header or len(data) != len(header) + width * rows:
+        raise ArtefactError("its header or length is not that of the manifest")
+    table = data[len(header) :].reshape(rows, width)
+    if form.kind is DescriptorKind.CODES:
+        return Segment(to_words(table, form.size), first_row)
+    return VectorSegment(table.view(np.float32), first_row, norm_error)
+
+
+def rows_of(segment: AnySegment, form: Form, places: npt.NDArray[np.int64]) -> Descriptors:
+    """The descriptors at some places of a segment, in the order asked."""
+    if isinstance(segment, VectorSegment):
+        return Vectors(np.ascontiguousarray(segment.vectors[places]))
+    packed = segment.words[places].view(np.uint8)
+    return Codes(np.ascontiguousarray(packed[:, : (form.size + 7) // 8]), form.size)
+
+
+def search_segments(segments: Sequence[AnySegment], queries: Descriptors, k: int, *, threads: int) -> Hits:
+    """The `k` nearest rows of all segments for each query, exactly, sorted by (distance, row).
+
+    Args:
+        segments: of the queries' form, in ascending order of rows.
+        queries: one or more.
+        k: at least 1.
+        threads: to share the work among.
+    """
+    if isinstance(queries, Codes):
+        codes = [segment for segment in segments if isinstance(segment, Segment)]
+        return scan_segments(codes, queries.data, queries.bits, k, threads=threads)
+    vectors = [segment for segment in segments if isinstance(segment, VectorSegment)]
+    return search_vectors(vectors, queries.data, k, threads=threads)
+
+
+def _row_bytes(form: Form) -> int:
+    return 8 * words_per_row(form.size) if form.kind is DescriptorKind.CODES else 4 * form.size
+
+
+def _header(form: Form, rows: int, first_row: int) -> bytes:
+    return _HEADER.pack(_MAGIC[form.kind], form.size, _row_bytes(form), rows, first_row)

@@ -1,0 +1,211 @@
+"""Compiled loops of the exact search over vectors: distances, products, and heaps of the nearest rows.
+
+A heap holds the k nearest rows so far of one query, the farthest first. Each is one number that sorts by
+(distance, place): the bits of the distance, which sort as the distances do because none is negative, above 32
+bits of the row's place in what is searched. See `vectors` for what is compared.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_retrieval.metrics.compiled import compiled, compiled_in_any_order
+from ray_retrieval.search.hits import NO_ROW
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
+
+NO_KEY = np.uint64(0x7F800000_FFFFFFFF)
+"""Stands in a heap where there is no row: at distance infinity."""
+
+MOST_ROWS = 1 << 32
+"""Places that one search can tell apart."""
+
+_LANES = 32  # partial sums of a distance: four registers of the widest kind, whose additions overlap
+_BLOCK_ROWS = 64  # of which all or none are looked at one by one
+
+
+@compiled
+def _distance(query: Floats, row: Floats, sums: Doubles) -> np.float32:
+    """The sum of squared differences, rounded to float32.
+
+    It is formed in float64 from 32 partial sums, over the places j that are equal mod 32; then the upper half
+    of the sums is added to the lower until one is left. The order is fixed, so the result is too.
+
+    Args:
+        query: float32 [d].
+        row: float32 [d].
+        sums: float64 [32], room to work in.
+    """
+    whole = len(query) // _LANES * _LANES
+    sums[:] = 0
+    # Loops run over slices from 0: the compiler checks other signed indices for wrap-around.
+    for start in range(0, whole, _LANES):
+        some, others = query[start : start + _LANES], row[start : start + _LANES]
+        for j in range(_LANES):
+            difference = np.float64(some[j]) - np.float64(others[j])
+            sums[j] += difference * difference
+    some, others = query[whole:], row[whole:]
+    for j in range(len(some)):
+        difference = np.float64(some[j]) - np.float64(others[j])
+        sums[j] += difference * difference
+    half = _LANES // 2
+    while half > 0:
+        lower, upper = sums[:half], sums[half : 2 * half]
+        for j in range(half):
+            lower[j] += upper[j]
+        half //= 2
+    return np.float32(sums[0])
+
+
+@compiled
+def distances_of(vectors: Floats, queries: Floats, rows: Rows, out: Floats) -> None:
+    """Write the distances of each query to its rows; infinity for `NO_ROW`.
+
+    Args:
+        vectors: float32 [n, d], read-only.
+        queries: float32 [q, d], read-only.
+        rows: int64 [q, m], read-only, places in `vectors` or `NO_ROW`.
+        out: float32 [q, m], filled.
+    """
+    sums = np.empty(_LANES)
+    for number in range(rows.shape[0]):
+        for place in range(rows.shape[1]):
+            row = rows[number, place]
+            out[number, place] = np.inf if row < 0 else _distance(queries[number], vectors[row], sums)
+
+
+@compiled
+def _threshold(base: float, limit: float) -> np.float32:
+    """The least product of a row that may lie at a distance up to the limit, rounded down."""
+    # What rounds to the limit may be greater by half a unit in its last place.
+    least = base - 0.5 * limit * (1.0 + 2.0**-23) - 2.0**-140
+    return np.float32(least - 2.0**-23 * abs(least) - 2.0**-140)
+
+
+@compiled
+def _any_at_least(values: Floats, threshold: np.float32) -> bool:
+    hits = np.uint32(0)
+    for j in range(len(values)):
+        hits += np.uint32(values[j] >= threshold)
+    return bool(hits > 0)
+
+
+@compiled
+def _distance_of(key: np.uint64) -> float:
+    return float(np.uint32(key >> np.uint64(32)).view(np.float32))
+
+
+@compiled
+def collect(
+    products: Floats, panel: Floats, first: int, queries: Floats, bases: Doubles, heaps: Keys
+) -> None:
+    """Put the rows of a panel that belong to the nearest so far into their queries' heaps.
+
+    Args:
+        products: float32 [q, n], of queries and rows, as nearly as `bases` allows for.
+        panel: float32 [n, d], read-only.
+        first: place of the panel's first row, which is greater than those of the rows before.
+        queries: float32 [q, d], read-only.
+        bases: float64 [q]: a row whose product is less than this less half a distance is farther than that.
+        heaps: uint64 [q, k + 1], updated; the last place is 0, so that there always are two to compare.
+    """
+    sums = np.empty(_LANES)
+    for number in range(products.shape[0]):
+        of_query, query, heap = products[number], queries[number], heaps[number]
+        threshold = _threshold(bases[number], _distance_of(heap[0]))
+        for start in range(0, len(of_query), _BLOCK_ROWS):
+            block = of_query[start : start + _BLOCK_ROWS]
+            if not _any_at_least(block, threshold):
+                continue
+            for j in range(len(block)):
+                if block[j] >= threshold:
+                    bits = np.float32(_distance(query, panel[start + j], sums)).view(np.uint32)
+                    key = (np.uint64(bits) << np.uint64(32)) | np.uint64(first + start + j)
+                    if key < heap[0]:
+                        _sift(heap, key)
+                        threshold = _threshold(bases[number], _distance_of(heap[0]))
+
+
+@compiled
+def _sift(heap: Keys, key: np.uint64) -> None:
+    """Put a key in place of the first one of a heap."""
+    place, size = np.uint64(0), np.uint64(len(heap) - 1)
+    while True:
+        child = place + place + np.uint64(1)
+        if child >= size:
+            break
+        child += np.uint64(heap[child + np.uint64(1)] > heap[child])
+        if key >= heap[child]:
+            break
+        heap[place] = heap[child]
+        place = child
+    heap[place] = key
+
+
+@compiled_in_any_order
+def _products(queries: Floats, panel: Floats, out: Floats) -> None:
+    """Write the products of few queries with rows: four queries at a time share what is loaded of a row.
+
+    Args:
+        queries: float32 [q, d].
+        panel: float32 [n, d].
+        out: float32 [q, n], filled.
+    """
+    fours = len(queries) // 4 * 4
+    for first in range(0, fours, 4):
+        a, b, c, d = queries[first], queries[first + 1], queries[first + 2], queries[first + 3]
+        for place in range(len(panel)):
+            row = panel[place]
+            of_a = of_b = of_c = of_d = np.float32(0)
+            for j in range(len(row)):
+                of_a += a[j] * row[j]
+                of_b += b[j] * row[j]
+                of_c += c[j] * row[j]
+                of_d += d[j] * row[j]
+            out[first, place], out[first + 1, place] = of_a, of_b
+            out[first + 2, place], out[first + 3, place] = of_c, of_d
+    for number in range(fours, len(queries)):
+        query = queries[number]
+        for place in range(len(panel)):
+            row, product = panel[place], np.float32(0)
+            for j in range(len(row)):
+                product += query[j] * row[j]
+            out[number, place] = product
+
+
+@compiled
+def collect_for_few(
+    vectors: Floats, first: int, panel_rows: int, queries: Floats, bases: Doubles, heaps: Keys
+) -> None:
+    """Multiply few queries with all the vectors, panel by panel, and collect the nearest; see `collect`."""
+    room = np.empty(len(queries) * panel_rows, np.float32)
+    for start in range(0, len(vectors), panel_rows):
+        panel = vectors[start : start + panel_rows]
+        products = room[: len(queries) * len(panel)].reshape(len(queries), len(panel))
+        _products(queries, panel, products)
+        collect(products, panel, first + start, queries, bases, heaps)
+
+
+@compiled
+def write_hits(heaps: Keys, first_places: Rows, first_rows: Rows, distances: Floats, rows: Rows) -> None:
+    """Write the hits of each heap, sorted by (distance, row), and `NO_ROW` at infinity where there are fewer.
+
+    Args:
+        heaps: uint64 [q, k + 1], used up.
+        first_places: int64 [segments], ascending: the place of the first row of each segment.
+        first_rows: int64 [segments], ascending: its row number.
+        distances: float32 [q, k], filled.
+        rows: int64 [q, k], filled.
+    """
+    for number in range(rows.shape[0]):
+        keys = heaps[number, : rows.shape[1]]
+        keys.sort()
+        for i in range(len(keys)):
+            place = np.int64(keys[i] & np.uint64(0xFFFFFFFF))
+            segment = np.searchsorted(first_places, place, side="right") - 1
+            distances[number, i] = _distance_of(keys[i])
+            rows[number, i] = first_rows[segment] + place - first_places[segment]
+            if keys[i] == NO_KEY:
+                rows[number, i] = NO_ROW

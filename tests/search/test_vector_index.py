@@ -1,0 +1,115 @@
+"""An index of vectors: exact, the same for any shards, and refused where it is damaged."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from search_parts import DAMAGES, draw_codes, draw_images, draw_vectors, write
+
+from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
+from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.search import NO_ROW, Hits, Index, build, merge
+
+ROWS, DIMENSION = 100, 7
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return draw_vectors(ROWS, DIMENSION, distinct=60)  # with equal ones: ties
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, vectors):
+    folder = tmp_path_factory.mktemp("vectors")
+    embeddings = write(folder / "embeddings", vectors, draw_images(ROWS))
+    for shards in (1, 5):
+        build(embeddings, folder / f"index-{shards}", shards=shards)
+    return folder
+
+
+def brute_force(database, queries, k):
+    """Distances summed in float64 and rounded; ties by row."""
+    differences = queries.data[:, None].astype(np.float64) - database.data[None]
+    distances = (differences**2).sum(axis=2).astype(np.float32)
+    rows = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, rows, axis=1), rows
+
+
+@pytest.mark.parametrize("k", [1, 10, ROWS])
+def test_shards_find_bit_for_bit_what_brute_force_finds(made, vectors, k):
+    queries = Vectors(np.concatenate([draw_vectors(20, DIMENSION, seed=1).data, vectors.data[:5]]))
+    distances, rows = brute_force(vectors, queries, k)
+    for shards in (1, 5):
+        found = Index.open(made / f"index-{shards}", threads=2).search(queries, k)
+        np.testing.assert_array_equal(found.rows, rows)
+        np.testing.assert_allclose(found.distances, distances, rtol=1e-6, atol=1e-12)
+    assert found.distances.dtype == np.float32
+    assert not found.distances[20:, 0].any()  # of a vector to itself: exactly 0
+
+
+def test_more_hits_than_rows_are_filled_up(made):
+    found = Index.open(made / "index-5").search(draw_vectors(3, DIMENSION), ROWS + 2)
+    assert (found.rows[:, -2:] == NO_ROW).all()
+    assert np.isinf(found.distances[:, -2:]).all()
+
+
+def test_merged_groups_of_shards_equal_the_index(made):
+    queries = draw_vectors(9, DIMENSION, seed=4)
+    whole = Index.open(made / "index-5").search(queries, 13)
+    groups = [
+        Index.open(made / "index-5", shards=group).search(queries, 13) for group in ([3], [0, 4], [2, 1])
+    ]
+    for order in itertools.permutations(groups):
+        merged = merge(order, 13)
+        np.testing.assert_array_equal(merged.rows, whole.rows)
+        np.testing.assert_array_equal(merged.distances, whole.distances)
+
+
+def test_merging_with_nothing_found():
+    nothing = Hits(np.full((1, 2), np.inf, np.float32), np.full((1, 2), NO_ROW))
+    some = Hits(np.array([[0.5, np.inf]], np.float32), np.array([[7, NO_ROW]]))
+    merged = merge([nothing, some], 3)
+    assert merged.rows.tolist() == [[7, NO_ROW, NO_ROW]]
+    assert merged.distances.tolist() == [[0.5, np.inf, np.inf]]
+
+
+def test_what_it_says_of_itself_and_verifies(made, vectors):
+    index = Index.open(made / "index-5")
+    info = index.info()
+    assert json.loads(json.dumps(info)) == info
+    assert (info["kind"], info["dimension"], info["rows"]) == ("vectors", DIMENSION, ROWS)
+    assert "bits" not in info
+    assert index.form == Form(DescriptorKind.VECTORS, DIMENSION)
+    assert len(index.verify()) == 2 + 5 + 1
+    rows = np.array([99, 0, 41, 0])
+    np.testing.assert_array_equal(index.descriptors(rows).data, vectors.data[rows])
+    np.testing.assert_array_equal(index.descriptors().data, vectors.data)
+    with pytest.raises(QueryError, match="no row 100"):
+        index.descriptors([100])
+
+
+def test_vectors_lie_behind_a_header_as_numpy_reads_them(made, vectors):
+    data = next((made / "index-1" / "shards").rglob("vectors.bin")).read_bytes()
+    assert data[:8] == b"RRVECTS2"
+    np.testing.assert_array_equal(
+        np.frombuffer(data, "<f4", offset=64).reshape(ROWS, DIMENSION), vectors.data
+    )
+
+
+def test_queries_of_another_form_are_refused(made):
+    index = Index.open(made / "index-1")
+    with pytest.raises(ArtefactError, match="vectors of 7 dimensions, the queries are vectors of 8"):
+        index.search(draw_vectors(1, 8), 3)
+    with pytest.raises(ArtefactError, match="the queries are 16-bit codes"):
+        index.search(draw_codes(1, 16), 3)
+    with pytest.raises(QueryError, match="0"):
+        index.search(draw_vectors(1, DIMENSION), 0)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_found(tmp_path, vectors, damage):
+    build(write(tmp_path / "embeddings", vectors, draw_images(ROWS)), tmp_path / "index", shards=2)
+    DAMAGES[damage](next((tmp_path / "index" / "shards").rglob("vectors.bin")))
+    with pytest.raises(ArtefactError, match=r"vectors\.bin"):
+        Index.open(tmp_path / "index", check="content")

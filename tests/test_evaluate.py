@@ -1,0 +1,90 @@
+"""Embeddings against a protocol: which numbers come out, and what does not count for what."""
+
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from samples import coloured_benchmark, coloured_table
+from search_parts import draw_vectors, write
+
+from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.evaluate import EvaluateConfig, evaluate
+from ray_retrieval.metrics import retrieval
+from ray_retrieval.search.embeddings import Embeddings
+
+
+def encoded(folder, table, vectors, **options):
+    """Embeddings of a table with given vectors."""
+    return Embeddings.open(write(folder, vectors, table.table, **options))
+
+
+def of_itself(table, **settings):
+    """A benchmark whose queries are its database."""
+    return replace(
+        coloured_benchmark(12), queries=table, database=table, queries_in_database=True, **settings
+    )
+
+
+def values(found):
+    return {metric["name"]: metric["value"] for metric in found["test"]}
+
+
+def test_queries_that_are_the_database_do_not_find_themselves(tmp_path):
+    table, vectors = coloured_table(30), draw_vectors(30, 6)
+    made = encoded(tmp_path, table, vectors)
+    found = evaluate(made, made, EvaluateConfig(at=(1, 3)), of_itself(table))
+    expected = retrieval.evaluate(vectors.data, table.labels, ks=(1, 3))
+    assert values(found) == {name: metric.value for name, metric in expected.items()}
+    assert found["pr_curve"] is None
+    assert "does not count" in found["test"][0]["policy"]
+
+
+def test_ids_tell_apart_only_where_queries_are_rows_of_the_database(tmp_path):
+    """Two folders may call different images the same."""
+    queries, database = coloured_table(9, seed=1, prefix="a"), coloured_table(30, seed=2, prefix="a")
+    asked, rows = draw_vectors(9, 6, seed=1), draw_vectors(30, 6, seed=2)
+    folders = encoded(tmp_path / "q", queries, asked), encoded(tmp_path / "d", database, rows)
+    benchmark = replace(coloured_benchmark(12), queries=queries, database=database)
+    apart = evaluate(*folders, EvaluateConfig(), benchmark)
+    expected = retrieval.evaluate(asked.data, queries.labels, rows.data, database.labels)
+    assert values(apart)["map"] == expected["map"].value
+    inside = evaluate(*folders, EvaluateConfig(), replace(benchmark, queries_in_database=True))
+    expected = retrieval.evaluate(
+        asked.data,
+        queries.labels,
+        rows.data,
+        database.labels,
+        query_ids=queries.ids,
+        database_ids=database.ids,
+    )
+    assert values(inside)["map"] == expected["map"].value
+    assert values(inside)["map"] != values(apart)["map"]
+
+
+def test_a_gallery_drawn_several_times_gives_means_over_the_draws(tmp_path):
+    table, vectors = coloured_table(30), draw_vectors(30, 6)
+    made = encoded(tmp_path, table, vectors, skip={4})  # an image that cannot be decoded has no row
+    draws = (np.array([0, 4, 7, 8]), np.array([3, 10, 20]))
+    found = evaluate(made, made, EvaluateConfig(at=(1,)), of_itself(table, gallery_draws=draws))
+    each = []
+    for draw in draws:
+        gallery = np.setdiff1d(draw, [4])
+        rest = np.setdiff1d(np.arange(30), [*draw, 4])
+        labels = table.labels
+        each.append(
+            retrieval.evaluate(
+                vectors.data[rest], labels[rest], vectors.data[gallery], labels[gallery], ks=(1,)
+            )
+        )
+    for name, value in values(found).items():
+        assert value == pytest.approx(statistics.fmean(one[name].value for one in each))
+    assert "mean over 2 draws" in found["test"][0]["policy"]
+
+
+def test_the_benchmarks_own_cut_offs_are_reported(tmp_path):
+    table, vectors = coloured_table(30), draw_vectors(30, 6)
+    made = encoded(tmp_path, table, vectors)
+    benchmark: Benchmark = of_itself(table, ks=(2, 5))
+    assert list(values(evaluate(made, made, EvaluateConfig(), benchmark)))[:2] == ["recall@2", "recall@5"]
+    assert "recall@7" in values(evaluate(made, made, EvaluateConfig(at=(7,)), benchmark))
