@@ -234,6 +234,43 @@ def encode(
     typer.echo(f"next    ray-retrieval index build {out} --out INDEX")
 
 
+@app.command()
+def embed(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGES...", help="Images, folders, lists (.txt), CSV or Parquet of images."),
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="A file for them: .npy or .parquet.")] = None,
+    root: Annotated[
+        str | None, typer.Option(help="The folder that paths in a list or CSV start from.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print or save the vectors or codes of images, in this process; for whole databases see encode."""
+    from ray_retrieval import embed as embedding
+    from ray_retrieval.data.table import open_images
+
+    if out is not None:
+        embedding.check_suffix(out)
+    tables = [open_images(place, root=root) for place in images]
+    total = sum(map(len, tables))
+    with Display(quiet=total == 1).task("embed", total, "images") as advance:
+        made = embedding.embed(model, tables, progress=lambda count: advance(count, ""))
+    if out is not None:
+        embedding.save(made, out)
+    if as_json:
+        _print_json({**made.as_json(), "file": None if out is None else str(out)})
+        return
+    for identifier, reason in made.failures:
+        typer.echo(f"left out {identifier}: {reason}", err=True)
+    if out is None:
+        for identifier, row in zip(made.ids, made.rows_in_words(), strict=True):
+            typer.echo(f"{identifier}: {row}")
+    else:
+        typer.echo(f"saved   {len(made.ids):,} {made.form} in {out}")
+
+
 @index_app.command("build")
 def index_build(
     embeddings: Annotated[str, typer.Argument(metavar="EMBEDDINGS", help="An embeddings directory.")],

@@ -62,7 +62,12 @@ def train(
     """
     asked = _worker_resources(config.workers)
     none = np.zeros(0, np.int64)
-    needed = replace(benchmark, queries=benchmark.queries.take(none), database=benchmark.database.take(none))
+    needed = replace(
+        benchmark,
+        queries=benchmark.queries.take(none),
+        database=benchmark.database.take(none),
+        gallery_draws=(),
+    )
     # The starting weights are made here, once: files and downloads need not be on every node.
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,0 +1,150 @@
+"""Images in, descriptors out: for a photograph or a folder, in this process, without Ray.
+
+For whole databases there is `encode`, which works in parallel, goes on where it was stopped, and keeps what
+an index is built from.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_retrieval.compute import cores
+from ray_retrieval.data.table import ImageTable
+from ray_retrieval.descriptors import Codes, Descriptors, Form
+from ray_retrieval.errors import DataError, RecipeError
+from ray_retrieval.model import Encoder
+from ray_retrieval.search.embeddings import descriptor_column
+from ray_retrieval.storage import Folder
+
+SUFFIXES = (".npy", ".parquet")
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Images with their descriptors.
+
+    Attributes:
+        ids: of the images that could be decoded, in the order given.
+        paths: of their files; None for those that lie in a table as bytes.
+        descriptors: one row each.
+        model: fingerprint of the model.
+        failures: id and reason of each image that could not be decoded.
+    """
+
+    ids: list[str]
+    paths: list[str | None]
+    descriptors: Descriptors
+    model: str
+    failures: list[tuple[str, str]]
+
+    @property
+    def form(self) -> Form:
+        return Form.of(self.descriptors)
+
+    def rows_in_words(self) -> list[str]:
+        """Each vector as a list of numbers, each code in hexadecimal."""
+        if isinstance(self.descriptors, Codes):
+            return [row.tobytes().hex() for row in self.descriptors.data]
+        return [f"[{', '.join(f'{value:.6g}' for value in row)}]" for row in self.descriptors.data.tolist()]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; codes in hexadecimal."""
+        name = "code" if isinstance(self.descriptors, Codes) else "vector"
+        rows = [
+            row.tobytes().hex() if isinstance(self.descriptors, Codes) else row.tolist()
+            for row in self.descriptors.data
+        ]
+        images = [
+            {"id": identifier, "path": path, name: row}
+            for identifier, path, row in zip(self.ids, self.paths, rows, strict=True)
+        ]
+        failures = [{"id": identifier, "reason": reason} for identifier, reason in self.failures]
+        return {"model": self.model, **self.form.as_json(), "images": images, "failures": failures}
+
+
+def embed(
+    model: str | Folder,
+    tables: Sequence[ImageTable],
+    *,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Embedded:
+    """Descriptors of images by a trained model.
+
+    Args:
+        model: a model directory.
+        tables: of images, as `open_images` makes of a file, a folder, a list, CSV or Parquet.
+        threads: processor threads; unset: all.
+        progress: called with the number of images of each batch that is done.
+
+    Raises:
+        ArtefactError: if `model` is no model directory or is damaged.
+        DataError: if none of the images can be decoded.
+    """
+    encoder = Encoder(model, threads=threads or cores())
+    kept: list[tuple[str, str | None]] = []
+    parts: list[np.ndarray[Any, Any]] = []
+    failures: list[tuple[str, str]] = []
+    for table in tables:
+        paths = table.paths
+        for start in range(0, len(table), _ROWS_AT_ONCE):
+            rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(table)))
+            found, failed = encoder.encode_table(table.take(rows))
+            good = [place for place in range(len(rows)) if place not in failed]
+            kept += [(table.ids[start + place], paths[start + place]) for place in good]
+            parts.append(found.data[good])
+            failures += [(table.ids[start + place], reason) for place, reason in sorted(failed.items())]
+            if progress is not None:
+                progress(len(rows))
+    encoder.close()
+    if not kept:
+        identifier, reason = failures[0] if failures else (None, "there are none")
+        raise DataError(f"none of the images can be decoded: {reason}", where=identifier)
+    return Embedded(
+        ids=[identifier for identifier, _ in kept],
+        paths=[path for _, path in kept],
+        descriptors=encoder.form.with_rows(np.concatenate(parts)),
+        model=encoder.fingerprint,
+        failures=failures,
+    )
+
+
+def check_suffix(out: str | Path) -> None:
+    """Raise RecipeError if `save` cannot write a file of that name."""
+    if Path(out).suffix not in SUFFIXES:
+        raise RecipeError(
+            f"descriptors cannot be saved as '{Path(out).suffix or Path(out).name}'",
+            where=out,
+            mend=f"end the name in {' or '.join(SUFFIXES)}",
+        )
+
+
+def save(embedded: Embedded, out: str | Path) -> None:
+    """Write descriptors as one file, whole or not at all.
+
+    `.parquet`: columns id · path · vector (a list of float32) or code (bytes), the model's fingerprint in the
+    metadata. `.npy`: float32 [n, dimension] or uint8 [n, ceil(bits / 8)], and the ids of the rows as a list
+    in a file of the same name that ends in `.ids.json`.
+
+    Raises:
+        RecipeError: if the name ends otherwise.
+        ArtefactError: if the file cannot be written.
+    """
+    check_suffix(out)
+    folder, name = Folder(Path(out).parent), Path(out).name
+    if Path(out).suffix == ".npy":
+        folder.write_json(f"{Path(out).stem}.ids.json", embedded.ids)
+        with folder.writing(name) as stream:
+            np.save(stream, embedded.descriptors.data, allow_pickle=False)
+        return
+    field, column = descriptor_column(embedded.descriptors)
+    table = pa.table({"id": embedded.ids, "path": pa.array(embedded.paths, pa.string())})
+    table = table.append_column(field, column).replace_schema_metadata({"model": embedded.model})
+    with folder.writing(name) as stream:
+        pq.write_table(table, stream, compression="zstd")

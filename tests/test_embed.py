@@ -1,0 +1,95 @@
+"""Descriptors of a photograph or a folder, in one process."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from samples import coloured_table, png, sized
+
+from ray_retrieval import embed, model
+from ray_retrieval.data.table import open_images
+from ray_retrieval.errors import DataError, RecipeError
+from ray_retrieval.layers.backbones import BackboneConfig
+from ray_retrieval.methods import build
+from ray_retrieval.storage import Folder
+
+KINDS = {"vectors": "xbm", "codes": "greedyhash"}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A model of each kind, and a folder of five images, one of which is broken."""
+    folder = tmp_path_factory.mktemp("embed")
+    for kind, name in KINDS.items():
+        torch.manual_seed(0)
+        backbone = BackboneConfig(name="small", weights="none")
+        config = sized(name, 12, backbone=backbone, image={"size": 16})
+        model.save(
+            Folder(folder / kind),
+            config=config.model_dump(mode="json"),
+            weights=build(config, classes=3).state_dict(),
+            classes=3,
+            class_names=None,
+            precision="float32",
+            training={},
+            metrics={},
+        )
+    table = coloured_table(4)
+    (folder / "images").mkdir()
+    for row in range(4):
+        (folder / "images" / f"{row}.png").write_bytes(table.image_bytes(row))
+    (folder / "images" / "broken.png").write_bytes(b"no image")
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_and_a_folder_give_what_the_encoder_gives(made, kind):
+    encoder = model.Encoder(str(made / kind))
+    table = coloured_table(4)
+    expected, _ = encoder.encode([table.image_bytes(row) for row in range(4)])
+    found = embed.embed(str(made / kind), [open_images(str(made / "images"))])
+    assert [name.rpartition("/")[2] for name in found.ids] == ["0.png", "1.png", "2.png", "3.png"]
+    assert [name.rpartition("/")[2] for name, _ in found.failures] == ["broken.png"]
+    np.testing.assert_allclose(found.descriptors.data, expected.data, atol=1e-6)
+    single = embed.embed(str(made / kind), [open_images(str(made / "images" / "2.png"))])
+    np.testing.assert_allclose(single.descriptors.data, expected.data[2:3], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", embed.SUFFIXES)
+def test_a_file_holds_them_for_other_programs(made, tmp_path, kind, suffix):
+    found = embed.embed(str(made / kind), [open_images(str(made / "images"))])
+    embed.save(found, tmp_path / f"out{suffix}")
+    if suffix == ".npy":
+        data = np.load(tmp_path / "out.npy")
+        assert json.loads((tmp_path / "out.ids.json").read_text()) == found.ids
+    else:
+        table = pq.read_table(tmp_path / "out.parquet")
+        assert table["id"].to_pylist() == found.ids
+        assert table.schema.metadata[b"model"].decode() == found.model
+        read = table[kind[:-1]].to_pylist()
+        data = np.stack([np.frombuffer(row, np.uint8) for row in read]) if kind == "codes" else np.array(read)
+    np.testing.assert_array_equal(data, found.descriptors.data)
+    assert {path.name for path in tmp_path.iterdir()} <= {f"out{suffix}", "out.ids.json"}
+
+
+def test_they_can_be_printed(made):
+    found = embed.embed(str(made / "vectors"), [open_images(str(made / "images"))])
+    numbers = json.loads(found.rows_in_words()[1])
+    np.testing.assert_allclose(numbers, found.descriptors.data[1], rtol=1e-5)
+    said = json.loads(json.dumps(found.as_json()))
+    assert (said["kind"], said["dimension"], len(said["images"])) == ("vectors", 12, 4)
+    np.testing.assert_array_equal(np.float32(said["images"][3]["vector"]), found.descriptors.data[3])
+    codes = embed.embed(str(made / "codes"), [open_images(str(made / "images"))])
+    assert bytes.fromhex(codes.rows_in_words()[0]) == codes.descriptors.data[0].tobytes()
+
+
+def test_what_cannot_be_done_is_said(made, tmp_path):
+    found = embed.embed(str(made / "vectors"), [open_images(str(made / "images"))])
+    with pytest.raises(RecipeError, match=r"'\.csv'.*end the name in \.npy or \.parquet"):
+        embed.save(found, tmp_path / "out.csv")
+    (tmp_path / "x.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8))[:30])
+    with pytest.raises(DataError, match="none of the images"):
+        embed.embed(str(made / "vectors"), [open_images(str(tmp_path / "x.png"))])
