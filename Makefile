@@ -32,8 +32,11 @@ check: install
 bench: install
 	$(BIN)/python benchmarks/hamming_map.py
 	$(BIN)/python benchmarks/hamming_scan.py
+	$(BIN)/python benchmarks/vector_search.py
 	$(BIN)/python benchmarks/train_overhead.py
 	$(BIN)/python benchmarks/encode_throughput.py
+	$(BIN)/python benchmarks/xbm_step.py
+	$(BIN)/python benchmarks/retrieval_metrics.py
 
 clean:
 	rm -rf .venv runs

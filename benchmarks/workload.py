@@ -36,9 +36,9 @@ def photographs(count: int, *, side: int = 256, classes: int = 10, distinct: int
     return ImageTable(pa.Table.from_pylist(rows, schema=schema), name="photographs", classes=classes)
 
 
-def photographs_benchmark(train: int) -> Benchmark:
+def photographs_benchmark(train: int, *, classes: int = 10) -> Benchmark:
     """The same table in every role; a few rows of it for validation."""
-    table = photographs(train)
+    table = photographs(train, classes=classes)
     few = table.take(np.arange(20))
     return Benchmark(
         name="photographs",

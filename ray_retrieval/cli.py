@@ -277,12 +277,26 @@ def index_build(
     out: Annotated[str, typer.Option("--out", help="Where the index goes.")],
     shards: Annotated[int, typer.Option(min=1, help="Parts that different processes can search.")] = 1,
     keep_images: Annotated[bool, typer.Option(help="Keep the bytes of images that came as bytes.")] = True,
+    how: Annotated[
+        str,
+        typer.Option(
+            "--search", help="Of vectors: exact, auto (by their number), or a FAISS factory string."
+        ),
+    ] = "exact",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of an approximate search, e.g. nprobe=32."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build an exact index of binary codes."""
+    """Build an index of codes or vectors."""
     from ray_retrieval import search
+    from ray_retrieval.compute import cores
+    from ray_retrieval.recipe import from_settings
+    from ray_retrieval.search.approximate import ApproximateConfig
 
-    search.build(embeddings, out, shards=shards, keep_images=keep_images)
+    config = from_settings(ApproximateConfig, [f"search={how}", *(settings or [])])
+    search.build(embeddings, out, shards=shards, keep_images=keep_images, approximate=config, threads=cores())
     _describe_index(out, as_json)
     if not as_json:
         typer.echo(f"next    ray-retrieval search {out} IMAGE --model MODEL")
@@ -316,13 +330,21 @@ def search(
         Path | None, typer.Option(help="Save a picture of queries and hits (.png, .jpg).")
     ] = None,
     model: ModelOption = None,
+    rerank: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A step of re-ranking for vectors: k_reciprocal, query_expansion, database_augmentation, "
+            "or one with settings, e.g. '{name: k_reciprocal, k1: 10}'."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest images of an index."""
     from ray_retrieval import pictures
     from ray_retrieval.query import Searcher
+    from ray_retrieval.recipe import rerank_steps
 
-    searcher = Searcher(index, model)
+    searcher = Searcher(index, model, rerank=rerank_steps(rerank or []))
     answers = searcher.search(images, k)
     if picture is not None:
         examples = [searcher.example(image, hits) for image, hits in zip(images, answers, strict=True)]

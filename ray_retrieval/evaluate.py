@@ -14,9 +14,14 @@ from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.descriptors import Codes, Descriptors, Form, Vectors
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.metrics import hamming, retrieval
+from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.hits import NO_ROW
+from ray_retrieval.search.rerank import AnyRerankConfig, HeldVectors, build_all, rerank
 
 _AT = (1, 10, 100, 1000)
+_RERANKED = 4096
+"""Queries that are re-ranked at a time: bounds the memory of their hits."""
 Rows = npt.NDArray[np.int64]
 
 
@@ -32,6 +37,8 @@ class EvaluateConfig(Config):
     """Hamming radius of the precision within a ball."""
     both: bool = True
     """Measure the last model as well as the best one, where they differ."""
+    rerank: tuple[AnyRerankConfig, ...] = ()
+    """Steps of re-ranking for vectors, measured beside the plain search: `[{name: k_reciprocal}]`."""
 
 
 @dataclass(frozen=True)
@@ -116,25 +123,67 @@ def _measure(
     itself = queries is database
     # Two folders may call different images the same: ids tell only where queries are rows of the database.
     told_by_ids = not itself and benchmark.queries_in_database
-    metrics = retrieval.evaluate(
-        queries.descriptors.data,
-        queries.labels,
-        None if itself else database.descriptors.data,
-        None if itself else database.labels,
-        ks=at,
-        query_ids=queries.ids if told_by_ids else None,
-        database_ids=database.ids if told_by_ids else None,
-        threads=threads,
-        progress=progress,
-    )
+    asked: dict[str, Any] = {
+        "queries": queries.descriptors.data,
+        "query_labels": queries.labels,
+        "database": None if itself else database.descriptors.data,
+        "database_labels": None if itself else database.labels,
+        "ks": at,
+        "query_ids": queries.ids if told_by_ids else None,
+        "database_ids": database.ids if told_by_ids else None,
+        "threads": threads,
+    }
+    metrics = list(retrieval.evaluate(**asked, progress=progress).values())
+    if config.rerank:
+        own = np.full(len(queries), NO_ROW)
+        if itself:
+            own = np.arange(len(queries))
+        elif told_by_ids:
+            places = {identifier: row for row, identifier in enumerate(database.ids.tolist())}
+            own = np.array([places.get(identifier, NO_ROW) for identifier in queries.ids.tolist()])
+        order = _reranked(queries.descriptors, database.descriptors, own, config, max(at), threads)
+        steps = ", then ".join(_in_words(step) for step in config.rerank)
+        for metric in retrieval.evaluate_reranked(**asked, order=order).values():
+            name, policy = f"{metric.name}/reranked", f"re-ranked by {steps}: {metric.policy}"
+            metrics.append(Metric(name, metric.value, policy))
     return {
-        "test": [
-            {"name": metric.name, "value": metric.value, "policy": metric.policy}
-            for metric in metrics.values()
-        ],
+        "test": [{"name": metric.name, "value": metric.value, "policy": metric.policy} for metric in metrics],
         "pr_curve": None,
         "notes": [],
     }
+
+
+def _reranked(
+    queries: Vectors, database: Vectors, own: Rows, config: EvaluateConfig, at: int, threads: int
+) -> npt.NDArray[np.int32]:
+    """The first rows of each query's ranking after all steps, int32 [queries, as deep as the steps look].
+
+    Args:
+        queries: of the test.
+        database: what they search.
+        own: which row of the database each query is, or `NO_ROW`.
+        config: the steps.
+        at: the largest cut-off that is measured.
+        threads: processor threads.
+    """
+    held = HeldVectors(database.data, threads=threads)
+    steps = build_all(config.rerank, held, threads=threads)
+    depth = min(len(held), max(at, *(step.depth for step in steps)) + 1)
+    order = np.full((len(queries), depth), NO_ROW, np.int32)
+    # Queries do not depend on each other, but for a step that looks at all of them together.
+    block = len(queries) if any(getattr(step, "joint", False) for step in config.rerank) else _RERANKED
+    for start in range(0, len(queries), block):
+        some = slice(start, start + block)
+        part = Vectors(queries.data[some])
+        order[some] = rerank(steps, part, held.search(part, depth), own[some]).rows
+    return order
+
+
+def _in_words(step: Config) -> str:
+    """A step with its settings: `k_reciprocal (k1 20, k2 6, …)`."""
+    settings = step.model_dump()
+    name = settings.pop("name")
+    return f"{name} ({', '.join(f'{key} {value}' for key, value in settings.items())})"
 
 
 def _of_codes(

@@ -13,8 +13,8 @@ from ray_retrieval.methods.base import Clock, Method
 class OptimizerConfig(Config):
     """How parameters move."""
 
-    name: Literal["sgd", "adamw", "rmsprop"] = "sgd"
-    """`sgd` (with momentum), `adamw`, or `rmsprop` (without momentum, smoothing 0.99)."""
+    name: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    """`sgd` (with momentum), `adam`, `adamw`, or `rmsprop` (without momentum, smoothing 0.99)."""
     lr: float = Field(default=1e-3, gt=0)
     """Learning rate at the schedule's top."""
     lr_batch_size: int | None = Field(default=None, ge=1)
@@ -25,7 +25,7 @@ class OptimizerConfig(Config):
     nesterov: bool = False
     """Nesterov momentum of `sgd`."""
     weight_decay: float = Field(default=5e-4, ge=0)
-    """Decay of all parameters."""
+    """Decay of all parameters: part of the gradient, but in `adamw`, where it is apart from it."""
 
     @model_validator(mode="after")
     def _check(self) -> "OptimizerConfig":
@@ -87,7 +87,40 @@ class ConstantSchedule(Config):
         return 1.0
 
 
-ScheduleConfig = Annotated[StepSchedule | CosineSchedule | ConstantSchedule, Field(discriminator="name")]
+class PlateauSchedule(Config):
+    """The rate drops when the validation has stopped to get better; all is counted in validations.
+
+    A drop is a pure function of what has been measured, so that a resumed run drops where an undisturbed one
+    does. The same as `torch.optim.lr_scheduler.ReduceLROnPlateau` with mode `max` and a relative threshold.
+    """
+
+    name: Literal["plateau"] = "plateau"
+    factor: float = Field(default=0.1, gt=0, lt=1)
+    """What the rate is multiplied by."""
+    patience: int = Field(default=4, ge=0)
+    """Validations without a better one that are let pass; the next one drops the rate."""
+    threshold: float = Field(default=1e-3, ge=0)
+    """Share of the best measurement by which one has to exceed it to be better."""
+    cooldown: int = Field(default=2, ge=0)
+    """Validations after a drop that do not count against it."""
+    min_factor: float = Field(default=0.05, ge=0, le=1)
+    """The rate never falls below this share of its top."""
+
+    def at(self, clock: Clock) -> float:
+        factor, best, stale, cooling = 1.0, -math.inf, 0, 0
+        for value in clock.measured:
+            better = value > best * (1 + self.threshold)
+            best = value if better else best
+            stale = 0 if better or cooling else stale + 1
+            cooling = max(0, cooling - 1)
+            if stale > self.patience:
+                factor = max(factor * self.factor, self.min_factor)
+                stale, cooling = 0, self.cooldown
+        return factor
+
+
+Schedule = StepSchedule | CosineSchedule | PlateauSchedule | ConstantSchedule
+ScheduleConfig = Annotated[Schedule, Field(discriminator="name")]
 
 
 def build_optimizer(config: OptimizerConfig, method: Method) -> torch.optim.Optimizer:
@@ -95,6 +128,8 @@ def build_optimizer(config: OptimizerConfig, method: Method) -> torch.optim.Opti
     groups = [
         {"params": group.parameters, "lr_factor": group.lr_factor} for group in method.parameter_groups()
     ]
+    if config.name == "adam":
+        return torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     if config.name == "rmsprop":
@@ -111,7 +146,7 @@ def build_optimizer(config: OptimizerConfig, method: Method) -> torch.optim.Opti
 def set_learning_rate(
     optimizer: torch.optim.Optimizer,
     config: OptimizerConfig,
-    schedule: StepSchedule | CosineSchedule | ConstantSchedule,
+    schedule: Schedule,
     clock: Clock,
     batch_size: int,
 ) -> float:

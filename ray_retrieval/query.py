@@ -1,18 +1,21 @@
 """Images in, nearest images of an index and their labels out."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ray_retrieval.compute import cores
-from ray_retrieval.descriptors import Descriptors
+from ray_retrieval.descriptors import Descriptors, Vectors
 from ray_retrieval.errors import ArtefactError, QueryError, RetrievalError
 from ray_retrieval.model import DESCRIPTION, Encoder, read_model_description
 from ray_retrieval.report import Example, Shown
 from ray_retrieval.search import Hits, Index
+from ray_retrieval.search.rerank import AnyRerankConfig, build_all
+from ray_retrieval.search.rerank import rerank as rerank_hits
+from ray_retrieval.search.vectors import distances_to
 from ray_retrieval.storage import Folder
 
 
@@ -25,6 +28,7 @@ class Hit:
         id: of the image.
         distance: Hamming distance in bits, or squared Euclidean distance of unit vectors.
         similarity: share of equal bits, or cosine.
+        score: by which re-ranking has put it in its place, the lowest first; None where there is none.
         labels: names of its classes, or their numbers where they have no names; empty where unknown.
         path: of the image file, or None where the index holds the image itself.
         row: of the index.
@@ -37,6 +41,7 @@ class Hit:
     labels: list[str]
     path: str | None
     row: int
+    score: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -155,13 +160,20 @@ class Searcher:
         index: an index directory.
         model: the directory of the model that made it; unset: it is looked for beside the index.
         threads: processor threads; unset: all.
+        rerank: steps of re-ranking, for an index of vectors; what they need of the whole index is made here.
 
     Raises:
-        ArtefactError: if index or model is missing, damaged, or they do not belong together.
+        ArtefactError: if index or model is missing, damaged, or they do not belong together, or an index of
+            codes is to be re-ranked.
     """
 
     def __init__(
-        self, index: str | Folder, model: str | Folder | None = None, *, threads: int | None = None
+        self,
+        index: str | Folder,
+        model: str | Folder | None = None,
+        *,
+        threads: int | None = None,
+        rerank: Sequence[AnyRerankConfig] = (),
     ) -> None:
         threads = threads or cores()
         folder = Folder(index)
@@ -174,6 +186,7 @@ class Searcher:
                 where=folder,
                 mend="name the model that encoded the database",
             )
+        self._steps = build_all(rerank, self.index, threads=threads) if rerank else []
 
     def encode(self, images: Sequence[str | Path | bytes]) -> Descriptors:
         """Descriptors of images given as files or as bytes.
@@ -193,8 +206,22 @@ class Searcher:
         """
         if k < 1:
             raise QueryError(f"k is {k}", mend="ask for 1 hit or more")
-        hits = self.index.search(self.encode(images), k)
-        return [hits_of(self.index, hits, query) for query in range(len(images))]
+        queries = self.encode(images)
+        if not self._steps:
+            hits = self.index.search(queries, k)
+            return [hits_of(self.index, hits, query) for query in range(len(images))]
+        assert isinstance(queries, Vectors)
+        found = self.index.search(queries, max(k, *(step.depth for step in self._steps)))
+        ordered = rerank_hits(self._steps, queries, found)
+        answers = []
+        for query in range(len(images)):
+            rows = ordered.rows[query, :k]
+            rows = rows[rows >= 0]
+            own = queries.data[query : query + 1]
+            real = Hits(distances_to(self.index.vectors(rows), own, np.arange(len(rows))[None]), rows[None])
+            pairs = zip(hits_of(self.index, real, 0), ordered.distances[query].tolist(), strict=False)
+            answers.append([replace(hit, score=score) for hit, score in pairs])
+        return answers
 
     def predict(self, image: str | Path | bytes, *, classes: int = 5) -> Prediction:
         """The nearest image of the index, and what the model's class head says where it has one.
@@ -218,7 +245,7 @@ class Searcher:
             guesses = [
                 ClassGuess(int(n), names[n] if names else str(n), float(probabilities[0, n])) for n in order
             ]
-        itself = [hit for hit in hits if hit.distance == 0 and _same_file(image, hit.path)]
+        itself = [hit for hit in hits if hit.similarity > _SAME and _same_file(image, hit.path)]
         notes = [f"the image itself is in the index, as {hit.id}" for hit in itself]
         return Prediction(hits[0], guesses, notes)
 
@@ -234,6 +261,8 @@ class Searcher:
         return example(self.index, Shown(_read(image), Path(image).name, labels), hits)
 
 
+_SAME = 0.999
+"""Similarity of a descriptor to one made of the same pixels, perhaps in another batch."""
 _AS_NEAR = 100
 """Hits among which the query itself is looked for: many images may share its code."""
 

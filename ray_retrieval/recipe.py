@@ -21,11 +21,14 @@ from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config, ConfigType, validate
 from ray_retrieval.data.datasets import DataConfig
+from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.encode import EncodeConfig
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.evaluate import EvaluateConfig
 from ray_retrieval.loop import TrainConfig
 from ray_retrieval.methods import METHODS, AnyMethodConfig
+from ray_retrieval.search.approximate import ApproximateConfig
+from ray_retrieval.search.rerank import AnyRerankConfig
 
 # What may differ between two runs that give the same model: how fast it is made, and what comes after.
 _NOT_OF_THE_MODEL: dict[str, Any] = {
@@ -43,8 +46,8 @@ _STUDIED = {"method.bits": "{}bits", "method.dimension": "{}d", "seed": "seed{}"
 """What may be a list in a study, and what a member's folder is called after its value."""
 
 
-class IndexConfig(Config):
-    """How the database's descriptors are laid out for search."""
+class IndexConfig(ApproximateConfig):
+    """How the database's descriptors are laid out for search, and how vectors are searched."""
 
     shards: int = Field(default=2, ge=1)
     """Parts that can be searched by different processes."""
@@ -108,6 +111,8 @@ class Recipe(Config):
             raise ValueError(
                 f"'train.augmentation.random_crop' needs a 'method.image.resize_to' above {size}, the size"
             )
+        if self.index.search != "exact" and self.method.form.kind is not DescriptorKind.VECTORS:
+            raise ValueError(f"'index.search' is exact for {self.method.name}, which makes codes")
         if self.train.accumulate > 1 and METHODS[self.method.name][1].whole_batches:
             raise ValueError(
                 f"'train.accumulate' is 1 for {self.method.name}, whose loss pairs images across the batch"
@@ -181,6 +186,21 @@ def from_settings(kind: type[ConfigType], settings: list[str]) -> ConfigType:
     """
     where = "command line"
     return validate(kind, _resolved(_with_settings({}, settings, where=where), where=where), where=where)
+
+
+def rerank_steps(texts: list[str]) -> tuple[AnyRerankConfig, ...]:
+    """Steps of re-ranking, each a name or a YAML mapping with a `name`.
+
+    Raises:
+        RecipeError: if one is unknown or has a wrong setting.
+    """
+    where = "--rerank"
+    try:
+        given = [yaml.safe_load(text) for text in texts]
+    except yaml.YAMLError as error:
+        raise RecipeError(" ".join(str(error).split()), where=where) from None
+    steps = [{"name": step} if isinstance(step, str) else step for step in given]
+    return validate(EvaluateConfig, {"rerank": steps}, where=where).rerank
 
 
 def _read(path: str | Path) -> dict[str, Any]:

@@ -191,6 +191,8 @@ class Run:
                 self.folder / "index",
                 shards=self.recipe.index.shards,
                 keep_images=self.recipe.index.keep_images,
+                approximate=self.recipe.index,
+                threads=cores(),
             )
 
     def evaluate(self, benchmark: Benchmark) -> dict[str, Any]:

@@ -241,5 +241,5 @@ def _save_models(
             class_names=benchmark.train.class_names,
             precision=outcome.precision,
             training={**provenance, "epoch": outcome.epochs[which], "of_epochs": config.epochs},
-            metrics={"validation": {"map": outcome.validation[which]}},
+            metrics={"validation": outcome.validation[which]},
         )

@@ -1,6 +1,7 @@
 """The training loop: exact under data parallelism, exact after an interruption."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import torch.multiprocessing as mp
 from pydantic import ValidationError
 from samples import coloured_benchmark, sized
 
+from ray_retrieval.data.source import ImageSource
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.loop import Process, TrainConfig, Trainer, read_outcome
+from ray_retrieval.loop.checkpoints import OPTIMIZER
 from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
-from ray_retrieval.optim import CosineSchedule, StepSchedule
+from ray_retrieval.optim import PlateauSchedule
 
 
 def config(**changes):
@@ -40,10 +43,12 @@ def trainer(
     dtype=torch.float32,
     method="greedyhash",
     dropout=0.0,
+    image_settings=None,
     **settings,
 ):
     torch.manual_seed(0)
-    settings |= {"backbone": BackboneConfig(name="small", weights="none"), "image": {"size": 16}}
+    image = image_settings or {"size": 16}
+    settings |= {"backbone": BackboneConfig(name="small", weights="none"), "image": image}
     method = build(sized(method, 12, **settings), classes=3).to(dtype)
     if dropout:
         method.backbone.append(torch.nn.Dropout(dropout))
@@ -56,7 +61,7 @@ class LocalReporter:
     """Checkpoints in a folder; can stop the run like a kill after so many."""
 
     def __init__(self, folder, stop_after=None):
-        self.folder, self.left, self.records = folder, stop_after, []
+        self.folder, self.left, self.records, self.metrics = folder, stop_after, [], []
 
     def latest(self):
         found = sorted(self.folder.glob("*"), key=lambda path: path.stat().st_mtime_ns)
@@ -66,6 +71,7 @@ class LocalReporter:
         self.records.append(record)
 
     def checkpoint(self, name, metrics, write):
+        self.metrics.append(metrics)
         if write is not None:
             (self.folder / name).mkdir(parents=True)
             write(self.folder / name)
@@ -76,7 +82,12 @@ class LocalReporter:
 
 
 def loss_curve(history):
-    return [(r["loss"], *r["terms"].values(), r["validation"]["map"]) for r in history]
+    """All numbers of a training one after another, but for its speed."""
+    rows = [
+        (r["loss"], *r["terms"].values(), *r.get("observed", {}).values(), r["validation"]["map"], r["lr"])
+        for r in history
+    ]
+    return [value for row in rows for value in row]
 
 
 def test_training_learns(tmp_path):
@@ -87,33 +98,56 @@ def test_training_learns(tmp_path):
 
 
 HASHNET = {"method": "hashnet", "preset": "deephash"}
+RING = {"method": "xbm", "images_per_class": 4, "memory_size": 13, "warmup_steps": 2}
+ENCODED = {**RING, "memory_size": 40, "warmup_steps": 3, "memory_init": "encoded"}
+EVERY_STEP = {"checkpoint": {"min_seconds": 0, "every_steps": 1}}
+PLATEAU = {"name": "plateau", "patience": 0, "cooldown": 0, "threshold": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("stop_after", "method"),
+    ("stop_after", "method", "train"),
     [
-        (1, {}),
-        (2, {}),
-        (4, {}),
-        (2, HASHNET),
-        (3, {**HASHNET, "bank_size": 20}),
-        (3, {"method": "hashnet"}),
-        (3, {"method": "xbm", "images_per_class": 4, "memory_size": 13, "warmup_steps": 2}),
+        (1, {}, {}),
+        (2, {}, {}),
+        (4, {}, {}),
+        (2, HASHNET, {}),
+        (3, {**HASHNET, "bank_size": 20}, {}),
+        (3, {"method": "hashnet"}, {}),
+        (3, RING, {}),
+        # Two steps before the memory is filled, right before it, and after that step and the next.
+        (2, ENCODED, EVERY_STEP),
+        (3, ENCODED, EVERY_STEP),
+        (4, ENCODED, EVERY_STEP),
+        (5, ENCODED, EVERY_STEP),
+        # The second epoch was no better than the first by half: the third has a lower rate.
+        (7, RING, {"epochs": 4, "schedule": PLATEAU}),
+        (3, {}, {"epochs": 4, "schedule": PLATEAU, "optimizer": {"name": "adam", "lr": 1e-3}}),
     ],
 )
-def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, stop_after, method):
-    settings = config(checkpoint={"min_seconds": 0, "every_steps": 3})
+def test_an_interrupted_run_ends_like_an_undisturbed_one(tmp_path, stop_after, method, train):
+    settings = config(**{"checkpoint": {"min_seconds": 0, "every_steps": 3}, **train})
     whole = LocalReporter(tmp_path / "whole")
     undisturbed = trainer(settings, **method).fit(whole)
     with pytest.raises(KeyboardInterrupt):
         trainer(settings, **method).fit(LocalReporter(tmp_path / "cut", stop_after))
     resumed = trainer(settings, **method).fit(LocalReporter(tmp_path / "cut"))
     assert np.allclose(loss_curve(resumed), loss_curve(undisturbed), rtol=0, atol=1e-12)
+    if "schedule" in train:
+        assert undisturbed[-1]["lr"] < undisturbed[0]["lr"]
     expected, found = read_outcome(whole.latest()), read_outcome(LocalReporter(tmp_path / "cut").latest())
     assert found.epochs == expected.epochs
     for which in ("best", "last"):
         for name, value in expected.weights[which].items():
             assert torch.equal(found.weights[which][name], value), name
+    states = [
+        torch.load(LocalReporter(tmp_path / which).latest() / OPTIMIZER, weights_only=True)["method"]
+        for which in ("whole", "cut")
+    ]
+    assert tensors_in(states[0]) == tensors_in(states[1])
+
+
+def tensors_in(state):
+    return {name: np.asarray(value).tolist() for name, value in state.get("memory", {}).items()}
 
 
 def test_the_best_model_is_that_of_its_epoch(tmp_path):
@@ -121,7 +155,7 @@ def test_the_best_model_is_that_of_its_epoch(tmp_path):
     history = trainer(config(epochs=4, optimizer={"lr": 0.2})).fit(reporter)
     outcome = read_outcome(reporter.latest())
     values = [record["validation"]["map"] for record in history]
-    assert outcome.validation["best"] == max(values)
+    assert outcome.validation["best"]["map"] == max(values)
     assert outcome.epochs["best"] == 1 + int(np.argmax(values))
     best = tmp_path / f"epoch_{outcome.epochs['best']:04d}" / "last.safetensors"
     for name, value in safetensors.torch.load_file(best).items():
@@ -166,27 +200,12 @@ def test_fewer_images_than_workers_are_refused():
         trainer(config(batch_size=10), process=Process(rank=0, world=5), benchmark=coloured_benchmark(3))
 
 
-def test_step_schedule_drops_after_whole_epochs():
-    every = StepSchedule(every=30)
-    assert [every.at(Clock(0, epoch=e)) for e in (0, 29, 30, 59, 60)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
-    with pytest.raises(ValidationError, match="'every', 'every_steps' or 'epochs'"):
-        StepSchedule(factor=0.5)
-    at = StepSchedule(epochs=(2, 3), factor=0.5)
-    assert [at.at(Clock(0, epoch=e)) for e in (1, 2, 3)] == [1, 0.5, 0.25]
-
-
 def test_what_pairs_images_cannot_be_computed_in_parts():
     with pytest.raises(RecipeError, match=r"train.accumulate: HashNet pairs images across the whole batch"):
         trainer(config(accumulate=2), method="hashnet")
 
 
-def test_step_schedule_can_count_steps():
-    halved = StepSchedule(every_steps=2000, factor=0.5)
-    clocks = [Clock(0, epoch=9, step=step) for step in (0, 1999, 2000, 6000)]
-    assert [halved.at(clock) for clock in clocks] == [1, 1, 0.5, 0.125]
-
-
-@pytest.mark.parametrize("name", ["sgd", "adamw", "rmsprop"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
 def test_every_optimiser_trains_the_groups_at_their_rates(name):
     made = trainer(config(optimizer={"name": name, "lr": 0.01}), method="hashnet")
     rows = np.arange(8)
@@ -194,16 +213,6 @@ def test_every_optimiser_trains_the_groups_at_their_rates(name):
     rates = [group["lr"] for group in made.optimizer.param_groups]
     assert rates[1] == pytest.approx(10 * rates[0])
     assert type(made.optimizer).__name__.lower() == name
-
-
-def test_cosine_schedule_rises_then_falls_to_its_floor():
-    schedule = CosineSchedule(warmup=0.1, floor=0.2)
-    rates = [schedule.at(Clock(0, step=step, total_steps=100)) for step in range(101)]
-    assert rates[0] < 0.1
-    assert rates[10] == pytest.approx(1)
-    assert rates[55] == pytest.approx(0.2 + 0.8 * 0.5, abs=0.01)
-    assert rates[100] == pytest.approx(0.2)
-    assert np.all(np.diff(rates[10:]) < 0)
 
 
 def test_learning_rate_scales_with_the_batch_only_when_asked(tmp_path):
@@ -233,6 +242,10 @@ GROUPS = {
     "xbm, own batch left out": (
         False,
         {"method": "xbm", **XBM, "loss": {"name": "multi_similarity"}, "memory_includes_batch": False},
+    ),
+    "xbm, encoded": (
+        False,
+        {"method": "xbm", **XBM, "memory_size": 100, "warmup_steps": 2, "memory_init": "encoded"},
     ),
     "ring": (False, {"method": "hashnet", "preset": "deephash", "bank_size": 50}),
 }
@@ -332,3 +345,100 @@ def test_one_table_in_several_roles_is_cached_once():
     made = trainer()
     assert made.database is made.train_images
     assert made.queries is not made.train_images
+
+
+VECTORS = {"method": "xbm", "images_per_class": 4, "warmup_steps": 2}
+
+
+def test_the_best_model_is_best_by_the_metric_that_was_asked_for(tmp_path):
+    """An untrained model has the highest map@r here, by the third image; MAP and recall@1 grow."""
+    for metric in ("map", "map@r", "recall@1"):
+        reporter = LocalReporter(tmp_path / metric)
+        settings = config(epochs=4, optimizer={"lr": 0.5}, validation={"metric": metric})
+        history = trainer(settings, **VECTORS).fit(reporter)
+        outcome = read_outcome(reporter.latest())
+        values = [record["validation"][metric] for record in history]
+        assert outcome.epochs["best"] == 1 + int(np.argmax(values))
+        assert outcome.validation["best"] == history[outcome.epochs["best"] - 1]["validation"]
+        assert outcome.validation["last"] == history[-1]["validation"]
+        assert reporter.metrics[-1] == {"epoch": 4.0, metric: max(values)}
+
+
+def without_validation():
+    benchmark = coloured_benchmark()
+    return replace(benchmark, validation_queries=benchmark.validation_queries.take(np.zeros(0, np.int64)))
+
+
+def test_what_is_not_measured_selects_no_model_and_drives_no_schedule():
+    with pytest.raises(RecipeError, match=r"train.validation.metric: map@r is not measured of codes"):
+        trainer(config(validation={"metric": "map@r"}))
+    with pytest.raises(RecipeError, match=r"train.schedule: the plateau schedule follows the validation"):
+        trainer(config(schedule={"name": "plateau"}), benchmark=without_validation())
+
+
+def test_without_validation_queries_nothing_is_measured(tmp_path):
+    reporter = LocalReporter(tmp_path)
+    trainer(config(epochs=1), benchmark=without_validation()).fit(reporter)
+    outcome = read_outcome(reporter.latest())
+    assert outcome.validation == {"best": {"map": None}, "last": {"map": None}}
+
+
+def test_the_plateau_schedule_follows_the_recorded_validations(tmp_path):
+    settings = config(epochs=6, schedule=PLATEAU, optimizer={"lr": 0.05}, validation={"every": 2})
+    history = trainer(settings).fit(LocalReporter(tmp_path))
+    values = [r["validation"]["map"] for r in history if "validation" in r]
+    schedule = PlateauSchedule.model_validate(PLATEAU)
+    measured_before = [0, 0, 1, 1, 2, 2]
+    expected = [0.05 * schedule.at(Clock(0, measured=tuple(values[:count]))) for count in measured_before]
+    assert [r["lr"] for r in history] == pytest.approx(expected, rel=1e-12)
+    assert expected[-1] < expected[0]
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_encoded_training_images_are_not_augmented(crop):
+    """The network sees them as it sees validation images, whatever is cut from them in training."""
+    augmentation = {"crop_scale": (0.2, 1.0), "flip": True} if crop else {"pad": 2, "flip": True}
+    made = trainer(
+        config(augmentation=augmentation),
+        **{**VECTORS, "memory_init": "encoded"},
+        image_settings={"size": 16, "resize_to": 20},
+    )
+    rows = np.array([7, 3, 3, 50, *range(20)])
+    found = made._encode(rows)["embeddings"]
+    table, preprocessing = made.benchmark.train, made.method.preprocessing
+    with ImageSource(table, preprocessing, memory_bytes=0, threads=1) as source, torch.no_grad():
+        expected = made.method.eval()(source.batch(rows))["embeddings"]
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert (made._plain_training_images() is made.train_images) == (not crop)
+    assert not found.requires_grad
+
+
+def test_the_objective_is_computed_in_float32_outside_autocast(tmp_path):
+    made, seen = trainer(config(epochs=1, precision="bf16"), **VECTORS), []
+    objective, backbone = made.method.objective, made.method.backbone
+
+    def watched(outputs, batch, clock):
+        seen.append((torch.is_autocast_enabled("cpu"), outputs["embeddings"].dtype))
+        lengths = outputs["embeddings"].detach().double().norm(dim=1)
+        assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-6)
+        terms = objective(outputs, batch, clock)
+        assert all(term.dtype == torch.float32 for term in terms.values())
+        return terms
+
+    made.method.objective = watched
+    inside = []
+    backbone.register_forward_hook(lambda *_: inside.append(torch.is_autocast_enabled("cpu")))
+    made.fit(LocalReporter(tmp_path))
+    assert set(seen) == {(False, torch.float32)}
+    assert set(inside) == {True}
+    assert made.method.memory.embeddings.dtype == torch.float32
+
+
+def test_what_a_method_observes_is_in_the_record_of_the_epoch(tmp_path):
+    history = trainer(config(), **{**VECTORS, "warmup_steps": 10**6}).fit(LocalReporter(tmp_path / "a"))
+    assert all("observed" not in record for record in history)
+    history = trainer(config(), **VECTORS).fit(LocalReporter(tmp_path / "b"))
+    assert set(history[0]["observed"]) == {"memory_age", "active_negatives"}  # nothing was there to drift
+    assert set(history[1]["observed"]) == {"memory_age", "active_negatives", "drift"}
+    assert 0 < history[1]["observed"]["drift"] < 4
+    assert history[-1]["observed"]["memory_age"] > history[0]["observed"]["memory_age"] > 0

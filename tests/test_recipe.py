@@ -23,7 +23,7 @@ def test_every_recipe_in_jobs_is_valid_and_reads_back_the_same(path, tmp_path):
 def test_published_results_are_of_the_recipes_own_benchmark(path):
     for member in recipe.load_study(path):
         assert {row.benchmark for row in member.published} <= {about(member.data).name}
-        assert all(member.method.bits in row.values for row in member.published)
+        assert all(member.method.form.size in row.values for row in member.published)
 
 
 @pytest.mark.parametrize(

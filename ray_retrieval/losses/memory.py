@@ -31,6 +31,7 @@ class CrossBatchMemory:
         ids: int64 [capacity], the images in the slots; -1 where nothing has been written yet.
         embeddings: float [capacity, width].
         labels: int64 [capacity], or bool [capacity, classes].
+        steps: int64 [capacity], the training step at which each slot was written.
         written: how many embeddings have been written in all.
     """
 
@@ -51,6 +52,7 @@ class CrossBatchMemory:
         self.embeddings = torch.zeros((capacity, width), dtype=dtype, device=device)
         shape, kind = ((capacity,), torch.int64) if classes is None else ((capacity, classes), torch.bool)
         self.labels = torch.zeros(shape, dtype=kind, device=device)
+        self.steps = torch.zeros((capacity,), dtype=torch.int64, device=device)
         self.written = 0
 
     def __len__(self) -> int:
@@ -66,13 +68,14 @@ class CrossBatchMemory:
         """Bool [capacity]: the slots that have been written."""
         return self.ids >= 0
 
-    def write(self, ids: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
+    def write(self, ids: Tensor, embeddings: Tensor, labels: Tensor, *, step: int) -> Tensor:
         """Put a global batch into the memory; no gradient goes into it.
 
         Args:
             ids: int64 [n], ≥ 0. With a slot for each image, the last of equal ids stays.
             embeddings: [n, width], the same on every worker.
             labels: int64 [n], or 0/1 [n, classes].
+            step: of the training, kept with each slot.
 
         Returns:
             int64 [m]: the slots that were written. A ring keeps the last `capacity` of a larger batch, so
@@ -93,15 +96,39 @@ class CrossBatchMemory:
         self.ids[slots] = ids
         self.embeddings[slots] = embeddings.to(self.embeddings)
         self.labels[slots] = labels
+        self.steps[slots] = step
         self.written += len(ids)
         return slots
 
     def contents(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids, embeddings, labels) of the slots that have been written, in the order of the slots."""
-        if len(self) == self.capacity:
-            return self.ids, self.embeddings, self.labels
+        """(ids, embeddings, labels) of the slots that have been written, in the order of the slots.
+
+        Of a ring, and of a full memory, they are views: the next write may change them.
+        """
+        count = len(self)
+        if not self.slot_per_image or count == self.capacity:  # a ring fills from its first slot on
+            return self.ids[:count], self.embeddings[:count], self.labels[:count]
         seen = self.seen
         return self.ids[seen], self.embeddings[seen], self.labels[seen]
+
+    def newest(self, ids: Tensor) -> Tensor:
+        """int64 [n]: the slot with the newest embedding of each image; -1 where the memory holds none.
+
+        Args:
+            ids: int64 [n], ≥ 0.
+        """
+        places = torch.arange(self.capacity, device=self.ids.device)
+        # By image, and within an image by the order of writing; unwritten slots come before all of them.
+        oldest = self.written % self.capacity
+        keys, slots = torch.sort(self.ids * self.capacity + (places - oldest) % self.capacity)
+        last = torch.searchsorted(keys, (ids.to(keys) + 1) * self.capacity) - 1
+        found = slots[last.clamp(min=0)]
+        return torch.where(self.ids[found] == ids.to(keys), found, -1)
+
+    def ages(self, step: int) -> Tensor:
+        """int64 [m]: how many steps ago each of the written slots was written, in the order of the slots."""
+        written: Tensor = self.steps[: len(self)] if not self.slot_per_image else self.steps[self.seen]
+        return step - written
 
     def state(self) -> dict[str, Any]:
         """All of it, for a checkpoint."""
@@ -109,6 +136,7 @@ class CrossBatchMemory:
             "ids": self.ids,
             "embeddings": self.embeddings,
             "labels": self.labels,
+            "steps": self.steps,
             "written": self.written,
         }
 
@@ -118,7 +146,7 @@ class CrossBatchMemory:
         Raises:
             ValueError: if it is of a memory of another shape.
         """
-        for name in ("ids", "embeddings", "labels"):
+        for name in ("ids", "embeddings", "labels", "steps"):
             mine, saved = getattr(self, name), state[name]
             if mine.shape != saved.shape:
                 raise ValueError(f"{name} of the memory are {list(mine.shape)}, saved {list(saved.shape)}")

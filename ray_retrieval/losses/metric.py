@@ -51,6 +51,8 @@ def triplet_losses(
 
     Reference: Hermans et al. 2017, arXiv 1703.07737, eq. 5 ("batch hard"), on cosines.
     """
+    if not similarity.shape[1]:
+        return similarity.sum(dim=1)
     furthest = torch.where(positives, similarity, torch.inf).amin(dim=1)
     nearest = torch.where(negatives, similarity, -torch.inf).amax(dim=1)
     complete = positives.any(dim=1) & negatives.any(dim=1)
@@ -88,6 +90,8 @@ def multi_similarity_losses(
 
     Reference: Wang et al., Multi-Similarity Loss, CVPR 2019, eqs. 7, 8 and 15.
     """
+    if not similarity.shape[1]:
+        return similarity.sum(dim=1)
     furthest = torch.where(positives, similarity, torch.inf).amin(dim=1, keepdim=True)
     nearest = torch.where(negatives, similarity, -torch.inf).amax(dim=1, keepdim=True)
     hard_positives = positives & (similarity - mining < nearest)

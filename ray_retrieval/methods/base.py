@@ -1,6 +1,7 @@
 """What every method is: a network, an objective, descriptors, and a plan of batches."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ from ray_retrieval.workers import gather_rows
 
 Outputs = dict[str, Tensor]
 Rows = npt.NDArray[np.int64]
+Encode = Callable[[Rows], Outputs]
+"""What the network makes of training images, by their rows; see `Method.before_step`."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Clock:
         step: optimiser steps finished.
         samples: training images seen.
         total_steps: optimiser steps of the whole training.
+        measured: what the validation has measured so far, the oldest first, of the metric that the best
+            model has most of.
     """
 
     seed: int
@@ -36,6 +41,7 @@ class Clock:
     step: int = 0
     samples: int = 0
     total_steps: int = 1
+    measured: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -169,6 +175,27 @@ class Method(nn.Module, ABC):
         For what depends on the data and is no parameter: statistics of the labels, an empty memory. What a
         checkpoint holds of it is put back afterwards by `load_training_state`.
         """
+
+    def before_step(self, clock: Clock, encode: Encode) -> None:
+        """Called before every step, on every worker.
+
+        What is done here depends on the clock and the method's state alone, so that every worker does the
+        same, and a run that was killed does it again.
+
+        Args:
+            clock: of the coming step.
+            encode: gives the outputs of `forward` for rows of the training table, int64 [n] with n ≥ 1, in
+                their order: in evaluation mode, without gradients, of images that are not augmented. The
+                workers share the rows out and gather the outputs: all call it together, and get the same.
+        """
+
+    def observations(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """What is worth watching beside the loss: of the last objective, name → (sum, what it is a sum of).
+
+        Both are scalars, this worker's parts; the record of an epoch has the quotients of what all workers
+        and steps add up to. Every worker returns the same names.
+        """
+        return {}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Trained parameters by learning rate."""

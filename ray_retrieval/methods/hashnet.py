@@ -184,7 +184,8 @@ class HashNet(HashingMethod):
         """The pairwise loss; with `pairs: bank` the batch's codes are put into the memory first."""
         codes = torch.tanh(self.config.continuation.at(clock) * wide(outputs["relaxed"]))
         if self.memory is not None:
-            self.memory.write(batch.global_rows, batch.gather(codes.detach()), batch.global_labels)
+            everyone = batch.gather(codes.detach())
+            self.memory.write(batch.global_rows, everyone, batch.global_labels, step=clock.step)
             other_rows, others, other_labels = self.memory.contents()
         else:
             other_rows, others, other_labels = batch.global_rows, batch.gather(codes), batch.global_labels

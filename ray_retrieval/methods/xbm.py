@@ -7,7 +7,9 @@ Wang, Zhang, Huang, Scott: Cross-Batch Memory for Embedding Learning, CVPR 2020.
     ℓ(anchors, references) = mean over the anchors of a loss of their pairs       losses/metric.py
 
 The memory is a ring of the newest embeddings, without gradient. It starts to fill after the warm-up, when
-embeddings change slowly enough to be compared with those of a thousand steps ago (section 3.2).
+embeddings change slowly enough to be compared with those of a thousand steps ago (section 3.2): batch by
+batch, as in the published code, or with training images drawn at random and encoded at once, as in the paper
+(`memory_init: encoded`).
 
 As in the published code, the batch is put into the memory before the second term is computed, so that its
 pairs count in that term too; `memory_includes_batch: false` leaves them out. An anchor is never paired with
@@ -30,14 +32,27 @@ from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig, build_feature_map
 from ray_retrieval.layers.pooling import GlobalPooling, PoolingName
+from ray_retrieval.losses.contrastive import Pairs, contrastive_against
 from ray_retrieval.losses.memory import CrossBatchMemory
 from ray_retrieval.losses.metric import contrastive_losses, multi_similarity_losses, triplet_losses
 from ray_retrieval.losses.pairwise import share_a_label
-from ray_retrieval.methods.base import Batch, Clock, Method, MethodConfig, Outputs, Rows
+from ray_retrieval.methods.base import Batch, Clock, Encode, Method, MethodConfig, Outputs, Rows
 from ray_retrieval.methods.hashing import wide
 
 
-class ContrastiveConfig(Config):
+class PairLossConfig(Config):
+    """A loss of an anchor's pairs."""
+
+    def losses(self, similarity: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        """Float [n], from similarities and the masks of pairs; see `losses.metric`."""
+        raise NotImplementedError
+
+    def against(self, anchors: Tensor, references: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+        """The losses with references that are constants, and how many negatives push, where it is known."""
+        return self.losses(anchors @ references.T, *pairs(slice(0, len(references)))), None
+
+
+class ContrastiveConfig(PairLossConfig):
     """Σ over positives of 1 − s, and over negatives above the margin of s."""
 
     name: Literal["contrastive"] = "contrastive"
@@ -47,8 +62,11 @@ class ContrastiveConfig(Config):
     def losses(self, similarity: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
         return contrastive_losses(similarity, positives, negatives, margin=self.margin)
 
+    def against(self, anchors: Tensor, references: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+        return contrastive_against(anchors, references, pairs, margin=self.margin)
 
-class TripletConfig(Config):
+
+class TripletConfig(PairLossConfig):
     """Hardest negative against hardest positive, by a margin."""
 
     name: Literal["triplet"] = "triplet"
@@ -59,7 +77,7 @@ class TripletConfig(Config):
         return triplet_losses(similarity, positives, negatives, margin=self.margin)
 
 
-class MultiSimilarityConfig(Config):
+class MultiSimilarityConfig(PairLossConfig):
     """Soft weights on mined pairs."""
 
     name: Literal["multi_similarity"] = "multi_similarity"
@@ -117,6 +135,9 @@ class XbmConfig(MethodConfig):
     like other images of its class, or no pair."""
     warmup_steps: int = Field(default=1000, ge=0)
     """Steps before the memory begins to fill; published: 1,000."""
+    memory_init: Literal["empty", "encoded"] = "empty"
+    """The memory when the warm-up ends: `empty`, as in the published code, or, as in the paper, full of
+    training images drawn by the seed, none twice, `encoded` by the model as it then is."""
 
     @property
     def form(self) -> Form:
@@ -137,10 +158,13 @@ class Xbm(Method):
         nn.init.kaiming_normal_(self.embedding.weight, mode="fan_out")
         nn.init.zeros_(self.embedding.bias)
         self.memory: CrossBatchMemory | None = None
+        self._training_labels: Rows = np.zeros(0, np.int64)
+        self._observed: dict[str, tuple[Tensor, Tensor]] = {}
 
     def start_training(self, table: ImageTable, device: torch.device) -> None:
         if table.labels.ndim == 2:
             raise DataError("XBM learns from one class an image, these have several", where=table.name)
+        self._training_labels = np.asarray(table.labels, np.int64)
         if self.config.memory_weight:
             self.memory = CrossBatchMemory(
                 self.config.memory_size or len(table),
@@ -178,45 +202,85 @@ class Xbm(Method):
         embedded = self.embedding(self.pooling(self.backbone(self.normalised(images))))
         return F.normalize(wide(embedded), dim=1)
 
+    def before_step(self, clock: Clock, encode: Encode) -> None:
+        """When the warm-up ends, fill the memory where it does not start empty."""
+        memory = self.memory
+        if memory is None or self.config.memory_init == "empty" or clock.step != self.config.warmup_steps:
+            return
+        labels = self._training_labels
+        drawn = np.random.default_rng([clock.seed, clock.step]).permutation(len(labels))[: memory.capacity]
+        embeddings = wide(encode(drawn)["embeddings"])
+        memory.write(torch.from_numpy(drawn), embeddings, torch.from_numpy(labels[drawn]), step=clock.step)
+
     def objective(self, outputs: Outputs, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         """Both terms; past the warm-up, the batch is put into the memory."""
-        config = self.config
+        config, memory = self.config, self.memory
+        self._observed = {}
         embeddings = wide(outputs["embeddings"])
         everyone = batch.gather(embeddings)
-        own = batch.positions[:, None] == torch.arange(batch.global_size, device=embeddings.device)
-        terms = {
-            "batch": config.batch_weight * self._term(batch, embeddings, everyone, batch.global_labels, own)
-        }
-        if self.memory is None or clock.step < config.warmup_steps:
+        itself = batch.positions[:, None] == torch.arange(batch.global_size, device=embeddings.device)
+        same = share_a_label(batch.labels, batch.global_labels)
+        losses = config.loss.losses(embeddings @ everyone.T, same & ~itself, ~same)
+        terms = {"batch": config.batch_weight * batch.mean(losses)}
+        if memory is None or clock.step < config.warmup_steps:
             return terms
+        self._observe_drift(memory, batch, embeddings.detach())
         if not config.memory_includes_batch:
-            terms["memory"] = config.memory_weight * self._against(self.memory, batch, embeddings)
+            terms["memory"] = config.memory_weight * self._against(memory, batch, embeddings)
             # What the gradient of this term needs must not be written over.
-            self.memory.embeddings = self.memory.embeddings.clone()
-        slots = self.memory.write(batch.global_rows, everyone, batch.global_labels)
+            memory.embeddings = memory.embeddings.clone()
+        slots = memory.write(batch.global_rows, everyone, batch.global_labels, step=clock.step)
         if config.memory_includes_batch:
-            terms["memory"] = config.memory_weight * self._against(self.memory, batch, embeddings, slots)
+            terms["memory"] = config.memory_weight * self._against(memory, batch, embeddings, slots)
+        ages = memory.ages(clock.step)
+        self._observed["memory_age"] = (ages.sum(), ages.new_tensor(len(ages)))
         return terms
 
     def _against(
         self, memory: CrossBatchMemory, batch: Batch, anchors: Tensor, slots: Tensor | None = None
     ) -> Tensor:
         """The memory's term; `slots` are those that hold the batch, where they do."""
-        excluded = ~memory.seen.expand(len(anchors), -1)
+        ids, references, labels = memory.contents()
+        own = torch.full((len(anchors), 1), -1, device=anchors.device)
         if slots is not None:
             # A ring smaller than the batch keeps its last rows: only these have a slot of their own.
-            kept = torch.arange(batch.global_size - len(slots), batch.global_size, device=slots.device)
-            excluded[:, slots] |= batch.positions[:, None] == kept
-        if self.config.same_instance == "exclude":
-            excluded |= batch.rows[:, None] == memory.ids
-        return self._term(batch, anchors, memory.embeddings, memory.labels, excluded)
+            place = batch.positions - (batch.global_size - len(slots))
+            own = torch.where(place >= 0, slots[place.clamp(min=0)], -1)[:, None]
 
-    def _term(
-        self, batch: Batch, anchors: Tensor, references: Tensor, labels: Tensor, excluded: Tensor
-    ) -> Tensor:
-        same = share_a_label(batch.labels, labels)
-        losses = self.config.loss.losses(anchors @ references.T, same & ~excluded, ~same & ~excluded)
+        def pairs(block: slice) -> tuple[Tensor, Tensor]:
+            # What is no pair, an anchor with itself or its own image, is of one class: it is no negative.
+            positives = share_a_label(batch.labels, labels[block])
+            negatives = ~positives
+            if self.config.same_instance == "exclude":
+                positives &= batch.rows[:, None] != ids[block]
+            if positives.shape[1]:
+                column = (own - block.start).clamp(0, positives.shape[1] - 1)
+                elsewhere = own != column + block.start
+                positives.scatter_(1, column, positives.gather(1, column) & elsewhere)
+            return positives, negatives
+
+        losses, pushing = self.config.loss.against(anchors, references, pairs)
+        if pushing is not None:
+            self._observed["active_negatives"] = (pushing.sum(), pushing.new_tensor(len(pushing)))
         return batch.mean(losses)
+
+    def _observe_drift(self, memory: CrossBatchMemory, batch: Batch, embeddings: Tensor) -> None:
+        """‖new − old‖² of the images of the batch that the memory still holds from an earlier step."""
+        slots = memory.newest(batch.rows)
+        held = slots >= 0
+        moved = (embeddings - memory.embeddings[slots.clamp(min=0)]).square().sum(dim=1)
+        self._observed["drift"] = (torch.where(held, moved, 0).sum(), held.sum())
+
+    def observations(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """What the memory is like past the warm-up.
+
+        drift: mean ‖new − old‖² over the images of the batch that the memory still holds, before they are
+            written anew: between 0 and 4, twice 1 − cosine.
+        memory_age: mean number of steps since the slots of the memory were written, the batch's own at 0.
+        active_negatives: of the contrastive loss, how many negatives in the memory are above the margin, in
+            the mean over the anchors.
+        """
+        return self._observed
 
     def training_state(self) -> dict[str, Any]:
         return {} if self.memory is None else {"memory": self.memory.state()}

@@ -119,6 +119,19 @@ def rows_with_the_id(query_ids: Ids | None, database_ids: Ids | None, queries: i
     return RowsOf(np.where(names[place] == of_queries, place, -1), numbers)
 
 
+def ids_of_itself(query_ids: Ids | None, database_ids: Ids | None, count: int) -> tuple[Ids, Ids]:
+    """Ids of the queries and of the rows, which are the same.
+
+    Raises:
+        MetricError: if they are given on both sides and differ.
+    """
+    ids = next((ids for ids in (query_ids, database_ids) if ids is not None), np.arange(count))
+    for other in (query_ids, database_ids):
+        if other is not None and not np.array_equal(np.asarray(other), np.asarray(ids)):
+            raise MetricError("the queries are the database, but their ids differ", where="database_ids")
+    return ids, ids
+
+
 def _checked_ids(ids: Ids, count: int, where: str) -> npt.NDArray[Any]:
     array = np.asarray(ids)
     if array.dtype == np.object_ and all(isinstance(one, str) for one in array.flat):

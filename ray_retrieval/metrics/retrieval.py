@@ -25,6 +25,10 @@ any block. Another processor or library may round otherwise, and so order two ro
 rounding differently. Equal vectors get equal similarities with the libraries that are known to us (tests look
 at it), though BLAS does not promise that.
 
+`evaluate_reranked` measures rankings whose first rows another method has put in order (`search.rerank`); the
+other rows follow by similarity. The similarities of the first rows are raised, in their order, above all
+others; the rest is the same.
+
 Reference: Musgrave et al. 2020, arXiv 2003.08505, for R-precision and MAP@R.
 """
 
@@ -42,16 +46,26 @@ from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import ranks
 from ray_retrieval.metrics.inputs import counted, frozen
 from ray_retrieval.metrics.metric import Metric
-from ray_retrieval.metrics.relevance import Ids, RowsOf, checked_labels, relevant_rows, rows_with_the_id
+from ray_retrieval.metrics.relevance import (
+    Ids,
+    RowsOf,
+    checked_labels,
+    ids_of_itself,
+    relevant_rows,
+    rows_with_the_id,
+)
 from ray_retrieval.metrics.shards import default_threads
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluate_reranked"]
 
 Vectors = npt.NDArray[np.float32]
 Labels = npt.NDArray[Any]
+Order = npt.NDArray[np.integer[Any]]
 
 # The shape of every product: a quarter faster than half as many queries; more rows gain nothing.
 _QUERIES, _ROWS = 128, 1024
+# Raised similarities are whole numbers above this, which those of unit vectors are not. float32 has them all.
+_RAISED, _MOST_RAISED = 2, 1 << 23
 # How far from 1 the length of a vector may be: what half-precision storage leaves, but no forgotten division.
 _TOLERANCE = 1e-3
 _ROWS_AT_ONCE = 1 << 14
@@ -94,13 +108,77 @@ def evaluate(
         MetricError: if vectors, labels, ids or options do not fit each other, a vector is not finite or not
             of unit length, there is no query or no row, or no query has a relevant row.
     """
-    given, queries = queries, _checked_vectors(queries, "queries")
-    labels = checked_labels(query_labels, len(queries), "query_labels")
+    pass_ = _prepare(queries, query_labels, database, database_labels, query_ids, database_ids)
+    return _measure(pass_, ks, threads, progress, block)
+
+
+def evaluate_reranked(
+    queries: Vectors,
+    query_labels: Labels,
+    database: Vectors | None,
+    database_labels: Labels | None,
+    order: Order,
+    ks: Sequence[int] = (1, 5, 10),
+    query_ids: Ids | None = None,
+    database_ids: Ids | None = None,
+    *,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    block: int = _QUERIES,
+) -> dict[str, Metric]:
+    """What `evaluate` measures, of rankings that begin with the given rows.
+
+    Args:
+        queries: as in `evaluate`, as are all arguments but `order`.
+        query_labels: int64 [queries] or 0/1 [queries, classes].
+        database: float32 [rows, d], or None.
+        database_labels: int64 [rows] or 0/1 [rows, classes], or None.
+        order: whole numbers [queries, m]: the rows of the database that come first for each query, in their
+            order; -1 anywhere: none. All others follow by similarity, equal ones in row order. The query
+            itself, where it is among them, is taken out by its id too.
+        ks: the k of recall@k.
+        query_ids: text or whole numbers [queries], or None.
+        database_ids: likewise [rows].
+        threads: None: one for each core.
+        progress: called with the number of queries of each block.
+        block: how many queries a thread compares at once.
+
+    Raises:
+        MetricError: as `evaluate`; and if the order is of another type or shape, names a row that does not
+            exist, or a row twice.
+    """
+    pass_ = _prepare(queries, query_labels, database, database_labels, query_ids, database_ids)
+    pass_.put_first(order)
+    return _measure(pass_, ks, threads, progress, block)
+
+
+def _measure(
+    pass_: "_Pass",
+    ks: Sequence[int],
+    threads: int | None,
+    progress: Callable[[int], None] | None,
+    block: int,
+) -> dict[str, Metric]:
     wrong = [k for k in ks if k < 1]
     if wrong:
         raise MetricError(f"recall@k needs k of at least 1, got {wrong[0]}")
     if block < 1:
         raise MetricError(f"a block has at least one query, got {block}")
+    pass_.run(-(-block // _QUERIES) * _QUERIES, default_threads(threads), progress)
+    return pass_.metrics(ks)
+
+
+def _prepare(
+    queries: Vectors,
+    query_labels: Labels,
+    database: Vectors | None,
+    database_labels: Labels | None,
+    query_ids: Ids | None,
+    database_ids: Ids | None,
+) -> "_Pass":
+    """The arguments of `evaluate`, checked."""
+    given, queries = queries, _checked_vectors(queries, "queries")
+    labels = checked_labels(query_labels, len(queries), "query_labels")
     if database is None or database is given:
         rows, removed = queries, "the query itself does not count"
         row_labels = (
@@ -112,7 +190,7 @@ def evaluate(
             raise MetricError(
                 "the queries are the database, but their labels differ", where="database_labels"
             )
-        query_ids, database_ids = _ids_of_itself(query_ids, database_ids, len(rows))
+        query_ids, database_ids = ids_of_itself(query_ids, database_ids, len(rows))
     else:
         rows = _checked_vectors(database, "database")
         if database_labels is None:
@@ -124,14 +202,13 @@ def evaluate(
             f"queries have {queries.shape[1]} dimensions and the database {rows.shape[1]}",
             mend="encode both with the same model",
         )
-    pass_ = _Pass(
+    return _Pass(
         queries,
         rows,
         relevant_rows(labels, row_labels),
         rows_with_the_id(query_ids, database_ids, len(queries), len(rows)),
+        f"{removed}; rows by inner product",
     )
-    pass_.run(-(-block // _QUERIES) * _QUERIES, default_threads(threads), progress)
-    return pass_.metrics(ks, removed)
 
 
 class _Pass:
@@ -142,10 +219,15 @@ class _Pass:
         rows: float32 [rows, d], contiguous.
         relevant: for each query the rows that share a label with it.
         removed: for each query the rows that do not count.
+        ranking: which rows count and how they are ranked, in words.
     """
 
-    def __init__(self, queries: Vectors, rows: Vectors, relevant: RowsOf, removed: RowsOf) -> None:
+    def __init__(
+        self, queries: Vectors, rows: Vectors, relevant: RowsOf, removed: RowsOf, ranking: str
+    ) -> None:
         self.queries, self.rows, self.relevant, self.removed = queries, rows, relevant, removed
+        self.ranking = ranking
+        self.order: Order = np.zeros((len(queries), 0), np.int64)
         count = len(queries)
         self.counts, self.first = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.precisions, self.precisions_at_r = np.zeros(count), np.zeros(count)
@@ -154,6 +236,31 @@ class _Pass:
         self.tiles = [rows[start : start + _ROWS] for start in range(0, whole, _ROWS)]
         if whole < len(rows):
             self.tiles.append(_filled_up(rows[whole:], _ROWS))
+
+    def put_first(self, order: Order) -> None:
+        """Have each query's ranking begin with some rows, whatever their similarities.
+
+        Raises:
+            MetricError: if they are no such rows.
+        """
+        order, count = np.asarray(order), len(self.rows)
+        shape = f"{order.dtype} {list(order.shape)}"
+        if order.ndim != 2 or order.dtype.kind not in "iu" or len(order) != len(self.queries):
+            raise MetricError(
+                f"an order is whole numbers [{len(self.queries)}, m], got {shape}", where="order"
+            )
+        if order.shape[1] > _MOST_RAISED:
+            raise MetricError(f"at most {_MOST_RAISED:,} rows can come first, got {shape}", where="order")
+        for start in range(0, len(order), _QUERIES):
+            some = np.sort(order[start : start + _QUERIES], axis=1)
+            if some.size and not -1 <= some[:, 0].min() <= some[:, -1].max() < count:
+                raise MetricError(f"an order has rows 0 to {count - 1:,} or -1 for none", where="order")
+            twice = (some[:, 1:] == some[:, :-1]) & (some[:, 1:] >= 0)
+            if twice.any():
+                query = start + int(np.flatnonzero(twice.any(axis=1))[0])
+                raise MetricError(f"the order of query {query:,} has a row twice", where="order")
+        self.order = order
+        self.ranking += f" after the first {counted(order.shape[1], 'row')}, which are reranked"
 
     def run(self, size: int, threads: int, progress: Callable[[int], None] | None) -> None:
         """Go over all queries; each block writes to its own part of the results."""
@@ -194,6 +301,7 @@ class _Pass:
                 place = slice(start - block.start, start - block.start + _QUERIES)
                 columns = slice(number * _ROWS, (number + 1) * _ROWS)
                 np.matmul(queries, tile.T, out=similarities[place, columns])
+        self._raise_first(block, similarities)
         relevant, relevant_spans = self.relevant.of(block)
         removed, removed_spans = self.removed.of(block)
         ranks.rank_queries(
@@ -212,7 +320,15 @@ class _Pass:
             self.found_at_r[block],
         )
 
-    def metrics(self, ks: Sequence[int], removed: str) -> dict[str, Metric]:
+    def _raise_first(self, block: slice, similarities: Vectors) -> None:
+        """Put the rows that are to come first above all others."""
+        order = self.order[block]
+        raised = np.arange(_RAISED + order.shape[1], _RAISED, -1, dtype=np.float32)
+        for query, rows in enumerate(order):
+            there = rows >= 0
+            similarities[query, rows[there]] = raised[there]
+
+    def metrics(self, ks: Sequence[int]) -> dict[str, Metric]:
         """Means over the queries that have a relevant row.
 
         Raises:
@@ -227,7 +343,7 @@ class _Pass:
             )
         means = (
             f"mean over the {number:,} of {counted(len(valid), 'query')} that have a relevant row; "
-            f"{removed}; rows by inner product, equal ones in row order, {len(self.rows):,} in all"
+            f"{self.ranking}, equal ones in row order, {len(self.rows):,} in all"
         )
 
         def mean(name: str, sums: npt.NDArray[np.float64], policy: str) -> Metric:
@@ -268,19 +384,6 @@ def _filled_up(vectors: Vectors, count: int) -> Vectors:
     filled = np.zeros((count, vectors.shape[1]), np.float32)
     filled[: len(vectors)] = vectors
     return filled
-
-
-def _ids_of_itself(query_ids: Ids | None, database_ids: Ids | None, count: int) -> tuple[Ids, Ids]:
-    """Ids of the queries and of the rows, which are the same.
-
-    Raises:
-        MetricError: if they are given on both sides and differ.
-    """
-    ids = next((ids for ids in (query_ids, database_ids) if ids is not None), np.arange(count))
-    for other in (query_ids, database_ids):
-        if other is not None and not np.array_equal(np.asarray(other), np.asarray(ids)):
-            raise MetricError("the queries are the database, but their ids differ", where="database_ids")
-    return ids, ids
 
 
 def _checked_vectors(vectors: Vectors, where: str) -> Vectors:

@@ -1,15 +1,15 @@
-"""The index artefact: descriptors of a database in shards, searched exactly, and what is known of each row.
+"""The index artefact: descriptors of a database in shards, and what is known of each row.
 
     CURRENT · manifest-000001.json      see `manifest.py`
     shards/<fingerprint>/…              see `shard.py`
+    approximate/<fingerprint>/…         see `approximate.py`; missing where the search is exact
 
 A row is a number from 0, in the order of the embeddings. Hits are sorted by (distance, row), so an index
-gives the same hits, bit for bit, however many shards and threads it has; hits of groups of its shards,
-merged, are again the same.
+that is searched exactly gives the same hits, bit for bit, however many shards and threads it has; hits of
+groups of its shards, merged, are again the same. `building.build` makes one.
 """
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,115 +18,17 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import fs
 
-from ray_retrieval.descriptors import Descriptors, Form, concatenate
+from ray_retrieval.descriptors import Descriptors, Form, Vectors, concatenate
 from ray_retrieval.errors import ArtefactError, QueryError
-from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.approximate import ApproximateSegment, Effort, search_approximate
 from ray_retrieval.search.hits import NO_ROW, Hits
-from ray_retrieval.search.manifest import CURRENT, Manifest, SelfTest, publish, read_current
+from ray_retrieval.search.manifest import CURRENT, Manifest, SelfTest, read_current
 from ray_retrieval.search.segments import search_segments
-from ray_retrieval.search.shard import Shard, write_shard
-from ray_retrieval.storage import Folder
+from ray_retrieval.search.shard import Shard
+from ray_retrieval.search.vectors import VectorSegment
+from ray_retrieval.storage import Folder, check_file
 
-_TEST_QUERIES, _TEST_HITS = 8, 10
 _LOCAL = fs.LocalFileSystem()
-
-
-def build(
-    embeddings: "str | Path | Folder",
-    out: "str | Path | Folder",
-    *,
-    shards: int = 1,
-    keep_images: bool = True,
-    progress: Callable[[int], None] | None = None,
-) -> Manifest:
-    """Build an index of codes or vectors, or go on with a build that was interrupted.
-
-    The files depend on nothing but the embeddings and the arguments, and `CURRENT` is written last: readers
-    see the whole index or what was there before. Over an index of the same model it makes a new version,
-    unless nothing has changed.
-
-    Args:
-        embeddings: an embeddings directory.
-        out: the index directory.
-        shards: parts of nearly equal size that different processes can search; no more than there are rows.
-        keep_images: store the images that came as bytes; those that are files are referred to by path.
-        progress: called with the number of rows written so far.
-
-    Returns:
-        The version that is now current.
-
-    Raises:
-        ArtefactError: if the embeddings are missing, damaged or empty, or `out` holds another model's index.
-    """
-    source = Embeddings.open(Folder(embeddings), check="content")
-    index = Folder(out)
-    if source.rows == 0:
-        raise ArtefactError("there are no rows to index", where=source.folder, mend="see its errors.parquet")
-    previous = read_current(index) if index.exists(CURRENT) else None
-    if previous is not None and previous.model != source.model:
-        raise ArtefactError(
-            f"it is an index of model {previous.model}, the embeddings are of model {source.model}",
-            where=index,
-            mend="build into another directory",
-        )
-    index.sweep()
-    done = 0
-
-    def advance(rows: int) -> None:
-        nonlocal done
-        done += rows
-        if progress is not None:
-            progress(done)
-
-    count = max(1, min(shards, source.rows))
-    bounds = [source.rows * number // count for number in range(count + 1)]
-    entries = tuple(
-        write_shard(index, source, start, stop - start, keep_images=keep_images, advance=advance)
-        for start, stop in itertools.pairwise(bounds)
-    )
-    opened = [Shard(index, entry, source.form) for entry in entries]
-    manifest = Manifest(
-        number=1 if previous is None else previous.number,
-        parent=None if previous is None else previous.parent,
-        **source.form.as_json(),
-        search="exact",
-        ties="row",
-        rows=source.rows,
-        next_row=source.rows,
-        model=source.model,
-        embeddings=source.fingerprint,
-        class_names=None if source.class_names is None else tuple(source.class_names),
-        shards=entries,
-        deletes=(),
-        self_test=_self_test(opened, source.rows),
-    )
-    if manifest == previous:
-        return manifest
-    if previous is not None:
-        manifest = manifest.model_copy(update={"number": previous.number + 1, "parent": previous.number})
-    publish(index, manifest)
-    return manifest
-
-
-def _self_test(shards: list[Shard], rows: int) -> tuple[SelfTest, ...]:
-    """A few rows with their nearest rows."""
-    chosen = np.unique(np.linspace(0, rows - 1, _TEST_QUERIES).astype(np.int64))
-    queries = concatenate([_held(shard, chosen) for shard in shards])
-    hits = search_segments([shard.segment for shard in shards], queries, min(_TEST_HITS, rows), threads=1)
-    return tuple(
-        SelfTest(
-            query=query.tobytes().hex(),
-            distances=tuple(distances.tolist()),
-            rows=tuple(found.tolist()),
-        )
-        for query, distances, found in zip(queries.data, hits.distances, hits.rows, strict=True)
-    )
-
-
-def _held(shard: Shard, rows: npt.NDArray[np.int64]) -> Descriptors:
-    """The descriptors of those of the rows that the shard holds."""
-    places = rows - shard.entry.first_row
-    return shard.descriptors(places[(places >= 0) & (places < shard.entry.rows)])
 
 
 class Index:
@@ -138,9 +40,17 @@ class Index:
         rows: number of rows that a search can find: those of the opened shards.
     """
 
-    def __init__(self, folder: Folder, manifest: Manifest, shards: list[Shard], threads: int) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        manifest: Manifest,
+        shards: list[Shard],
+        threads: int,
+        approximate: list[ApproximateSegment],
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
+        self._approximate = approximate
         self.rows = sum(shard.entry.rows for shard in shards)
         self._shards = shards
         self._threads = threads
@@ -190,7 +100,14 @@ class Index:
             Shard(folder, manifest.shards[number], manifest.form, content=check == "content")
             for number in chosen
         ]
-        return cls(folder, manifest, opened, threads)
+        approximate = []
+        if manifest.approximate is not None:
+            for number, shard in zip(chosen, opened, strict=True):
+                entry = manifest.approximate.files[number]
+                check_file(folder, entry.model_dump(), content=check == "content")
+                assert isinstance(shard.segment, VectorSegment)
+                approximate.append(ApproximateSegment(folder.local_path(entry.file), shard.segment))
+        return cls(folder, manifest, opened, threads, approximate)
 
     def __len__(self) -> int:
         return self.rows
@@ -214,12 +131,19 @@ class Index:
     def class_names(self) -> list[str] | None:
         return None if self.manifest.class_names is None else list(self.manifest.class_names)
 
-    def search(self, queries: Descriptors, k: int) -> Hits:
-        """The `k` nearest rows of the opened shards for each query, exactly, sorted by (distance, row).
+    def search(
+        self, queries: Descriptors, k: int, *, exact: bool = False, effort: Effort | None = None
+    ) -> Hits:
+        """The `k` nearest rows of the opened shards for each query, sorted by (distance, row).
+
+        Distances are exact in any case. An index that was built for an approximate search may miss a near
+        row; how often is in `info`.
 
         Args:
             queries: descriptors of the index's form.
             k: hits per query; where there are fewer rows, `NO_ROW` fills the places after the last.
+            exact: look at every row of an index that was built for an approximate search.
+            effort: how hard an approximate search looks; default what the index was built with.
 
         Raises:
             ArtefactError: if the queries are of another form than the index.
@@ -231,8 +155,13 @@ class Index:
                 where=self.folder,
                 mend="encode the queries with the model that made the index",
             )
-        segments = [shard.segment for shard in self._shards]
-        return search_segments(segments, queries, k, threads=self._threads)
+        built = self.manifest.approximate
+        if built is None or exact:
+            segments = [shard.segment for shard in self._shards]
+            return search_segments(segments, queries, k, threads=self._threads)
+        effort = effort or built.effort
+        assert isinstance(queries, Vectors)
+        return search_approximate(self._approximate, queries.data, k, effort, threads=self._threads)
 
     def descriptors(self, rows: "npt.NDArray[np.int64] | Sequence[int] | None" = None) -> Descriptors:
         """The descriptors of some rows of the opened shards, in the order asked; all of them by default.
@@ -249,6 +178,17 @@ class Index:
             here = numbers == number
             found.data[here] = self._shards[number].descriptors(places[here]).data
         return found
+
+    def vectors(self, rows: "npt.NDArray[np.int64] | None" = None) -> npt.NDArray[np.float32]:
+        """As `descriptors`, of an index of vectors: float32 [n, dimension].
+
+        Raises:
+            ArtefactError: if it holds codes.
+        """
+        found = self.descriptors(rows)
+        if not isinstance(found, Vectors):
+            raise ArtefactError(f"it holds {self.form}, vectors are asked for", where=self.folder)
+        return found.data
 
     def records(self, rows: "npt.NDArray[np.int64] | Sequence[int]") -> pa.Table:
         """What is known of some rows: row, id, label, path and the images' further columns.
@@ -328,6 +268,10 @@ class Index:
             shard.check_rows()
             files, size = len(shard.entry.files), shard.entry.bytes
             checks.append(f"{shard.entry.folder}: {files} files, {size:,} bytes, checksums agree")
+        if self.manifest.approximate is not None:
+            for entry in self.manifest.approximate.files:
+                check_file(self.folder, entry.model_dump(), content=True)
+                checks.append(f"{entry.file}: {entry.bytes:,} bytes, checksum agrees")
         for number, test in enumerate(self.manifest.self_test):
             self._check_answers(test, number)
         checks.append(f"{len(self.manifest.self_test)} test queries find what they found when it was built")
@@ -342,9 +286,10 @@ class Index:
             "parent": manifest.parent,
             **manifest.form.as_json(),
             "search": manifest.search,
+            **({} if manifest.approximate is None else manifest.approximate.info()),
             "rows": manifest.rows,
             "shards": len(manifest.shards),
-            "bytes": sum(shard.bytes for shard in manifest.shards),
+            "bytes": manifest.bytes,
             "columns": self._shards[0].records.schema.names,
             "classes": None if manifest.class_names is None else len(manifest.class_names),
             "model": manifest.model,
@@ -375,7 +320,7 @@ class Index:
         """Compare the recorded hits that lie in the opened shards with what these find now."""
         like = self.form.zeros(0).data
         query = np.frombuffer(bytes.fromhex(test.query), like.dtype).reshape(1, -1)
-        found = self.search(self.form.with_rows(query), len(test.rows))
+        found = self.search(self.form.with_rows(query), len(test.rows), exact=True)
         hits = [hit for hit in zip(found.distances[0], found.rows[0], strict=True) if hit[1] != NO_ROW]
         opened = [
             range(shard.entry.first_row, shard.entry.first_row + shard.entry.rows) for shard in self._shards

@@ -9,13 +9,14 @@ a manifest with anything else is refused rather than searched wrongly.
 """
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError, model_validator
 
 from ray_retrieval.config import Config
 from ray_retrieval.descriptors import Form
 from ray_retrieval.errors import ArtefactError
+from ray_retrieval.search.approximate import Effort
 from ray_retrieval.storage import Folder, digest, read_description, write_description
 
 CURRENT = "CURRENT"
@@ -49,6 +50,42 @@ class ShardEntry(Config):
         return sum(file.bytes for file in self.files)
 
 
+class Recall(Config):
+    """How many of the exact hits an approximate search found when the index was built."""
+
+    k: int
+    value: float
+    queries: int
+    """Rows of the index that were searched for; none of them counts as its own hit."""
+
+
+class Approximate(Config):
+    """What an approximate search needs beside the shards."""
+
+    key: str
+    """Stands for all that the files were made of."""
+    factory: str
+    """FAISS's string."""
+    why: str
+    """What chose it."""
+    effort: Effort
+    """How hard a search looks unless told."""
+    files: tuple[FileEntry, ...]
+    """One for each shard, named from the index's folder."""
+    recall: Recall
+
+    def info(self) -> dict[str, Any]:
+        """What users should know of it, as plain values."""
+        recall = self.recall
+        return {
+            "factory": self.factory,
+            "why": self.why,
+            f"recall@{recall.k}": recall.value,
+            "recall_queries": recall.queries,
+            **self.effort.model_dump(include=set(Effort.model_fields)),
+        }
+
+
 class SelfTest(Config):
     """A query and the hits that it had when the index was built."""
 
@@ -68,7 +105,7 @@ class Manifest(Config):
     kind: Literal["codes", "vectors"]
     """What is stored: packed binary codes, compared by the Hamming distance, or unit vectors, compared by the
     squared Euclidean distance."""
-    search: Literal["exact"]
+    search: Literal["exact", "approximate"]
     ties: Literal["row"]
     """Among rows at the same distance the one with the lower number comes first."""
     bits: int | None = None
@@ -86,6 +123,8 @@ class Manifest(Config):
     class_names: tuple[str, ...] | None
     shards: tuple[ShardEntry, ...]
     """In ascending order of rows."""
+    approximate: Approximate | None = None
+    """Of an index of vectors that is not searched exactly."""
     deletes: tuple[()]
     """Files that name deleted rows."""
     self_test: tuple[SelfTest, ...]
@@ -94,7 +133,16 @@ class Manifest(Config):
     def _check(self) -> "Manifest":
         if (self.bits is None, self.dimension is None) != (self.kind != "codes", self.kind != "vectors"):
             raise ValueError("codes have 'bits', vectors a 'dimension'")
+        files = 0 if self.approximate is None else len(self.approximate.files)
+        if files != (len(self.shards) if self.search == "approximate" else 0):
+            raise ValueError("'approximate' has a file for each shard where the 'search' is approximate")
         return self
+
+    @property
+    def bytes(self) -> int:
+        """Of all files but this one."""
+        more = () if self.approximate is None else self.approximate.files
+        return sum(shard.bytes for shard in self.shards) + sum(file.bytes for file in more)
 
     @property
     def form(self) -> Form:

@@ -85,21 +85,27 @@ class VectorSegment:
 
 
 def norm_error(vectors: Floats) -> float:
-    """The largest | |x|² - 1 | of the rows x, in float64; 0 without rows, not a number where a row is not.
+    """The largest | |x|² - 1 | of the rows x, in float64; 0 without rows.
 
     Args:
         vectors: float32 [n, d].
 
     Raises:
-        ArtefactError: if the array is of another type or shape.
+        ArtefactError: if the array is of another type or shape, or a row holds what is no finite number.
     """
     _check(vectors, "vectors")
-    largest = [
-        float(np.abs(np.einsum("nd,nd->n", some, some) - 1).max())
-        for start in range(0, len(vectors), _ROWS_AT_ONCE)
-        for some in [vectors[start : start + _ROWS_AT_ONCE].astype(np.float64)]
-    ]
-    return float(np.max(largest, initial=0.0))
+    largest = 0.0
+    for start in range(0, len(vectors), _ROWS_AT_ONCE):
+        some = vectors[start : start + _ROWS_AT_ONCE]
+        errors = np.abs(np.einsum("nd,nd->n", some, some, dtype=np.float64) - 1)
+        wrong = np.flatnonzero(~np.isfinite(errors))
+        if len(wrong):
+            raise ArtefactError(
+                f"the vector in row {start + wrong[0]:,} holds what is no finite number",
+                mend="encode again; if it stays, training has diverged",
+            )
+        largest = max(largest, float(errors.max()))
+    return largest
 
 
 def search_vectors(segments: Sequence[VectorSegment], queries: Floats, k: int, *, threads: int = 1) -> Hits:
@@ -124,13 +130,7 @@ def search_vectors(segments: Sequence[VectorSegment], queries: Floats, k: int, *
     """
     if k < 1:
         raise QueryError(f"k is the number of hits to return and at least 1, got {k}")
-    _check(queries, "queries")
-    for segment in segments:
-        _check_dimension(segment.vectors, queries)
-    squares = np.einsum("qd,qd->q", queries, queries, dtype=np.float64)
-    wrong = np.flatnonzero(~(squares <= _LONGEST**2))
-    if len(wrong):
-        raise QueryError(f"query {wrong[0]} is not a finite vector of length 1")
+    squares = check_query_vectors(queries, *{segment.vectors.shape[1] for segment in segments})
     rows = sum(map(len, segments))
     if rows == 0 or len(queries) == 0:
         return no_hits(len(queries), k, np.float32)
@@ -168,7 +168,7 @@ def distances_to(vectors: Floats, queries: Floats, rows: Rows, *, threads: int =
     """
     _check(vectors, "vectors")
     _check(queries, "queries")
-    _check_dimension(vectors, queries)
+    _check_dimension(vectors.shape[1], queries)
     if rows.dtype != np.int64 or rows.ndim != 2 or len(rows) != len(queries):
         raise ArtefactError(f"rows are int64 [{len(queries)}, m], got {rows.dtype} {list(rows.shape)}")
     if rows.size and not NO_ROW <= rows.min() <= rows.max() < len(vectors):
@@ -187,15 +187,36 @@ def distances_to(vectors: Floats, queries: Floats, rows: Rows, *, threads: int =
     return found
 
 
+def check_query_vectors(queries: Floats, *dimensions: int) -> Doubles:
+    """The squared lengths of queries, float64 [q].
+
+    Args:
+        queries: float32 [q, d], finite.
+        dimensions: that of the vectors to search, if there are any.
+
+    Raises:
+        ArtefactError: if the queries' type, shape or dimension does not fit.
+        QueryError: if a query holds what is no finite number, or is far too long.
+    """
+    _check(queries, "queries")
+    for dimension in dimensions:
+        _check_dimension(dimension, queries)
+    squares: Doubles = np.einsum("qd,qd->q", queries, queries, dtype=np.float64)
+    wrong = np.flatnonzero(~(squares <= _LONGEST**2))
+    if len(wrong):
+        raise QueryError(f"query {wrong[0]} is not a finite vector of length 1")
+    return squares
+
+
 def _check(vectors: Floats, what: str) -> None:
     if vectors.dtype != np.float32 or vectors.ndim != 2:
         raise ArtefactError(f"{what} are float32 [n, d], got {vectors.dtype} {list(vectors.shape)}")
 
 
-def _check_dimension(vectors: Floats, queries: Floats) -> None:
-    if vectors.shape[1] != queries.shape[1]:
+def _check_dimension(dimension: int, queries: Floats) -> None:
+    if dimension != queries.shape[1]:
         raise ArtefactError(
-            f"the vectors have {vectors.shape[1]} dimensions, the queries {queries.shape[1]}",
+            f"the vectors have {dimension} dimensions, the queries {queries.shape[1]}",
             mend="encode the queries with the model that made the vectors",
         )
 

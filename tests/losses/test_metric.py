@@ -50,7 +50,7 @@ def example(seed, n, m, classes, dtype=torch.float64):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 9999), n=st.integers(0, 5), m=st.integers(1, 8), classes=st.integers(1, 3))
+@given(seed=st.integers(0, 9999), n=st.integers(0, 5), m=st.integers(0, 8), classes=st.integers(1, 3))
 def test_each_anchor_has_the_loss_of_the_loop(loss, seed, n, m, classes):
     similarity, positives, negatives = example(seed, n, m, classes)
     found = loss(similarity, positives, negatives)

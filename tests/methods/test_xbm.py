@@ -124,3 +124,95 @@ def test_batches_have_so_many_images_of_each_class():
 def test_images_with_several_labels_are_refused():
     with pytest.raises(DataError, match="XBM learns from one class an image"):
         method().start_training(coloured_table(20, classes=4, several_labels=True), CPU)
+
+
+def test_the_memory_starts_with_encoded_images_that_are_drawn_by_the_seed():
+    asked = []
+
+    def encode(rows):
+        asked.append(rows)
+        return {"embeddings": unit(20, 9)[torch.from_numpy(rows)]}
+
+    def filled(capacity, seed, **settings):
+        made = method(memory_size=capacity, warmup_steps=3, memory_init="encoded", **settings)
+        for step in (0, 2, 4, 5):
+            made.before_step(Clock(seed=seed, step=step), encode)
+            assert len(made.memory) == 0
+        made.before_step(Clock(seed=seed, step=3), encode)
+        return made.memory
+
+    small, again, other = filled(8, seed=0), filled(8, seed=0), filled(8, seed=1)
+    assert len(small) == len(np.unique(asked[0])) == 8
+    assert torch.equal(small.ids, again.ids)
+    assert not torch.equal(small.ids, other.ids)
+    ids, embeddings, labels = small.contents()
+    assert torch.equal(embeddings, unit(20, 9)[ids])
+    assert torch.equal(labels, ids % 4)  # the classes of the images of the table
+    assert small.ages(10).tolist() == [7] * 8
+    assert sorted(filled(50, seed=0).contents()[0].tolist()) == list(range(20))
+
+
+def test_a_memory_that_starts_empty_encodes_nothing():
+    def encode(rows):
+        raise AssertionError
+
+    for made in (method(warmup_steps=3), method(memory_weight=0.0, memory_init="encoded", warmup_steps=3)):
+        made.before_step(Clock(seed=0, step=3), encode)
+
+
+@pytest.mark.parametrize("includes", [True, False])
+def test_drift_age_and_active_negatives_are_those_of_loops(includes):
+    made = method(memory_size=6, memory_includes_batch=includes)
+    assert made.observations() == {}
+    # When image 2 comes for the third time it is in the memory twice; images 0 and 7 have left it.
+    ring = []
+    for step, rows in enumerate([[0, 1, 7, 2], [2, 3, 4, 5], [2, 0, 7, 4]]):
+        embeddings = unit(4, step)
+        terms_of(made, embeddings, rows, [row % 2 for row in rows], step=5000 + 10 * step)
+        found = {name: (float(total), float(of)) for name, (total, of) in made.observations().items()}
+        new = [(row, vector, step) for row, vector in zip(rows, embeddings, strict=True)]
+        newest = {row: vector for row, vector, _ in ring}
+        moved = [float((vector - newest[row]).square().sum()) for row, vector, _ in new if row in newest]
+        assert found["drift"] == (pytest.approx(sum(moved), abs=1e-6), len(moved))
+        before, ring = ring, (ring + new)[-6:]
+        assert found["memory_age"] == (sum(10 * (step - written) for _, _, written in ring), len(ring))
+        active = [
+            float(vector @ other) > 0.5
+            for row, vector, _ in new
+            for image, other, _ in (ring if includes else before)
+            if (row - image) % 2
+        ]
+        assert found["active_negatives"] == (sum(active), 4)
+    assert set(newest) == {2, 3, 4, 5, 7}
+
+
+@pytest.mark.parametrize("loss", ["triplet", "multi_similarity"])
+def test_other_losses_do_not_count_active_negatives(loss):
+    made = method(memory_size=6, loss={"name": loss})
+    terms_of(made, unit(4, 1), range(4), [0, 0, 1, 1])
+    assert set(made.observations()) == {"drift", "memory_age"}
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "triplet", "multi_similarity"])
+@pytest.mark.parametrize("includes", [True, False])
+def test_the_gradient_of_the_memory_term_is_that_of_constant_references(loss, includes):
+    made = method(memory_size=7, memory_includes_batch=includes, loss={"name": loss})
+    terms_of(made, unit(4, 1), range(4), [0, 0, 1, 1])
+    before = made.memory.embeddings[:4].clone()
+    # Near to what the memory holds, so that some negatives are above the margin.
+    near = torch.nn.functional.normalize(unit(4, 2) + unit(4, 1), dim=1)
+    labels = torch.tensor([0, 1, 1, 0])
+    anchors = near.clone().requires_grad_()
+    (found,) = torch.autograd.grad(terms_of(made, anchors, range(4, 8), labels)["memory"], anchors)
+
+    references, others = before, torch.tensor([0, 0, 1, 1])
+    itself = torch.zeros(4, len(references), dtype=torch.bool)
+    if includes:  # seven slots: the last image of the batch has taken the place of the first
+        references, others = torch.cat([near[3:], before[1:], near[:3]]), torch.tensor([0, 0, 1, 1, 0, 1, 1])
+        itself = torch.arange(7) == torch.tensor([[4], [5], [6], [0]])
+    same = labels[:, None] == others
+    again = near.clone().requires_grad_()
+    losses = made.config.loss.losses(again @ references.T, same & ~itself, ~same & ~itself)
+    (expected,) = torch.autograd.grad(losses.mean(), again)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert found.abs().max() > 0

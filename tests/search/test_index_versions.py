@@ -157,6 +157,7 @@ def change_manifest(index, **changes):
         ({"kind": "local"}, "'kind'"),
         ({"kind": "vectors"}, "codes have 'bits', vectors a 'dimension'"),
         ({"search": "ivf"}, "'search'"),
+        ({"search": "approximate"}, "a file for each shard"),
         ({"deletes": [{"file": "deletes/1.bin", "bytes": 8, "sha256": "0"}]}, "'deletes"),
         ({"novelty": 1}, "'novelty'"),
         ({"version": 2}, "format version 2, this program reads version 1"),

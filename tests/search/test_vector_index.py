@@ -8,8 +8,9 @@ import pytest
 from search_parts import DAMAGES, draw_codes, draw_images, draw_vectors, write
 
 from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
-from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
 from ray_retrieval.search import NO_ROW, Hits, Index, build, merge
+from ray_retrieval.search.approximate import ApproximateConfig, Effort
 
 ROWS, DIMENSION = 100, 7
 
@@ -113,3 +114,78 @@ def test_damage_is_found(tmp_path, vectors, damage):
     DAMAGES[damage](next((tmp_path / "index" / "shards").rglob("vectors.bin")))
     with pytest.raises(ArtefactError, match=r"vectors\.bin"):
         Index.open(tmp_path / "index", check="content")
+
+
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory):
+    """Embeddings of 1,200 vectors around 30 centres, as a trained model makes them."""
+    generator = np.random.default_rng(0)
+    drawn = draw_vectors(30, 16).data[generator.integers(0, 30, 1200)]
+    drawn = drawn + generator.normal(0, 0.1, drawn.shape).astype(np.float32)
+    vectors = Vectors(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    folder = tmp_path_factory.mktemp("clustered")
+    return write(folder / "embeddings", vectors, draw_images(1200), part_rows=400), vectors
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,PQ8x4fs", "HNSW16", "SQ8"])
+def test_an_approximate_search_has_exact_distances_and_a_measured_recall(clustered, tmp_path, factory):
+    embeddings, vectors = clustered
+    config = ApproximateConfig(search=factory, nprobe=4, recall_queries=200)
+    for shards in (1, 3):
+        build(embeddings, tmp_path / f"{shards}", shards=shards, approximate=config, threads=2)
+    index = Index.open(tmp_path / "3", threads=2)
+    info = index.info()
+    assert (info["search"], info["factory"], info["nprobe"]) == ("approximate", factory, 4)
+    assert 0.8 < info["recall@10"] <= 1
+    queries = Vectors(vectors.data[:50])
+    found, exact = index.search(queries, 10), index.search(queries, 10, exact=True)
+    np.testing.assert_array_equal(exact.rows, brute_force(vectors, queries, 10)[1])
+    share = np.mean([np.isin(a, b).mean() for a, b in zip(exact.rows, found.rows, strict=True)])
+    assert share > 0.8
+    # What both find is at the same distance, and hits are in order.
+    for query in range(50):
+        known = dict(zip(exact.rows[query].tolist(), exact.distances[query].tolist(), strict=True))
+        hits = list(zip(found.distances[query].tolist(), found.rows[query].tolist(), strict=True))
+        assert hits == sorted(hits)
+        assert all(known.get(row, distance) == distance for distance, row in hits)
+    groups = [Index.open(tmp_path / "3", shards=group).search(queries, 10) for group in ([1], [0, 2])]
+    np.testing.assert_array_equal(merge(groups, 10).rows, found.rows)
+    harder = index.search(queries, 10, effort=Effort(nprobe=16, ef_search=400, k_factor=40))
+    np.testing.assert_array_equal(harder.rows, exact.rows)
+    assert len(index.verify()) == 2 + 3 + 3 + 1
+
+
+def test_building_for_another_search_keeps_the_shards(clustered, tmp_path):
+    embeddings, _ = clustered
+    first = build(embeddings, tmp_path, shards=2)
+    config = ApproximateConfig(search="IVF8,Flat", recall_queries=50)
+    second = build(embeddings, tmp_path, shards=2, approximate=config)
+    assert (second.number, second.parent, second.shards) == (2, 1, first.shards)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert build(embeddings, tmp_path, shards=2, approximate=config) == second
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
+    # A file that is lost is made again, byte for byte.
+    lost = next(tmp_path.glob("approximate/*/1.faiss"))
+    before = lost.read_bytes()
+    lost.unlink()
+    with pytest.raises(ArtefactError, match=r"1\.faiss"):
+        Index.open(tmp_path)
+    assert build(embeddings, tmp_path, shards=2, approximate=config) == second
+    assert lost.read_bytes() == before
+
+
+def test_few_rows_are_searched_exactly_by_auto(clustered, tmp_path):
+    embeddings, _ = clustered
+    manifest = build(embeddings, tmp_path, approximate=ApproximateConfig(search="auto"))
+    assert (manifest.search, manifest.approximate) == ("exact", None)
+
+
+def test_what_cannot_be_searched_so_is_refused_before_anything_is_current(clustered, tmp_path):
+    embeddings, _ = clustered
+    with pytest.raises(RecipeError, match="IVFx"):
+        build(embeddings, tmp_path / "a", approximate=ApproximateConfig(search="IVFx"))
+    codes = write(tmp_path / "codes", draw_codes(50, 16), draw_images(50))
+    with pytest.raises(RecipeError, match="16-bit codes are searched exactly"):
+        build(codes, tmp_path / "b", approximate=ApproximateConfig(search="IVF8,Flat"))
+    for name in ("a", "b"):
+        assert not (tmp_path / name / "CURRENT").exists()

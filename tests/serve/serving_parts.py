@@ -10,7 +10,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ray_retrieval.data.decode import decode
-from ray_retrieval.descriptors import Codes, DescriptorKind, Form
+from ray_retrieval.descriptors import Codes, Form, Vectors
 from ray_retrieval.errors import DataError
 from ray_retrieval.model import read_model_description
 from ray_retrieval.search import build
@@ -52,6 +52,20 @@ class AverageHash:
         return Codes(codes, BITS), failures
 
 
+class GreyVector:
+    """Encodes an image as an 8 x 8 grid of grey values around their mean, scaled to length 1."""
+
+    def __init__(self, model: str, *, threads: int = 1, batch_size: int = 64) -> None:
+        _, self.fingerprint = read_model_description(Folder(model))
+
+    def encode(self, images: list[bytes]) -> tuple[Vectors, dict[int, str]]:
+        grids = [
+            np.asarray(decode(image).convert("L").resize((8, 8)), np.float32).ravel() for image in images
+        ]
+        centred = np.stack([grid - grid.mean() for grid in grids])
+        return Vectors(centred / np.linalg.norm(centred, axis=1, keepdims=True)), {}
+
+
 def write_model(folder: Folder, *, note: str = "") -> str:
     """A model directory that AverageHash accepts; its fingerprint, which depends on the note."""
     write_description(folder, "model.json", kind="model", version=1, body={"bits": BITS, "note": note})
@@ -75,14 +89,16 @@ class Served:
     ids: list[str]
 
 
-def make_index(folder: Path, *, count: int = 300, shards: int = 3) -> Served:
+def make_index(
+    folder: Path, *, count: int = 300, shards: int = 3, encoder: type[AverageHash | GreyVector] = AverageHash
+) -> Served:
     """An index of noise images, some with ids that look like paths or addresses."""
     model = str(folder / "model")
     write_model(Folder(model))
     odd = ["../../etc/passwd", "/etc/passwd", "a b/ü?x=1#y%2F.png", "...", "x" * 200]
     ids = odd + [f"set {number % 3}/{number:04d}.png" for number in range(len(odd), count)]
     images = [picture(number) for number in range(count)]
-    codes, _ = AverageHash(model).encode(images)
+    described, _ = encoder(model).encode(images)
     table = pa.table(
         {
             "id": ids,
@@ -94,11 +110,11 @@ def make_index(folder: Path, *, count: int = 300, shards: int = 3) -> Served:
         }
     )
     embeddings = Folder(folder / "embeddings")
-    part = write_part(embeddings, 0, part_table(table, codes, first_row=0, skip={}), key="", errors=[])
+    part = write_part(embeddings, 0, part_table(table, described, first_row=0, skip={}), key="", errors=[])
     finish(
         embeddings,
         model=AverageHash(model).fingerprint,
-        form=Form(DescriptorKind.CODES, BITS),
+        form=Form.of(described),
         classes=3,
         class_names=["ant", "bee", "cow"],
         parts=[part],

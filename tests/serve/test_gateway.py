@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving_parts import AverageHash, Served, picture, pixels
+from serving_parts import AverageHash, GreyVector, Served, make_index, picture, pixels
 
-from ray_retrieval.descriptors import Codes
 from ray_retrieval.errors import DataError, QueryError
 from ray_retrieval.search import Index
 from ray_retrieval.serve.config import ServeConfig
@@ -20,8 +19,8 @@ def group_of(served: Served, shards: list[int]) -> SearchGroup:
     index = Index.open(served.index, shards=shards)
 
     async def search(query: tuple[Row, int]) -> GroupHits:
-        code, k = query
-        hits = index.search(Codes(code[None], 64), k)
+        row, k = query
+        hits = index.search(index.form.with_rows(row[None]), k)
         return GroupHits(identity(index), hits.distances[0], hits.rows[0])
 
     return search
@@ -31,13 +30,15 @@ async def nothing() -> None:
     pass
 
 
-def gateway_over(served: Served, groups: list[SearchGroup]) -> Gateway:
-    encoder = AverageHash(served.model)
+def gateway_over(
+    served: Served, groups: list[SearchGroup], kind: type[AverageHash | GreyVector] = AverageHash
+) -> Gateway:
+    encoder = kind(served.model)
 
     async def encode(image: bytes) -> Row | str:
-        codes, failures = encoder.encode([image])
+        described, failures = encoder.encode([image])
         reason = failures.get(0)
-        return codes.data[0] if reason is None else reason
+        return described.data[0] if reason is None else reason
 
     index = Index.open(served.index)
     return Gateway(index, encode=encode, groups=groups, pings=[nothing], config=ServeConfig())
@@ -56,6 +57,25 @@ def test_groups_together_find_what_the_whole_index_finds(gateway: Gateway, index
     assert [hit.row for hit in hits] == [row for row in expected.rows[0].tolist() if row >= 0]
     assert [hit.distance for hit in hits] == expected.distances[0][: len(hits)].tolist()
     assert [hit.id for hit in hits] == [indexed.ids[hit.row] for hit in hits]
+
+
+def test_vectors_are_answered_with_their_cosines(tmp_path: Path) -> None:
+    served = make_index(tmp_path, count=40, encoder=GreyVector)
+    groups = [group_of(served, [1]), group_of(served, [0, 2])]
+    gateway = gateway_over(served, groups, GreyVector)
+    everything, _ = GreyVector(served.model).encode([picture(number) for number in range(40)])
+    cosines = everything.data[7] @ everything.data.T
+    hits = asyncio.run(gateway.search(picture(7), 40)).hits
+    assert [hit.row for hit in hits] == np.argsort(-cosines, kind="stable").tolist()
+    assert [hit.similarity for hit in hits] == pytest.approx(np.sort(cosines)[::-1].tolist(), abs=1e-6)
+    assert (hits[0].row, hits[0].distance) == (7, 0)
+    about = gateway.describe()
+    assert (about.kind, about.dimension, about.bits, about.metric) == (
+        "vectors",
+        64,
+        None,
+        "squared euclidean",
+    )
 
 
 def test_groups_of_another_index_give_no_answer(gateway: Gateway, indexed: Served) -> None:

@@ -1,9 +1,9 @@
 """The training loop: plain PyTorch, on one process or on several under torch.distributed.
 
 Exact by construction. The plan of batches, the augmentation, the learning rate and the seeds of every step
-are pure functions of (seed, epoch, step); each worker takes its slice of the global batch; losses are scaled
-so that averaged gradients are those of the global batch. So one, two and four workers train alike, and a run
-that was killed and started again ends where an undisturbed one does.
+are pure functions of (seed, epoch, step) and of what earlier epochs measured; each worker takes its slice of
+the global batch; losses are scaled so that averaged gradients are those of the global batch. So one, two and
+four workers train alike, and a run that was killed and started again ends where an undisturbed one does.
 """
 
 import json
@@ -13,111 +13,32 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
 import torch
 import torch.distributed as dist
-from pydantic import ByteSize, Field, model_validator
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ray_retrieval.compute import Precision, autocast, place, uses_bf16
-from ray_retrieval.config import Config
+from ray_retrieval.compute import autocast, place, uses_bf16
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.source import ImageSource
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.data.transforms import Augmentation, Preprocessing, apply, draw
-from ray_retrieval.descriptors import (
-    Codes,
-    DescriptorKind,
-    Descriptors,
-    Form,
-    Vectors,
-    concatenate,
-)
+from ray_retrieval.data.transforms import Preprocessing, apply, draw
+from ray_retrieval.descriptors import Descriptors, Form, concatenate
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.batch_norm import synchronise_batch_norm
 from ray_retrieval.layers.dropout import GlobalDropout, synchronise_dropout
-from ray_retrieval.methods.base import Batch, Clock, Method, Rows
-from ray_retrieval.metrics import retrieval
-from ray_retrieval.metrics.hamming import mean_average_precision
-from ray_retrieval.optim import (
-    OptimizerConfig,
-    ScheduleConfig,
-    StepSchedule,
-    build_optimizer,
-    set_learning_rate,
-)
+from ray_retrieval.loop.checkpoints import BEST, LAST, OPTIMIZER, STATE, Progress, Reporter
+from ray_retrieval.loop.config import TrainConfig
+from ray_retrieval.loop.validation import MEASURED, measure, refuse_unmeasured
+from ray_retrieval.methods.base import Batch, Clock, Method, Outputs, Rows
+from ray_retrieval.optim import PlateauSchedule, build_optimizer, set_learning_rate
+from ray_retrieval.workers import gather_rows
 
-_VALIDATED = {
-    DescriptorKind.CODES: ("map",),
-    DescriptorKind.VECTORS: ("map", "map@r", "recall@1"),
-}
-"""What is measured on validation queries, by what the method makes."""
-
-LAST, BEST, OPTIMIZER, STATE = "last.safetensors", "best.safetensors", "optimizer.pt", "state.json"
-
-
-class ValidationConfig(Config):
-    """How the model is watched while it trains; test queries are never used for it."""
-
-    every: int = Field(default=1, ge=1)
-    """Epochs between two measurements; the last epoch is always measured."""
-    k: int | None = Field(default=None, ge=1)
-    """Cut-off of the MAP; unset: the benchmark's own."""
-
-
-class CheckpointConfig(Config):
-    """What a killed run can fall back on."""
-
-    every_epochs: int = Field(default=1, ge=1)
-    """Epochs between two checkpoints."""
-    every_steps: int | None = Field(default=None, ge=1)
-    """Steps between two checkpoints inside an epoch, for long epochs."""
-    min_seconds: float = Field(default=10.0, ge=0)
-    """At least so long between two checkpoints, but for the last one."""
-    keep: int = Field(default=2, ge=1)
-    """How many of the newest to keep; each holds the best model so far as well."""
-
-
-class TrainConfig(Config):
-    """How a method is trained."""
-
-    epochs: int = Field(default=50, ge=1)
-    """Passes over the training images."""
-    batch_size: int = Field(default=32, ge=2)
-    """Images an optimiser step, over all workers."""
-    accumulate: int = Field(default=1, ge=1)
-    """Parts in which a worker computes its share of a batch, to save memory; the gradient stays the same
-    but for batch normalisation, which sees one part at a time."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = StepSchedule(every=30)
-    clip_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of the whole gradient; unset: not clipped."""
-    augmentation: Augmentation = Augmentation()
-    """Random changes to training images, applied to batches."""
-    precision: Precision = "auto"
-    """`bf16`, `float32`, or `auto`: bfloat16 where the hardware has instructions for it."""
-    select: Literal["best", "last"] = "best"
-    """Which model the run goes on with: the best on validation queries, or that of the last epoch."""
-    validation: ValidationConfig = ValidationConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    cache_memory: ByteSize = Field(default=ByteSize(2 << 30), validate_default=True)
-    """Memory for decoded images, for each worker (`2GiB`); what does not fit is decoded in every epoch."""
-    workers: int = Field(default=1, ge=1)
-    """Processes that train together; with GPUs one each."""
-    max_failures: int = Field(default=3, ge=0)
-    """How often lost workers are replaced before the run gives up."""
-
-    @model_validator(mode="after")
-    def _check(self) -> "TrainConfig":
-        if self.batch_size < 2 * self.workers:
-            raise ValueError(
-                f"'batch_size' is 2 or more for each of {self.workers} workers, got {self.batch_size}"
-            )
-        return self
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -134,34 +55,6 @@ class Process:
         return self.rank == 0
 
 
-class Reporter(Protocol):
-    """Where checkpoints come from and go to; the loop knows nothing else of what runs it."""
-
-    def latest(self) -> Path | None:
-        """The folder of the newest checkpoint, or None in a fresh run."""
-
-    def epoch_done(self, record: dict[str, Any]) -> None:
-        """Called on the leading process after every epoch."""
-
-    def checkpoint(self, name: str, metrics: dict[str, float], write: Callable[[Path], None] | None) -> None:
-        """Called on every process at the same steps; `write` fills a folder and is None but on the leader."""
-
-
-@dataclass
-class _Progress:
-    """What a checkpoint says beside the tensors."""
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    samples: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    best_value: float | None = None
-    best_epoch: int = 0
-    precision: Literal["bf16", "float32"] = "float32"
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
 class Trainer:
     """One process's part in training a method.
 
@@ -173,8 +66,9 @@ class Trainer:
         process: this process among its peers; torch.distributed is initialised when there are several.
 
     Raises:
-        RecipeError: if there are fewer training images a step than workers, or a batch that the loss pairs
-            images of is to be computed in parts.
+        RecipeError: if there are fewer training images a step than workers, a batch that the loss pairs
+            images of is to be computed in parts, or what the schedule or the choice of the best model goes by
+            is not measured.
     """
 
     def __init__(
@@ -188,9 +82,10 @@ class Trainer:
                 where="train.accumulate",
                 mend="set it to 1",
             )
+        self._refuse_unmeasured(method)
         self.method = method
         bf16 = uses_bf16(config.precision, process.device)
-        self.progress = _Progress(precision="bf16" if bf16 else "float32")
+        self.progress = Progress(precision="bf16" if bf16 else "float32")
         plan = self._plan(0)
         smallest = min(len(batch) for batch in plan)
         if smallest < process.world:
@@ -224,6 +119,7 @@ class Trainer:
             self.labels = self.labels.float()
         method.start_training(benchmark.train, process.device)
         self._terms: dict[str, Tensor] = {}
+        self._observed: dict[str, Tensor] = {}
         self._rate = 0.0
         self.best: dict[str, Tensor] | None = None
         if process.device.type == "cuda":
@@ -234,7 +130,8 @@ class Trainer:
         """Train to the end, from the newest checkpoint where there is one.
 
         Returns:
-            One record an epoch: loss, its terms, learning rate, seconds, images a second, validation.
+            One record an epoch: loss, its terms, learning rate, seconds, images a second, what the method
+            observes, validation.
         """
         latest = reporter.latest()
         if latest is not None:
@@ -245,6 +142,15 @@ class Trainer:
             for source in (self.train_images, self.queries, self.database):
                 source.close()
         return self.progress.history
+
+    def _refuse_unmeasured(self, method: Method) -> None:
+        refuse_unmeasured(self.config.validation.metric, method.config.form.kind)
+        if isinstance(self.config.schedule, PlateauSchedule) and not len(self.benchmark.validation_queries):
+            raise RecipeError(
+                "the plateau schedule follows the validation, and there are no validation queries",
+                where="train.schedule",
+                mend="hold images out for validation in data, or choose another schedule",
+            )
 
     def _train(self, reporter: Reporter) -> None:
         saved_at = time.monotonic()
@@ -281,6 +187,7 @@ class Trainer:
             self.progress.step,
             self.progress.samples,
             self.config.epochs * self.steps_per_epoch,
+            self.progress.measured(self.config.validation.metric),
         )
 
     def _plan(self, epoch: int) -> list[Rows]:
@@ -298,6 +205,7 @@ class Trainer:
     def _step(self, rows: Rows, images: Tensor) -> None:
         """One optimiser step on a global batch."""
         clock, config = self._clock(), self.config
+        self.method.before_step(clock, self._encode)
         images = self._augment(images.to(self.process.device, non_blocking=True), len(rows), clock)
         rate = set_learning_rate(self.optimizer, config.optimizer, config.schedule, clock, config.batch_size)
         # Dropout: the same after a restart, and on every process, which takes its rows of the global mask.
@@ -340,6 +248,9 @@ class Trainer:
         for name, term in terms.items():
             weighted = term.detach().double() * batch.global_size
             self._terms[name] = self._terms[name] + weighted if name in self._terms else weighted
+        for name, (total, count) in self.method.observations().items():
+            both = torch.stack([total.detach().double(), count.double()])
+            self._observed[name] = self._observed[name] + both if name in self._observed else both
 
     def _augment(self, images: Tensor, count: int, clock: Clock) -> Tensor:
         """Augment this process's share with its part of what is drawn for the whole global batch."""
@@ -369,86 +280,78 @@ class Trainer:
             "seconds": round(seconds, 3),
             "images_per_second": round(images / max(seconds, 1e-9), 1),
         }
+        observed = {name: total / count for name, (total, count) in progress.observed.items() if count}
+        if observed:
+            record["observed"] = observed
         due = progress.epoch % self.config.validation.every == 0 or self._finished
         if due and len(self.benchmark.validation_queries):
             measured = self.validate()
             record["validation"] = measured
-            value = measured["map"]
+            value = measured[self.config.validation.metric]
             if progress.best_value is None or value > progress.best_value:
                 progress.best_value, progress.best_epoch = value, progress.epoch
                 if self.process.leads:
                     self.best = _to_cpu(self.method.state_dict())
-        progress.sums = {}
+        progress.sums, progress.observed = {}, {}
         progress.history.append(record)
 
     def validate(self) -> dict[str, float]:
-        """How the validation queries find their like in the validation database; `map` is always measured.
-
-        Codes: MAP, ties by their expectation. Vectors: MAP of the full ranking, MAP@R and recall@1, a query
-        itself not counted.
-        """
+        """How the validation queries find their like in the validation database: all of `MEASURED`."""
         self.method.eval()
         queries = self.describe(self.queries)
         database = queries if self.database is self.queries else self.describe(self.database)
-        measured = dict.fromkeys(_VALIDATED[self.method.config.form.kind], 0.0)
+        names = MEASURED[self.method.config.form.kind]
+        measured: dict[str, float] = dict.fromkeys(names, 0.0)
         if self.process.leads:
-            measured = self._measure(queries, database)
-        return {name: self._from_leader(value) for name, value in measured.items()}
-
-    def _measure(self, queries: Descriptors, database: Descriptors) -> dict[str, float]:
-        labels, database_labels = self.queries.table.labels, self.database.table.labels
-        if isinstance(queries, Codes) and isinstance(database, Codes):
-            metric = mean_average_precision(
-                queries.data,
-                labels,
-                database.data,
-                database_labels,
-                k=self.config.validation.k or self.benchmark.k,
-                ties="expected",
-                bits=queries.bits,
-            )
-            return {"map": metric.value}
-        assert isinstance(queries, Vectors)
-        assert isinstance(database, Vectors)
-        found = retrieval.evaluate(
-            queries.data,
-            labels,
-            database.data,
-            database_labels,
-            ks=(1,),
-            query_ids=self.queries.table.ids,
-            database_ids=self.database.table.ids,
-            threads=self.process.threads,
-        )
-        return {name: found[name].value for name in _VALIDATED[self.method.config.form.kind]}
+            tables = (self.queries.table, self.database.table)
+            k = self.config.validation.k or self.benchmark.k
+            measured = measure(queries, tables[0], database, tables[1], k=k, threads=self.process.threads)
+        return {name: self._from_leader(measured[name]) for name in names}
 
     def describe(self, source: ImageSource) -> Descriptors:
         """Descriptors of all images of a source, each process computing its share; the same on all."""
-        share = self._share(np.arange(len(source.table)))
-        if not len(share):  # fewer images than workers: describe one all the same, it is cut off below
-            share = np.zeros(1, np.int64)
+        rows = np.arange(len(source.table))
+        mine = concatenate(self._each_of_share(source, rows, self.method.describe))
+        data = torch.from_numpy(mine.data).to(self.process.device)
+        return Form.of(mine).with_rows(self._gather(data, len(rows)).cpu().numpy())
+
+    def _encode(self, rows: Rows) -> Outputs:
+        """The network's outputs for training images; see `Method.before_step`."""
+        self.method.eval()
+        source = self._plain_training_images()
+        try:
+            parts = self._each_of_share(source, rows, self.method)
+        finally:
+            if source not in (self.train_images, self.queries, self.database):
+                source.close()
+        return {name: self._gather(torch.cat([part[name] for part in parts]), len(rows)) for name in parts[0]}
+
+    def _plain_training_images(self) -> ImageSource:
+        """The training images as validation prepares its own: from memory, where a source has them there."""
+        table, preprocessing = self.benchmark.train, self.method.preprocessing
+        for source in (self.train_images, self.queries, self.database):
+            if source.table is table and source.preprocessing == preprocessing:
+                return source
+        return ImageSource(table, preprocessing, memory_bytes=0, threads=self.process.threads)
+
+    def _each_of_share(
+        self, source: ImageSource, rows: Rows, work: Callable[[Tensor], Result]
+    ) -> list[Result]:
+        """What `work` makes of this process's share of some rows, batch by batch and without gradients."""
+        share = self._share(rows)
+        if not len(share):  # fewer images than workers: take one all the same, `_gather` cuts it off
+            share = rows[:1]
         size = 2 * self.config.batch_size
         batches = [share[start : start + size] for start in range(0, len(share), size)]
-        with torch.inference_mode(), autocast(self.progress.precision, self.process.device):
-            parts = [
-                self.method.describe(images.to(self.process.device, non_blocking=True))
-                for images in source.stream(batches)
+        with torch.no_grad(), autocast(self.progress.precision, self.process.device):
+            return [
+                work(images.to(self.process.device, non_blocking=True)) for images in source.stream(batches)
             ]
-        return self._gather(concatenate(parts), len(source.table))
 
-    def _gather(self, mine: Descriptors, total: int) -> Descriptors:
-        if self.process.world == 1:
-            return mine
-        # Shares differ by one row at the most; collectives want equal shapes.
-        longest = -(-total // self.process.world)
-        padded = np.zeros((longest, mine.data.shape[1]), mine.data.dtype)
-        padded[: len(mine)] = mine.data[:longest]
-        local = torch.from_numpy(padded).to(self.process.device)
-        everyone = [torch.empty_like(local) for _ in range(self.process.world)]
-        dist.all_gather(everyone, local)
+    def _gather(self, mine: Tensor, total: int) -> Tensor:
+        """The shares of all processes, one after another; `total` rows, the same on all."""
         sizes = [len(share) for share in np.array_split(np.arange(total), self.process.world)]
-        rows = [part[:size].cpu().numpy() for part, size in zip(everyone, sizes, strict=True)]
-        return Form.of(mine).with_rows(np.concatenate(rows))
+        return gather_rows(mine[: sizes[self.process.rank]], sizes)
 
     def _from_leader(self, value: float) -> float:
         if self.process.world == 1:
@@ -459,12 +362,17 @@ class Trainer:
 
     def _collect_terms(self) -> None:
         """Add what all processes have summed since the last time to the epoch's sums."""
+        for name, both in self._observed.items():
+            if self.process.world > 1:
+                dist.all_reduce(both)
+            before = self.progress.observed.get(name, [0.0, 0.0])
+            self.progress.observed[name] = [old + new for old, new in zip(before, both.tolist(), strict=True)]
         for name, total in self._terms.items():
             if self.process.world > 1:
                 dist.all_reduce(total)
             value = float(total) / self.process.world
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
-        self._terms = {}
+        self._terms, self._observed = {}, {}
 
     def _checkpoint(self, reporter: Reporter, saved_at: float, *, always: bool = False) -> float:
         """Hand a checkpoint to the reporter if it is time; returns when the last one was made."""
@@ -474,63 +382,28 @@ class Trainer:
         self._collect_terms()
         progress = self.progress
         name = f"epoch_{progress.epoch:04d}" + (f"_batch_{progress.batch:06d}" if progress.batch else "")
-        metrics = {"epoch": float(progress.epoch), "map": progress.best_value or 0.0}
+        metrics = {"epoch": float(progress.epoch), self.config.validation.metric: progress.best_value or 0.0}
         reporter.checkpoint(name, metrics, self._write if self.process.leads else None)
         return time.monotonic()
 
     def _write(self, folder: Path) -> None:
         last = _to_cpu(self.method.state_dict())
         safetensors.torch.save_file(last, folder / LAST)
-        if self.best is not None and not self._last_is_best:
+        if self.best is not None and not self.progress.last_is_best:
             safetensors.torch.save_file(self.best, folder / BEST)
         tensors = {"optimizer": self.optimizer.state_dict(), "method": self.method.training_state()}
         torch.save(tensors, folder / OPTIMIZER)
         (folder / STATE).write_text(json.dumps(asdict(self.progress)))
 
     def _restore(self, folder: Path) -> None:
-        self.progress = _Progress(**json.loads((folder / STATE).read_text()))
+        self.progress = Progress.read(folder)
         last = safetensors.torch.load_file(folder / LAST)
         self.method.load_state_dict(last)
         tensors = torch.load(folder / OPTIMIZER, map_location=self.process.device, weights_only=True)
         self.optimizer.load_state_dict(tensors["optimizer"])
         self.method.load_training_state(tensors["method"])
         if self.process.leads and self.progress.best_value is not None:
-            self.best = last if self._last_is_best else safetensors.torch.load_file(folder / BEST)
-
-    @property
-    def _last_is_best(self) -> bool:
-        return self.progress.batch == 0 and self.progress.best_epoch == self.progress.epoch
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished training leaves, read from its last checkpoint.
-
-    Attributes:
-        weights: of the `best` and the `last` model; one object where they are the same.
-        epochs: after which each was taken.
-        validation: MAP of each on the validation queries; None where there are none.
-        precision: the arithmetic of the training.
-    """
-
-    weights: dict[str, dict[str, Tensor]]
-    epochs: dict[str, int]
-    validation: dict[str, float | None]
-    precision: Literal["bf16", "float32"]
-
-
-def read_outcome(folder: Path) -> Outcome:
-    """The outcome of the training whose last checkpoint lies in `folder`."""
-    progress = _Progress(**json.loads((folder / STATE).read_text()))
-    last = safetensors.torch.load_file(folder / LAST)
-    best = safetensors.torch.load_file(folder / BEST) if (folder / BEST).exists() else last
-    measured = progress.history[-1].get("validation", {}).get("map")
-    return Outcome(
-        weights={"best": best, "last": last},
-        epochs={"best": progress.best_epoch or progress.epoch, "last": progress.epoch},
-        validation={"best": progress.best_value, "last": measured},
-        precision=progress.precision,
-    )
+            self.best = last if self.progress.last_is_best else safetensors.torch.load_file(folder / BEST)
 
 
 def _sources(

@@ -1,0 +1,62 @@
+"""How a method is trained."""
+
+from typing import Literal
+
+from pydantic import ByteSize, Field, model_validator
+
+from ray_retrieval.compute import Precision
+from ray_retrieval.config import Config
+from ray_retrieval.data.transforms import Augmentation
+from ray_retrieval.loop.validation import ValidationConfig
+from ray_retrieval.optim import OptimizerConfig, ScheduleConfig, StepSchedule
+
+
+class CheckpointConfig(Config):
+    """What a killed run can fall back on."""
+
+    every_epochs: int = Field(default=1, ge=1)
+    """Epochs between two checkpoints."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints inside an epoch, for long epochs."""
+    min_seconds: float = Field(default=10.0, ge=0)
+    """At least so long between two checkpoints, but for the last one."""
+    keep: int = Field(default=2, ge=1)
+    """How many of the newest to keep; each holds the best model so far as well."""
+
+
+class TrainConfig(Config):
+    """How a method is trained."""
+
+    epochs: int = Field(default=50, ge=1)
+    """Passes over the training images."""
+    batch_size: int = Field(default=32, ge=2)
+    """Images an optimiser step, over all workers."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts in which a worker computes its share of a batch, to save memory; the gradient stays the same
+    but for batch normalisation, which sees one part at a time."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = StepSchedule(every=30)
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the whole gradient; unset: not clipped."""
+    augmentation: Augmentation = Augmentation()
+    """Random changes to training images, applied to batches."""
+    precision: Precision = "auto"
+    """`bf16`, `float32`, or `auto`: bfloat16 where the hardware has instructions for it."""
+    select: Literal["best", "last"] = "best"
+    """Which model the run goes on with: the best on validation queries, or that of the last epoch."""
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cache_memory: ByteSize = Field(default=ByteSize(2 << 30), validate_default=True)
+    """Memory for decoded images, for each worker (`2GiB`); what does not fit is decoded in every epoch."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that train together; with GPUs one each."""
+    max_failures: int = Field(default=3, ge=0)
+    """How often lost workers are replaced before the run gives up."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if self.batch_size < 2 * self.workers:
+            raise ValueError(
+                f"'batch_size' is 2 or more for each of {self.workers} workers, got {self.batch_size}"
+            )
+        return self

@@ -1,0 +1,82 @@
+"""How a model is watched while it trains; test queries are never used for it."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ray_retrieval.config import Config
+from ray_retrieval.data.table import ImageTable
+from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Vectors
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.metrics import retrieval
+from ray_retrieval.metrics.hamming import mean_average_precision
+
+ValidationMetric = Literal["map", "map@r", "recall@1"]
+
+MEASURED: dict[DescriptorKind, tuple[ValidationMetric, ...]] = {
+    DescriptorKind.CODES: ("map",),
+    DescriptorKind.VECTORS: ("map", "map@r", "recall@1"),
+}
+"""What is measured on validation queries, by what the method makes of an image."""
+
+
+class ValidationConfig(Config):
+    """What is measured on the validation queries, and when."""
+
+    every: int = Field(default=1, ge=1)
+    """Epochs between two measurements; the last epoch is always measured."""
+    metric: ValidationMetric = "map"
+    """What the best model has most of, and what a `plateau` schedule follows: `map`, or of vectors also
+    `map@r` or `recall@1`. All that the method's kind has are measured."""
+    k: int | None = Field(default=None, ge=1)
+    """Cut-off of the MAP of codes; unset: the benchmark's own."""
+
+
+def refuse_unmeasured(metric: ValidationMetric, kind: DescriptorKind) -> None:
+    """Raise RecipeError if descriptors of that kind are not measured by the metric."""
+    if metric not in MEASURED[kind]:
+        raise RecipeError(
+            f"{metric} is not measured of {kind.value}",
+            where="train.validation.metric",
+            mend=f"set it to {' or '.join(MEASURED[kind])}",
+        )
+
+
+def measure(
+    queries: Descriptors,
+    query_table: ImageTable,
+    database: Descriptors,
+    database_table: ImageTable,
+    *,
+    k: int | None,
+    threads: int,
+) -> dict[str, float]:
+    """The metrics of `MEASURED` for descriptors of the images of two tables.
+
+    Codes: the MAP of the first `k`, ties by their expectation. Vectors: MAP of the full ranking, MAP@R and
+    recall@1, a query itself not counted.
+    """
+    if isinstance(queries, Codes) and isinstance(database, Codes):
+        metric = mean_average_precision(
+            queries.data,
+            query_table.labels,
+            database.data,
+            database_table.labels,
+            k=k,
+            ties="expected",
+            bits=queries.bits,
+        )
+        return {"map": metric.value}
+    assert isinstance(queries, Vectors)
+    assert isinstance(database, Vectors)
+    found = retrieval.evaluate(
+        queries.data,
+        query_table.labels,
+        database.data,
+        database_table.labels,
+        ks=(1,),
+        query_ids=query_table.ids,
+        database_ids=database_table.ids,
+        threads=threads,
+    )
+    return {name: found[name].value for name in MEASURED[DescriptorKind.VECTORS]}

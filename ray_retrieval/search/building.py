@@ -1,0 +1,264 @@
+"""Building an index from embeddings: shards, and what an approximate search needs beside them."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_retrieval.descriptors import DescriptorKind, Descriptors, Vectors, concatenate
+from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.search.approximate import (
+    ApproximateConfig,
+    ApproximateSegment,
+    Effort,
+    choose,
+    fill,
+    recall,
+    search_approximate,
+    train,
+)
+from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.hits import Hits
+from ray_retrieval.search.manifest import (
+    CURRENT,
+    Approximate,
+    FileEntry,
+    Manifest,
+    Recall,
+    SelfTest,
+    publish,
+    read_current,
+)
+from ray_retrieval.search.segments import search_segments
+from ray_retrieval.search.shard import Shard, write_shard
+from ray_retrieval.search.threads import run_all
+from ray_retrieval.search.vectors import VectorSegment
+from ray_retrieval.storage import Folder, check_file, file_entry, fingerprint
+
+_TEST_QUERIES, _TEST_HITS = 8, 10
+_RECALL_K = 10
+_SEED = 0
+"""Of the rows to train on and of the queries for the recall: the same embeddings give the same files."""
+Progress = Callable[[int], None]
+
+
+def build(
+    embeddings: "str | Path | Folder",
+    out: "str | Path | Folder",
+    *,
+    shards: int = 1,
+    keep_images: bool = True,
+    approximate: ApproximateConfig | None = None,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Build an index of codes or vectors, or go on with a build that was interrupted.
+
+    The files depend on nothing but the embeddings and the arguments, and `CURRENT` is written last: readers
+    see the whole index or what was there before. Over an index of the same model it makes a new version,
+    unless nothing has changed.
+
+    Args:
+        embeddings: an embeddings directory.
+        out: the index directory.
+        shards: parts of nearly equal size that different processes can search; no more than there are rows.
+        keep_images: store the images that came as bytes; those that are files are referred to by path.
+        approximate: which search an index of vectors is built for; default the exact one. The shards are the
+            same for all.
+        threads: processor threads for an approximate search's files, one shard each, and for its recall.
+        progress: called with the number of rows written to shards so far.
+
+    Returns:
+        The version that is now current.
+
+    Raises:
+        ArtefactError: if the embeddings are missing, damaged or empty, or `out` holds another model's index.
+        RecipeError: if the search is not one for these embeddings.
+    """
+    source = Embeddings.open(Folder(embeddings), check="content")
+    index = Folder(out)
+    if source.rows == 0:
+        raise ArtefactError("there are no rows to index", where=source.folder, mend="see its errors.parquet")
+    previous = read_current(index) if index.exists(CURRENT) else None
+    if previous is not None and previous.model != source.model:
+        raise ArtefactError(
+            f"it is an index of model {previous.model}, the embeddings are of model {source.model}",
+            where=index,
+            mend="build into another directory",
+        )
+    index.sweep()
+    done = 0
+
+    def advance(rows: int) -> None:
+        nonlocal done
+        done += rows
+        if progress is not None:
+            progress(done)
+
+    count = max(1, min(shards, source.rows))
+    bounds = [source.rows * number // count for number in range(count + 1)]
+    entries = tuple(
+        write_shard(index, source, start, stop - start, keep_images=keep_images, advance=advance)
+        for start, stop in itertools.pairwise(bounds)
+    )
+    opened = [Shard(index, entry, source.form) for entry in entries]
+    structure = _structure(index, opened, source, approximate or ApproximateConfig(), previous, threads)
+    manifest = Manifest(
+        number=1 if previous is None else previous.number,
+        parent=None if previous is None else previous.parent,
+        **source.form.as_json(),
+        search="exact" if structure is None else "approximate",
+        ties="row",
+        rows=source.rows,
+        next_row=source.rows,
+        model=source.model,
+        embeddings=source.fingerprint,
+        class_names=None if source.class_names is None else tuple(source.class_names),
+        shards=entries,
+        approximate=structure,
+        deletes=(),
+        self_test=_self_test(opened, source.rows),
+    )
+    if manifest == previous:
+        return manifest
+    if previous is not None:
+        manifest = manifest.model_copy(update={"number": previous.number + 1, "parent": previous.number})
+    publish(index, manifest)
+    return manifest
+
+
+def _self_test(shards: list[Shard], rows: int) -> tuple[SelfTest, ...]:
+    """A few rows with their nearest rows."""
+    chosen = np.unique(np.linspace(0, rows - 1, _TEST_QUERIES).astype(np.int64))
+    queries = _descriptors(shards, chosen)
+    hits = search_segments([shard.segment for shard in shards], queries, min(_TEST_HITS, rows), threads=1)
+    return tuple(
+        SelfTest(
+            query=query.tobytes().hex(),
+            distances=tuple(distances.tolist()),
+            rows=tuple(found.tolist()),
+        )
+        for query, distances, found in zip(queries.data, hits.distances, hits.rows, strict=True)
+    )
+
+
+def _descriptors(shards: list[Shard], rows: npt.NDArray[np.int64]) -> Descriptors:
+    """Of rows in ascending order, wherever they lie."""
+    parts = []
+    for shard in shards:
+        places = rows - shard.entry.first_row
+        parts.append(shard.descriptors(places[(places >= 0) & (places < shard.entry.rows)]))
+    return concatenate(parts)
+
+
+def _structure(
+    index: Folder,
+    shards: list[Shard],
+    source: Embeddings,
+    config: ApproximateConfig,
+    previous: Manifest | None,
+    threads: int,
+) -> Approximate | None:
+    """What the configured search needs beside the shards; None for the exact one."""
+    if config.search == "exact":
+        return None
+    if source.form.kind is not DescriptorKind.VECTORS:
+        raise RecipeError(
+            f"{source.form} are searched exactly, '{config.search}' is for vectors",
+            where="search",
+            mend="set it to exact",
+        )
+    factory, why = config.search, "asked for"
+    if config.search == "auto":
+        chosen = choose(source.rows, source.form.size, config.memory, train_rows=config.train_rows)
+        if chosen.factory is None:
+            return None
+        factory, why = chosen.factory, chosen.why
+    folders = [shard.entry.folder for shard in shards]
+    wanted = config.model_dump(mode="json", include=set(ApproximateConfig.model_fields))
+    key = fingerprint([factory, wanted, folders])
+    known = previous.approximate if previous is not None else None
+    if known is not None and known.key == key and _sound(index, known):
+        return known
+    files = _fill_all(index, shards, source.rows, factory, config, key, threads)
+    effort = Effort(**config.model_dump(include=set(Effort.model_fields)))
+    segments = [
+        ApproximateSegment(index.local_path(entry.file), _vectors(shard))
+        for entry, shard in zip(files, shards, strict=True)
+    ]
+    found = _recall(shards, segments, source.rows, config.recall_queries, effort, threads)
+    return Approximate(key=key, factory=factory, why=why, effort=effort, files=files, recall=found)
+
+
+def _fill_all(
+    index: Folder,
+    shards: list[Shard],
+    rows: int,
+    factory: str,
+    config: ApproximateConfig,
+    key: str,
+    threads: int,
+) -> tuple[FileEntry, ...]:
+    """Train on a sample of all rows and write a file for each shard, several at a time."""
+    names = [f"approximate/{key}/{number}.faiss" for number in range(len(shards))]
+    missing = [number for number, name in enumerate(names) if not index.exists(name)]
+    if missing:
+        sample = _descriptors(shards, _drawn(rows, config.train_rows))
+        assert isinstance(sample, Vectors)
+        trained = train(factory, sample.data, _SEED)
+
+        def write(number: int, _: int) -> None:
+            with index.writing(names[number]) as stream:
+                fill(trained, _vectors(shards[number]).vectors, stream.write)
+
+        run_all(write, [(number, 0) for number in missing], threads)
+    return tuple(FileEntry(**file_entry(index, name)) for name in names)
+
+
+def _recall(
+    shards: list[Shard],
+    segments: list[ApproximateSegment],
+    rows: int,
+    queries: int,
+    effort: Effort,
+    threads: int,
+) -> Recall:
+    """Compare with the exact search, for rows drawn as queries, none of which counts for itself."""
+    drawn = _drawn(rows, queries)
+    asked = _descriptors(shards, drawn)
+    assert isinstance(asked, Vectors)
+    k = max(1, min(_RECALL_K, rows - 1))
+    exact = search_segments([shard.segment for shard in shards], asked, k + 1, threads=threads)
+    found = search_approximate(segments, asked.data, k + 1, effort, threads=threads)
+    value = recall(_without_itself(exact, drawn), _without_itself(found, drawn))
+    return Recall(k=k, value=value, queries=len(drawn))
+
+
+def _without_itself(hits: Hits, rows: npt.NDArray[np.int64]) -> Hits:
+    """One hit fewer for each query: the query's own row, or the last where that was not found."""
+    own = hits.rows == rows[:, None]
+    order = np.argsort(own, axis=1, kind="stable")[:, :-1]
+    taken = (np.take_along_axis(hits.distances, order, 1), np.take_along_axis(hits.rows, order, 1))
+    return Hits(*taken)
+
+
+def _drawn(rows: int, count: int) -> npt.NDArray[np.int64]:
+    """At most `count` of the rows, ascending, the same each time."""
+    drawn = np.random.default_rng(_SEED).choice(rows, min(rows, count), replace=False)
+    return np.sort(drawn).astype(np.int64)
+
+
+def _sound(index: Folder, structure: Approximate) -> bool:
+    try:
+        for entry in structure.files:
+            check_file(index, entry.model_dump(), content=True)
+    except ArtefactError:
+        return False
+    return True
+
+
+def _vectors(shard: Shard) -> VectorSegment:
+    assert isinstance(shard.segment, VectorSegment)
+    return shard.segment

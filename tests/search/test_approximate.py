@@ -1,0 +1,271 @@
+"""Approximate search: exact distances of FAISS's candidates, for many kinds of index."""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_retrieval.config import validate
+from ray_retrieval.errors import ArtefactError, MetricError, QueryError, RecipeError
+from ray_retrieval.search.approximate import (
+    EXACT_ROWS,
+    ApproximateConfig,
+    ApproximateSegment,
+    Effort,
+    choose,
+    fill,
+    recall,
+    search_approximate,
+    train,
+)
+from ray_retrieval.search.hits import NO_ROW, Hits
+from ray_retrieval.search.vectors import VectorSegment, norm_error, search_vectors
+
+KINDS = [
+    "Flat",
+    "SQ8",
+    "PQ12x4fs",
+    "IVF8,Flat",
+    "IVF8,SQ8",
+    "IVF8,PQ12x4fs",
+    "IVF8,PQ12x4",
+    "IVF8_HNSW8,Flat",
+    "HNSW16",
+    "HNSW16,SQ8",
+    "Pad32,IVF8,PQ16x4fs",
+    "PCAR16,IVF8,SQ8",
+    "IVF8,PQ12x4fs,RFlat",
+    "IVF8,RaBitQ",
+    "LSH",
+]
+EVERYTHING = Effort(nprobe=1000, ef_search=4000, k_factor=1000)
+
+
+def clustered(count, dimension, *, seed=0):
+    """Unit vectors around 20 centres."""
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((20, dimension))
+    drawn = centres[generator.integers(0, 20, count)] + 0.7 * generator.standard_normal((count, dimension))
+    return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+
+
+def exact_segments(vectors, shards=1):
+    cuts = [len(vectors) * number // shards for number in range(shards + 1)]
+    return [VectorSegment(vectors[a:b], a, norm_error(vectors[a:b])) for a, b in itertools.pairwise(cuts)]
+
+
+def built(folder, factory, vectors, *, shards=1):
+    trained = train(factory, vectors[:1000], seed=0)
+    opened = []
+    for number, segment in enumerate(exact_segments(vectors, shards)):
+        path = folder / f"{number}.faiss"
+        with path.open("wb") as stream:
+            fill(trained, segment.vectors, stream.write)
+        opened.append(ApproximateSegment(path, segment))
+    return opened
+
+
+def assert_same(found, expected):
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.distances, expected.distances)
+
+
+@pytest.mark.parametrize("factory", KINDS)
+def test_looking_at_everything_is_the_exact_search(tmp_path, factory):
+    vectors, queries = clustered(1500, 24), clustered(70, 24, seed=1)
+    vectors[100:110] = vectors[:10]
+    expected = search_vectors(exact_segments(vectors), queries, 10)
+    for shards in (1, 3):
+        segments = built(tmp_path, factory, vectors, shards=shards)
+        assert_same(search_approximate(segments, queries, 10, EVERYTHING), expected)
+
+
+@pytest.mark.parametrize("factory", KINDS)
+def test_distances_are_exact_and_most_hits_are_found(tmp_path, factory):
+    vectors, queries = clustered(1500, 24), clustered(70, 24, seed=1)
+    exact = search_vectors(exact_segments(vectors), queries, 1500)
+    found = search_approximate(built(tmp_path, factory, vectors), queries, 10, Effort(nprobe=6))
+    places = np.argsort(exact.rows, axis=1)
+    of_rows = np.take_along_axis(exact.distances, places, axis=1)
+    np.testing.assert_array_equal(found.distances, np.take_along_axis(of_rows, found.rows, axis=1))
+    order = np.lexsort((found.rows, found.distances), axis=1)
+    np.testing.assert_array_equal(order, np.broadcast_to(np.arange(10), order.shape))
+    assert recall(Hits(exact.distances[:, :10], exact.rows[:, :10]), found) > 0.8
+
+
+def test_more_effort_finds_more(tmp_path):
+    vectors, queries = clustered(3000, 24), clustered(100, 24, seed=1)
+    exact = search_vectors(exact_segments(vectors), queries, 10)
+    segments = built(tmp_path, "IVF25,PQ6x4fs", vectors)
+    efforts = [Effort(nprobe=1, k_factor=1), Effort(nprobe=5, k_factor=4), Effort(nprobe=25, k_factor=64)]
+    found = [recall(exact, search_approximate(segments, queries, 10, effort)) for effort in efforts]
+    assert found[0] < found[1] < found[2]
+    assert found[2] > 0.99
+
+
+def test_the_effort_of_one_search_does_not_reach_another(tmp_path):
+    vectors, queries = clustered(3000, 24), clustered(60, 24, seed=1)
+    segments = built(tmp_path, "IVF25,SQ8", vectors, shards=2)
+    efforts = [Effort(nprobe=1), Effort(nprobe=25, k_factor=30)] * 10
+    expected = [search_approximate(segments, queries, 10, effort) for effort in efforts[:2]]
+    assert not np.array_equal(expected[0].rows, expected[1].rows)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(lambda effort: search_approximate(segments, queries, 10, effort, threads=3), efforts)
+        )
+    for number, hits in enumerate(found):
+        assert_same(hits, expected[number % 2])
+
+
+def test_threads_of_faiss_are_given_back(tmp_path):
+    vectors = clustered(300, 24)
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(3)
+    try:
+        search_approximate(built(tmp_path, "SQ8", vectors), vectors[:5], 3, Effort())
+        assert faiss.omp_get_max_threads() == 3
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+@pytest.mark.parametrize("factory", ["IVF8,PQ12x4fs", "HNSW16,SQ8", "PCAR16,IVF8,SQ8"])
+def test_a_build_repeats_byte_for_byte(tmp_path, factory):
+    vectors = clustered(1500, 24)
+    files = []
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        built(tmp_path / folder, factory, vectors)
+        files.append((tmp_path / folder / "0.faiss").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_the_seed_counts():
+    vectors = clustered(1500, 24)
+    assert train("IVF8,Flat", vectors, seed=0) == train("IVF8,Flat", vectors, seed=0)
+    assert train("IVF8,Flat", vectors, seed=0) != train("IVF8,Flat", vectors, seed=1)
+
+
+def test_fewer_rows_than_hits(tmp_path):
+    vectors = clustered(300, 24)
+    trained = train("IVF4,SQ8", vectors, seed=0)
+    for count in (0, 3):
+        path = tmp_path / f"{count}.faiss"
+        with path.open("wb") as stream:
+            fill(trained, vectors[:count], stream.write)
+        segment = ApproximateSegment(path, VectorSegment(vectors[:count], 50, 1e-6))
+        assert len(segment) == count
+        found = segment.search(vectors[:2], 5, EVERYTHING)
+        assert found.rows.shape == (2, 5)
+        assert (found.rows[:, :count] >= 50).all()
+        assert (found.rows[:, count:] == NO_ROW).all()
+        assert np.isinf(found.distances[:, count:]).all()
+    assert search_approximate([], vectors[:2], 5, Effort()).rows.tolist() == [[NO_ROW] * 5] * 2
+    assert search_approximate([segment], vectors[:0], 5, Effort()).rows.shape == (0, 5)
+
+
+def test_progress_counts_rows():
+    vectors = clustered(300, 24)
+    steps = []
+    fill(train("SQ8", vectors, seed=0), vectors, lambda _: None, advance=steps.append)
+    assert sum(steps) == 300
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        ("Foo", "could not parse index string Foo"),
+        ("PQ7x4", "multiple of the number of subquantizers"),
+        ("IVF0,Flat", "'IVF0,Flat'"),
+        ("IVF400,Flat", "400 cells, and there are 300 rows"),
+        ("IDMap,Flat", "use add_with_ids"),
+        ("PQ12", "'PQ12'"),
+        ("BIVF8", "could not parse index string BIVF8"),
+    ],
+)
+def test_strings_that_cannot_be_built_are_refused(factory, reason):
+    with pytest.raises(RecipeError, match="'" + factory) as caught:
+        train(factory, clustered(200 if factory == "PQ12" else 300, 24), seed=0)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.mend
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    vectors = clustered(300, 24)
+    (opened,) = built(tmp_path, "SQ8", vectors)
+    path = tmp_path / "0.faiss"
+    with pytest.raises(ArtefactError, match="300 vectors of 24 dimensions"):
+        ApproximateSegment(path, VectorSegment(vectors[:10], 0, 1e-6))
+    with pytest.raises(ArtefactError, match="the queries 3"):
+        opened.search(np.eye(3, dtype=np.float32), 1, Effort())
+    with pytest.raises(QueryError, match="got 0"):
+        opened.search(vectors, 0, Effort())
+    with pytest.raises(QueryError, match="query 0"):
+        opened.search(np.full((1, 24), np.nan, np.float32), 1, Effort())
+    damaged = tmp_path / "damaged.faiss"
+    damaged.write_bytes(b"nothing of the kind")
+    (tmp_path / "cut.faiss").write_bytes(path.read_bytes()[:-1000])
+    for wrong in (damaged, tmp_path / "cut.faiss", tmp_path / "missing.faiss"):
+        with pytest.raises(ArtefactError, match="build the index again") as caught:
+            ApproximateSegment(wrong, VectorSegment(vectors, 0, 1e-6))
+        assert "\n" not in str(caught.value)
+
+
+def test_recall_by_hand():
+    exact = Hits(np.array([[0, 1, 2], [0, 1, np.inf]], np.float32), np.array([[5, 6, 7], [1, 2, NO_ROW]]))
+    assert recall(exact, exact) == 1
+    # The second hit of the first query is missing, and row 8 stands at the distance of row 7.
+    found = Hits(np.array([[0, 2, 3], [1, 4, np.inf]], np.float32), np.array([[5, 8, 9], [2, 3, NO_ROW]]))
+    assert recall(exact, found) == 3 / 5
+    assert recall(exact, Hits(found.distances + 9, found.rows)) == 0
+    for wrong in (found.take([0]), Hits(found.distances[:, :2], found.rows[:, :2])):
+        with pytest.raises(MetricError, match="recall needs hits"):
+            recall(exact, wrong)
+    with pytest.raises(MetricError, match="nothing to measure"):
+        recall(exact.take([]), exact.take([]))
+
+
+def test_a_small_database_is_searched_exactly():
+    choice = choose(EXACT_ROWS, 128)
+    assert choice.factory is None
+    assert "200,000" in choice.why
+
+
+def test_choices_by_size_and_memory():
+    assert choose(1_000_000, 128).factory == "IVF1024,PQ64x4fs"
+    assert choose(1_000_000, 128, 40_600_000).factory == "IVF1024,PQ64x4fs"
+    assert choose(1_000_000, 128, 40_000_000).factory == "IVF1024,PQ32x4fs"
+    assert choose(1_000_000, 128, 20_000_000).factory == "IVF1024,PQ16x4fs"
+    assert choose(1_000_000, 127).factory == "Pad128,IVF1024,PQ64x4fs"
+    assert choose(1_000_000, 128, train_rows=5000).factory == "IVF128,PQ64x4fs"
+    with pytest.raises(RecipeError, match="allow more memory"):
+        choose(1_000_000, 128, 1_000_000)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(EXACT_ROWS + 1, 10**8),
+    dimension=st.integers(1, 300),
+    width=st.sampled_from([None, 1, 2, 4]),
+    train_rows=st.integers(1, 10**6),
+)
+def test_every_choice_can_be_built(rows, dimension, width, train_rows):
+    memory = None if width is None else rows * (dimension // width + 24) + 10**8
+    choice = choose(rows, dimension, memory, train_rows=train_rows)
+    index = faiss.index_factory(dimension, choice.factory, faiss.METRIC_L2)
+    cells = faiss.extract_index_ivf(index).nlist
+    assert cells == 1 or 39 * cells <= train_rows
+
+
+def test_configurations():
+    config = validate(ApproximateConfig, {"search": " IVF16,Flat ", "memory": "2 GiB"})
+    assert (config.search, config.memory, config.nprobe) == ("IVF16,Flat", 2 << 30, 64)
+    assert ApproximateConfig().search == "exact"
+    with pytest.raises(RecipeError, match="factory string"):
+        validate(ApproximateConfig, {"search": ""})
+    with pytest.raises(RecipeError, match="nprobe"):
+        validate(ApproximateConfig, {"nprobe": 0})

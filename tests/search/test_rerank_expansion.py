@@ -1,0 +1,160 @@
+"""Query expansion and database augmentation against their formulas, and steps one after another."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from ray_retrieval.descriptors import Vectors
+from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.search.hits import NO_ROW, Hits
+from ray_retrieval.search.rerank import (
+    AnyRerankConfig,
+    DatabaseAugmentationConfig,
+    HeldVectors,
+    KReciprocalConfig,
+    QueryExpansionConfig,
+    build,
+    build_all,
+    expansion,
+    rerank,
+)
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def clusters(seed, count, dimension):
+    generator = np.random.default_rng(seed)
+    centres = generator.standard_normal((max(1, count // 6), dimension))
+    chosen = generator.integers(0, len(centres), count)
+    return unit(centres[chosen] + 0.5 * generator.standard_normal((count, dimension)))
+
+
+def expanded(vector, database, without, n, alpha):
+    """One vector, by the formula, in float64."""
+    x, rows = vector.astype(np.float64), database.astype(np.float64)
+    distances = ((x - rows) ** 2).sum(axis=1)
+    nearest = sorted((row for row in range(len(rows)) if row != without), key=lambda r: (distances[r], r))
+    total = x.copy()
+    for row in nearest[:n]:
+        total += max(1 - distances[row] / 2, 0.0) ** alpha * rows[row]
+    return total / np.linalg.norm(total)
+
+
+def assert_same(found, expected):
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.distances, expected.distances)
+
+
+cases = {
+    "seed": st.integers(0, 2**32 - 1),
+    "count": st.integers(1, 40),
+    "n": st.integers(1, 12),
+    "alpha": st.sampled_from([0.0, 1.0, 3.0]),
+    "gathered": st.sampled_from([1, 100, 1 << 22]),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(**cases)
+def test_expanded_queries_are_those_of_the_formula(seed, count, n, alpha, gathered):
+    vectors = clusters(seed, count + 5, 7)
+    database, guests = vectors[:count], vectors[count:]
+    members = np.random.default_rng(seed).integers(0, count, 4)
+    queries = np.concatenate([database[members], guests])
+    rows = np.concatenate([members, np.full(len(guests), NO_ROW)]).astype(np.int64)
+    asked = []
+
+    class Spy(HeldVectors):
+        def search(self, queries, k):
+            asked.append(queries.data)
+            return super().search(queries, k)
+
+    held = HeldVectors(database)
+    step = build(QueryExpansionConfig(n=n, alpha=alpha), Spy(database))
+    hits = held.search(Vectors(queries), max(step.depth, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(expansion, "_GATHERED", gathered)
+        found = step(Vectors(queries), hits, rows)
+    wanted = [expanded(query, database, row, n, alpha) for query, row in zip(queries, rows, strict=True)]
+    np.testing.assert_allclose(asked[0], wanted, atol=3e-7)
+    assert_same(found, held.search(Vectors(asked[0]), hits.rows.shape[1]))
+    for number in range(len(queries)):
+        one = slice(number, number + 1)
+        assert_same(step(Vectors(queries[one]), hits.take(one), rows[one]), found.take(one))
+
+
+@settings(max_examples=60, deadline=None)
+@given(**cases)
+def test_augmented_rows_are_those_of_the_formula(seed, count, n, alpha, gathered):
+    database, queries = clusters(seed, count, 7), clusters(seed + 1, 5, 7)
+    held, done = HeldVectors(database), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(expansion, "_GATHERED", gathered)
+        step = build(DatabaseAugmentationConfig(n=n, alpha=alpha), held, threads=2, progress=done.append)
+    wanted = [expanded(database[row], database, row, n, alpha) for row in range(count)]
+    augmented = step.database.vectors()
+    np.testing.assert_allclose(augmented, wanted, atol=3e-7)
+    assert sum(done) == count
+    found = step(Vectors(queries), held.search(Vectors(queries), 9))
+    assert_same(found, HeldVectors(augmented).search(Vectors(queries), 9))
+    np.testing.assert_array_equal(held.vectors(), database)
+
+
+def test_a_query_that_equals_a_row_does_not_count_twice():
+    database = clusters(0, 50, 8)
+    database[30] = database[4]
+    held, queries = HeldVectors(database), Vectors(database[[30, 7]])
+    step = build(QueryExpansionConfig(n=3), held)
+    hits = held.search(queries, 10)
+    # Unless told otherwise, the first row that equals the query is the query.
+    assert_same(step(queries, hits), step(queries, hits, np.array([4, 7])))
+    assert step.depth == 4
+
+
+def test_hits_that_are_far_or_missing_add_nothing():
+    database = np.array([[1, 0], [0, 1], [-1, 0]], np.float32)
+    held = HeldVectors(database)
+    queries = Vectors(np.array([[0.6, 0.8]], np.float32))
+    hits = held.search(queries, 5)
+    found = build(QueryExpansionConfig(n=4, alpha=1), held)(queries, hits)
+    whole = np.array([[0.6 + 0.6, 0.8 + 0.8]])
+    expected = held.search(Vectors(unit(whole)), 5)
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_allclose(found.distances, expected.distances, atol=1e-6)
+    empty = HeldVectors(np.zeros((0, 2), np.float32))
+    for config in (QueryExpansionConfig(), DatabaseAugmentationConfig()):
+        assert build(config, empty)(queries, empty.search(queries, 2)).rows.tolist() == [[NO_ROW, NO_ROW]]
+
+
+def test_steps_follow_one_another():
+    database, queries = clusters(1, 120, 8), Vectors(clusters(2, 6, 8))
+    held = HeldVectors(database)
+    configs = [DatabaseAugmentationConfig(n=2), QueryExpansionConfig(n=3), KReciprocalConfig(k1=5, depth=20)]
+    steps = build_all(configs, held, threads=2)
+    augmented = steps[0].database
+    assert [step.database for step in steps] == [augmented] * 3
+    hits = held.search(queries, 40)
+    first = augmented.search(queries, 40)
+    second = build(configs[1], augmented)(queries, first)
+    third = build(configs[2], augmented)(queries, second)
+    assert_same(rerank(steps, queries, hits), third)
+    assert_same(rerank([], queries, hits), hits)
+
+
+def test_every_step_is_told_by_its_name():
+    adapter = TypeAdapter(AnyRerankConfig)
+    held, queries = HeldVectors(clusters(3, 30, 4)), Vectors(clusters(4, 2, 4))
+    hits = held.search(queries, 12)
+    for kind in (QueryExpansionConfig, DatabaseAugmentationConfig, KReciprocalConfig):
+        config = adapter.validate_python({"name": kind.model_fields["name"].default})
+        assert config == kind()
+        step = build(config, held)
+        assert step(queries, hits).rows.shape == (2, 12)
+        with pytest.raises(ArtefactError, match="4 dimensions, the queries 3"):
+            step(Vectors(unit(np.ones((2, 3)))), hits)
+        with pytest.raises(QueryError, match="got 30 to 30"):
+            step(queries, Hits(np.zeros((2, 1), np.float32), np.full((2, 1), 30)))

@@ -1,0 +1,100 @@
+"""Optimisers and learning-rate schedules, against PyTorch's own."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from ray_retrieval.methods.base import Clock, ParameterGroup
+from ray_retrieval.optim import (
+    CosineSchedule,
+    OptimizerConfig,
+    PlateauSchedule,
+    StepSchedule,
+    build_optimizer,
+)
+
+
+def test_step_schedule_drops_after_whole_epochs():
+    every = StepSchedule(every=30)
+    assert [every.at(Clock(0, epoch=e)) for e in (0, 29, 30, 59, 60)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    with pytest.raises(ValidationError, match="'every', 'every_steps' or 'epochs'"):
+        StepSchedule(factor=0.5)
+    at = StepSchedule(epochs=(2, 3), factor=0.5)
+    assert [at.at(Clock(0, epoch=e)) for e in (1, 2, 3)] == [1, 0.5, 0.25]
+
+
+def test_step_schedule_can_count_steps():
+    halved = StepSchedule(every_steps=2000, factor=0.5)
+    clocks = [Clock(0, epoch=9, step=step) for step in (0, 1999, 2000, 6000)]
+    assert [halved.at(clock) for clock in clocks] == [1, 1, 0.5, 0.125]
+
+
+def test_cosine_schedule_rises_then_falls_to_its_floor():
+    schedule = CosineSchedule(warmup=0.1, floor=0.2)
+    rates = [schedule.at(Clock(0, step=step, total_steps=100)) for step in range(101)]
+    assert rates[0] < 0.1
+    assert rates[10] == pytest.approx(1)
+    assert rates[55] == pytest.approx(0.2 + 0.8 * 0.5, abs=0.01)
+    assert rates[100] == pytest.approx(0.2)
+    assert np.all(np.diff(rates[10:]) < 0)
+
+
+class OneWeight(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
+
+    def parameter_groups(self):
+        return [ParameterGroup([self.weight])]
+
+
+def test_the_decay_of_adam_is_part_of_the_gradient():
+    """Without a loss, the first step is the rate in the direction of the decay, whatever its size."""
+    module = OneWeight()
+    optimizer = build_optimizer(OptimizerConfig(name="adam", lr=0.1, weight_decay=5e-4), module)
+    module.weight.grad = torch.zeros(2)
+    optimizer.step()
+    assert torch.allclose(module.weight.detach(), torch.tensor([1.9, -0.9]), atol=1e-3)
+
+
+@given(
+    values=st.lists(st.floats(0, 1), max_size=30),
+    patience=st.integers(0, 3),
+    cooldown=st.integers(0, 3),
+    threshold=st.sampled_from([0.0, 1e-3, 0.2]),
+    factor=st.sampled_from([0.1, 0.5]),
+    min_factor=st.sampled_from([0.0, 0.05, 0.3]),
+)
+def test_plateau_drops_when_pytorch_does(values, patience, cooldown, threshold, factor, min_factor):
+    ours = PlateauSchedule(
+        patience=patience, cooldown=cooldown, threshold=threshold, factor=factor, min_factor=min_factor
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        mode="max",
+        factor=factor,
+        patience=patience,
+        threshold=threshold,
+        threshold_mode="rel",
+        cooldown=cooldown,
+        min_lr=min_factor,
+        eps=0.0,
+    )
+    for count in range(len(values) + 1):
+        measured = tuple(values[:count])
+        assert ours.at(Clock(0, measured=measured)) == pytest.approx(optimizer.param_groups[0]["lr"])
+        if count < len(values):
+            theirs.step(values[count])
+
+
+def test_plateau_as_published_drops_at_the_sixth_validation_that_is_no_better():
+    published = PlateauSchedule()
+    values = (0.5,) * 20
+    factors = [published.at(Clock(0, measured=values[:count])) for count in range(21)]
+    # The first sets the mark, five others are no better; two do not count; five more; then the floor.
+    assert factors == pytest.approx([1] * 6 + [0.1] * 7 + [0.05] * 8)
+    assert published.at(Clock(0)) == 1
