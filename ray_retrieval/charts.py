@@ -71,6 +71,18 @@ def validation_chart(history: list[dict[str, Any]], chosen: int | None) -> Chart
     return Chart(title, svg, _trend(lines[0]), [line.label for line in lines], note)
 
 
+def observed_charts(history: list[dict[str, Any]]) -> list[Chart]:
+    """What the method observed over the epochs, such as the drift of its memory; each on a scale of its own."""
+    charts = []
+    for name in names_in(entry.get("observed") for entry in history):
+        line = _over_epochs(history, name, "observed")
+        if line is not None:
+            title = name.replace("_", " ").capitalize()
+            drawn = _draw(title, [line], epochs=_span(history), from_zero=True)
+            charts.append(Chart(title, drawn, _trend(line)))
+    return charts
+
+
 def rate_chart(history: list[dict[str, Any]]) -> Chart | None:
     """The learning rate over the epochs."""
     line = _over_epochs(history, "lr")

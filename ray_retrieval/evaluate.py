@@ -20,6 +20,8 @@ from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.rerank import AnyRerankConfig, HeldVectors, build_all, rerank
 
 _AT = (1, 10, 100, 1000)
+_DEPTH = 1000
+"""Hits of each query that are re-ranked, at the least; the others follow by similarity."""
 _RERANKED = 4096
 """Queries that are re-ranked at a time: bounds the memory of their hits."""
 Rows = npt.NDArray[np.int64]
@@ -168,7 +170,7 @@ def _reranked(
     """
     held = HeldVectors(database.data, threads=threads)
     steps = build_all(config.rerank, held, threads=threads)
-    depth = min(len(held), max(at, *(step.depth for step in steps)) + 1)
+    depth = min(len(held), max(_DEPTH, at, *(step.depth for step in steps)) + 1)
     order = np.full((len(queries), depth), NO_ROW, np.int32)
     # Queries do not depend on each other, but for a step that looks at all of them together.
     block = len(queries) if any(getattr(step, "joint", False) for step in config.rerank) else _RERANKED

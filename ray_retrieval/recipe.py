@@ -26,6 +26,7 @@ from ray_retrieval.encode import EncodeConfig
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.evaluate import EvaluateConfig
 from ray_retrieval.loop import TrainConfig
+from ray_retrieval.loop.validation import MEASURED
 from ray_retrieval.methods import METHODS, AnyMethodConfig
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.rerank import AnyRerankConfig
@@ -111,7 +112,13 @@ class Recipe(Config):
             raise ValueError(
                 f"'train.augmentation.random_crop' needs a 'method.image.resize_to' above {size}, the size"
             )
-        if self.index.search != "exact" and self.method.form.kind is not DescriptorKind.VECTORS:
+        kind = self.method.form.kind
+        if self.train.validation.metric not in MEASURED[kind]:
+            raise ValueError(
+                f"'train.validation.metric' is {' or '.join(MEASURED[kind])} for {self.method.name}, which "
+                f"makes {kind.value}"
+            )
+        if self.index.search != "exact" and kind is not DescriptorKind.VECTORS:
             raise ValueError(f"'index.search' is exact for {self.method.name}, which makes codes")
         if self.train.accumulate > 1 and METHODS[self.method.name][1].whole_batches:
             raise ValueError(

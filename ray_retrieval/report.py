@@ -17,6 +17,7 @@ from ray_retrieval.charts import (
     as_number,
     loss_chart,
     names_in,
+    observed_charts,
     pr_chart,
     pr_line,
     rate_chart,
@@ -231,6 +232,7 @@ def _charts(history: list[dict[str, Any]], models: list[Model]) -> list[Chart]:
         validation_chart(history, chosen),
         pr_chart([curve for curve in curves if curve is not None]),
         rate_chart(history),
+        *observed_charts(history),
     )
     return [chart for chart in found if chart is not None]
 

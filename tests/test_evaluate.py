@@ -88,3 +88,43 @@ def test_the_benchmarks_own_cut_offs_are_reported(tmp_path):
     benchmark: Benchmark = of_itself(table, ks=(2, 5))
     assert list(values(evaluate(made, made, EvaluateConfig(), benchmark)))[:2] == ["recall@2", "recall@5"]
     assert "recall@7" in values(evaluate(made, made, EvaluateConfig(at=(7,)), benchmark))
+
+
+def test_re_ranked_results_stand_beside_the_plain_ones(tmp_path):
+    """Query expansion with nothing but the query itself changes nothing; with neighbours it searches again."""
+    table, vectors = coloured_table(30), draw_vectors(30, 6)
+    made = encoded(tmp_path, table, vectors)
+    expansion = {"name": "query_expansion", "n": 3, "alpha": 2.0}
+    found = evaluate(made, made, EvaluateConfig(at=(1, 5), rerank=(expansion,)), of_itself(table))
+    plain = retrieval.evaluate(vectors.data, table.labels, ks=(1, 5))
+    names = [*plain, *(f"{name}/reranked" for name in plain)]
+    assert list(values(found)) == names
+    assert [values(found)[name] for name in plain] == [metric.value for metric in plain.values()]
+    assert "re-ranked by query_expansion (n 3, alpha 2.0)" in found["test"][-1]["policy"]
+    similarity = vectors.data.astype(np.float64) @ vectors.data.T.astype(np.float64)
+    np.fill_diagonal(similarity, -np.inf)
+    first = np.argsort(-similarity, axis=1, kind="stable")[:, :3]
+    weights = np.clip(np.take_along_axis(similarity, first, axis=1), 0, None) ** 2
+    expanded = vectors.data + (weights[..., None] * vectors.data[first]).sum(axis=1)
+    expanded /= np.linalg.norm(expanded, axis=1, keepdims=True)
+    ids = {"query_ids": np.arange(30), "database_ids": np.arange(30)}
+    expected = retrieval.evaluate(
+        expanded.astype(np.float32), table.labels, vectors.data, table.labels, ks=(1, 5), **ids
+    )
+    for name, metric in expected.items():
+        assert values(found)[f"{name}/reranked"] == pytest.approx(metric.value)
+
+
+@pytest.mark.parametrize("block", [7, 4096])
+def test_blocks_of_queries_change_nothing(tmp_path, monkeypatch, block):
+    queries, database = coloured_table(20, seed=1, prefix="q"), coloured_table(60, seed=2, prefix="d")
+    folders = (
+        encoded(tmp_path / "q", queries, draw_vectors(20, 6, seed=1)),
+        encoded(tmp_path / "d", database, draw_vectors(60, 6, seed=2)),
+    )
+    benchmark = replace(coloured_benchmark(12), queries=queries, database=database)
+    config = EvaluateConfig(at=(1,), rerank=({"name": "k_reciprocal", "k1": 8, "k2": 3, "depth": 30},))
+    whole = evaluate(*folders, config, benchmark)
+    monkeypatch.setattr("ray_retrieval.evaluate._RERANKED", block)
+    assert evaluate(*folders, config, benchmark) == whole
+    assert values(whole)["map/reranked"] != values(whole)["map"]

@@ -16,6 +16,7 @@ from ray_retrieval.data.source import ImageSource
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.loop import Process, TrainConfig, Trainer, read_outcome
+from ray_retrieval.loop import trainer as loop_trainer
 from ray_retrieval.loop.checkpoints import OPTIMIZER
 from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
@@ -350,18 +351,22 @@ def test_one_table_in_several_roles_is_cached_once():
 VECTORS = {"method": "xbm", "images_per_class": 4, "warmup_steps": 2}
 
 
-def test_the_best_model_is_best_by_the_metric_that_was_asked_for(tmp_path):
-    """An untrained model has the highest map@r here, by the third image; MAP and recall@1 grow."""
-    for metric in ("map", "map@r", "recall@1"):
-        reporter = LocalReporter(tmp_path / metric)
-        settings = config(epochs=4, optimizer={"lr": 0.5}, validation={"metric": metric})
-        history = trainer(settings, **VECTORS).fit(reporter)
-        outcome = read_outcome(reporter.latest())
-        values = [record["validation"][metric] for record in history]
-        assert outcome.epochs["best"] == 1 + int(np.argmax(values))
-        assert outcome.validation["best"] == history[outcome.epochs["best"] - 1]["validation"]
-        assert outcome.validation["last"] == history[-1]["validation"]
-        assert reporter.metrics[-1] == {"epoch": 4.0, metric: max(values)}
+@pytest.mark.parametrize(("metric", "best"), [("map", 4), ("map@r", 2), ("recall@1", 3)])
+def test_the_best_model_is_best_by_the_metric_that_was_asked_for(tmp_path, monkeypatch, metric, best):
+    values = iter(
+        {"map": 0.1 * epoch, "map@r": 0.5 - abs(epoch - 2) / 10, "recall@1": 0.5 - abs(epoch - 3) / 10}
+        for epoch in (1, 2, 3, 4)
+    )
+    monkeypatch.setattr(loop_trainer, "measure", lambda *_, **__: next(values))
+    reporter = LocalReporter(tmp_path)
+    history = trainer(config(epochs=4, validation={"metric": metric}), **VECTORS).fit(reporter)
+    outcome = read_outcome(reporter.latest())
+    assert outcome.epochs == {"best": best, "last": 4}
+    assert outcome.validation["best"] == history[best - 1]["validation"]
+    assert outcome.validation["last"] == history[-1]["validation"]
+    assert reporter.metrics[-1] == {"epoch": 4.0, metric: history[best - 1]["validation"][metric]}
+    weights = safetensors.torch.load_file(tmp_path / f"epoch_{best:04d}" / "last.safetensors")
+    assert all(torch.equal(outcome.weights["best"][name], value) for name, value in weights.items())
 
 
 def without_validation():

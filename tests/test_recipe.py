@@ -30,6 +30,8 @@ def test_published_results_are_of_the_recipes_own_benchmark(path):
     ("override", "message"),
     [
         ("train.epoch=3", "unknown key 'train.epoch' (did you mean 'epochs'?)"),
+        ("train.validation.metric=recall@1", "'train.validation.metric' is map for greedyhash"),
+        ("index.search=auto", "'index.search' is exact for greedyhash"),
         ("method.bit=3", "unknown key 'method.bit' (did you mean 'bits'?)"),
         ("method.backbone.nam=small", "unknown key 'method.backbone.nam' (did you mean 'name'?)"),
         ("train.schedule.warm=0.1", "unknown key 'train.schedule.warm' (did you mean 'warmup'?)"),

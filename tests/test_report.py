@@ -515,3 +515,11 @@ def test_import_is_light() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_what_a_method_observes_is_drawn() -> None:
+    entries = [{**entry, "observed": {"memory_age": 3.5, "drift": 0.2}} for entry in history()]
+    shown = page(history=entries)
+    assert "Memory age" in shown
+    assert "Drift" in shown
+    assert "Memory age" not in page()

@@ -54,7 +54,7 @@ def measure(
     """The metrics of `MEASURED` for descriptors of the images of two tables.
 
     Codes: the MAP of the first `k`, ties by their expectation. Vectors: MAP of the full ranking, MAP@R and
-    recall@1, a query itself not counted.
+    recall@1, a query itself not counted where the queries are the database.
     """
     if isinstance(queries, Codes) and isinstance(database, Codes):
         metric = mean_average_precision(
@@ -69,14 +69,13 @@ def measure(
         return {"map": metric.value}
     assert isinstance(queries, Vectors)
     assert isinstance(database, Vectors)
+    itself = query_table is database_table
     found = retrieval.evaluate(
         queries.data,
         query_table.labels,
-        database.data,
-        database_table.labels,
+        None if itself else database.data,
+        None if itself else database_table.labels,
         ks=(1,),
-        query_ids=query_table.ids,
-        database_ids=database_table.ids,
         threads=threads,
     )
     return {name: found[name].value for name in MEASURED[DescriptorKind.VECTORS]}

@@ -132,6 +132,21 @@ def test_rows_and_others_score_as_in_the_dense_form(data, count, dimension, kind
                 np.testing.assert_array_equal(single.distances, found.distances[one])
 
 
+@pytest.mark.parametrize("kind", ["spread", "clusters"])
+@pytest.mark.parametrize(("k1", "k2"), [(6, 3), (12, 4), (20, 6)])
+def test_a_query_changes_the_neighbourhoods_that_it_enters(kind, k1, k2):
+    generator = np.random.default_rng(k1)
+    database, queries = draw(generator, 150, 8, kind), draw(generator, 12, 8, kind)
+    if kind == "clusters":
+        queries = unit(database[:12] + 0.15 * generator.standard_normal((12, 8)))
+    joined = [np.concatenate([database, queries[i : i + 1]]) for i in range(12)]
+    expected = np.stack([dense_scores(items, k1, k2, 0.0)[-1, :-1] for items in joined])
+    held = HeldVectors(database)
+    hits = held.search(Vectors(queries), 150)
+    found = build(KReciprocalConfig(k1=k1, k2=k2, weight=0), held)(Vectors(queries), hits)
+    assert_scores(found, hits, expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_joint_items_score_as_in_the_dense_form(kind):
     generator = np.random.default_rng(5)

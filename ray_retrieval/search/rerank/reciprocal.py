@@ -38,6 +38,7 @@ from ray_retrieval.metrics.inputs import frozen
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.rerank.reciprocal_data import (
     Guests,
+    Holders,
     Neighbours,
     Numbers,
     Room,
@@ -89,7 +90,7 @@ class KReciprocal(Step):
     """k-reciprocal re-ranking. Distances are the scores: 0…1; 1…2 of hits behind the first `depth`.
 
     The vectors of the database and its tables are kept in memory: for each row, 4 bytes a dimension, 8 k1 for
-    the lists, and 8 for each entry of V (a few k1).
+    the lists, and 12 for each entry of V (1 to 2 k1).
 
     Args:
         config: the numbers above.
@@ -149,6 +150,7 @@ class _Items:
         self._rooms: SimpleQueue[Room] = SimpleQueue()
         self._near = self._find_neighbours(progress)
         self._sparse = self._make_rows()
+        self._holders = _holders_of(self._sparse)
 
     def rerank(self, queries: Floats, own: Rows, rows: Rows) -> Hits:
         """Hits by their scores.
@@ -175,6 +177,7 @@ class _Items:
                 self._config.depth,
                 self._near,
                 self._sparse,
+                self._holders,
                 room,
             )
             self._rooms.put(room)
@@ -280,6 +283,16 @@ class _Items:
             return self._rooms.get_nowait()
         except Empty:
             return room_for(len(self._near.vectors))
+
+
+def _holders_of(sparse: Sparse) -> Holders:
+    count = len(sparse.starts) - 1
+    rows = np.repeat(np.arange(count, dtype=np.int32), np.diff(sparse.starts))
+    sizes = np.bincount(sparse.columns, minlength=count)
+    return Holders(
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)]),
+        rows[np.argsort(sparse.columns, kind="stable")],
+    )
 
 
 def _segment(vectors: Floats) -> VectorSegment:

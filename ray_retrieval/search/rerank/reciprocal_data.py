@@ -41,6 +41,18 @@ class Sparse(NamedTuple):
     weights: Floats
 
 
+class Holders(NamedTuple):
+    """Which rows of V have an entry in a column.
+
+    Attributes:
+        starts: int64 [n + 1]: those of column j stand from starts[j] to starts[j + 1] in the other.
+        items: int32 [m].
+    """
+
+    starts: Rows
+    items: Numbers
+
+
 class Guests(NamedTuple):
     """Queries, and what those of them that are no items change.
 
@@ -73,7 +85,8 @@ class Room(NamedTuple):
         halves: int64: that changed its half neighbourhood, which the rows of V of those around depend on.
         seen: int64: number of the last query that looked at the item's row of V.
         anew: int32: which of the rows made anew is the item's, since then; -1: it is as stored.
-        columns: int32: place of the item in the query's row of V; -1: none.
+        columns: int32: place of the item in the query's row of V'; -1: none.
+        met: int64: number of the last query whose row of V' has a column that the item's row of V has, too.
         counters: int64 [2]: sets and queries so far.
     """
 
@@ -84,6 +97,7 @@ class Room(NamedTuple):
     seen: Rows
     anew: Numbers
     columns: Numbers
+    met: Rows
     counters: Rows
 
 
@@ -98,5 +112,6 @@ def room_for(items: int) -> Room:
         seen=np.full(many, -1, np.int64),
         anew=np.full(many, -1, np.int32),
         columns=np.full(many, -1, np.int32),
+        met=np.full(many, -1, np.int64),
         counters=np.zeros(2, np.int64),
     )

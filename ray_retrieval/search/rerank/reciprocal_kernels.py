@@ -12,6 +12,7 @@ from ray_retrieval.search.rerank.reciprocal_data import (
     Doubles,
     Floats,
     Guests,
+    Holders,
     Neighbours,
     Numbers,
     Room,
@@ -268,14 +269,21 @@ def _row(item: int, room: Room, sparse: Sparse, anew: Sparse) -> tuple[Numbers, 
 
 @compiled
 def _enter_query(
-    nearest: Numbers, room: Room, sparse: Sparse, anew: Sparse, support: Numbers, values: Doubles
+    nearest: Numbers,
+    room: Room,
+    sparse: Sparse,
+    holders: Holders,
+    anew: Sparse,
+    support: Numbers,
+    values: Doubles,
 ) -> int:
     """Write the mean of the rows of V of the query's nearest; the number of columns.
 
     Args:
         nearest: int32 [k2], items; -1: none.
-        room: `columns` is set for the columns that are written.
+        room: `columns` is set for the columns that are written, `met` for the items that have one of them.
         sparse: V.
+        holders: of its columns.
         anew: rows that replace some of it.
         support: int32, filled from its beginning: the columns.
         values: float64, likewise: their values.
@@ -292,6 +300,10 @@ def _enter_query(
                 place = room.columns[columns[j]] = width
                 support[width], values[width] = columns[j], 0.0
                 width += 1
+                if columns[j] < len(holders.starts) - 1:
+                    start, stop = holders.starts[columns[j]], holders.starts[columns[j] + 1]
+                    for holder in holders.items[start:stop]:
+                        room.met[holder] = room.counters[1]
             values[place] += weights[j]
     values[:width] /= rows
     return width
@@ -311,7 +323,7 @@ def _overlap(
 
     Args:
         nearest: int32 [k2], items; -1: none.
-        room: `columns` says which columns the query has.
+        room: `columns` says which columns the query has, `met` which stored rows have one of them.
         sparse: V.
         anew: rows that replace some of it.
         values: float64, the query's values of them.
@@ -319,10 +331,14 @@ def _overlap(
         touched: int32, as many, room to work in.
     """
     met = rows = 0
+    query = room.counters[1]
     for item in nearest:
         if item < 0:
             break
         rows += 1
+        # Most rows have no column of the query. Which of those made anew have one is not known.
+        if room.met[item] != query and not (room.seen[item] == query and room.anew[item] >= 0):
+            continue
         columns, weights = _row(item, room, sparse, anew)
         for j in range(len(columns)):
             place = room.columns[columns[j]]
@@ -349,6 +365,7 @@ def score(
     depth: int,
     near: Neighbours,
     sparse: Sparse,
+    holders: Holders,
     room: Room,
 ) -> None:
     """Replace the distances of hits by their scores.
@@ -363,6 +380,7 @@ def score(
         depth: how many hits have a score in 0…1. It is 1 + distance / farthest of those behind them.
         near: of all items.
         sparse: V.
+        holders: of its columns.
         room: to work in; afterwards it is fit for the next call.
     """
     most = first * near.lists.shape[1] * (1 + half)
@@ -378,7 +396,7 @@ def score(
         else:
             farthest, changed, anew = near.farthest[item], near.lists[:0], sparse
         nearest = _list(item, near.lists, room.slots, changed)[:first]
-        width = _enter_query(nearest, room, sparse, anew, support, values)
+        width = _enter_query(nearest, room, sparse, holders, anew, support, values)
         for place in range(rows.shape[1]):
             row = rows[number, place]
             if row < 0:
