@@ -72,7 +72,7 @@ def validation_chart(history: list[dict[str, Any]], chosen: int | None) -> Chart
 
 
 def observed_charts(history: list[dict[str, Any]]) -> list[Chart]:
-    """What the method observed over the epochs, such as the drift of its memory; each on a scale of its own."""
+    """What the method observed over the epochs, such as its memory's drift; each on a scale of its own."""
     charts = []
     for name in names_in(entry.get("observed") for entry in history):
         line = _over_epochs(history, name, "observed")

@@ -91,7 +91,7 @@ def test_the_benchmarks_own_cut_offs_are_reported(tmp_path):
 
 
 def test_re_ranked_results_stand_beside_the_plain_ones(tmp_path):
-    """Query expansion with nothing but the query itself changes nothing; with neighbours it searches again."""
+    """Query expansion, against its formula."""
     table, vectors = coloured_table(30), draw_vectors(30, 6)
     made = encoded(tmp_path, table, vectors)
     expansion = {"name": "query_expansion", "n": 3, "alpha": 2.0}
