@@ -174,9 +174,10 @@ def _size(run: dict[str, Any]) -> str:
 
 
 def _main_metrics(runs: list[dict[str, Any]]) -> list[str]:
-    """Few enough for a terminal: the MAP, and precision within a radius."""
+    """Few enough for a terminal: of codes the MAP and precision within a radius, of vectors also the MAPs."""
     names = list(dict.fromkeys(metric["name"] for run in runs for metric in run["metrics"]))
-    return [*names[:1], *(name for name in names[1:] if name.startswith("precision@radius"))]
+    shown = [name for name in names[1:] if name in ("map", "map@r") or name.startswith("precision@radius")]
+    return [*names[:1], *shown]
 
 
 def _with_deviation(mean: float | None, deviation: float | None) -> str:
