@@ -186,13 +186,19 @@ class Run:
         """Build the index of the selected model's database."""
         with self._stage("index") as stage:
             stage.worked = not self.folder.exists("index/CURRENT")
-            search.build(
+            built = search.build(
                 self._embeddings("model", "database"),
                 self.folder / "index",
                 shards=self.recipe.index.shards,
                 keep_images=self.recipe.index.keep_images,
                 approximate=self.recipe.index,
                 threads=cores(),
+            )
+        if built.approximate is not None:
+            found = built.approximate.recall
+            self.display.say(
+                f"index: {built.approximate.factory} finds {found.value:.4f} of the {found.k} nearest "
+                f"({found.queries:,} queries)"
             )
 
     def evaluate(self, benchmark: Benchmark) -> dict[str, Any]:

@@ -140,8 +140,10 @@ def from_tables(
     gallery_draws: tuple[IntArray, ...] = (),
     notes: list[str],
 ) -> Benchmark:
-    """A benchmark from its five tables by role."""
+    """A benchmark from its five tables by role; queries that are the database become the same table."""
     train, validation_queries, validation_database, queries, database = (tables[role] for role in ROLES)
+    if queries_in_database and queries.fingerprint == database.fingerprint:
+        queries = database
     return Benchmark(
         name=name,
         train=train,

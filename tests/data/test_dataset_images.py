@@ -205,3 +205,11 @@ def test_real_photographs_make_a_benchmark(real_data: Path, tmp_path: Path) -> N
     assert sizes(found)["queries"] == 2485
     assert sizes(found)["database"] == 2640
     assert np.unique(found.train.labels).tolist() == list(range(81))
+
+
+def test_queries_that_are_the_database_are_one_table(tmp_path, photo_folder):
+    learned = shutil.copytree(photo_folder, tmp_path / "learned")
+    found = loaded(tmp_path / "s", database=photo_folder, queries=photo_folder, train=learned)
+    assert found.queries is found.database
+    assert found.queries_in_database
+    assert any("left out of its own results" in note for note in found.notes)
