@@ -103,8 +103,9 @@ def train(
     if as_json:
         _print_json({**description, "fingerprint": fingerprint, "folder": f"{job.folder}/model"})
         return
-    value = _number(description["metrics"]["validation"]["map"])
-    typer.echo(f"model   {_short(f'{job.folder}/model')} ({fingerprint}), validation MAP {value}")
+    validation = description["metrics"]["validation"].items()
+    measured = ", ".join(f"validation {name} {_number(value)}" for name, value in validation)
+    typer.echo(f"model   {_short(f'{job.folder}/model')} ({fingerprint}), {measured}")
     typer.echo(f"next    {next_command}")
 
 
@@ -260,7 +261,7 @@ def embed(
     if out is not None:
         embedding.save(made, out)
     if as_json:
-        _print_json({**made.as_json(), "file": None if out is None else str(out)})
+        _print_json(made.as_json() if out is None else {**made.summary(), "file": str(out)})
         return
     for identifier, reason in made.failures:
         typer.echo(f"left out {identifier}: {reason}", err=True)
@@ -360,18 +361,13 @@ def search(
         )
         return
     for image, hits in zip(images, answers, strict=True):
-        table = Table(
-            "rank", "distance", "label", "id", "path", title=escape(str(image)), title_justify="left"
-        )
+        score = ["score"] if rerank else []
+        columns = ("rank", *score, "distance", "label", "id", "path")
+        table = Table(*columns, title=escape(str(image)), title_justify="left")
         for hit in hits:
-            cells = (
-                str(hit.rank),
-                searcher.index.form.in_words(hit.distance),
-                ", ".join(hit.labels),
-                hit.id,
-                hit.path or "",
-            )
-            table.add_row(*map(escape, cells))
+            first = [str(hit.rank)] if hit.score is None else [str(hit.rank), f"{hit.score:.4f}"]
+            far = searcher.index.form.in_words(hit.distance)
+            table.add_row(*map(escape, (*first, far, ", ".join(hit.labels), hit.id, hit.path or "")))
         Console().print(table)
     if picture is not None:
         typer.echo(f"picture {picture}")
@@ -505,7 +501,9 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    table.add_row("validation map", *(_number(model["validation"]["map"]) for model in models.values()))
+    validated = dict.fromkeys(name for model in models.values() for name in model["validation"])
+    for name in validated:
+        table.add_row(f"validation {name}", *(_number(m["validation"].get(name)) for m in models.values()))
     first = next(iter(models.values()))["test"]
     for row, entry in enumerate(first):
         table.add_row(entry["name"], *(_number(model["test"][row]["value"]) for model in models.values()))

@@ -30,7 +30,7 @@ class Embedded:
     """Images with their descriptors.
 
     Attributes:
-        ids: of the images that could be decoded, in the order given.
+        ids: of the images that could be decoded, in the order given; their paths where several have one id.
         paths: of their files; None for those that lie in a table as bytes.
         descriptors: one row each.
         model: fingerprint of the model.
@@ -64,8 +64,12 @@ class Embedded:
             {"id": identifier, "path": path, name: row}
             for identifier, path, row in zip(self.ids, self.paths, rows, strict=True)
         ]
+        return {**self.summary(), "images": images}
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values of what they are, without the descriptors themselves."""
         failures = [{"id": identifier, "reason": reason} for identifier, reason in self.failures]
-        return {"model": self.model, **self.form.as_json(), "images": images, "failures": failures}
+        return {"model": self.model, **self.form.as_json(), "rows": len(self.ids), "failures": failures}
 
 
 def embed(
@@ -106,8 +110,11 @@ def embed(
     if not kept:
         identifier, reason = failures[0] if failures else (None, "there are none")
         raise DataError(f"none of the images can be decoded: {reason}", where=identifier)
+    ids = [identifier for identifier, _ in kept]
+    if len(set(ids)) < len(ids):  # files of one name in several folders
+        ids = [path or identifier for identifier, path in kept]
     return Embedded(
-        ids=[identifier for identifier, _ in kept],
+        ids=ids,
         paths=[path for _, path in kept],
         descriptors=encoder.form.with_rows(np.concatenate(parts)),
         model=encoder.fingerprint,

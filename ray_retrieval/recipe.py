@@ -118,6 +118,8 @@ class Recipe(Config):
                 f"'train.validation.metric' is {' or '.join(MEASURED[kind])} for {self.method.name}, which "
                 f"makes {kind.value}"
             )
+        if self.evaluate.rerank and kind is not DescriptorKind.VECTORS:
+            raise ValueError(f"'evaluate.rerank' is for vectors, {self.method.name} makes {kind.value}")
         if self.index.search != "exact" and kind is not DescriptorKind.VECTORS:
             raise ValueError(f"'index.search' is exact for {self.method.name}, which makes codes")
         if self.train.accumulate > 1 and METHODS[self.method.name][1].whole_batches:

@@ -25,10 +25,12 @@ from ray_retrieval.data import datasets
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.source import check_images, read_errors, write_errors
 from ray_retrieval.data.table import ImageTable
+from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.encode import EncodeJob, encode
 from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.evaluate import evaluate
 from ray_retrieval.methods import build
+from ray_retrieval.methods.base import Clock
 from ray_retrieval.model import DESCRIPTION, read_model_description
 from ray_retrieval.progress import Advance, Display
 from ray_retrieval.query import example, hits_of, label_names
@@ -112,8 +114,10 @@ class Run:
         try:
             benchmark = self._load_data()
             if not self.folder.exists(f"model/{DESCRIPTION}"):
-                # Weights that are missing or do not fit are found here, not after Ray has started.
-                build(self.recipe.method, classes=benchmark.train.classes)
+                # What does not fit is found here, not after Ray has started.
+                method = build(self.recipe.method, classes=benchmark.train.classes)
+                plan = method.plan(benchmark.train, self.recipe.train.batch_size, Clock(self.recipe.seed))
+                benchmark.notes.extend(method.warnings(self.recipe.train.epochs * len(plan)))
         except RetrievalError:
             for name in () if begun else ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
                 self.folder.remove(name)
@@ -128,7 +132,23 @@ class Run:
         with self._stage("data"):
             benchmark = datasets.load(self.recipe.data, seed=self.recipe.seed, splits=self.folder / "split")
             self.folder.write_text("recipe.yaml", recipes.dump(self.recipe))
+            self._refuse_codes_that_find_themselves(benchmark)
             return self._without_broken(benchmark)
+
+    def _refuse_codes_that_find_themselves(self, benchmark: Benchmark) -> None:
+        """The metrics of codes have no way to leave a query out of its own results."""
+        pairs = {
+            "queries": (benchmark.queries, benchmark.database),
+            "validation queries": (benchmark.validation_queries, benchmark.validation_database),
+        }
+        for role, (queries, database) in pairs.items():
+            if queries is database and self.recipe.method.form.kind is DescriptorKind.CODES:
+                raise RecipeError(
+                    f"the {role} of {benchmark.name} are searched in themselves, and "
+                    f"{self.recipe.method.name} makes codes, whose measures would count each as its own hit",
+                    where="data",
+                    mend="take a method that makes vectors, such as xbm, or give queries apart",
+                )
 
     def train(self, benchmark: Benchmark) -> None:
         """Train, unless `model/` is complete."""
@@ -155,7 +175,7 @@ class Run:
                 seed=self.recipe.seed,
                 run=self.folder,
                 provenance={"key": key, "data": benchmark.name, "seed": self.recipe.seed},
-                on_epoch=lambda record: advance(1, _remark(record)),
+                on_epoch=lambda record: advance(1, _remark(record, self.recipe.train.validation.metric)),
             )
             # The epochs of an earlier start that this one went on from.
             pairs = zip(earlier, read_history(self.folder), strict=False)
@@ -407,9 +427,9 @@ def _without(table: ImageTable, broken: set[int]) -> ImageTable:
     return table.take(kept)
 
 
-def _remark(record: dict[str, Any]) -> str:
+def _remark(record: dict[str, Any], metric: str) -> str:
     validation = record.get("validation")
-    measured = f" · validation MAP {validation['map']:.4f}" if validation else ""
+    measured = f" · validation {metric} {validation[metric]:.4f}" if validation else ""
     rate = f"{record['images_per_second']:.0f} images/s"
     return f"epoch {record['epoch']} · loss {record['loss']:.4f}{measured} · {rate}"
 

@@ -66,7 +66,7 @@ def print_published(rows: list[dict[str, Any]], console: Console) -> None:
 
 def print_models(models: list[dict[str, Any]]) -> None:
     """Trained models with what selected them."""
-    table = _table("model", "size", "seed", "epoch", "validation MAP")
+    table = _table("model", "size", "seed", "epoch", "validation")
     for model in models:
         training = model["training"]
         table.add_row(
@@ -74,7 +74,7 @@ def print_models(models: list[dict[str, Any]]) -> None:
             str(Form.from_json(model).size),
             str(training["seed"]),
             str(training["epoch"]),
-            number(model["metrics"]["validation"]["map"]),
+            ", ".join(f"{name} {number(value)}" for name, value in model["metrics"]["validation"].items()),
         )
     Console(highlight=False).print(table)
 

@@ -86,6 +86,15 @@ def test_they_can_be_printed(made):
     assert bytes.fromhex(codes.rows_in_words()[0]) == codes.descriptors.data[0].tobytes()
 
 
+def test_files_of_one_name_are_told_apart_by_their_paths(made, tmp_path):
+    places = [tmp_path / folder / "x.png" for folder in ("a", "b")]
+    for row, place in enumerate(places):
+        place.parent.mkdir()
+        place.write_bytes(coloured_table(4).image_bytes(row))
+    found = embed.embed(str(made / "vectors"), [open_images(str(place)) for place in places])
+    assert found.ids == [str(place) for place in places]
+
+
 def test_what_cannot_be_done_is_said(made, tmp_path):
     found = embed.embed(str(made / "vectors"), [open_images(str(made / "images"))])
     with pytest.raises(RecipeError, match=r"'\.csv'.*end the name in \.npy or \.parquet"):

@@ -76,3 +76,45 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(ArtefactError, match="the store refuses") as caught:
         run_on(tmp_path / "file" / "out").prepare()
     assert "\n" not in str(caught.value)
+
+
+def write_classes(folder, classes, each=6):
+    """So many class folders of images."""
+    table = coloured_table(classes * each, classes=classes)
+    for row in range(classes * each):
+        path = folder / f"class-{row % classes:02d}" / f"{row}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(table.image_bytes(row))
+    return folder
+
+
+XBM = "method={{name: xbm, image: {{size: 16}}, backbone: {{name: small, weights: none}}, {}}}"
+
+
+def test_codes_are_refused_where_queries_are_searched_in_themselves(tmp_path):
+    photos = write_classes(tmp_path / "photos", 12)
+    data = f"data={{name: images, database: {photos}, split: classes}}"
+    with pytest.raises(RecipeError, match="greedyhash makes codes, whose measures would count each"):
+        run_on(tmp_path / "out", data).prepare()
+    assert not (tmp_path / "out").exists()
+    run_on(tmp_path / "out", data, XBM.format("images_per_class: 2"), "train.batch_size=4").prepare()
+
+
+def test_batches_that_the_classes_cannot_fill_are_refused_before_anything_starts(tmp_path):
+    photos = write_classes(tmp_path / "photos", 12)
+    data = f"data={{name: images, database: {photos}, split: classes}}"
+    refused = r"train.batch_size: a batch of 64 images takes 16 classes of 4 images, 4 .*lower it to 16"
+    with pytest.raises(RecipeError, match=refused):
+        run_on(tmp_path / "out", data, XBM.format("images_per_class: 4"), "train.batch_size=64").prepare()
+    with pytest.raises(RecipeError, match="6 images are not a multiple of the 4"):
+        run_on(tmp_path / "out", data, XBM.format("images_per_class: 4"), "train.batch_size=6").prepare()
+
+
+def test_a_memory_that_never_begins_is_noted(tmp_path):
+    photos = write_classes(tmp_path / "photos", 12)
+    data = f"data={{name: images, database: {photos}, split: classes}}"
+    settings = (data, "train.batch_size=8", "train.epochs=2", "train.augmentation={}")
+    noted = run_on(tmp_path / "a", *settings, XBM.format("warmup_steps: 1000")).prepare().notes
+    assert any("the memory never begins" in note for note in noted)
+    noted = run_on(tmp_path / "b", *settings, XBM.format("warmup_steps: 2")).prepare().notes
+    assert not any("memory" in note for note in noted)

@@ -60,7 +60,7 @@ def pk_plan(
         )
         if chunk
     ]
-    usable = _usable(labels, images, remainder)
+    usable = usable_classes(labels, images, remainder)
     if usable < classes:
         raise DataError(
             f"{usable} classes have enough images, {classes} are needed in a batch",
@@ -79,7 +79,8 @@ def pk_plan(
     return batches
 
 
-def _usable(labels: npt.NDArray[np.int64], images: int, remainder: Remainder) -> int:
+def usable_classes(labels: npt.NDArray[np.int64], images: int, remainder: Remainder) -> int:
+    """How many classes can give a batch its K images."""
     counts = np.unique(labels, return_counts=True)[1]
     return len(counts) if remainder == "pad" else int((counts >= images).sum())
 

@@ -4,8 +4,12 @@
     P_i     references of the anchor's class, but for itself
     N_i     references of other classes
 
-The caller averages over the anchors, as the published code of XBM does; what is summed within an anchor is
-not divided by the number of its pairs, so that more references make a larger loss.
+Reduction, the same for all: one value an anchor, and the caller takes their mean over all anchors of the
+global batch, those without a loss included, as the published code of XBM does. Within an anchor
+
+    contrastive         the sum over its pairs, not divided by their number: more references, a larger loss
+    triplet             its hardest triplet
+    multi-similarity    the two soft maxima over its mined pairs
 """
 
 import torch

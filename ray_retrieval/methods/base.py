@@ -210,6 +210,10 @@ class Method(nn.Module, ABC):
         order = np.random.default_rng([clock.seed, clock.epoch]).permutation(len(table))
         return np.array_split(order, max(1, round(len(table) / batch_size)))
 
+    def warnings(self, steps: int) -> list[str]:  # noqa: ARG002
+        """What a user should know before a training of so many steps, such as a setting without effect."""
+        return []
+
     def training_state(self) -> dict[str, Any]:
         """What must survive a restart beside parameters and buffers, such as a memory; never exported."""
         return {}

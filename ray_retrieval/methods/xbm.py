@@ -26,7 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ray_retrieval.config import Config
-from ray_retrieval.data.samplers import Remainder, pk_plan
+from ray_retrieval.data.samplers import Remainder, pk_plan, usable_classes
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import DataError, RecipeError
@@ -176,6 +176,15 @@ class Xbm(Method):
     def plan(self, table: ImageTable, batch_size: int, clock: Clock) -> list[Rows]:
         """P × K batches; see `data.samplers.pk_plan`."""
         images = self.config.images_per_class
+        labels = np.asarray(table.labels, np.int64)
+        usable = usable_classes(labels, images, self.config.remainder)
+        if usable < batch_size // images:
+            raise RecipeError(
+                f"a batch of {batch_size} images takes {batch_size // images} classes of {images} images, "
+                f"{usable} training classes have enough",
+                where="train.batch_size",
+                mend=f"lower it to {usable * images} or less, or lower method.images_per_class",
+            )
         if batch_size % images:
             raise RecipeError(
                 f"{batch_size} images are not a multiple of the {images} of each class",
@@ -183,7 +192,7 @@ class Xbm(Method):
                 mend=f"set it to {max(1, round(batch_size / images)) * images}, or method.images_per_class",
             )
         return pk_plan(
-            np.asarray(table.labels, np.int64),
+            labels,
             classes=batch_size // images,
             images=images,
             seed=clock.seed,
@@ -281,6 +290,14 @@ class Xbm(Method):
             the mean over the anchors.
         """
         return self._observed
+
+    def warnings(self, steps: int) -> list[str]:
+        if not self.config.memory_weight or self.config.warmup_steps < steps:
+            return []
+        return [
+            f"the memory never begins: method.warmup_steps is {self.config.warmup_steps}, "
+            f"and the training has {steps} steps"
+        ]
 
     def training_state(self) -> dict[str, Any]:
         return {} if self.memory is None else {"memory": self.memory.state()}
