@@ -17,7 +17,7 @@ from ray_retrieval.metrics import hamming, retrieval
 from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW
-from ray_retrieval.search.rerank import AnyRerankConfig, HeldVectors, build_all, rerank
+from ray_retrieval.search.rerank import HeldVectors, KReciprocalConfig, RerankConfigs, build_all, rerank
 
 _AT = (1, 10, 100, 1000)
 _DEPTH = 1000
@@ -39,7 +39,7 @@ class EvaluateConfig(Config):
     """Hamming radius of the precision within a ball."""
     both: bool = True
     """Measure the last model as well as the best one, where they differ."""
-    rerank: tuple[AnyRerankConfig, ...] = ()
+    rerank: RerankConfigs = ()
     """Steps of re-ranking for vectors, measured beside the plain search: `[{name: k_reciprocal}]`."""
 
 
@@ -80,7 +80,9 @@ def evaluate(
         config: what to measure.
         benchmark: whose protocol it is: cut-offs, draws of the gallery.
         threads: processor threads.
-        progress: called with the number of queries done, of each draw anew.
+        progress: called with the number of queries done, of each draw anew. Where results are re-ranked,
+            each query counts four times: when it is measured, as the steps are prepared, when it is
+            re-ranked, and when that is measured.
 
     Returns:
         {"test": [{"name", "value", "policy"}, …], "pr_curve": {"radius", "recall", "precision"} or None where
@@ -143,9 +145,12 @@ def _measure(
         elif told_by_ids:
             places = {identifier: row for row, identifier in enumerate(database.ids.tolist())}
             own = np.array([places.get(identifier, NO_ROW) for identifier in queries.ids.tolist()])
-        order = _reranked(queries.descriptors, database.descriptors, own, config, max(at), threads)
-        steps = ", then ".join(_in_words(step) for step in config.rerank)
-        for metric in retrieval.evaluate_reranked(**asked, order=order).values():
+        order = _reranked(queries.descriptors, database.descriptors, own, config, max(at), threads, progress)
+        # A query that is a row of the database joins it only once an earlier step has changed it.
+        steps = ", then ".join(
+            _in_words(step, alone=number > 0 or not itself) for number, step in enumerate(config.rerank)
+        )
+        for metric in retrieval.evaluate_reranked(**asked, order=order, progress=progress).values():
             name, policy = f"{metric.name}/reranked", f"re-ranked by {steps}: {metric.policy}"
             metrics.append(Metric(name, metric.value, policy))
     return {
@@ -156,7 +161,13 @@ def _measure(
 
 
 def _reranked(
-    queries: Vectors, database: Vectors, own: Rows, config: EvaluateConfig, at: int, threads: int
+    queries: Vectors,
+    database: Vectors,
+    own: Rows,
+    config: EvaluateConfig,
+    at: int,
+    threads: int,
+    progress: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.int32]:
     """The first rows of each query's ranking after all steps, int32 [queries, as deep as the steps look].
 
@@ -167,25 +178,49 @@ def _reranked(
         config: the steps.
         at: the largest cut-off that is measured.
         threads: processor threads.
+        progress: called with the number of queries done; each counts twice, the first time as its share of
+            the rows that the steps have prepared.
     """
-    held = HeldVectors(database.data, threads=threads)
-    steps = build_all(config.rerank, held, threads=threads)
+    held, count = HeldVectors(database.data, threads=threads), len(queries)
+    prepared = shared = 0
+
+    def prepare(rows: int) -> None:
+        nonlocal prepared, shared
+        prepared += rows
+        before, shared = shared, count * prepared // (len(config.rerank) * len(held))
+        if progress is not None:
+            progress(shared - before)
+
+    steps = build_all(config.rerank, held, threads=threads, progress=prepare)
+    if progress is not None:
+        progress(count - shared)  # of steps that prepare nothing
     depth = min(len(held), max(_DEPTH, at, *(step.depth for step in steps)) + 1)
-    order = np.full((len(queries), depth), NO_ROW, np.int32)
+    order = np.full((count, depth), NO_ROW, np.int32)
     # Queries do not depend on each other, but for a step that looks at all of them together.
-    block = len(queries) if any(getattr(step, "joint", False) for step in config.rerank) else _RERANKED
-    for start in range(0, len(queries), block):
+    block = count if any(step.joint for step in steps) else _RERANKED
+    for start in range(0, count, block):
         some = slice(start, start + block)
         part = Vectors(queries.data[some])
         order[some] = rerank(steps, part, held.search(part, depth), own[some]).rows
+        if progress is not None:
+            progress(len(part))
     return order
 
 
-def _in_words(step: Config) -> str:
-    """A step with its settings: `k_reciprocal (k1 20, k2 6, …)`."""
+def _in_words(step: Config, *, alone: bool) -> str:
+    """A step with its settings: `k_reciprocal (k1 20, k2 6, …)`.
+
+    Args:
+        step: its configuration.
+        alone: whether queries are no rows of the database, so that k-reciprocal re-ranking has to say what
+            it takes them with; published numbers are those of all queries together.
+    """
     settings = step.model_dump()
     name = settings.pop("name")
-    return f"{name} ({', '.join(f'{key} {value}' for key, value in settings.items())})"
+    words = [f"{key} {value}" for key, value in settings.items()]
+    if alone and isinstance(step, KReciprocalConfig) and not step.joint:
+        words.append("each query is re-ranked alone with the database")
+    return f"{name} ({', '.join(words)})"
 
 
 def _of_codes(

@@ -233,8 +233,9 @@ class Run:
                 description, _ = read_model_description(self.folder / name)
                 same = _queries(benchmark) == "database"
                 errors = database.error_count + (0 if same else queries.error_count)
-                draws = len(benchmark.gallery_draws) or 1
-                with self.display.task("evaluate", draws * queries.rows, "queries") as advance:
+                # With re-ranking each query counts four times; see `evaluate`.
+                times = (len(benchmark.gallery_draws) or 1) * (4 if self.recipe.evaluate.rerank else 1)
+                with self.display.task("evaluate", times * queries.rows, "queries") as advance:
                     measured = evaluate(
                         queries,
                         database,

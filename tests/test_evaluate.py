@@ -128,3 +128,41 @@ def test_blocks_of_queries_change_nothing(tmp_path, monkeypatch, block):
     monkeypatch.setattr("ray_retrieval.evaluate._RERANKED", block)
     assert evaluate(*folders, config, benchmark) == whole
     assert values(whole)["map/reranked"] != values(whole)["map"]
+
+
+@pytest.mark.parametrize("steps", [[], ["query_expansion"], ["database_augmentation", "k_reciprocal"]])
+@pytest.mark.parametrize("block", [7, 4096])
+def test_progress_counts_every_query_once_or_where_re_ranked_four_times(tmp_path, monkeypatch, steps, block):
+    queries, database = coloured_table(20, seed=1, prefix="q"), coloured_table(61, seed=2, prefix="d")
+    folders = (
+        encoded(tmp_path / "q", queries, draw_vectors(20, 6, seed=1)),
+        encoded(tmp_path / "d", database, draw_vectors(61, 6, seed=2)),
+    )
+    benchmark = replace(coloured_benchmark(12), queries=queries, database=database)
+    monkeypatch.setattr("ray_retrieval.evaluate._RERANKED", block)
+    done = []
+    config = EvaluateConfig(at=(1,), rerank=[{"name": name} for name in steps])
+    evaluate(*folders, config, benchmark, progress=done.append)
+    assert sum(done) == 20 * (4 if steps else 1)
+    assert min(done) >= 0
+    assert max(done) <= 20
+
+
+def test_the_policy_says_what_a_query_is_re_ranked_with(tmp_path):
+    table, vectors = coloured_table(30), draw_vectors(30, 6)
+    made = encoded(tmp_path / "d", table, vectors)
+    asked = coloured_table(9, seed=1, prefix="q")
+    other = encoded(tmp_path / "q", asked, draw_vectors(9, 6, seed=1))
+    outside = replace(coloured_benchmark(12), queries=asked, database=table)
+    alone = "each query is re-ranked alone with the database"
+
+    def policy(queries, benchmark, *steps):
+        config = EvaluateConfig(at=(1,), rerank=steps)
+        return evaluate(queries, made, config, benchmark)["test"][-1]["policy"]
+
+    share, expand = {"name": "k_reciprocal", "k1": 5}, {"name": "query_expansion"}
+    assert alone in policy(other, outside, share)
+    assert alone not in policy(other, outside, {**share, "joint": True})
+    assert alone not in policy(other, outside, expand)
+    assert alone not in policy(made, of_itself(table), share)
+    assert alone in policy(made, of_itself(table), expand, share)

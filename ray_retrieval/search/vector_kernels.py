@@ -32,7 +32,7 @@ NO_KEY = np.uint64(0x7F800000_FFFFFFFF)
 MOST_ROWS = 1 << 32
 """Places that one search can tell apart."""
 
-_LANES, _WIDTH = 32, 8  # partial sums of a distance, in registers of the widest kind, whose additions overlap
+LANES, _WIDTH = 32, 8  # partial sums of a distance, in registers of the widest kind, whose additions overlap
 _BLOCK_ROWS = 64  # of which all or none are looked at one by one
 
 
@@ -47,9 +47,9 @@ def _squared_differences_code(context: Any, builder: Any, signature: Any, argume
         for kind, value in zip(signature.args[:2], arguments[:2], strict=True)
     ]
     zeros = ir.Constant(doubles, [0.0] * _WIDTH)
-    sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(_LANES // _WIDTH)]
+    sums = [cgutils.alloca_once_value(builder, zeros) for _ in range(LANES // _WIDTH)]
     with cgutils.for_range(builder, arguments[2]) as loop:
-        start = builder.mul(loop.index, ir.Constant(loop.index.type, _LANES))
+        start = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
         for number, total in enumerate(sums):
             place = builder.add(start, ir.Constant(start.type, number * _WIDTH))
             pointers = [builder.bitcast(builder.gep(array, [place]), floats.as_pointer()) for array in arrays]
@@ -75,7 +75,7 @@ def _squared_differences_code(context: Any, builder: Any, signature: Any, argume
     return builder.extract_element(whole, ir.Constant(ir.IntType(32), 0))
 
 
-_squared_differences: Any = intrinsic(_squared_differences_typing)
+squared_differences: Any = intrinsic(_squared_differences_typing)
 """The sum of squared differences of the first 32 · chunks places of two rows, in float64.
 
 There are 32 partial sums, over the places that are equal mod 32; then the upper half of them is added to the
@@ -92,10 +92,10 @@ def _distance(query: Floats, row: Floats) -> np.float32:
         query: float32 [d].
         row: float32 [d].
     """
-    chunks = len(query) // _LANES
-    total = _squared_differences(query, row, chunks)
+    chunks = len(query) // LANES
+    total = squared_differences(query, row, chunks)
     # Loops run over slices from 0: the compiler checks other signed indices for wrap-around.
-    some, others = query[chunks * _LANES :], row[chunks * _LANES :]
+    some, others = query[chunks * LANES :], row[chunks * LANES :]
     for j in range(len(some)):
         difference = np.float64(some[j]) - np.float64(others[j])
         total += difference * difference

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from ray_retrieval.config import validate
 from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
+from ray_retrieval.metrics.inputs import frozen
 from ray_retrieval.search.hits import NO_ROW, Hits
-from ray_retrieval.search.rerank import HeldVectors, KReciprocalConfig, build, reciprocal
+from ray_retrieval.search.rerank import HeldVectors, KReciprocalConfig, build, reciprocal, reciprocal_kernels
+from ray_retrieval.search.vectors import distances_to
 
 
 def all_distances(one, other):
@@ -121,13 +123,13 @@ def test_rows_and_others_score_as_in_the_dense_form(data, count, dimension, kind
             patches.enter_context(mock.patch.object(reciprocal, name, data.draw(st.sampled_from(values))))
         for threads in (1, 3):
             step = build(config, held, threads=threads)
-            found = step(Vectors(queries), hits, rows)
+            _, found = step(Vectors(queries), hits, rows)
             assert_scores(found, hits, expected)
-            again = step(Vectors(queries), hits, rows)
+            _, again = step(Vectors(queries), hits, rows)
             np.testing.assert_array_equal(again.distances, found.distances)
             for number in range(len(queries)):
                 one = slice(number, number + 1)
-                single = step(Vectors(queries[one]), hits.take(one), rows[one])
+                _, single = step(Vectors(queries[one]), hits.take(one), rows[one])
                 np.testing.assert_array_equal(single.rows, found.rows[one])
                 np.testing.assert_array_equal(single.distances, found.distances[one])
 
@@ -143,7 +145,7 @@ def test_a_query_changes_the_neighbourhoods_that_it_enters(kind, k1, k2):
     expected = np.stack([dense_scores(items, k1, k2, 0.0)[-1, :-1] for items in joined])
     held = HeldVectors(database)
     hits = held.search(Vectors(queries), 150)
-    found = build(KReciprocalConfig(k1=k1, k2=k2, weight=0), held)(Vectors(queries), hits)
+    _, found = build(KReciprocalConfig(k1=k1, k2=k2, weight=0), held)(Vectors(queries), hits)
     assert_scores(found, hits, expected)
 
 
@@ -156,7 +158,7 @@ def test_joint_items_score_as_in_the_dense_form(kind):
     held, rows = HeldVectors(database), np.full(len(queries), NO_ROW)
     hits = held.search(Vectors(queries), 30)
     step = build(KReciprocalConfig(k1=9, k2=4, joint=True), held, threads=2)
-    assert_scores(step(Vectors(queries), hits, rows), hits, expected)
+    assert_scores(step(Vectors(queries), hits, rows)[1], hits, expected)
     # Rows among the queries are not taken twice.
     rows[3:6] = [7, 49, 0]
     queries[3:6] = database[rows[3:6]]
@@ -164,7 +166,7 @@ def test_joint_items_score_as_in_the_dense_form(kind):
     guests = rows == NO_ROW
     scores = dense_scores(np.concatenate([database, queries[guests]]), 9, 4, 0.3)
     expected = np.concatenate([scores[50:, :50], scores[rows[3:6], :50]])[[0, 1, 2, 9, 10, 11, *range(3, 9)]]
-    assert_scores(step(Vectors(queries), hits, rows), hits, expected)
+    assert_scores(step(Vectors(queries), hits, rows)[1], hits, expected)
 
 
 def test_hits_behind_the_depth_stay_behind_by_distance():
@@ -172,18 +174,18 @@ def test_hits_behind_the_depth_stay_behind_by_distance():
     database = draw(generator, 80, 8, "clusters")
     held, queries = HeldVectors(database), Vectors(draw(generator, 5, 8, "clusters"))
     hits = held.search(queries, 40)
-    whole = build(KReciprocalConfig(k1=6), held)(queries, hits)
+    _, whole = build(KReciprocalConfig(k1=6), held)(queries, hits)
     cut = build(KReciprocalConfig(k1=6, depth=10), held)
-    found = cut(queries, hits)
+    _, found = cut(queries, hits)
     assert cut.depth == 10
     np.testing.assert_array_equal(found.rows[:, 10:], hits.rows[:, 10:])
     assert (found.distances[:, 10:] >= 1).all()
     assert (found.distances[:, :10] <= 1).all()
-    first = build(KReciprocalConfig(k1=6), held)(queries, hits.take(slice(None)))
+    _, first = build(KReciprocalConfig(k1=6), held)(queries, hits.take(slice(None)))
     np.testing.assert_array_equal(first.rows, whole.rows)
     only = Hits(hits.distances[:, :10].copy(), hits.rows[:, :10].copy())
-    np.testing.assert_array_equal(cut(queries, only).rows, found.rows[:, :10])
-    np.testing.assert_array_equal(cut(queries, only).distances, found.distances[:, :10])
+    np.testing.assert_array_equal(cut(queries, only)[1].rows, found.rows[:, :10])
+    np.testing.assert_array_equal(cut(queries, only)[1].distances, found.distances[:, :10])
 
 
 def test_a_query_that_equals_a_row_is_that_row():
@@ -192,7 +194,7 @@ def test_a_query_that_equals_a_row_is_that_row():
     held, queries = HeldVectors(database), Vectors(database[[3, 40, 11]])
     hits = held.search(queries, 60)
     step = build(KReciprocalConfig(k1=5, k2=2), held)
-    found, told = step(queries, hits), step(queries, hits, np.array([3, 11, 11]))
+    found, told = step(queries, hits)[1], step(queries, hits, np.array([3, 11, 11]))[1]
     np.testing.assert_array_equal(found.rows, told.rows)
     np.testing.assert_array_equal(found.distances, told.distances)
     assert found.rows[:, 0].tolist() == [3, 11, 11]
@@ -203,7 +205,7 @@ def test_an_equal_vector_may_be_another_image():
     database = draw(np.random.default_rng(8), 60, 8, "clusters")
     held, queries = HeldVectors(database), Vectors(database[:4])
     hits = held.search(queries, 60)
-    found = build(KReciprocalConfig(k1=5), held)(queries, hits, np.full(4, NO_ROW))
+    _, found = build(KReciprocalConfig(k1=5), held)(queries, hits, np.full(4, NO_ROW))
     expected = [
         dense_scores(np.concatenate([database, database[i : i + 1]]), 5, 6, 0.3)[-1, :-1] for i in range(4)
     ]
@@ -217,7 +219,7 @@ def test_the_hits_distances_and_order_do_not_matter():
     hits = held.search(queries, 20)
     step = build(KReciprocalConfig(k1=5), held)
     shuffled = Hits(np.zeros((4, 20), np.float32), hits.rows[:, ::-1].copy())
-    np.testing.assert_array_equal(step(queries, shuffled).rows, step(queries, hits).rows)
+    np.testing.assert_array_equal(step(queries, shuffled)[1].rows, step(queries, hits)[1].rows)
 
 
 def test_it_brings_classes_together():
@@ -226,7 +228,7 @@ def test_it_brings_classes_together():
     database = unit(centres[labels] + 1.1 * generator.standard_normal((300, 16)))
     held = HeldVectors(database)
     hits = held.search(Vectors(database), 300)
-    found = build(KReciprocalConfig(k1=12), held)(Vectors(database), hits)
+    _, found = build(KReciprocalConfig(k1=12), held)(Vectors(database), hits)
     before, after = ((labels[each.rows[:, 1:15]] == labels[:, None]).mean() for each in (hits, found))
     assert after > before + 0.05
 
@@ -242,10 +244,10 @@ def test_progress_counts_every_row_once():
 def test_no_rows_and_no_queries():
     step = build(KReciprocalConfig(), HeldVectors(np.zeros((0, 3), np.float32)))
     hits = Hits(np.full((1, 2), np.inf, np.float32), np.full((1, 2), NO_ROW))
-    assert step(Vectors(np.eye(1, 3, dtype=np.float32)), hits).rows.tolist() == [[NO_ROW, NO_ROW]]
+    assert step(Vectors(np.eye(1, 3, dtype=np.float32)), hits)[1].rows.tolist() == [[NO_ROW, NO_ROW]]
     held = HeldVectors(np.eye(3, dtype=np.float32))
     none = Hits(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.int64))
-    assert len(build(KReciprocalConfig(), held)(Vectors(np.zeros((0, 3), np.float32)), none)) == 0
+    assert len(build(KReciprocalConfig(), held)(Vectors(np.zeros((0, 3), np.float32)), none)[1]) == 0
 
 
 def test_read_only_vectors_and_rows_are_welcome(tmp_path):
@@ -255,8 +257,8 @@ def test_read_only_vectors_and_rows_are_welcome(tmp_path):
     queries = Vectors(database[:5] * np.float32(1))
     hits = mapped.search(queries, 10)
     hits.rows.flags.writeable = hits.distances.flags.writeable = False
-    found = build(KReciprocalConfig(k1=5), mapped)(queries, hits)
-    expected = build(KReciprocalConfig(k1=5), HeldVectors(database))(queries, hits)
+    _, found = build(KReciprocalConfig(k1=5), mapped)(queries, hits)
+    _, expected = build(KReciprocalConfig(k1=5), HeldVectors(database))(queries, hits)
     np.testing.assert_array_equal(found.distances, expected.distances)
 
 
@@ -274,3 +276,24 @@ def test_what_does_not_fit_is_refused():
         step(queries, hits, np.array([0, 3]))
     with pytest.raises(RecipeError, match="'k2' is at most 'k1' \\+ 1"):
         validate(KReciprocalConfig, {"k1": 3, "k2": 5})
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_query_that_has_been_moved_away_from_its_row_is_no_row(joint):
+    database = draw(np.random.default_rng(10), 60, 8, "clusters")
+    held, rows = HeldVectors(database), np.array([3, 11])
+    # One a little beside its row, as when an image is encoded twice, one far from it.
+    queries = Vectors(unit(database[rows] + np.array([[1e-4], [0.2]]) * np.eye(8)[:2]))
+    hits = held.search(queries, 60)
+    step = build(KReciprocalConfig(k1=5, k2=2, joint=joint), held)
+    _, told = step(queries, hits, rows)
+    _, expected = step(queries, hits, np.array([3, NO_ROW]))
+    np.testing.assert_array_equal(told.distances, expected.distances)
+    assert not np.array_equal(step(queries, hits, np.full(2, NO_ROW))[1].distances[0], told.distances[0])
+
+
+@pytest.mark.parametrize("dimension", [1, 31, 32, 100, 128])
+def test_distances_are_those_of_the_search_to_the_last_bit(dimension):
+    vectors = frozen(draw(np.random.default_rng(dimension), 50, dimension, "spread"))
+    expected = distances_to(vectors, vectors[:1], np.arange(50)[None])[0]
+    assert [reciprocal_kernels._distance(vectors[0], row) for row in vectors] == expected.tolist()

@@ -3,22 +3,23 @@
     database = HeldVectors(vectors)                           # or whatever has the methods of `Database`
     step = build(KReciprocalConfig(), database)
     hits = database.search(queries, max(k, step.depth))
-    better = step(queries, hits)
+    queries, better = step(queries, hits)
 
 What depends on the database alone is done when a step is built. What a step returns for one query does not
 depend on the queries beside it, so that what is measured with a set of queries is what is served to one. Only
 the joint form of k-reciprocal re-ranking is another matter, and says so.
 
-Steps compose: each works on the hits of the one before. `build_all` gives each step the database that the
-step before it has made, if it makes one.
+Steps compose: each works on the queries and hits that the one before returns. `build_all` gives each step the
+database that the step before it has made, if it makes one. `check_order` says which orders make no sense.
 """
 
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ray_retrieval.descriptors import Vectors
+from ray_retrieval.errors import RecipeError
 from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.rerank.expansion import (
     DatabaseAugmentation,
@@ -27,7 +28,16 @@ from ray_retrieval.search.rerank.expansion import (
     QueryExpansionConfig,
 )
 from ray_retrieval.search.rerank.reciprocal import KReciprocal, KReciprocalConfig
-from ray_retrieval.search.rerank.step import Database, HeldVectors, Progress, Rows, Step
+from ray_retrieval.search.rerank.step import (
+    Database,
+    HeldVectors,
+    Progress,
+    Rows,
+    Step,
+    check,
+    dimension_of,
+    rows_of_queries,
+)
 
 __all__ = [
     "AnyRerankConfig",
@@ -36,9 +46,11 @@ __all__ = [
     "HeldVectors",
     "KReciprocalConfig",
     "QueryExpansionConfig",
+    "RerankConfigs",
     "Step",
     "build",
     "build_all",
+    "check_order",
     "rerank",
 ]
 
@@ -46,6 +58,26 @@ AnyRerankConfig = Annotated[
     QueryExpansionConfig | DatabaseAugmentationConfig | KReciprocalConfig, Field(discriminator="name")
 ]
 """The steps that a recipe may give, told apart by `name`."""
+
+
+def check_order(
+    configs: tuple[QueryExpansionConfig | DatabaseAugmentationConfig | KReciprocalConfig, ...],
+) -> tuple[QueryExpansionConfig | DatabaseAugmentationConfig | KReciprocalConfig, ...]:
+    """The steps as given.
+
+    Raises:
+        ValueError: if one would undo what those before it have done.
+    """
+    if any(isinstance(config, DatabaseAugmentationConfig) for config in configs[1:]):
+        raise ValueError(
+            "database_augmentation is the first step, once: it searches anew, and what steps before it have "
+            "found would be lost"
+        )
+    return configs
+
+
+RerankConfigs = Annotated[tuple[AnyRerankConfig, ...], AfterValidator(check_order)]
+"""Steps that a recipe has taken one after another."""
 
 
 def build(
@@ -62,7 +94,12 @@ def build(
         database: whose hits are to be re-ranked; its vectors are read, and searched.
         threads: to share the work among, now and in calls. No result depends on it.
         progress: called with the number of rows of each block that is done; they add up to the database's.
+            Query expansion, and what is joint, have nothing to do beforehand and never call it.
+
+    Raises:
+        ArtefactError: if the database is an index of codes.
     """
+    dimension_of(database)
     if isinstance(config, QueryExpansionConfig):
         return QueryExpansion(config, database)
     if isinstance(config, DatabaseAugmentationConfig):
@@ -77,7 +114,16 @@ def build_all(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> list[Step]:
-    """Steps that are to be taken one after another; see `build`."""
+    """Steps that are to be taken one after another; see `build`.
+
+    Raises:
+        ArtefactError: if the database is an index of codes.
+        RecipeError: if one would undo what those before it have done.
+    """
+    try:
+        check_order(tuple(configs))
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     steps: list[Step] = []
     for config in configs:
         steps.append(build(config, database, threads=threads, progress=progress))
@@ -86,7 +132,23 @@ def build_all(
 
 
 def rerank(steps: Sequence[Step], queries: Vectors, hits: Hits, query_rows: Rows | None = None) -> Hits:
-    """The hits after all steps; see `Step.__call__`."""
+    """The hits after all steps.
+
+    Args:
+        steps: as `build_all` makes them.
+        queries: those that the hits are of.
+        hits: of a search in the database.
+        query_rows: int64 [q]: which row of the database each query is, or `NO_ROW`. None: the nearest row,
+            where its vector equals the query. Several steps are told, so that a query that an earlier one has
+            changed is still not added to itself; a single one looks for itself.
+
+    Raises:
+        ArtefactError: if queries and database are of different dimensions.
+        QueryError: if hits or `query_rows` do not fit the queries or the database.
+    """
+    if len(steps) > 1 and query_rows is None:
+        check(steps[0].given, queries, hits, None)
+        query_rows = rows_of_queries(steps[0].given, queries.data, hits.rows[:, :1])
     for step in steps:
-        hits = step(queries, hits, query_rows)
+        queries, hits = step(queries, hits, query_rows)
     return hits

@@ -65,8 +65,8 @@ class QueryExpansion(Step):
         super().__init__(database, config.n + 1)
         self.config = config
 
-    def __call__(self, queries: Vectors, hits: Hits, query_rows: Rows | None = None) -> Hits:
-        """Search again with the expanded queries; of the hits, the first n, or n + 1, are used."""
+    def __call__(self, queries: Vectors, hits: Hits, query_rows: Rows | None = None) -> tuple[Vectors, Hits]:
+        """The expanded queries and what they find; of the hits, the first n, or n + 1, are used."""
         check(self.database, queries, hits, query_rows)
         expanded = np.empty_like(queries.data)
         first = self.config.n + 1
@@ -75,7 +75,8 @@ class QueryExpansion(Step):
             some = slice(start, start + size)
             near, own = hits.rows[some, :first], None if query_rows is None else query_rows[some]
             expanded[some] = self._expand(queries.data[some], near, own)
-        return self.database.search(Vectors(expanded), hits.rows.shape[1])
+        made = Vectors(expanded)
+        return made, self.database.search(made, hits.rows.shape[1])
 
     def _expand(self, queries: Floats, rows: Rows, query_rows: Rows | None) -> Floats:
         if query_rows is None:
@@ -88,6 +89,7 @@ class DatabaseAugmentation(Step):
     """Database augmentation. The distances are those to the augmented rows.
 
     The augmented vectors, 4 bytes a number, are kept in memory; they are the database of the steps after it.
+    As it uses nothing of what steps before it have found, it is the first of several.
 
     Args:
         config: what to add.
@@ -104,7 +106,7 @@ class DatabaseAugmentation(Step):
         threads: int = 1,
         progress: Progress | None = None,
     ) -> None:
-        self._original, count = database, len(database)
+        count = len(database)
         augmented = np.empty((count, dimension_of(database)), np.float32)
         size = max(1, _GATHERED // ((config.n + 1) * max(1, augmented.shape[1])))
         for start in range(0, count, size):
@@ -114,12 +116,12 @@ class DatabaseAugmentation(Step):
             augmented[own] = mean_with(database, vectors, without(near, own)[:, : config.n], config.alpha)
             if progress is not None:
                 progress(len(own))
-        super().__init__(HeldVectors(augmented, threads=threads), 0)
+        super().__init__(HeldVectors(augmented, threads=threads), 0, given=database)
 
-    def __call__(self, queries: Vectors, hits: Hits, query_rows: Rows | None = None) -> Hits:
-        """Search the augmented rows; nothing of the hits is used but their number."""
-        check(self._original, queries, hits, query_rows)
-        return self.database.search(queries, hits.rows.shape[1])
+    def __call__(self, queries: Vectors, hits: Hits, query_rows: Rows | None = None) -> tuple[Vectors, Hits]:
+        """The queries and what they find among the augmented rows; of the hits, only the number is used."""
+        check(self.given, queries, hits, query_rows)
+        return queries, self.database.search(queries, hits.rows.shape[1])
 
 
 def without(rows: Rows, own: Rows) -> Rows:

@@ -12,8 +12,10 @@ distance, equal ones by number), and M_p the distance of the item farthest from 
     score      (1 - λ) d_J(p, g) + λ d(p, g) / M_p
 
 The items are the database and the one query; where the query is a row of the database, they are the database
-alone. So the result for a query does not depend on others, and it is the same as that of the dense matrices
-of the publication over these items. There the items are all queries and the database together: `joint`.
+alone. A query that a step before has moved away from its row (by expansion, or by augmenting the rows) is an
+item of its own. So the result for a query does not depend on others, and it is the same as that of the dense
+matrices of the publication over these items. There the items are all queries and the database together:
+`joint`.
 
 What is computed. The lists, M and the sparse V of the database are made once. For each row, that takes the
 search for its k1 nearest and for the farthest one, which is the nearest to -p (up to the rounding of lengths
@@ -62,6 +64,7 @@ _ROWS = 8192  # rows that are searched for, or multiplied with queries, at once
 _MADE = 1024  # rows of V that are made at once
 _GROUP = 256  # queries that are re-ranked at once
 _PAIRS = 1 << 14  # of queries and rows whose distances are looked at at once
+_MOVED = 2e-3  # distance from its row at which a query is another item: what encoding it twice stays below
 
 
 class KReciprocalConfig(Config):
@@ -109,25 +112,29 @@ class KReciprocal(Step):
     ) -> None:
         super().__init__(database, config.depth)
         self.config = config
+        self.joint = config.joint
         self._threads = threads
         self._segment = _segment(frozen(database.vectors()))
         self._items = None if config.joint else _Items(self._segment, config, threads, progress)
 
-    def __call__(self, queries: Vectors, hits: Hits, query_rows: Rows | None = None) -> Hits:
-        """Re-rank the first `depth` hits."""
+    def __call__(self, queries: Vectors, hits: Hits, query_rows: Rows | None = None) -> tuple[Vectors, Hits]:
+        """The queries as they are, and their first `depth` hits re-ranked."""
         check(self.database, queries, hits, query_rows)
         if len(queries) == 0 or len(self._segment) == 0:
-            return in_order(np.full(hits.rows.shape, np.inf, np.float32), hits.rows)
+            return queries, in_order(np.full(hits.rows.shape, np.inf, np.float32), hits.rows)
         if query_rows is None:
             nearest = search_vectors([self._segment], queries.data, 1, threads=self._threads)
             query_rows = np.where(nearest.distances == 0, nearest.rows, NO_ROW)[:, 0]
+        else:
+            far = distances_to(self._segment.vectors, queries.data, query_rows[:, None])[:, 0]
+            query_rows = np.where(far < _MOVED, query_rows, NO_ROW)
         items, own = self._items, np.where(query_rows == NO_ROW, len(self._segment), query_rows)
         if items is None:
             others = query_rows == NO_ROW
             own[others] += np.arange(others.sum())
             joined = np.concatenate([self._segment.vectors, queries.data[others]])
             items = _Items(_segment(joined), self.config, self._threads, None)
-        return items.rerank(queries.data, own, hits.rows)
+        return queries, items.rerank(queries.data, own, hits.rows)
 
 
 class _Items:

@@ -19,21 +19,19 @@ from ray_retrieval.search.rerank.reciprocal_data import (
     Rows,
     Sparse,
 )
+from ray_retrieval.search.vector_kernels import LANES, squared_differences
 
 
 @compiled
-def _distance(one: Floats, other: Floats) -> float:
-    """The sum of squared differences in float64."""
-    a = b = c = d = 0.0
-    whole = len(one) // 4 * 4
-    for j in range(0, whole, 4):
-        a += (np.float64(one[j]) - np.float64(other[j])) ** 2
-        b += (np.float64(one[j + 1]) - np.float64(other[j + 1])) ** 2
-        c += (np.float64(one[j + 2]) - np.float64(other[j + 2])) ** 2
-        d += (np.float64(one[j + 3]) - np.float64(other[j + 3])) ** 2
-    for j in range(whole, len(one)):
-        a += (np.float64(one[j]) - np.float64(other[j])) ** 2
-    return (a + b) + (c + d)
+def _distance(one: Floats, other: Floats) -> np.float32:
+    """As in `vector_kernels`, to the last bit; compiled functions do not call those of other files."""
+    whole = len(one) // LANES
+    total = squared_differences(one, other, whole)
+    some, others = one[whole * LANES :], other[whole * LANES :]
+    for j in range(len(some)):
+        difference = np.float64(some[j]) - np.float64(others[j])
+        total += difference * difference
+    return np.float32(total)
 
 
 @compiled
@@ -250,7 +248,7 @@ def _made_anew(
         own, farthest = vector, float(guests.farthest[number])
         if item < len(near.vectors):
             own = near.vectors[item]
-            farthest = max(float(near.farthest[item]), _distance(own, vector))
+            farthest = max(float(near.farthest[item]), float(_distance(own, vector)))
         of = columns[start : start + size]
         _weigh(own, farthest, near.vectors, vector, of, weights[start : start + size])
         starts[place + 1] = start + size

@@ -64,16 +64,21 @@ class Step(ABC):
 
     Attributes:
         database: what the step's hits are from and what the steps after it work on.
+        given: what the hits are from that the step is given; the same, unless the step makes a database.
         depth: how many hits of the search it makes use of; a search with fewer may give another result.
+        joint: whether what it returns for a query depends on the other queries of the call.
     """
 
-    def __init__(self, database: Database, depth: int) -> None:
+    joint = False
+
+    def __init__(self, database: Database, depth: int, *, given: Database | None = None) -> None:
         self.database = database
+        self.given = database if given is None else given
         self.depth = depth
 
     @abstractmethod
-    def __call__(self, queries: Vectors, hits: Hits, query_rows: Rows | None = None) -> Hits:
-        """The hits in the step's own order, with its own distances.
+    def __call__(self, queries: Vectors, hits: Hits, query_rows: Rows | None = None) -> tuple[Vectors, Hits]:
+        """What the next step is to work on: the queries, and their hits in this step's order.
 
         Args:
             queries: those that the hits are of.
@@ -82,7 +87,8 @@ class Step(ABC):
                 its nearest rows whose vector equals the query, if there is one.
 
         Returns:
-            As many hits for each query, float32 distances, sorted by (distance, row).
+            The queries as the step has made them, or those given; and as many hits for each, with the step's
+            own float32 distances, sorted by (distance, row).
 
         Raises:
             ArtefactError: if queries and database are of different dimensions.
