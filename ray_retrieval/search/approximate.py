@@ -158,20 +158,13 @@ def _check_sample(index: Any, factory: str, count: int) -> None:
         )
 
 
-def fill(
-    trained: bytes,
-    vectors: Floats,
-    write: Callable[[bytes], object],
-    *,
-    advance: Callable[[int], None] | None = None,
-) -> None:
+def fill(trained: bytes, vectors: Floats, write: Callable[[bytes], object]) -> None:
     """Write the index of one shard, in FAISS's file format; the same for the same arguments.
 
     Args:
         trained: by `train`.
         vectors: float32 [n, d]; candidates are places in it.
         write: takes the next bytes of the file.
-        advance: called with the number of rows added each time.
 
     Raises:
         RecipeError: if the index cannot be filled so.
@@ -179,10 +172,7 @@ def fill(
     index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
     with _one_faiss_thread(), _refusing(type(index).__name__):
         for start in range(0, len(vectors), _ROWS_AT_ONCE):
-            some = np.ascontiguousarray(vectors[start : start + _ROWS_AT_ONCE])
-            index.add(some)
-            if advance is not None:
-                advance(len(some))
+            index.add(np.ascontiguousarray(vectors[start : start + _ROWS_AT_ONCE]))
         faiss.write_index(index, faiss.PyCallbackIOWriter(write))
 
 

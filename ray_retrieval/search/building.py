@@ -35,12 +35,20 @@ from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.shard import Shard, write_shard
 from ray_retrieval.search.threads import run_all
 from ray_retrieval.search.vectors import VectorSegment
-from ray_retrieval.storage import Folder, check_file, file_entry, fingerprint
+from ray_retrieval.storage import (
+    Folder,
+    check_file,
+    file_entry,
+    fingerprint,
+    read_description,
+    write_description,
+)
 
 _TEST_QUERIES, _TEST_HITS = 8, 10
 _RECALL_K = 10
-_SEED = 0
-"""Of the rows to train on and of the queries for the recall: the same embeddings give the same files."""
+_TRAINING_SEED, _RECALL_SEED = 0, 1
+"""Of the rows to train on and of the queries: the same embeddings give the same files and recall."""
+_KIND, _VERSION = "approximate index of a shard", 1
 Progress = Callable[[int], None]
 
 
@@ -176,64 +184,85 @@ def _structure(
         if chosen.factory is None:
             return None
         factory, why = chosen.factory, chosen.why
-    folders = [shard.entry.folder for shard in shards]
-    wanted = config.model_dump(mode="json", include=set(ApproximateConfig.model_fields))
-    key = fingerprint([factory, wanted, folders])
-    known = previous.approximate if previous is not None else None
-    if known is not None and known.key == key and _sound(index, known):
-        return known
-    files = _fill_all(index, shards, source.rows, factory, config, key, threads)
+    key = fingerprint([_VERSION, factory, config.train_rows, [shard.entry.folder for shard in shards]])
+    sample = _sample(source.rows, config.train_rows)
+    files = _fill_all(index, shards, sample, factory, key, threads)
     effort = Effort(**config.model_dump(include=set(Effort.model_fields)))
-    segments = [
-        ApproximateSegment(index.local_path(entry.file), _vectors(shard))
-        for entry, shard in zip(files, shards, strict=True)
-    ]
-    found = _recall(shards, segments, source.rows, config.recall_queries, effort, threads)
+    queries = _recall_queries(source.rows, sample, config.recall_queries)
+    known = previous.approximate if previous is not None else None
+    if known is not None and (known.key, known.effort, known.recall.queries) == (key, effort, len(queries)):
+        found = known.recall
+    else:
+        segments = [
+            ApproximateSegment(index.local_path(entry.file), _vectors(shard))
+            for entry, shard in zip(files, shards, strict=True)
+        ]
+        found = _recall(shards, segments, queries, effort, threads)
     return Approximate(key=key, factory=factory, why=why, effort=effort, files=files, recall=found)
 
 
 def _fill_all(
     index: Folder,
     shards: list[Shard],
-    rows: int,
+    sample: npt.NDArray[np.int64],
     factory: str,
-    config: ApproximateConfig,
     key: str,
     threads: int,
 ) -> tuple[FileEntry, ...]:
-    """Train on a sample of all rows and write a file for each shard, several at a time."""
-    names = [f"approximate/{key}/{number}.faiss" for number in range(len(shards))]
-    missing = [number for number, name in enumerate(names) if not index.exists(name)]
+    """Train on a sample of all rows and write a file for each shard, several at a time.
+
+    Beside each file `0.faiss` lies its description `0.json` with the checksum, written after it: files that
+    are not what their description says are written anew.
+    """
+    names = [f"approximate/{key}/{number}" for number in range(len(shards))]
+    (index / f"approximate/{key}").sweep()
+    entries = [_finished(index, name) for name in names]
+    missing = [number for number, entry in enumerate(entries) if entry is None]
     if missing:
-        sample = _descriptors(shards, _drawn(rows, config.train_rows))
-        assert isinstance(sample, Vectors)
-        trained = train(factory, sample.data, _SEED)
+        vectors = _descriptors(shards, sample)
+        assert isinstance(vectors, Vectors)
+        trained = train(factory, vectors.data, _TRAINING_SEED)
 
         def write(number: int, _: int) -> None:
-            with index.writing(names[number]) as stream:
+            name = names[number]
+            with index.writing(f"{name}.faiss") as stream:
                 fill(trained, _vectors(shards[number]).vectors, stream.write)
+            entry = FileEntry(**file_entry(index, f"{name}.faiss"))
+            write_description(index, f"{name}.json", kind=_KIND, version=_VERSION, body=entry.model_dump())
+            entries[number] = entry
 
         run_all(write, [(number, 0) for number in missing], threads)
-    return tuple(FileEntry(**file_entry(index, name)) for name in names)
+    return tuple(entry for entry in entries if entry is not None)
+
+
+def _finished(index: Folder, name: str) -> FileEntry | None:
+    """The entry of a shard's file that is there and sound."""
+    try:
+        body = read_description(index, f"{name}.json", kind=_KIND, version=_VERSION)
+        entry = FileEntry(**{key: value for key, value in body.items() if key not in ("format", "version")})
+        if entry.file != f"{name}.faiss":
+            return None
+        check_file(index, entry.model_dump(), content=True)
+    except (ArtefactError, ValueError):
+        return None
+    return entry
 
 
 def _recall(
     shards: list[Shard],
     segments: list[ApproximateSegment],
-    rows: int,
-    queries: int,
+    queries: npt.NDArray[np.int64],
     effort: Effort,
     threads: int,
 ) -> Recall:
-    """Compare with the exact search, for rows drawn as queries, none of which counts for itself."""
-    drawn = _drawn(rows, queries)
-    asked = _descriptors(shards, drawn)
+    """Compare with the exact search, for some rows as queries, none of which counts for itself."""
+    asked = _descriptors(shards, queries)
     assert isinstance(asked, Vectors)
-    k = max(1, min(_RECALL_K, rows - 1))
+    k = max(1, min(_RECALL_K, sum(map(len, segments)) - 1))
     exact = search_segments([shard.segment for shard in shards], asked, k + 1, threads=threads)
     found = search_approximate(segments, asked.data, k + 1, effort, threads=threads)
-    value = recall(_without_itself(exact, drawn), _without_itself(found, drawn))
-    return Recall(k=k, value=value, queries=len(drawn))
+    value = recall(_without_itself(exact, queries), _without_itself(found, queries))
+    return Recall(k=k, value=value, queries=len(queries))
 
 
 def _without_itself(hits: Hits, rows: npt.NDArray[np.int64]) -> Hits:
@@ -244,19 +273,24 @@ def _without_itself(hits: Hits, rows: npt.NDArray[np.int64]) -> Hits:
     return Hits(*taken)
 
 
-def _drawn(rows: int, count: int) -> npt.NDArray[np.int64]:
-    """At most `count` of the rows, ascending, the same each time."""
-    drawn = np.random.default_rng(_SEED).choice(rows, min(rows, count), replace=False)
+def _sample(rows: int, count: int) -> npt.NDArray[np.int64]:
+    """At most `count` of the rows to train on, ascending, the same each time."""
+    return _drawn(rows, count, _TRAINING_SEED)
+
+
+def _recall_queries(rows: int, sample: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """At most `count` of the rows, ascending; none that was trained on where so many others are left."""
+    count, others = min(rows, count), rows - len(sample)
+    if others < count:
+        return _drawn(rows, count, _RECALL_SEED)
+    drawn = _drawn(others, count, _RECALL_SEED)  # places among the rows that are not in the sample
+    others_before = sample - np.arange(len(sample))
+    return drawn + np.searchsorted(others_before, drawn, side="right")
+
+
+def _drawn(rows: int, count: int, seed: int) -> npt.NDArray[np.int64]:
+    drawn = np.random.default_rng(seed).choice(rows, min(rows, count), replace=False)
     return np.sort(drawn).astype(np.int64)
-
-
-def _sound(index: Folder, structure: Approximate) -> bool:
-    try:
-        for entry in structure.files:
-            check_file(index, entry.model_dump(), content=True)
-    except ArtefactError:
-        return False
-    return True
 
 
 def _vectors(shard: Shard) -> VectorSegment:

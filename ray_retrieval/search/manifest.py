@@ -9,9 +9,9 @@ a manifest with anything else is refused rather than searched wrongly.
 """
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from ray_retrieval.config import Config
 from ray_retrieval.descriptors import Form
@@ -20,30 +20,41 @@ from ray_retrieval.search.approximate import Effort
 from ray_retrieval.storage import Folder, digest, read_description, write_description
 
 CURRENT = "CURRENT"
-_KIND, _VERSION = "index", 1
+_KIND, _VERSION = "index", 2
 _MEND = "restore the file, or delete the folder and build the index anew"
+_ANEW = "use the release that wrote it; or delete the folder and build the index anew, or build it elsewhere"
 _POINTER = re.compile(r"(manifest-\d{6}\.json) ([0-9a-f]{64})\n")
+
+
+def _inside(name: str) -> str:
+    """A relative path that stays in its folder."""
+    if "\\" in name or ":" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ValueError(f"'{name}' is no path inside the folder")
+    return name
+
+
+Inside = Annotated[str, AfterValidator(_inside)]
 
 
 class FileEntry(Config):
     """A file and what it was when it was written."""
 
-    file: str
-    bytes: int
+    file: Inside
+    bytes: int = Field(ge=0)
     sha256: str
 
 
 class ShardEntry(Config):
     """Consecutive rows of the index, in a folder of their own."""
 
-    folder: str
+    folder: Inside
     """Where it lies, from the index's folder."""
-    first_row: int
+    first_row: int = Field(ge=0)
     """Number of its first row in the index."""
-    rows: int
+    rows: int = Field(ge=0)
     files: tuple[FileEntry, ...]
-    norm_error: float = 0.0
-    """The largest difference of a vector's squared length from 1."""
+    norm_error: float = Field(ge=0, allow_inf_nan=False)
+    """The largest difference of a vector's squared length from 1; 0 of codes."""
 
     @property
     def bytes(self) -> int:
@@ -63,7 +74,7 @@ class Approximate(Config):
     """What an approximate search needs beside the shards."""
 
     key: str
-    """Stands for all that the files were made of."""
+    """Stands for all that the files were made of; a search's effort is not of it."""
     factory: str
     """FAISS's string."""
     why: str
@@ -112,9 +123,9 @@ class Manifest(Config):
     """Of a code."""
     dimension: int | None = None
     """Of a vector."""
-    rows: int
+    rows: int = Field(ge=0)
     """Rows that a search can find."""
-    next_row: int
+    next_row: int = Field(ge=0)
     """The number that the next row added will get; numbers are never given twice."""
     model: str
     """Fingerprint of the model that made the descriptors."""
@@ -136,6 +147,8 @@ class Manifest(Config):
         files = 0 if self.approximate is None else len(self.approximate.files)
         if files != (len(self.shards) if self.search == "approximate" else 0):
             raise ValueError("'approximate' has a file for each shard where the 'search' is approximate")
+        if self.search == "approximate" and self.kind != "vectors":
+            raise ValueError("an approximate search is for vectors")
         return self
 
     @property
@@ -159,7 +172,7 @@ def read_current(index: Folder) -> Manifest:
     """The current version of an index.
 
     Raises:
-        ArtefactError: if there is no index, or its pointer or manifest is damaged or of a later release.
+        ArtefactError: if there is no index, or its pointer or manifest is damaged or of another release.
     """
     if not index.exists(CURRENT):
         raise ArtefactError(
@@ -178,7 +191,10 @@ def read_current(index: Folder) -> Manifest:
         raise ArtefactError(f"{CURRENT} names it, but it is missing", where=where, mend=_MEND)
     if digest(index.read_bytes(name)) != checksum:
         raise ArtefactError(f"damaged: its checksum is not the one in {CURRENT}", where=where, mend=_MEND)
-    body = read_description(index, name, kind=_KIND, version=_VERSION)
+    try:
+        body = read_description(index, name, kind=_KIND, version=_VERSION)
+    except ArtefactError as error:
+        raise ArtefactError(error.problem, where=where, mend=_ANEW) from None
     content = {key: value for key, value in body.items() if key not in ("format", "version")}
     try:
         return Manifest.model_validate(content)
@@ -188,7 +204,7 @@ def read_current(index: Folder) -> Manifest:
         raise ArtefactError(
             f"this release cannot search it: '{key}': {first['msg']}",
             where=where,
-            mend="use the release that wrote it, or build the index anew",
+            mend=_ANEW,
         ) from None
 
 

@@ -34,7 +34,7 @@ from ray_retrieval.storage import (
 )
 
 ROWS, IMAGES, DESCRIPTION = "rows.arrow", "images.arrow", "shard.json"
-_KIND, _VERSION = "index shard", 1
+_KIND, _VERSION = "index shard", 2
 _MEND = "restore the file, or build the index again: what is sound is kept"
 
 

@@ -167,13 +167,6 @@ def test_fewer_rows_than_hits(tmp_path):
     assert search_approximate([segment], vectors[:0], 5, Effort()).rows.shape == (0, 5)
 
 
-def test_progress_counts_rows():
-    vectors = clustered(300, 24)
-    steps = []
-    fill(train("SQ8", vectors, seed=0), vectors, lambda _: None, advance=steps.append)
-    assert sum(steps) == 300
-
-
 @pytest.mark.parametrize(
     ("factory", "reason"),
     [

@@ -160,7 +160,8 @@ def change_manifest(index, **changes):
         ({"search": "approximate"}, "a file for each shard"),
         ({"deletes": [{"file": "deletes/1.bin", "bytes": 8, "sha256": "0"}]}, "'deletes"),
         ({"novelty": 1}, "'novelty'"),
-        ({"version": 2}, "format version 2, this program reads version 1"),
+        ({"version": 1}, "format version 1, this program reads version 2.*build it elsewhere"),
+        ({"rows": -1}, "'rows'"),
         ({"rows": 99}, "do not cover its rows"),
         ({"next_row": 101}, "do not cover its rows"),
     ],
@@ -170,6 +171,15 @@ def test_what_this_release_cannot_search_is_refused(made, tmp_path, changes, mes
     change_manifest(index, **changes)
     with pytest.raises(ArtefactError, match=message):
         Index.open(index).verify()
+
+
+@pytest.mark.parametrize("folder", ["../elsewhere", "/elsewhere", "shards/../../x", "shards\\x", "C:x", ""])
+def test_a_folder_outside_the_index_is_refused(made, tmp_path, folder):
+    index = shutil.copytree(made / "index", tmp_path / "index")
+    shards = json.loads((index / "manifest-000001.json").read_text())["shards"]
+    change_manifest(index, shards=[{**shards[0], "folder": folder}, *shards[1:]])
+    with pytest.raises(ArtefactError, match="no path inside"):
+        Index.open(index)
 
 
 def test_wrong_answers_to_the_test_queries_are_found_out(made, tmp_path):

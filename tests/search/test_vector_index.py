@@ -5,12 +5,22 @@ import json
 
 import numpy as np
 import pytest
-from search_parts import DAMAGES, draw_codes, draw_images, draw_vectors, write
+from search_parts import (
+    DAMAGES,
+    KilledError,
+    draw_codes,
+    draw_images,
+    draw_vectors,
+    files_in,
+    killed_at_write,
+    write,
+)
 
 from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
 from ray_retrieval.search import NO_ROW, Hits, Index, build, merge
 from ray_retrieval.search.approximate import ApproximateConfig, Effort
+from ray_retrieval.search.building import _recall_queries, _sample
 
 ROWS, DIMENSION = 100, 7
 
@@ -161,17 +171,65 @@ def test_building_for_another_search_keeps_the_shards(clustered, tmp_path):
     config = ApproximateConfig(search="IVF8,Flat", recall_queries=50)
     second = build(embeddings, tmp_path, shards=2, approximate=config)
     assert (second.number, second.parent, second.shards) == (2, 1, first.shards)
-    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert build(embeddings, tmp_path, shards=2, approximate=config) == second
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
-    # A file that is lost is made again, byte for byte.
-    lost = next(tmp_path.glob("approximate/*/1.faiss"))
-    before = lost.read_bytes()
-    lost.unlink()
-    with pytest.raises(ArtefactError, match=r"1\.faiss"):
-        Index.open(tmp_path)
-    assert build(embeddings, tmp_path, shards=2, approximate=config) == second
-    assert lost.read_bytes() == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == times
+
+
+def test_building_with_another_effort_keeps_the_files(clustered, tmp_path):
+    embeddings, _ = clustered
+    config = ApproximateConfig(search="IVF16,PQ8x4fs", nprobe=1, k_factor=1, recall_queries=100)
+    first = build(embeddings, tmp_path, shards=2, approximate=config)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("approximate/*/*")}
+    harder = config.model_copy(update={"nprobe": 16, "k_factor": 16})
+    second = build(embeddings, tmp_path, shards=2, approximate=harder)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("approximate/*/*")} == times
+    assert (second.number, second.approximate.files) == (2, first.approximate.files)
+    assert second.approximate.effort.nprobe == 16
+    assert second.approximate.recall.value > first.approximate.recall.value
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["0.faiss", "1.faiss", "1.json"])
+def test_building_again_mends_a_damaged_file(clustered, tmp_path, name, damage):
+    embeddings, vectors = clustered
+    config = ApproximateConfig(search="IVF8,SQ8", recall_queries=50)
+    first = build(embeddings, tmp_path, shards=2, approximate=config)
+    before = files_in(tmp_path)
+    DAMAGES[damage](next(tmp_path.glob(f"approximate/*/{name}")))
+    if name.endswith(".faiss"):
+        with pytest.raises(ArtefactError, match=name):
+            Index.open(tmp_path, check="content")
+    assert build(embeddings, tmp_path, shards=2, approximate=config) == first
+    assert files_in(tmp_path) == before
+    index = Index.open(tmp_path, check="content")
+    index.verify()
+    assert index.search(Vectors(vectors.data[:3]), 1).rows[:, 0].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("before_rename", [True, False])
+def test_killed_at_any_write_it_goes_on_to_the_same_bytes(clustered, tmp_path, monkeypatch, before_rename):
+    embeddings, _ = clustered
+    config = ApproximateConfig(search="IVF8,SQ8", recall_queries=50)
+    build(embeddings, tmp_path / "whole", shards=2, approximate=config)
+    expected = files_in(tmp_path / "whole")
+    for number in range(1, len(expected) + 1):
+        index = tmp_path / f"killed-{number}"
+        with killed_at_write(monkeypatch, number, before_rename=before_rename), pytest.raises(KilledError):
+            build(embeddings, index, shards=2, approximate=config)
+        build(embeddings, index, shards=2, approximate=config)
+        assert files_in(index) == expected
+
+
+def test_recall_is_asked_with_rows_that_were_not_trained_on():
+    sample = _sample(1000, 600)
+    queries = _recall_queries(1000, sample, 300)
+    assert len(set(queries.tolist())) == 300
+    assert (np.diff(queries) > 0).all()
+    assert not np.isin(queries, sample).any()
+    assert set(_recall_queries(1000, sample, 400).tolist()) == set(range(1000)) - set(sample.tolist())
+    # Where all rows were trained on, some of them have to do.
+    assert len(_recall_queries(1000, _sample(1000, 2000), 300)) == 300
 
 
 def test_few_rows_are_searched_exactly_by_auto(clustered, tmp_path):
