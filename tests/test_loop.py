@@ -238,7 +238,12 @@ GROUPS = {
     "xbm": (False, {"method": "xbm", **XBM, "memory_size": 100}),
     "xbm, triplet": (
         False,
-        {"method": "xbm", **XBM, "loss": {"name": "triplet"}, "same_instance": "exclude"},
+        {
+            "method": "xbm",
+            **XBM,
+            "loss": {"name": "triplet", "reduction": "active"},
+            "same_instance": "exclude",
+        },
     ),
     "xbm, own batch left out": (
         False,
@@ -246,7 +251,14 @@ GROUPS = {
     ),
     "xbm, encoded": (
         False,
-        {"method": "xbm", **XBM, "memory_size": 100, "warmup_steps": 2, "memory_init": "encoded"},
+        {
+            "method": "xbm",
+            **XBM,
+            "loss": {"name": "contrastive", "reduction": "pairs"},
+            "memory_size": 100,
+            "warmup_steps": 2,
+            "memory_init": "encoded",
+        },
     ),
     "ring": (False, {"method": "hashnet", "preset": "deephash", "bank_size": 50}),
 }

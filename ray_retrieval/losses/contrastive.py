@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ray_retrieval.losses.metric import AnchorLosses
+
 Pairs = Callable[[slice], tuple[Tensor, Tensor]]
 """The masks of pairs with a run of references: bool [n, run] of P, bool [n, run] of N."""
 
@@ -29,8 +31,8 @@ _BLOCK_CPU, _BLOCK_GPU = 1 << 18, 1 << 24
 
 def contrastive_against(
     anchors: Tensor, references: Tensor, pairs: Pairs, *, margin: float = 0.5
-) -> tuple[Tensor, Tensor]:
-    """Σ_P (1 − s) + Σ_N [s > margin] s of each anchor, and how many negatives are above the margin.
+) -> tuple[AnchorLosses, Tensor]:
+    """Σ_P (1 − s) + Σ_N [s > margin] s of each anchor.
 
     Args:
         anchors: float [n, d], in float32 or wider; the gradient goes into these alone.
@@ -39,19 +41,21 @@ def contrastive_against(
         margin: cosine from which a negative pair counts.
 
     Returns:
-        (float [n], int64 [n]); zeros where there are no references.
+        The losses, zeros where there are no references; and int64 [n], how many negatives are above the
+        margin.
     """
-    losses, active = _Contrastive.apply(anchors, references, pairs, margin)  # type: ignore[no-untyped-call]
-    return losses, active
+    found = _Contrastive.apply(anchors, references, pairs, margin)  # type: ignore[no-untyped-call]
+    values, pulling, pushing = found
+    return AnchorLosses(values, pulling + pushing), pushing
 
 
 class _Contrastive(torch.autograd.Function):
     @staticmethod
     def forward(
         context: Any, anchors: Tensor, references: Tensor, pairs: Pairs, margin: float
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         slopes = torch.zeros_like(anchors)
-        positive, active = (torch.zeros_like(anchors[:, 0], dtype=torch.int64) for _ in range(2))
+        pulling, pushing = (torch.zeros_like(anchors[:, 0], dtype=torch.int64) for _ in range(2))
         limit = _BLOCK_GPU if anchors.device.type == "cuda" else _BLOCK_CPU
         size = max(1, limit // max(1, len(anchors)))
         for start in range(0, len(references), size):
@@ -60,14 +64,14 @@ class _Contrastive(torch.autograd.Function):
             positives, negatives = pairs(block)
             signs = ((anchors @ some.T > margin) & negatives).to(anchors.dtype)
             # Sums of so few ones are exact, and many times faster than those of booleans.
-            pushing = signs.sum(dim=1)
+            near = signs.sum(dim=1)
             signs.masked_fill_(positives, -1)
             slopes.addmm_(signs, some)
-            active += pushing.long()
-            positive += (pushing - signs.sum(dim=1)).long()
+            pushing += near.long()
+            pulling += (near - signs.sum(dim=1)).long()
         context.save_for_backward(slopes)
-        context.mark_non_differentiable(active)
-        return positive + (anchors * slopes).sum(dim=1), active
+        context.mark_non_differentiable(pulling, pushing)
+        return pulling + (anchors * slopes).sum(dim=1), pulling, pushing
 
     @staticmethod
     @once_differentiable

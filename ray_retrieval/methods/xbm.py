@@ -4,7 +4,7 @@ Wang, Zhang, Huang, Scott: Cross-Batch Memory for Embedding Learning, CVPR 2020.
 
     x = FC(pooling of the backbone's features) / its length       [n, dimension], unit vectors
     L = batch_weight · ℓ(batch, batch) + memory_weight · ℓ(batch, memory)
-    ℓ(anchors, references) = mean over the anchors of a loss of their pairs       losses/metric.py
+    ℓ(anchors, references) = the losses of the anchors' pairs over their number     losses/metric.py
 
 The memory is a ring of the newest embeddings, without gradient. It starts to fill after the warm-up, when
 embeddings change slowly enough to be compared with those of a thousand steps ago (section 3.2): batch by
@@ -34,7 +34,12 @@ from ray_retrieval.layers.backbones import BackboneConfig, build_feature_map
 from ray_retrieval.layers.pooling import GlobalPooling, PoolingName
 from ray_retrieval.losses.contrastive import Pairs, contrastive_against
 from ray_retrieval.losses.memory import CrossBatchMemory
-from ray_retrieval.losses.metric import contrastive_losses, multi_similarity_losses, triplet_losses
+from ray_retrieval.losses.metric import (
+    AnchorLosses,
+    contrastive_losses,
+    multi_similarity_losses,
+    triplet_losses,
+)
 from ray_retrieval.losses.pairwise import share_a_label
 from ray_retrieval.methods.base import Batch, Clock, Encode, Method, MethodConfig, Outputs, Rows
 from ray_retrieval.methods.hashing import wide
@@ -43,13 +48,26 @@ from ray_retrieval.methods.hashing import wide
 class PairLossConfig(Config):
     """A loss of an anchor's pairs."""
 
-    def losses(self, similarity: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-        """Float [n], from similarities and the masks of pairs; see `losses.metric`."""
+    reduction: str
+    """What the sum over all anchors of the global batch is divided by: `anchors`, all of them, or what is
+    active in them."""
+
+    def losses(self, similarity: Tensor, positives: Tensor, negatives: Tensor) -> AnchorLosses:
+        """From similarities [n, m] and the masks of pairs; see `losses.metric`."""
         raise NotImplementedError
 
-    def against(self, anchors: Tensor, references: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+    def against(
+        self, anchors: Tensor, references: Tensor, pairs: Pairs
+    ) -> tuple[AnchorLosses, Tensor | None]:
         """The losses with references that are constants, and how many negatives push, where it is known."""
         return self.losses(anchors @ references.T, *pairs(slice(0, len(references)))), None
+
+    def reduced(self, losses: AnchorLosses, batch: Batch) -> Tensor:
+        """This share's part of the loss of the global batch."""
+        if self.reduction == "anchors":
+            return batch.mean(losses.values)
+        active = batch.gather(losses.active).sum()
+        return batch.total(losses.values.sum() / active.clamp(min=1))
 
 
 class ContrastiveConfig(PairLossConfig):
@@ -58,11 +76,16 @@ class ContrastiveConfig(PairLossConfig):
     name: Literal["contrastive"] = "contrastive"
     margin: float = Field(default=0.5, ge=-1, le=1)
     """Cosine from which a negative counts."""
+    reduction: Literal["anchors", "pairs"] = "anchors"
+    """`anchors`: their mean, in which more pairs make a larger loss, as published; `pairs`: the mean over
+    positives and negatives above the margin, whatever the size of the memory."""
 
-    def losses(self, similarity: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    def losses(self, similarity: Tensor, positives: Tensor, negatives: Tensor) -> AnchorLosses:
         return contrastive_losses(similarity, positives, negatives, margin=self.margin)
 
-    def against(self, anchors: Tensor, references: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+    def against(
+        self, anchors: Tensor, references: Tensor, pairs: Pairs
+    ) -> tuple[AnchorLosses, Tensor | None]:
         return contrastive_against(anchors, references, pairs, margin=self.margin)
 
 
@@ -72,8 +95,10 @@ class TripletConfig(PairLossConfig):
     name: Literal["triplet"] = "triplet"
     margin: float = Field(default=0.1, ge=0, le=2)
     """By which the positive is to be nearer, as a difference of cosines."""
+    reduction: Literal["anchors", "active"] = "anchors"
+    """`anchors`: the mean over all; `active`: over those whose triplet still has a loss."""
 
-    def losses(self, similarity: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    def losses(self, similarity: Tensor, positives: Tensor, negatives: Tensor) -> AnchorLosses:
         return triplet_losses(similarity, positives, negatives, margin=self.margin)
 
 
@@ -89,8 +114,10 @@ class MultiSimilarityConfig(PairLossConfig):
     """Similarity around which pairs are weighted."""
     mining: float = Field(default=0.1, ge=0)
     """Margin of the mining of hard pairs."""
+    reduction: Literal["anchors", "mined"] = "anchors"
+    """`anchors`: the mean over all, as published; `mined`: over those that have hard pairs."""
 
-    def losses(self, similarity: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+    def losses(self, similarity: Tensor, positives: Tensor, negatives: Tensor) -> AnchorLosses:
         return multi_similarity_losses(
             similarity,
             positives,
@@ -230,7 +257,7 @@ class Xbm(Method):
         itself = batch.positions[:, None] == torch.arange(batch.global_size, device=embeddings.device)
         same = share_a_label(batch.labels, batch.global_labels)
         losses = config.loss.losses(embeddings @ everyone.T, same & ~itself, ~same)
-        terms = {"batch": config.batch_weight * batch.mean(losses)}
+        terms = {"batch": config.batch_weight * config.loss.reduced(losses, batch)}
         if memory is None or clock.step < config.warmup_steps:
             return terms
         self._observe_drift(memory, batch, embeddings.detach())
@@ -271,7 +298,7 @@ class Xbm(Method):
         losses, pushing = self.config.loss.against(anchors, references, pairs)
         if pushing is not None:
             self._observed["active_negatives"] = (pushing.sum(), pushing.new_tensor(len(pushing)))
-        return batch.mean(losses)
+        return self.config.loss.reduced(losses, batch)
 
     def _observe_drift(self, memory: CrossBatchMemory, batch: Batch, embeddings: Tensor) -> None:
         """‖new − old‖² of the images of the batch that the memory still holds from an earlier step."""

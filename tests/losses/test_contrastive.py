@@ -39,31 +39,33 @@ def test_value_gradient_and_count_are_those_of_loops_over_pairs(anchors, referen
     positives, negatives = masks(anchors, references, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contrastive, "_BLOCK_CPU", block)
-        losses, active = contrastive_against(a, r, blocks_of(positives, negatives), margin=margin)
-    expected, counts = [], []
+        losses, pushing = contrastive_against(a, r, blocks_of(positives, negatives), margin=margin)
+    expected, pairs, counts = [], [], []
     for i in range(anchors):
         similarities = [float(a[i].detach() @ r[j]) for j in range(references)]
         pushed = [s for j, s in enumerate(similarities) if negatives[i, j] and s > margin]
         expected.append(sum(pushed) + sum(1 - s for j, s in enumerate(similarities) if positives[i, j]))
         counts.append(len(pushed))
-    assert losses.detach().tolist() == pytest.approx(expected, abs=1e-12)
-    assert active.tolist() == counts
+        pairs.append(len(pushed) + int(positives[i].sum()))
+    assert losses.values.detach().tolist() == pytest.approx(expected, abs=1e-12)
+    assert (pushing.tolist(), losses.active.tolist()) == (counts, pairs)
     weights = torch.arange(1.0, anchors + 1, dtype=torch.float64)
-    (weights * losses).sum().backward()
+    (weights * losses.values).sum().backward()
     other = a.detach().clone().requires_grad_()
-    (weights * contrastive_losses(other @ r.T, positives, negatives, margin=margin)).sum().backward()
+    again = contrastive_losses(other @ r.T, positives, negatives, margin=margin)
+    (weights * again.values).sum().backward()
     assert torch.allclose(a.grad, other.grad, atol=1e-12)
 
 
 def test_its_gradient_is_that_of_small_differences():
     a, r = unit(4, 1).requires_grad_(), unit(11, 2)
     pairs = blocks_of(*masks(4, 11, 3))
-    assert torch.autograd.gradcheck(lambda x: contrastive_against(x, r, pairs, margin=0.2)[0], (a,))
+    assert torch.autograd.gradcheck(lambda x: contrastive_against(x, r, pairs, margin=0.2)[0].values, (a,))
 
 
 def test_no_gradient_goes_into_the_references():
     a, r = unit(3, 1).requires_grad_(), unit(4, 2).requires_grad_()
-    contrastive_against(a, r, blocks_of(*masks(3, 4, 0)))[0].sum().backward()
+    contrastive_against(a, r, blocks_of(*masks(3, 4, 0)))[0].values.sum().backward()
     assert r.grad is None
 
 
@@ -71,6 +73,6 @@ def test_references_may_be_written_over_before_the_backward_pass():
     a, r = unit(3, 1).requires_grad_(), unit(4, 2)
     pairs = blocks_of(*masks(3, 4, 0))
     losses, _ = contrastive_against(a, r, pairs)
-    expected = torch.autograd.grad(losses.sum(), a, retain_graph=True)[0]
+    expected = torch.autograd.grad(losses.values.sum(), a, retain_graph=True)[0]
     r.zero_()
-    assert torch.equal(torch.autograd.grad(losses.sum(), a)[0], expected)
+    assert torch.equal(torch.autograd.grad(losses.values.sum(), a)[0], expected)

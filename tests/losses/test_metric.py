@@ -13,26 +13,28 @@ LOSSES = [contrastive_losses, triplet_losses, multi_similarity_losses]
 
 
 def naive_contrastive(row, positives, negatives):
-    return sum(1 - row[j] for j in positives) + sum(row[j] for j in negatives if row[j] > 0.5)
+    near = [j for j in negatives if row[j] > 0.5]
+    return sum(1 - row[j] for j in positives) + sum(row[j] for j in near), len(positives) + len(near)
 
 
 def naive_triplet(row, positives, negatives):
     if not positives or not negatives:
-        return 0.0
-    return max(0.0, max(row[j] for j in negatives) - min(row[j] for j in positives) + 0.1)
+        return 0.0, 0
+    loss = max(0.0, max(row[j] for j in negatives) - min(row[j] for j in positives) + 0.1)
+    return loss, int(loss > 0)
 
 
 def naive_multi_similarity(row, positives, negatives):
     if not positives or not negatives:
-        return 0.0
+        return 0.0, 0
     furthest, nearest = min(row[j] for j in positives), max(row[j] for j in negatives)
     hard_n = [j for j in negatives if row[j] + 0.1 > furthest]
     hard_p = [j for j in positives if row[j] - 0.1 < nearest]
     if not hard_n or not hard_p:
-        return 0.0
+        return 0.0, 0
     pulled = math.log(1 + sum(math.exp(-2 * (row[j] - 0.5)) for j in hard_p)) / 2
     pushed = math.log(1 + sum(math.exp(40 * (row[j] - 0.5)) for j in hard_n)) / 40
-    return pulled + pushed
+    return pulled + pushed, 1
 
 
 NAIVE = dict(zip(LOSSES, [naive_contrastive, naive_triplet, naive_multi_similarity], strict=True))
@@ -62,15 +64,16 @@ def test_each_anchor_has_the_loss_of_the_loop(loss, seed, n, m, classes):
         )
         for i in range(n)
     ]
-    assert found.shape == (n,)
-    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+    assert found.values.shape == found.active.shape == (n,)
+    assert found.values.tolist() == pytest.approx([value for value, _ in expected], abs=1e-12)
+    assert found.active.tolist() == [active for _, active in expected]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients(loss):
     similarity, positives, negatives = example(3, 4, 6, 2)
     similarity.requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: loss(s, positives, negatives), (similarity,))
+    assert torch.autograd.gradcheck(lambda s: loss(s, positives, negatives).values, (similarity,))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -83,7 +86,7 @@ def test_anchors_without_one_kind_of_pairs_still_back_propagate(loss, kind):
         "negatives": (none, some),
         "neither": (none, none),
     }[kind]
-    loss(similarity, positives, negatives).sum().backward()
+    loss(similarity, positives, negatives).values.sum().backward()
     assert torch.isfinite(similarity.grad).all()
 
 
@@ -91,4 +94,4 @@ def test_large_exponents_do_not_overflow():
     similarity = torch.tensor([[1.0, 1.0]])
     positives, negatives = torch.tensor([[True, False]]), torch.tensor([[False, True]])
     found = multi_similarity_losses(similarity, positives, negatives, beta=1000.0)
-    assert float(found) == pytest.approx(math.log(1 + math.exp(-1)) / 2 + 0.5, rel=1e-6)
+    assert float(found.values) == pytest.approx(math.log(1 + math.exp(-1)) / 2 + 0.5, rel=1e-6)

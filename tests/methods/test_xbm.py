@@ -213,6 +213,78 @@ def test_the_gradient_of_the_memory_term_is_that_of_constant_references(loss, in
     same = labels[:, None] == others
     again = near.clone().requires_grad_()
     losses = made.config.loss.losses(again @ references.T, same & ~itself, ~same & ~itself)
-    (expected,) = torch.autograd.grad(losses.mean(), again)
+    (expected,) = torch.autograd.grad(losses.values.mean(), again)
     assert torch.allclose(found, expected, atol=1e-6)
     assert found.abs().max() > 0
+
+
+def peer_of(name, reduction):
+    """The same loss by pytorch-metric-learning: a function of embeddings and labels."""
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    miners = pytest.importorskip("pytorch_metric_learning.miners")
+    reducers = pytest.importorskip("pytorch_metric_learning.reducers")
+    cosine = pytest.importorskip("pytorch_metric_learning.distances").CosineSimilarity()
+    reducer = reducers.MeanReducer() if reduction == "anchors" else reducers.AvgNonZeroReducer()
+    if name == "triplet":
+        loss = losses.TripletMarginLoss(margin=0.1, distance=cosine, reducer=reducer)
+        miner = miners.BatchHardMiner(distance=cosine)
+    else:
+        loss = losses.MultiSimilarityLoss(alpha=2, beta=40, base=0.5, distance=cosine, reducer=reducer)
+        miner = miners.MultiSimilarityMiner(epsilon=0.1, distance=cosine)
+    return lambda embeddings, labels: loss(embeddings, labels, miner(embeddings, labels))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("name", "reduction"),
+    [
+        ("triplet", "anchors"),
+        ("triplet", "active"),
+        ("multi_similarity", "anchors"),
+        ("multi_similarity", "mined"),
+    ],
+)
+def test_reductions_are_those_of_pytorch_metric_learning(name, reduction, seed):
+    made = method(memory_weight=0, loss={"name": name, "reduction": reduction})
+    # Two far classes, whose anchors have no loss, and two that lie together.
+    labels = torch.arange(4).repeat(3)
+    centres = torch.eye(6)[[0, 1, 2, 2]][labels]
+    embeddings = torch.nn.functional.normalize(centres + 0.1 * unit(12, seed), dim=1)
+    found = terms_of(made, embeddings, range(12), labels)["batch"]
+    losses = made.config.loss.losses(embeddings @ embeddings.T, *masks_of(labels))
+    assert 0 < int(losses.active.sum()) < 12
+    assert float(found) == pytest.approx(float(peer_of(name, reduction)(embeddings, labels)), rel=1e-5)
+
+
+def masks_of(labels):
+    same, itself = labels[:, None] == labels, torch.eye(len(labels), dtype=torch.bool)
+    return same & ~itself, ~same
+
+
+def test_the_mean_over_pairs_does_not_grow_with_the_memory():
+    """Over `pairs`, a memory that holds everything several times has the loss of one that holds it once."""
+    found = {}
+    for reduction in ("anchors", "pairs"):
+        for copies in (1, 3):
+            settings = {"loss": {"name": "contrastive", "margin": 0.0, "reduction": reduction}}
+            made = method(memory_size=4 * copies, memory_includes_batch=False, **settings)
+            for _ in range(copies):
+                terms_of(made, unit(4, 1), range(4), [0, 0, 1, 1])
+            terms = terms_of(made, unit(4, 2), range(4, 8), [0, 1, 1, 0])
+            found[reduction, copies] = float(terms["memory"])
+    assert found["anchors", 3] == pytest.approx(3 * found["anchors", 1], rel=1e-5)
+    assert found["pairs", 3] == pytest.approx(found["pairs", 1], rel=1e-5)
+    pulled_and_pushed = [
+        1 - s if a == b else s
+        for anchor, a in zip(unit(4, 2), [0, 1, 1, 0], strict=True)
+        for reference, b in zip(unit(4, 1), [0, 0, 1, 1], strict=True)
+        for s in [float(anchor @ reference)]
+        if a == b or s > 0
+    ]
+    assert found["pairs", 1] == pytest.approx(np.mean(pulled_and_pushed), rel=1e-5)
+
+
+def test_where_nothing_is_active_the_loss_is_zero():
+    made = method(memory_weight=0, loss={"name": "triplet", "reduction": "active"})
+    terms = terms_of(made, torch.eye(6)[:4].repeat_interleave(2, 0)[:6], range(6), [0, 0, 1, 1, 2, 2])
+    assert float(terms["batch"]) == 0
