@@ -6,8 +6,9 @@
 
 `step` is a whole training step on decoded images (augmentation, network, both terms, gradients, Adam), with
 the full memory and without one, in turns; the ratio is that of the medians, of wall time and of processor
-time. The goal is 1.10 or less. On a busy machine threads wait for each other at every operation, and the many
-small ones of the memory's term look slow: --threads 1 does not have that.
+time. The goal is 1.10 or less; with ResNet-50 the run fails where the processor time is above it. On a busy
+machine threads wait for each other at every operation, and the many small ones of the memory's term look
+slow: --threads 1 does not have that.
 
 `term` is the memory's part of a step alone, from embeddings to their gradient: writing the batch into the
 full memory, the contrastive loss of its pairs with all of it, gradients. The peer is CrossBatchMemory of
@@ -43,6 +44,7 @@ from ray_retrieval.methods.xbm import Xbm, XbmConfig
 
 CLASSES = 11_318
 EACH = 4
+GOAL = 1.10
 
 
 def embeddings_of(labels: Tensor, width: int, seed: int) -> Tensor:
@@ -182,8 +184,8 @@ def trainer(options: Any, capacity: int | None) -> Trainer:
     return made
 
 
-def measure_step(options: Any) -> None:
-    """Print the times of whole steps with and without a memory, in turns."""
+def measure_step(options: Any) -> bool:
+    """Print the times of whole steps with and without a memory, in turns; whether the goal is reached."""
     kinds = {"without": trainer(options, None), "with": trainer(options, options.memory)}
     rows = np.arange(options.batch)
     images = kinds["with"].train_images.batch(rows)
@@ -207,6 +209,7 @@ def measure_step(options: Any) -> None:
         print(f"{f'step {name} memory':24}{options.threads:8}{wall:10.3f}{processor:10.3f}")
     ratios = [one / other for one, other in zip(medians["with"], medians["without"], strict=True)]
     print(f"{'ratio':24}{'':8}{ratios[0]:10.3f}{ratios[1]:10.3f}")
+    return ratios[1] <= GOAL
 
 
 def main() -> int:
@@ -237,7 +240,8 @@ def main() -> int:
         9 if options.short else 30,
     )
     if not options.no_network:
-        measure_step(options)
+        reached = measure_step(options)
+        good = good and (reached or options.short)
     print(f"\nload after {os.getloadavg()[0]:.1f}")
     return 0 if good else 1
 

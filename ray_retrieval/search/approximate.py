@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import faiss as untyped_faiss
 import numpy as np
+import numpy.typing as npt
 from pydantic import ByteSize, Field, field_validator
 
 from ray_retrieval.config import Config
@@ -143,7 +144,7 @@ def train(factory: str, sample: Floats, seed: int) -> bytes:
         trained: bytes = faiss.serialize_index(index).tobytes()
         # Some kinds only say now that they cannot be filled, or searched.
         index.add(shuffled[:_ROWS_PER_CELL])
-        index.search(shuffled[:1], 1, params=_parameters(index, Effort(), 1)[0])
+        _candidates(index, shuffled[:1], 1, Effort())
     return trained
 
 
@@ -228,10 +229,9 @@ class ApproximateSegment:
             return no_hits(len(queries), k, np.float32)
         factor = effort.k_factor or (2 if _holds_vectors(self._index) else 16)
         count = min(k * factor, len(self))
-        parameters, _kept = _parameters(self._index, effort, count)
         queries = np.ascontiguousarray(queries)
         with _one_faiss_thread():
-            found = self._index.search(queries, count, params=parameters)[1]
+            found = _candidates(self._index, queries, count, effort)
         distances = distances_to(self.vectors.vectors, queries, found)
         rows = np.where(found == NO_ROW, NO_ROW, found + self.vectors.first_row)
         return merge([Hits(distances, rows)], k)
@@ -293,6 +293,20 @@ def _holds_vectors(index: Any) -> bool:
     if isinstance(index, faiss.IndexRefine):
         return _holds_vectors(index.base_index)
     return isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat | faiss.IndexNSGFlat)
+
+
+def _candidates(index: Any, queries: Floats, count: int, effort: Effort) -> npt.NDArray[np.int64]:
+    """Places of the nearest `count` by the structure alone, int64 [q, count], -1 where there are fewer.
+
+    The library is called past `Index.search`: other packages replace that for torch's tensors, and take no
+    parameters any more.
+    """
+    parameters, _kept = _parameters(index, effort, count)
+    distances = np.empty((len(queries), count), np.float32)
+    found = np.empty((len(queries), count), np.int64)
+    pointers = [faiss.swig_ptr(array) for array in (queries, distances, found)]
+    index.search_c(len(queries), pointers[0], count, *pointers[1:], parameters)
+    return found
 
 
 def _parameters(index: Any, effort: Effort, count: int) -> tuple[Any, list[Any]]:

@@ -48,7 +48,7 @@ def test_a_study_of_two_lengths_goes_on_compares_and_predicts(local_ray, tmp_pat
 
     found = Study(members).all()
     assert weights.stat().st_mtime_ns == stamp
-    assert [run["bits"] for run in found["runs"]] == [8, 12]
+    assert [(run["size"], run["unit"]) for run in found["runs"]] == [(8, "bits"), (12, "bits")]
     for run in found["runs"]:
         metrics = json.loads((Path(run["folder"]) / "metrics.json").read_text())
         assert run["metrics"] == metrics["models"]["best"]["test"]

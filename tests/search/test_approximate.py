@@ -1,7 +1,10 @@
 """Approximate search: exact distances of FAISS's candidates, for many kinds of index."""
 
 import itertools
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -119,6 +122,20 @@ def test_the_effort_of_one_search_does_not_reach_another(tmp_path):
         )
     for number, hits in enumerate(found):
         assert_same(hits, expected[number % 2])
+
+
+def test_faiss_with_its_search_replaced_for_tensors_does(tmp_path):
+    """As after an import of pytorch-metric-learning."""
+    code = (
+        "import sys, faiss.contrib.torch_utils\n"
+        "from pathlib import Path\n"
+        "sys.path[:0] = sys.argv[2:]\n"
+        "import test_approximate as tests\n"
+        "tests.test_looking_at_everything_is_the_exact_search(Path(sys.argv[1]), 'IVF8,SQ8')\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_threads_of_faiss_are_given_back(tmp_path):
