@@ -22,7 +22,7 @@ serve: install
 	$(BIN)/ray-retrieval serve runs/quickstart/index
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 check: install
 	$(BIN)/ruff check .

@@ -21,13 +21,6 @@ os.environ.update(
 )
 
 
-def pytest_collection_modifyitems(items):
-    """With two processes (`-n 2 --dist loadgroup`) one runs all that needs Ray, the other file after file."""
-    for item in items:
-        of_ray = "local_ray" in item.fixturenames or item.get_closest_marker("cluster") is not None
-        item.add_marker(pytest.mark.xdist_group("ray" if of_ray else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def local_ray():
     """A Ray with more logical processors than the machine may have, so that nothing waits for a place."""
