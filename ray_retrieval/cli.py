@@ -335,7 +335,7 @@ def search(
         list[str] | None,
         typer.Option(
             help="A step of re-ranking for vectors: k_reciprocal, query_expansion, database_augmentation, "
-            "or one with settings, e.g. '{name: k_reciprocal, k1: 10}'."
+            "diffusion, superglobal, or one with settings, e.g. '{name: k_reciprocal, k1: 10}'."
         ),
     ] = None,
     as_json: AsJson = False,

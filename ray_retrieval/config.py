@@ -1,6 +1,7 @@
 """The base of every configuration: typed, strict, and clear about what is wrong."""
 
 import difflib
+import itertools
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -67,12 +68,12 @@ def _recipe_location(location: tuple[int | str, ...], values: Any) -> list[int |
 def _known_keys(kind: type[Config], location: tuple[int | str, ...]) -> list[str]:
     """The keys that may stand where an unknown one was found."""
     here: Any = kind
-    for part in location[:-1]:
+    names = [part for part in location if isinstance(part, str)]  # a place in a list has the list's keys
+    for part, following in itertools.pairwise(names):
         members = _configs_in(here.model_fields[part].annotation) if part in here.model_fields else [here]
-        named = [member for member in members if str(part) == _tag(member)]
+        named = [member for member in members if part == _tag(member)]
         here = (named or members or [here])[0]
-        following = location[location.index(part) + 1]
-        tagged = [member for member in members if _tag(member) == str(following)]
+        tagged = [member for member in members if _tag(member) == following]
         here = tagged[0] if tagged else here
     return sorted(here.model_fields)
 

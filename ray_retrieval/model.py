@@ -4,7 +4,7 @@
 fingerprint is a hash of both, so embeddings and indices can say exactly which model made them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 from ray_retrieval.compute import Precision, autocast, pick_device, place
 from ray_retrieval.config import validate
+from ray_retrieval.data.mixed import Images, MixedImages, Positions, groups_of
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, prepare
 from ray_retrieval.descriptors import Descriptors, Form
@@ -32,6 +33,12 @@ from ray_retrieval.storage import (
 )
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+Box = Callable[[int], "Sequence[float] | None"]
+"""What counts of each image, by its row; see `data.table.ImageTable.box`."""
+
+
+def _no_box(_row: int) -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,30 @@ def load(uri: str | Folder) -> Model:
     return Model(method.eval(), description, identity)
 
 
+def start_from(method: Method, uri: str | Folder) -> None:
+    """Give a method the weights of a model wherever both have them, name and shape.
+
+    Raises:
+        ArtefactError: if the directory is no model or its weights are damaged.
+        ModelError: if nothing of the model fits, as with another backbone.
+    """
+    folder = Folder(uri)
+    description, _ = read_model_description(folder)
+    check_file(folder, description["weights"], content=True)
+    given = safetensors.torch.load(folder.read_bytes(WEIGHTS))
+    own = method.state_dict()
+    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    lacking = [name for name in own if name.startswith("backbone.") and name not in fitting]
+    if not fitting or lacking:
+        backbone = description["method"].get("backbone", {}).get("name")
+        raise ModelError(
+            f"its backbone is {backbone}, the recipe's another: {len(lacking)} tensors are missing",
+            where=folder,
+            mend="start from a model of the same backbone, or set method.backbone",
+        )
+    method.load_state_dict({**own, **fitting})
+
+
 class Encoder:
     """Turns the bytes of images into descriptors; the same in encoding, evaluation and serving.
 
@@ -182,7 +213,7 @@ class Encoder:
         Raises:
             StoreError: if a store does not answer, which says nothing about its images.
         """
-        return self._encode(len(table), table.image_bytes)
+        return self._encode(len(table), table.image_bytes, table.box)
 
     def class_probabilities(
         self, images: list[bytes]
@@ -198,53 +229,64 @@ class Encoder:
         """
         failures: dict[int, str] = {}
         probabilities = np.zeros((len(images), self.classes), np.float32)
-        for rows, batch in self._batches(len(images), images.__getitem__, failures):
-            with torch.inference_mode(), autocast(self.precision, self.device):
-                found = self.method.class_probabilities(batch.to(self.device, non_blocking=True))
-            if found is None:
-                return None, failures
-            probabilities[rows] = found.float().cpu().numpy()
+        for rows, batch in self._batches(len(images), images.__getitem__, _no_box, failures):
+            for positions, some in groups_of(batch):
+                with torch.inference_mode(), autocast(self.precision, self.device):
+                    found = self.method.class_probabilities(some.to(self.device, non_blocking=True))
+                if found is None:
+                    return None, failures
+                probabilities[rows[positions]] = found.float().cpu().numpy()
         return probabilities, failures
 
-    def describe(self, images: torch.Tensor) -> Descriptors:
-        """Descriptors of prepared images, uint8 [n, 3, size, size]."""
-        with torch.inference_mode(), autocast(self.precision, self.device):
-            return self.method.describe(images.to(self.device, non_blocking=True))
+    def describe(self, images: Images) -> Descriptors:
+        """Descriptors of prepared images: uint8 [n, 3, size, size], or of several sizes."""
+        found = self.form.zeros(len(images))
+        for positions, some in groups_of(images):
+            with torch.inference_mode(), autocast(self.precision, self.device):
+                described = self.method.describe(some.to(self.device, non_blocking=True))
+            found.data[positions] = described.data
+        return found
 
     def close(self) -> None:
         """Stop the decoding threads."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(self, count: int, read: Callable[[int], bytes]) -> tuple[Descriptors, dict[int, str]]:
+    def _encode(
+        self, count: int, read: Callable[[int], bytes], box: Box = _no_box
+    ) -> tuple[Descriptors, dict[int, str]]:
         failures: dict[int, str] = {}
         found = self.form.zeros(count)
-        for rows, batch in self._batches(count, read, failures):
+        for rows, batch in self._batches(count, read, box, failures):
             found.data[rows] = self.describe(batch).data
         return found, failures
 
     def _batches(
-        self, count: int, read: Callable[[int], bytes], failures: dict[int, str]
-    ) -> Iterator[tuple[list[int], torch.Tensor]]:
-        """Positions and prepared images, uint8 [n, 3, size, size]; those that fail go into `failures`."""
-        pending = self._decode(read, 0, count)
+        self, count: int, read: Callable[[int], bytes], box: Box, failures: dict[int, str]
+    ) -> Iterator[tuple[Positions, Images]]:
+        """Positions and prepared images; those that fail go into `failures`."""
+        pending = self._decode(read, box, 0, count)
         for start in range(0, count, self.batch_size):
             decoded = [future.result() for future in pending]
-            pending = self._decode(read, start + self.batch_size, count)
+            pending = self._decode(read, box, start + self.batch_size, count)
             good = [offset for offset, image in enumerate(decoded) if isinstance(image, np.ndarray)]
             for offset, image in enumerate(decoded):
                 if isinstance(image, str):
                     failures[start + offset] = image
             if good:
-                batch = np.stack([decoded[offset] for offset in good])
-                yield [start + offset for offset in good], torch.from_numpy(batch)
+                images = [decoded[offset] for offset in good]
+                square = self.preprocessing.square
+                batch = torch.from_numpy(np.stack(images)) if square else MixedImages(images)
+                yield start + np.array(good, np.int64), batch
 
-    def _decode(self, read: Callable[[int], bytes], start: int, count: int) -> list[Any]:
+    def _decode(self, read: Callable[[int], bytes], box: Box, start: int, count: int) -> list[Any]:
         rows = range(start, min(start + self.batch_size, count))
-        return [self._decoders.submit(self._prepare, read, row) for row in rows]
+        return [self._decoders.submit(self._prepare, read, box, row) for row in rows]
 
-    def _prepare(self, read: Callable[[int], bytes], row: int) -> "np.ndarray[Any, np.dtype[np.uint8]] | str":
+    def _prepare(
+        self, read: Callable[[int], bytes], box: Box, row: int
+    ) -> "np.ndarray[Any, np.dtype[np.uint8]] | str":
         try:
-            return prepare(read(row), self.preprocessing)
+            return prepare(read(row), self.preprocessing, box(row))
         except StoreError:
             raise
         except DataError as error:

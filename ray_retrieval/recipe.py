@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config, ConfigType, validate
 from ray_retrieval.data.datasets import DataConfig
+from ray_retrieval.data.transforms import Augmentation
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.encode import EncodeConfig
 from ray_retrieval.errors import RecipeError
@@ -122,7 +123,15 @@ class Recipe(Config):
             raise ValueError(f"'evaluate.rerank' is for vectors, {self.method.name} makes {kind.value}")
         if self.index.search != "exact" and kind is not DescriptorKind.VECTORS:
             raise ValueError(f"'index.search' is exact for {self.method.name}, which makes codes")
-        if self.train.accumulate > 1 and METHODS[self.method.name][1].whole_batches:
+        method = METHODS[self.method.name][1]
+        if not self.method.image.square and not method.repeatable:
+            raise ValueError(
+                f"images of {self.method.name} are of one size: 'method.image.resize' is squash or "
+                "short_side, or 'method.image.shapes' is pad"
+            )
+        if not self.method.image.square and self.train.augmentation != Augmentation():
+            raise ValueError("'train.augmentation' is for squares, not for images of several sizes")
+        if self.train.accumulate > 1 and method.whole_batches and not method.repeatable:
             raise ValueError(
                 f"'train.accumulate' is 1 for {self.method.name}, whose loss pairs images across the batch"
             )

@@ -29,7 +29,6 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.encode import EncodeJob, encode
 from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.evaluate import evaluate
-from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
 from ray_retrieval.model import DESCRIPTION, read_model_description
 from ray_retrieval.progress import Advance, Display
@@ -38,7 +37,7 @@ from ray_retrieval.recipe import Recipe
 from ray_retrieval.report import Example, Shown
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder, fingerprint
-from ray_retrieval.train import read_history, train
+from ray_retrieval.train import read_history, starting, train
 
 _VERSIONS = (
     "ray_retrieval",
@@ -115,9 +114,10 @@ class Run:
             benchmark = self._load_data()
             if not self.folder.exists(f"model/{DESCRIPTION}"):
                 # What does not fit is found here, not after Ray has started.
-                method = build(self.recipe.method, classes=benchmark.train.classes)
-                plan = method.plan(benchmark.train, self.recipe.train.batch_size, Clock(self.recipe.seed))
-                benchmark.notes.extend(method.warnings(self.recipe.train.epochs * len(plan)))
+                config = self.recipe.train
+                method = starting(self.recipe.method, config, benchmark)
+                sizes = method.plan_sizes(benchmark.train, config.batch_size, Clock(self.recipe.seed))
+                benchmark.notes.extend(method.warnings(config.epochs * method.rounds * len(sizes)))
         except RetrievalError:
             for name in () if begun else ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
                 self.folder.remove(name)
@@ -182,9 +182,11 @@ class Run:
             stage.earlier = sum(old["seconds"] for old, new in pairs if old == new)
 
     def training_key(self, benchmark: Benchmark) -> str:
-        """A fingerprint of all that determines the model: the recipe, and the images it learns from."""
+        """A fingerprint of what determines the model: the recipe, the training images, and the start."""
         tables = (getattr(benchmark, role) for role in _TRAINED_ON)
-        return fingerprint([self.recipe.of_the_model(), *(table.fingerprint for table in tables)])
+        start = self.recipe.train.start
+        before = [] if start is None else [read_model_description(Folder(start))[1]]
+        return fingerprint([self.recipe.of_the_model(), *(table.fingerprint for table in tables), *before])
 
     def require_model(self) -> None:
         """Raise RecipeError if the recipe has not been trained."""

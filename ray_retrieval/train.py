@@ -25,6 +25,7 @@ from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import ClusterError
 from ray_retrieval.loop import STATE, Outcome, Process, TrainConfig, Trainer, read_outcome
 from ray_retrieval.methods import AnyMethodConfig, build
+from ray_retrieval.methods.base import Method, MethodConfig
 from ray_retrieval.storage import Folder
 
 HISTORY = "history.jsonl"
@@ -71,7 +72,8 @@ def train(
     # The starting weights are made here, once: files and downloads need not be on every node.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        start = build(method, classes=benchmark.train.classes).state_dict()
+        built = starting(method, config, benchmark)
+        start = built.state_dict()
     inputs = ray.put((needed, method, config, start))
     trainer = TorchTrainer(
         _work,
@@ -98,6 +100,19 @@ def train(
         outcome = read_outcome(Path(folder))
     _save_models(outcome, method, config, benchmark, run, provenance)
     return outcome
+
+
+def starting(method: MethodConfig, config: TrainConfig, benchmark: Benchmark) -> Method:
+    """The method with the weights that the training starts from.
+
+    Raises:
+        ModelError: if weights are missing, cannot be fetched or do not fit.
+        ArtefactError: if `config.start` is no model or is damaged.
+    """
+    built = build(method, classes=benchmark.train.classes, pretrained=config.start is None)
+    if config.start is not None:
+        model.start_from(built, config.start)
+    return built
 
 
 def _worker_resources(workers: int) -> dict[str, float]:

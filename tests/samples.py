@@ -22,14 +22,20 @@ def png(pixels):
     return stream.getvalue()
 
 
-def coloured_table(count, *, classes=3, size=16, seed=0, prefix="image", several_labels=False):
-    """Noisy images whose mean colour tells their class."""
+SIZES = ((16, 24), (24, 16), (16, 16), (20, 24))
+
+
+def coloured_table(
+    count, *, classes=3, size=16, seed=0, prefix="image", several_labels=False, mixed_sizes=False
+):
+    """Noisy images whose mean colour tells their class, squares or of several sizes."""
     generator = np.random.default_rng(seed)
     colours = np.random.default_rng(99).integers(40, 216, (classes, 3))
     labels = np.arange(count) % classes
     rows = []
     for row, label in enumerate(labels):
-        pixels = np.clip(colours[label] + generator.normal(0, 25, (size, size, 3)), 0, 255).astype(np.uint8)
+        shape = SIZES[generator.integers(len(SIZES))] if mixed_sizes else (size, size)
+        pixels = np.clip(colours[label] + generator.normal(0, 25, (*shape, 3)), 0, 255).astype(np.uint8)
         value = sorted({int(label), int(generator.integers(classes))}) if several_labels else int(label)
         image = {"bytes": png(pixels), "path": None}
         rows.append({"id": f"{prefix}-{row:04d}", "image": image, "label": value})
@@ -39,11 +45,11 @@ def coloured_table(count, *, classes=3, size=16, seed=0, prefix="image", several
     return ImageTable(pa.Table.from_pylist(rows, schema=schema), name=prefix, classes=classes)
 
 
-def coloured_benchmark(train=60, *, several_labels=False, classes=3):
+def coloured_benchmark(train=60, **settings):
     """A benchmark of such images with disjoint parts."""
 
     def part(count, seed, prefix):
-        return coloured_table(count, seed=seed, prefix=prefix, several_labels=several_labels, classes=classes)
+        return coloured_table(count, seed=seed, prefix=prefix, **settings)
 
     database = part(train, 1, "database")
     return Benchmark(

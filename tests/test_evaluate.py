@@ -130,7 +130,10 @@ def test_blocks_of_queries_change_nothing(tmp_path, monkeypatch, block):
     assert values(whole)["map/reranked"] != values(whole)["map"]
 
 
-@pytest.mark.parametrize("steps", [[], ["query_expansion"], ["database_augmentation", "k_reciprocal"]])
+@pytest.mark.parametrize(
+    "steps",
+    [[], ["query_expansion"], ["database_augmentation", "k_reciprocal"], ["superglobal", "diffusion"]],
+)
 @pytest.mark.parametrize("block", [7, 4096])
 def test_progress_counts_every_query_once_or_where_re_ranked_four_times(tmp_path, monkeypatch, steps, block):
     queries, database = coloured_table(20, seed=1, prefix="q"), coloured_table(61, seed=2, prefix="d")

@@ -22,6 +22,7 @@ MAX_RATIO = 100
 """A 1 × 1,000,000 image is within `MAX_PIXELS`; scaled to a short side of 224 it would be 150 gigabytes."""
 
 _ORIENTATION = 0x0112  # Exif 2.32, table 4
+_FIRST_LYING = 5  # from here on, width and height change places
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,6 +53,33 @@ def decode(
         DataError: if the bytes are too many, no image, damaged or truncated, hold too many pixels, or a side
             is more than `MAX_RATIO` times the other. No other exception comes out.
     """
+    image = _opened(data, max_pixels, max_bytes)
+    try:
+        if target is not None and image.format == "JPEG":
+            image.draft(None, (target, target))
+        image.load()
+        upright = _UPRIGHT.get(_orientation(image))
+        image = _rgb(image)
+        return image if upright is None else image.transpose(upright)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"the image cannot be decoded: {_words(error)}") from None
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Width and height that `decode` gives, read from the file's header.
+
+    Raises:
+        DataError: if the bytes are no image, or one that `decode` refuses unseen.
+    """
+    image = _opened(data, MAX_PIXELS, MAX_BYTES)
+    turned = _orientation(image) >= _FIRST_LYING
+    return (image.height, image.width) if turned else image.size
+
+
+def _opened(data: bytes, max_pixels: int, max_bytes: int) -> Image.Image:
+    """The image with its header read and found to be within the limits."""
     if len(data) > max_bytes:
         raise DataError(f"the file has more than {max_bytes} bytes")
     if not data:
@@ -71,17 +99,7 @@ def decode(
         raise DataError(
             f"the image is {image.width} × {image.height}, more than {MAX_RATIO} times as long as wide"
         )
-    try:
-        if target is not None and image.format == "JPEG":
-            image.draft(None, (target, target))
-        image.load()
-        upright = _UPRIGHT.get(_orientation(image))
-        image = _rgb(image)
-        return image if upright is None else image.transpose(upright)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"the image cannot be decoded: {_words(error)}") from None
+    return image
 
 
 def png(pixels: npt.NDArray[np.uint8]) -> bytes:

@@ -15,13 +15,16 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ray_retrieval.data.decode import decode
+from ray_retrieval.data.decode import decode, upright_size
+from ray_retrieval.data.mining import shares_by_pixels
+from ray_retrieval.data.mixed import Images, MixedImages
 from ray_retrieval.data.table import ImageTable, IntArray
-from ray_retrieval.data.transforms import Preprocessing, prepare
+from ray_retrieval.data.transforms import Preprocessing, prepare, prepared_shape
 from ray_retrieval.errors import DataError, StoreError
 from ray_retrieval.storage import Folder
 
 Result = TypeVar("Result")
+_NOTHING = np.empty((3, 0, 0), np.uint8)
 Rows = npt.NDArray[np.integer[Any]] | Sequence[int] | Tensor
 
 
@@ -52,16 +55,19 @@ class ImageSource:
     ) -> None:
         self.table = table
         self.preprocessing = preprocessing
+        # Of images with proportions of their own, what the largest may take.
         self._shape = (3, preprocessing.size, preprocessing.size)
         self._threads = max(1, threads)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="decode")
-        self._memory: npt.NDArray[np.uint8] | None = None
+        self._memory: npt.NDArray[np.uint8] | list[npt.NDArray[np.uint8]] | None = None
         if len(table) * math.prod(self._shape) <= memory_bytes:
             # The system hands out pages as they are written: nothing is taken before it is used. And a numpy
             # array, as torch would wake all its threads for the copy of every single image.
-            self._memory = np.empty((len(table), *self._shape), dtype=np.uint8)
+            empty = np.empty((len(table), *self._shape), dtype=np.uint8) if preprocessing.square else None
+            self._memory = [_NOTHING] * len(table) if empty is None else empty
         # A row is marked after its pixels are written; two threads that decode the same row write the same.
         self._filled = np.zeros(len(table), dtype=np.bool_)
+        self._shapes = np.zeros((len(table), 2), dtype=np.int64)  # height and width, once they are known
 
     def __enter__(self) -> "ImageSource":
         return self
@@ -78,8 +84,8 @@ class ImageSource:
         """Whether decoded images stay in memory."""
         return self._memory is not None
 
-    def batch(self, rows: Rows) -> Tensor:
-        """uint8 [n, 3, size, size]: the images of some rows, in the order given.
+    def batch(self, rows: Rows) -> Images:
+        """uint8 [n, 3, size, size]: the images of some rows, in the order given; mixed unless all are square.
 
         Raises:
             DataError: naming the image, if one is missing or cannot be decoded.
@@ -89,14 +95,36 @@ class ImageSource:
             return self._decoded(index)
         missing = np.unique(index[~self._filled[index]])
         self._each(missing, lambda row: self._named(row, self._fill_row))
+        if isinstance(self._memory, list):
+            return MixedImages([self._memory[row] for row in index.tolist()])
         return torch.from_numpy(self._memory[index])
 
-    def stream(self, batches: Iterable[Rows], ahead: int = 2) -> Generator[Tensor, None, None]:
+    def shares(self, rows: Rows, count: int) -> list[IntArray]:
+        """Places in `rows` for each of `count` workers, of nearly equally many pixels.
+
+        Squares stay in their order. Of images of several sizes, those of one size stand together; for that
+        their headers are read, once.
+
+        Raises:
+            DataError: naming the image, if one is missing or is none.
+        """
+        if self.preprocessing.square:
+            return np.array_split(np.arange(len(rows)), count)
+        index = np.asarray(rows, dtype=np.int64)
+        missing = np.unique(index[self._shapes[index, 0] == 0])
+        self._each(missing, lambda row: self._named(row, self._measure))
+        return shares_by_pixels(self._shapes[index], count)
+
+    def _measure(self, row: int) -> None:
+        size = upright_size(self.table.image_bytes(row))
+        self._shapes[row] = prepared_shape(size, self.preprocessing, self.table.box(row))
+
+    def stream(self, batches: Iterable[Rows], ahead: int = 2) -> Generator[Images, None, None]:
         """`batch` of each, in order, with the next `ahead` decoded while the caller works.
 
         Ending early (by `break` or `close()`) stops the work behind; an error comes out at its batch's turn.
         """
-        pending: deque[Future[Tensor]] = deque()
+        pending: deque[Future[Images]] = deque()
         remaining = iter(batches)
         worker = ThreadPoolExecutor(1, thread_name_prefix="batches")
         try:
@@ -119,7 +147,15 @@ class ImageSource:
         work = self._prepared if self._memory is None else self._fill_row
         return _find_errors(self.table, work, self._pool, self._threads, progress)
 
-    def _decoded(self, index: IntArray) -> Tensor:
+    def _decoded(self, index: IntArray) -> Images:
+        if not self.preprocessing.square:
+            mixed = [_NOTHING] * len(index)
+
+            def decode_one(position: int) -> None:
+                mixed[position] = self._named(int(index[position]), self._prepared)
+
+            self._each(np.arange(len(index)), decode_one)
+            return MixedImages(mixed)
         images = torch.empty((len(index), *self._shape), dtype=torch.uint8)
         pixels = images.numpy()
 
@@ -146,7 +182,7 @@ class ImageSource:
             ) from None
 
     def _prepared(self, row: int) -> npt.NDArray[np.uint8]:
-        return prepare(self.table.image_bytes(row), self.preprocessing)
+        return prepare(self.table.image_bytes(row), self.preprocessing, self.table.box(row))
 
     def _each(self, items: IntArray, work: Callable[[int], object]) -> None:
         """Do the work for every item on the pool, in a few pieces a thread; the first error comes out."""

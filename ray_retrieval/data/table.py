@@ -9,6 +9,7 @@ table.take(np.array([5, 7, 9]))           # a few rows; the images are shared, n
 import bisect
 import functools
 import hashlib
+import json
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ class ImageTable:
 
     Args:
         table: columns `id` string, unique · `image` struct of bytes (large_binary) and path, either filled ·
-            `label` int64, or list<int64>, or null or absent · any further columns, which are kept.
+            `label` int64, or list<int64>, or null or absent · any further columns, which are kept. Of these,
+            `box` is known: a list of 4 numbers, left, top, right, bottom in pixels of the upright image, or
+            null: what lies outside is no part of the image.
         name: what the table is called in messages.
         class_names: names of the classes, in the order of the labels.
         classes: number of classes; default the names', or else the highest label + 1.
@@ -161,6 +164,35 @@ class ImageTable:
         values.flags.writeable = False
         return values
 
+    def column(self, name: str) -> pa.Array | None:
+        """A further column in row order; None where the table has none of that name."""
+        return _one_array(self._rest[name]) if name in self._rest.column_names else None
+
+    @functools.cached_property
+    def _boxes(self) -> list[list[float] | None] | None:
+        boxes = self.column("box")
+        if boxes is None or boxes.null_count == len(boxes):
+            return None
+        try:
+            found: list[list[float] | None] = boxes.cast(pa.list_(pa.float64())).to_pylist()
+        except pa.ArrowInvalid:
+            found = [[]]
+        for row, box in enumerate(found):
+            if box is not None and not (len(box) == 4 and box[0] < box[2] and box[1] < box[3]):
+                raise DataError(
+                    f"a box is left, top, right, bottom with left < right and top < bottom, got {box}",
+                    where=f"{self.name}, image '{self._rest['id'][row]}'",
+                )
+        return found
+
+    def box(self, row: int) -> list[float] | None:
+        """Left, top, right, bottom in pixels of the upright image: all that counts of it. None: all of it.
+
+        Raises:
+            DataError: if any of the table's boxes is none.
+        """
+        return None if self._boxes is None else self._boxes[row]
+
     def class_name(self, index: int) -> str:
         """The name of a class, or its number where classes have no names."""
         return str(index) if self.class_names is None else self.class_names[index]
@@ -268,7 +300,7 @@ class ImageTable:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that stand for ids, labels, paths and the lengths of inline bytes, in order.
+        """16 hexadecimal digits that stand for ids, labels, paths, boxes and the lengths of inline bytes.
 
         The pixels are not read: another image of the same path, or of the same length, goes unnoticed.
         """
@@ -277,6 +309,8 @@ class ImageTable:
         paths = self._images.paths
         _digest_text(state, paths if self._rows is None else paths.take(pa.array(self._rows)))
         state.update(self.inline_lengths().astype("<i8").tobytes())
+        if self._boxes is not None:
+            state.update(json.dumps(self._boxes).encode())
         return state.hexdigest()[:16]
 
     @functools.cached_property

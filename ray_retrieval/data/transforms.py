@@ -10,6 +10,7 @@ does not depend on how many workers there are.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from ray_retrieval.config import Config
 from ray_retrieval.data.decode import decode
 from ray_retrieval.errors import DataError
 
+_PROPORTIONS = (1.0, 4 / 5, 3 / 4, 2 / 3, 9 / 16)
+"""Of the shorter to the longer side: each is a bucket upright and lying, a square one."""
 _CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, in torchvision's rounding
 
@@ -33,9 +36,15 @@ class Preprocessing(Config):
     """How an image file becomes the network's input."""
 
     size: int = Field(default=224, ge=1, le=4096)
-    """Side of the square input, in pixels."""
-    resize: Literal["squash", "short_side"] = "squash"
-    """`squash` makes the whole image a square; `short_side` keeps proportions, and the crop cuts the rest."""
+    """Side of the square input, in pixels; of `long_side`, the longer side at most."""
+    resize: Literal["squash", "short_side", "long_side"] = "squash"
+    """`squash` makes the whole image a square; `short_side` keeps proportions, and the crop cuts the rest;
+    `long_side` keeps proportions and the whole image, whose longer side becomes `size` or stays as it is
+    where it is shorter: images have different sizes then, as `shapes` says."""
+    shapes: Literal["exact", "buckets", "pad"] = "exact"
+    """Of `long_side`. `exact`: each image has its own size, and images of equal size share a pass;
+    `buckets`: it is stretched a little to the nearest of nine proportions, so that more share one; `pad`: it
+    lies in the middle of a square of the mean colour."""
     resize_to: int | None = Field(default=None, ge=1, le=8192)
     """Side after the resize and before the centre crop, in pixels; default `size`."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -47,19 +56,42 @@ class Preprocessing(Config):
     def _check(self) -> "Preprocessing":
         if self.resize_to is not None and self.resize_to < self.size:
             raise ValueError(f"'resize_to' is at least 'size' ({self.size}), got {self.resize_to}")
+        if self.resize != "long_side" and self.shapes != "exact":
+            raise ValueError("'shapes' is for resize: long_side, all other images are squares")
+        if self.resize == "long_side" and self.resize_to is not None:
+            raise ValueError("'resize_to' is for a crop, and 'long_side' keeps the whole image")
         if min(self.std) <= 0:
             raise ValueError(f"'std' is above 0, got {self.std}")
         return self
 
+    @property
+    def square(self) -> bool:
+        """Whether all images come out as squares of side `size`."""
+        return self.resize != "long_side" or self.shapes == "pad"
 
-def prepare(data: bytes, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+
+def prepare(
+    data: bytes, preprocessing: Preprocessing, box: Sequence[float] | None = None
+) -> npt.NDArray[np.uint8]:
     """uint8 [3, size, size], RGB: decoded, resized by an antialiased bilinear filter, cropped at the centre.
 
+    Of `long_side`, uint8 [3, h, w] by a Lanczos filter, never enlarged.
+
+    Args:
+        data: the file's bytes.
+        preprocessing: how.
+        box: left, top, right, bottom in pixels of the upright image: what lies outside is cut off first. With
+            `long_side`, what is left is then made smaller by the factor that the whole image would be.
+
     Raises:
-        DataError: if the bytes cannot be decoded.
+        DataError: if the bytes cannot be decoded, or nothing of the image is in the box.
     """
     side = preprocessing.resize_to or preprocessing.size
-    image = decode(data, target=side)
+    image = decode(data, target=side if box is None else None)
+    if preprocessing.resize == "long_side":
+        return _whole(image, preprocessing, box)
+    if box is not None:
+        image = _cut(image, box)
     width, height = side, side
     if preprocessing.resize == "short_side":
         # The long side is cut to whole pixels, as torchvision's Resize does.
@@ -71,6 +103,78 @@ def prepare(data: bytes, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     top = round((height - preprocessing.size) / 2.0)
     pixels = np.asarray(image)[top : top + preprocessing.size, left : left + preprocessing.size]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def prepared_shape(
+    size: tuple[int, int], preprocessing: Preprocessing, box: Sequence[float] | None = None
+) -> tuple[int, int]:
+    """Height and width of what `prepare` makes, up to a pixel of `long_side`.
+
+    Args:
+        size: width and height of the upright image.
+        preprocessing: how it is prepared.
+        box: as for `prepare`.
+    """
+    if preprocessing.square:
+        return preprocessing.size, preprocessing.size
+    side, longer = preprocessing.size, max(size)
+    if box is not None:
+        left, top = max(box[0], 0), max(box[1], 0)
+        size = (max(1, int(min(box[2], size[0]) - left)), max(1, int(min(box[3], size[1]) - top)))
+        side = max(1, int(side * max(size) / longer))
+    if preprocessing.shapes == "buckets":
+        width, height = _bucket(size, side)
+        return height, width
+    scale = min(1.0, side / max(size))
+    return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
+
+
+def _whole(
+    image: Image.Image, preprocessing: Preprocessing, box: Sequence[float] | None
+) -> npt.NDArray[np.uint8]:
+    """The whole image, or what is in the box, with its proportions: uint8 [3, h, w].
+
+    A box keeps the scale of its image, as in the code of Radenović et al. since version 1.2.
+    """
+    side = preprocessing.size
+    if box is not None:
+        longer = max(image.size)
+        image = _cut(image, box)
+        side = max(1, int(side * max(image.size) / longer))
+    if preprocessing.shapes == "buckets":
+        image = image.resize(_bucket(image.size, side), Image.Resampling.LANCZOS)
+    else:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=None)
+    pixels = np.asarray(image)
+    if preprocessing.shapes == "pad":
+        square = np.empty((preprocessing.size, preprocessing.size, 3), np.uint8)
+        square[:] = np.rint(255 * np.array(preprocessing.mean))
+        top, left = ((preprocessing.size - length) // 2 for length in pixels.shape[:2])
+        square[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
+        pixels = square
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _cut(image: Image.Image, box: Sequence[float]) -> Image.Image:
+    left, top, right, bottom = (round(place) for place in box)
+    left, top = max(left, 0), max(top, 0)
+    right, bottom = min(right, image.width), min(bottom, image.height)
+    if left >= right or top >= bottom:
+        raise DataError(f"nothing of the image, {image.width} × {image.height}, is in the box {list(box)}")
+    return image.crop((left, top, right, bottom))
+
+
+def _bucket(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Width and height, of the nearest proportions in `_PROPORTIONS`.
+
+    The longer side is `side`, or, of a smaller image, its own in whole multiples of 32 pixels.
+    """
+    longer, shorter = max(size), min(size)
+    proportion = min(_PROPORTIONS, key=lambda one: abs(math.log(shorter / longer / one)))
+    if longer < side:
+        side = max(longer // 32 * 32, min(longer, 32))
+    other = max(1, round(side * proportion))
+    return (side, other) if size[0] >= size[1] else (other, side)
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:

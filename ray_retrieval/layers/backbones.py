@@ -29,6 +29,24 @@ class BackboneConfig(Config):
     dictionary (.pth, .pt or .safetensors) of the torchvision model of that name."""
 
 
+_CHANNELS: dict[BackboneName, int] = {
+    "small": 128,
+    "alexnet": 256,
+    "resnet18": 512,
+    "resnet34": 512,
+    "resnet50": 2048,
+    "resnet101": 2048,
+    "resnet152": 2048,
+    "mobilenet_v2": 1280,
+    "vgg16": 512,
+}
+
+
+def map_channels(name: BackboneName) -> int:
+    """Channels of the map that `build_feature_map` makes, told without building the network."""
+    return _CHANNELS[name]
+
+
 class SmallNet(nn.Sequential):
     """Three stages of two 3×3 convolutions for small pictures of simple things; features of width 128."""
 

@@ -69,6 +69,8 @@ class Progress:
 
     def validation(self, epoch: int) -> dict[str, float | None]:
         """What was measured after an epoch; MAP is None where nothing was."""
+        if not epoch:
+            return {"map": None}
         found: dict[str, float | None] = self.history[epoch - 1].get("validation", {"map": None})
         return found
 

@@ -27,8 +27,12 @@ class CheckpointConfig(Config):
 class TrainConfig(Config):
     """How a method is trained."""
 
-    epochs: int = Field(default=50, ge=1)
-    """Passes over the training images."""
+    start: str | None = None
+    """A model directory to go on from: its weights take the place of the backbone's, but for layers that it
+    lacks or has in another shape."""
+    epochs: int = Field(default=50, ge=0)
+    """Passes over the training images; 0 keeps the weights of the start, and only what is learned of trained
+    networks, such as whitening, is still learned."""
     batch_size: int = Field(default=32, ge=2)
     """Images an optimiser step, over all workers."""
     accumulate: int = Field(default=1, ge=1)

@@ -9,11 +9,11 @@ four workers train alike, and a run that was killed and started again ends where
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -24,21 +24,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ray_retrieval.compute import autocast, place, uses_bf16
 from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.mixed import Images, each_size, groups_of, in_order
 from ray_retrieval.data.source import ImageSource
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, apply, draw
-from ray_retrieval.descriptors import Descriptors, Form, concatenate
+from ray_retrieval.descriptors import DescriptorKind, Descriptors, Vectors
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.batch_norm import synchronise_batch_norm
 from ray_retrieval.layers.dropout import GlobalDropout, synchronise_dropout
 from ray_retrieval.loop.checkpoints import BEST, LAST, OPTIMIZER, STATE, Progress, Reporter
 from ray_retrieval.loop.config import TrainConfig
 from ray_retrieval.loop.validation import MEASURED, measure, refuse_unmeasured
-from ray_retrieval.methods.base import Batch, Clock, Method, Outputs, Rows
+from ray_retrieval.methods.base import Batch, Clock, Method, Outputs, Rows, Work
 from ray_retrieval.optim import PlateauSchedule, build_optimizer, set_learning_rate
 from ray_retrieval.workers import gather_rows
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,13 @@ class Trainer:
     ) -> None:
         torch.set_num_threads(process.threads)
         self.config, self.seed, self.process, self.benchmark = config, seed, process, benchmark
-        if config.accumulate > 1 and method.whole_batches:
+        if not method.preprocessing.square and not method.repeatable:
+            raise RecipeError(
+                f"{type(method).__name__} takes images of one size",
+                where="method.image.resize",
+                mend="set it to squash or short_side, or method.image.shapes to pad",
+            )
+        if config.accumulate > 1 and method.whole_batches and not method.repeatable:
             raise RecipeError(
                 f"{type(method).__name__} pairs images across the whole batch",
                 where="train.accumulate",
@@ -86,15 +91,15 @@ class Trainer:
         self.method = method
         bf16 = uses_bf16(config.precision, process.device)
         self.progress = Progress(precision="bf16" if bf16 else "float32")
-        plan = self._plan(0)
-        smallest = min(len(batch) for batch in plan)
+        sizes = method.plan_sizes(benchmark.train, config.batch_size, Clock(seed))
+        smallest = min(sizes)
         if smallest < process.world:
             raise RecipeError(
                 f"{smallest} training images a step for {process.world} workers",
                 where="train.workers",
                 mend=f"set it to {smallest} or fewer",
             )
-        self.steps_per_epoch = len(plan)
+        self.steps_per_epoch = len(sizes) * method.rounds
         place(method, process.device)
         self._dropout: list[GlobalDropout] = []
         if process.world > 1:
@@ -137,7 +142,7 @@ class Trainer:
         if latest is not None:
             self._restore(latest)
         try:
-            self._train(reporter)
+            self._train(reporter, fresh=latest is None)
         finally:
             for source in (self.train_images, self.queries, self.database):
                 source.close()
@@ -152,19 +157,28 @@ class Trainer:
                 mend="hold images out for validation in data, or choose another schedule",
             )
 
-    def _train(self, reporter: Reporter) -> None:
+    def _train(self, reporter: Reporter, *, fresh: bool) -> None:
         saved_at = time.monotonic()
+        if self._finished and not fresh:
+            return
+        if self._finished:
+            self._complete()
+            self._checkpoint(reporter, saved_at, always=True)
         while self.progress.epoch < self.config.epochs:
-            started, images = time.monotonic(), 0
-            plan = self._plan(self.progress.epoch)
-            for batch, loaded in self._batches(plan[self.progress.batch :]):
-                self._step(batch, loaded)
-                images += len(batch)
-                every = self.config.checkpoint.every_steps
-                if every and self.progress.step % every == 0 and self.progress.batch < len(plan):
-                    saved_at = self._checkpoint(reporter, saved_at)
-            planned = sum(len(batch) for batch in plan)
+            started, images, planned, every = time.monotonic(), 0, 0, self.config.checkpoint.every_steps
+            for number in range(self.method.rounds):
+                plan, first = self._plan(number)
+                planned += sum(len(batch) for batch in plan)
+                last = number == self.method.rounds - 1
+                for batch, loaded in self._batches(plan[max(0, self.progress.batch - first) :]):
+                    self._step(batch, loaded)
+                    images += len(batch)
+                    ended = last and self.progress.batch == first + len(plan)
+                    if every and self.progress.step % every == 0 and not ended:
+                        saved_at = self._checkpoint(reporter, saved_at)
             self._finish_epoch(images, time.monotonic() - started, planned)
+            if self._finished:
+                self._complete()
             if self.process.leads:
                 reporter.epoch_done(self.progress.history[-1])
             if self.progress.epoch % self.config.checkpoint.every_epochs == 0 or self._finished:
@@ -183,18 +197,27 @@ class Trainer:
     def _clock(self) -> Clock:
         return Clock(
             self.seed,
-            self.progress.epoch,
-            self.progress.step,
-            self.progress.samples,
-            self.config.epochs * self.steps_per_epoch,
-            self.progress.measured(self.config.validation.metric),
+            epoch=self.progress.epoch,
+            step=self.progress.step,
+            samples=self.progress.samples,
+            total_steps=self.config.epochs * self.steps_per_epoch,
+            measured=self.progress.measured(self.config.validation.metric),
         )
 
-    def _plan(self, epoch: int) -> list[Rows]:
-        clock = Clock(self.seed, epoch, self.progress.step, self.progress.samples)
-        return self.method.plan(self.benchmark.train, self.config.batch_size, clock)
+    def _plan(self, number: int) -> tuple[list[Rows], int]:
+        """The batches of a round of the epoch under way, and how many come before it."""
+        method, table, size = self.method, self.benchmark.train, self.config.batch_size
+        clock = replace(self._clock(), round=number)
+        first = 0
+        if method.rounds > 1:
+            sizes = method.plan_sizes(table, size, clock)
+            first = number * len(sizes)
+            if self.progress.batch >= first + len(sizes):  # done before the training was killed
+                return [np.zeros(count, np.int64) for count in sizes], first
+        method.before_round(clock, self._encode)
+        return method.plan(table, size, clock), first
 
-    def _batches(self, plan: list[Rows]) -> Iterator[tuple[Rows, Tensor]]:
+    def _batches(self, plan: list[Rows]) -> Iterator[tuple[Rows, Images]]:
         """Global batches with the decoded images of this process's share."""
         shares = (self._share(batch) for batch in plan)
         return zip(plan, self.train_images.stream(shares), strict=True)
@@ -202,25 +225,23 @@ class Trainer:
     def _share(self, rows: Rows) -> Rows:
         return np.array_split(rows, self.process.world)[self.process.rank]
 
-    def _step(self, rows: Rows, images: Tensor) -> None:
+    def _step(self, rows: Rows, images: Images) -> None:
         """One optimiser step on a global batch."""
         clock, config = self._clock(), self.config
         self.method.before_step(clock, self._encode)
-        images = self._augment(images.to(self.process.device, non_blocking=True), len(rows), clock)
+        images = images.to(self.process.device, non_blocking=True)
+        if isinstance(images, Tensor):
+            images = self._augment(images, len(rows), clock)
         rate = set_learning_rate(self.optimizer, config.optimizer, config.schedule, clock, config.batch_size)
         # Dropout: the same after a restart, and on every process, which takes its rows of the global mask.
         torch.manual_seed(_mix(self.seed, clock.step, 0))
         self.wrapped.train()
         self.optimizer.zero_grad(set_to_none=True)
         batch = self._batch(rows)
-        # The same number on every worker, or batch normalisation waits for a part that never comes.
-        count = min(config.accumulate, len(rows) // self.process.world)
-        parts = np.array_split(np.arange(len(batch.rows)), count)
-        for number, part in enumerate(parts):
-            # Gradients travel between the workers once a step, with the last part.
-            waits = self.process.world > 1 and number < len(parts) - 1
-            with self.wrapped.no_sync() if waits else nullcontext():  # type: ignore[operator]
-                self._backward(batch.part(part), images[part[0] : part[-1] + 1], clock)
+        if isinstance(images, Tensor) and not (config.accumulate > 1 and self.method.whole_batches):
+            self._in_parts(batch, images, clock)
+        else:
+            self._in_two_passes(batch, images, clock)
         if config.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), config.clip_norm)
         self.optimizer.step()
@@ -238,11 +259,54 @@ class Trainer:
         start, stop = int(mine[0]), int(mine[-1]) + 1
         return Batch(everyone[start:stop], labels[start:stop], everyone, labels, start, self.process.world)
 
-    def _backward(self, batch: Batch, images: Tensor, clock: Clock) -> None:
-        for layer in self._dropout:
-            layer.start, layer.total = batch.start, batch.global_size
+    def _in_parts(self, batch: Batch, images: Tensor, clock: Clock) -> None:
+        """Add the gradients of this process's share, part by part."""
+        # The same number on every worker, or batch normalisation waits for a part that never comes.
+        count = min(self.config.accumulate, batch.global_size // self.process.world)
+        parts = np.array_split(np.arange(len(batch.rows)), count)
+        for number, part in enumerate(parts):
+            for layer in self._dropout:
+                layer.start, layer.total = batch.start + int(part[0]), batch.global_size
+            with self._gradients_wait(number < len(parts) - 1):
+                outputs = self._forward(self.wrapped, images[part[0] : part[-1] + 1])
+                self._backward(outputs, batch.part(part), clock)
+
+    def _in_two_passes(self, batch: Batch, images: Images, clock: Clock) -> None:
+        """Add the gradients of this process's share, whatever the loss pairs, keeping one part in memory.
+
+        All images are described without gradients; the loss gives the gradient of each descriptor; and each
+        part goes through the network again and takes its descriptors' gradients back. That is exact where a
+        pass can be repeated.
+
+        Reference: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021.
+        """
+        parts = groups_of(images, -(-len(batch.rows) // self.config.accumulate))
+        positions = [some for some, _ in parts]
+        with torch.no_grad():
+            found = [self._forward(self.method, some) for _, some in parts]
+        outputs = {
+            name: in_order(positions, [one[name] for one in found]).requires_grad_() for name in found[0]
+        }
+        self._backward(outputs, batch, clock)
+        for number, (some, part) in enumerate(parts):
+            with self._gradients_wait(number < len(parts) - 1):
+                again = self._forward(self.wrapped, part)
+                asked = {name: outputs[name].grad for name in again}
+                pairs = [(again[name], grad[some]) for name, grad in asked.items() if grad is not None]
+                torch.autograd.backward([one for one, _ in pairs], [grad for _, grad in pairs])
+
+    def _gradients_wait(self, waits: bool) -> AbstractContextManager[None]:
+        """Gradients travel between the workers once a step, with the last part."""
+        if self.process.world == 1 or not waits:
+            return nullcontext()
+        return self.wrapped.no_sync()  # type: ignore[operator]
+
+    def _forward(self, network: Method | DistributedDataParallel, images: Tensor) -> Outputs:
         with autocast(self.progress.precision, self.process.device):
-            outputs = self.wrapped(images)
+            outputs: Outputs = network(images)
+        return outputs
+
+    def _backward(self, outputs: Outputs, batch: Batch, clock: Clock) -> None:
         terms = self.method.objective(outputs, batch, clock)
         torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
         for name, term in terms.items():
@@ -295,6 +359,27 @@ class Trainer:
         progress.sums, progress.observed = {}, {}
         progress.history.append(record)
 
+    def _complete(self) -> None:
+        """Let the method compute what belongs to a trained network, for the best model and for the last."""
+        progress, method = self.progress, self.method
+        if progress.best_value is not None and not progress.last_is_best:
+            last = _to_cpu(method.state_dict())
+            if self.best is not None:
+                method.load_state_dict(self.best)
+            self._copy_from_leader(method)
+            method.after_training(self._encode)
+            if self.process.leads:
+                self.best = _to_cpu(method.state_dict())
+            method.load_state_dict(last)
+        method.after_training(self._encode)
+        if progress.last_is_best and self.process.leads:
+            self.best = _to_cpu(method.state_dict())
+
+    def _copy_from_leader(self, method: Method) -> None:
+        if self.process.world > 1:
+            for value in method.state_dict().values():
+                dist.broadcast(value, src=0)
+
     def validate(self) -> dict[str, float]:
         """How the validation queries find their like in the validation database: all of `MEASURED`."""
         self.method.eval()
@@ -310,21 +395,24 @@ class Trainer:
 
     def describe(self, source: ImageSource) -> Descriptors:
         """Descriptors of all images of a source, each process computing its share; the same on all."""
-        rows = np.arange(len(source.table))
-        mine = concatenate(self._each_of_share(source, rows, self.method.describe))
-        data = torch.from_numpy(mine.data).to(self.process.device)
-        return Form.of(mine).with_rows(self._gather(data, len(rows)).cpu().numpy())
 
-    def _encode(self, rows: Rows) -> Outputs:
-        """The network's outputs for training images; see `Method.before_step`."""
+        def work(images: Tensor) -> Outputs:
+            return {"descriptors": torch.from_numpy(self.method.describe(images).data)}
+
+        found = self._compute(source, np.arange(len(source.table)), work)
+        data, form = found["descriptors"].cpu().numpy(), self.method.config.form
+        # Vectors that will be whitened, and cut, at the end are longer until then.
+        return Vectors(data) if form.kind is DescriptorKind.VECTORS else form.with_rows(data)
+
+    def _encode(self, rows: Rows, work: Work | None = None) -> Outputs:
+        """What is made of training images; see `Encode`."""
         self.method.eval()
         source = self._plain_training_images()
         try:
-            parts = self._each_of_share(source, rows, self.method)
+            return self._compute(source, rows, work or self.method)
         finally:
             if source not in (self.train_images, self.queries, self.database):
                 source.close()
-        return {name: self._gather(torch.cat([part[name] for part in parts]), len(rows)) for name in parts[0]}
 
     def _plain_training_images(self) -> ImageSource:
         """The training images as validation prepares its own: from memory, where a source has them there."""
@@ -334,24 +422,29 @@ class Trainer:
                 return source
         return ImageSource(table, preprocessing, memory_bytes=0, threads=self.process.threads)
 
-    def _each_of_share(
-        self, source: ImageSource, rows: Rows, work: Callable[[Tensor], Result]
-    ) -> list[Result]:
-        """What `work` makes of this process's share of some rows, batch by batch and without gradients."""
-        share = self._share(rows)
-        if not len(share):  # fewer images than workers: take one all the same, `_gather` cuts it off
-            share = rows[:1]
-        size = 2 * self.config.batch_size
-        batches = [share[start : start + size] for start in range(0, len(share), size)]
-        with torch.no_grad(), autocast(self.progress.precision, self.process.device):
-            return [
-                work(images.to(self.process.device, non_blocking=True)) for images in source.stream(batches)
-            ]
+    def _compute(self, source: ImageSource, rows: Rows, work: Work) -> Outputs:
+        """What `work` makes of some rows of a source, in their order and without gradients.
 
-    def _gather(self, mine: Tensor, total: int) -> Tensor:
-        """The shares of all processes, one after another; `total` rows, the same on all."""
-        sizes = [len(share) for share in np.array_split(np.arange(total), self.process.world)]
-        return gather_rows(mine[: sizes[self.process.rank]], sizes)
+        Each process works on its share, of as many pixels as those of the others; the results are gathered.
+        """
+        shares = source.shares(rows, self.process.world)
+        mine = rows[shares[self.process.rank]]
+        if not len(mine):  # fewer images than workers: take one all the same, which is cut off again
+            mine = rows[:1]
+        size = 2 * self.config.batch_size
+        batches = [mine[start : start + size] for start in range(0, len(mine), size)]
+        with torch.no_grad(), autocast(self.progress.precision, self.process.device):
+            parts = [
+                each_size(work, images.to(self.process.device, non_blocking=True))
+                for images in source.stream(batches)
+            ]
+        sizes, device = [len(share) for share in shares], self.process.device
+        count = sizes[self.process.rank]
+        gathered = {
+            name: gather_rows(torch.cat([part[name] for part in parts])[:count].to(device), sizes)
+            for name in parts[0]
+        }
+        return {name: in_order(shares, [values]) for name, values in gathered.items()}
 
     def _from_leader(self, value: float) -> float:
         if self.process.world == 1:

@@ -54,7 +54,7 @@ def measure(
     """The metrics of `MEASURED` for descriptors of the images of two tables.
 
     Codes: the MAP of the first `k`, ties by their expectation. Vectors: MAP of the full ranking, MAP@R and
-    recall@1, a query itself not counted where the queries are the database.
+    recall@1, a query itself not counted where it is in the database.
     """
     if isinstance(queries, Codes) and isinstance(database, Codes):
         metric = mean_average_precision(
@@ -76,6 +76,9 @@ def measure(
         None if itself else database.data,
         None if itself else database_table.labels,
         ks=(1,),
+        # Some of the database may be the queries: none of them counts for itself.
+        query_ids=None if itself else query_table.ids,
+        database_ids=None if itself else database_table.ids,
         threads=threads,
     )
     return {name: found[name].value for name in MEASURED[DescriptorKind.VECTORS]}

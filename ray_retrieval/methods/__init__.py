@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ray_retrieval.methods.base import Method, MethodConfig
+from ray_retrieval.methods.gem import Gem, GemConfig
 from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
 from ray_retrieval.methods.greedyhash_unsupervised import (
     GreedyHashUnsupervised,
@@ -18,10 +19,12 @@ METHODS: dict[str, tuple[type[MethodConfig], type[Method]]] = {
     "greedyhash_unsupervised": (GreedyHashUnsupervisedConfig, GreedyHashUnsupervised),
     "hashnet": (HashNetConfig, HashNet),
     "xbm": (XbmConfig, Xbm),
+    "gem": (GemConfig, Gem),
 }
 
 AnyMethodConfig = Annotated[
-    GreedyHashConfig | GreedyHashUnsupervisedConfig | HashNetConfig | XbmConfig, Field(discriminator="name")
+    GreedyHashConfig | GreedyHashUnsupervisedConfig | HashNetConfig | XbmConfig | GemConfig,
+    Field(discriminator="name"),
 ]
 """The configurations that a recipe may give, told apart by `name`."""
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,23 @@ from ray_retrieval.workers import gather_rows
 
 Outputs = dict[str, Tensor]
 Rows = npt.NDArray[np.int64]
-Encode = Callable[[Rows], Outputs]
-"""What the network makes of training images, by their rows; see `Method.before_step`."""
+Work = Callable[[Tensor], Outputs]
+"""What is made of uint8 images [n, 3, h, w] of one size, [n, …] each, such as `Method.forward`."""
+
+
+class Encode(Protocol):
+    """What the model makes of training images."""
+
+    def __call__(self, rows: Rows, work: Work | None = None) -> Outputs:
+        """The outputs of `work` for rows of the training table, in their order.
+
+        In evaluation mode, without gradients, of images that are not augmented. The workers share the images
+        out and gather the outputs: all call it together, and get the same.
+
+        Args:
+            rows: int64 [n] with n ≥ 1.
+            work: default the method's `forward`.
+        """
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,7 @@ class Clock:
     Attributes:
         seed: of the whole training; with `epoch` and `step` it determines every random draw.
         epoch: epochs finished.
+        round: rounds of the epoch finished; see `Method.rounds`.
         step: optimiser steps finished.
         samples: training images seen.
         total_steps: optimiser steps of the whole training.
@@ -38,6 +54,7 @@ class Clock:
 
     seed: int
     epoch: int = 0
+    round: int = 0
     step: int = 0
     samples: int = 0
     total_steps: int = 1
@@ -109,10 +126,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters trained at `lr_factor` times the learning rate."""
+    """Parameters trained at `lr_factor` times the learning rate, with or without weight decay."""
 
     parameters: list[nn.Parameter]
     lr_factor: float = 1.0
+    decays: bool = True
 
 
 class MethodConfig(Config):
@@ -143,6 +161,10 @@ class Method(nn.Module, ABC):
 
     whole_batches: ClassVar[bool] = False
     """Whether the loss pairs images across the whole batch, which then cannot be computed in parts."""
+    repeatable: ClassVar[bool] = False
+    """Whether in training, too, a pass gives each image the same whatever other images there are, and gives
+    it again: neither dropout nor the statistics of a batch. A batch can then be of several sizes and go
+    through the network in parts, whatever the loss pairs, by computing every part twice."""
 
     def __init__(self, config: MethodConfig, *, classes: int, pretrained: bool = True) -> None:  # noqa: ARG002
         super().__init__()
@@ -184,9 +206,29 @@ class Method(nn.Module, ABC):
 
         Args:
             clock: of the coming step.
-            encode: gives the outputs of `forward` for rows of the training table, int64 [n] with n ≥ 1, in
-                their order: in evaluation mode, without gradients, of images that are not augmented. The
-                workers share the rows out and gather the outputs: all call it together, and get the same.
+            encode: computes something of training images.
+        """
+
+    @property
+    def rounds(self) -> int:
+        """Equal parts of an epoch, each with a plan of its own that is made when its turn comes."""
+        return 1
+
+    def before_round(self, clock: Clock, encode: Encode) -> None:
+        """Called before the plan of a round is asked for, on every worker; what the plan needs is made here.
+
+        When a killed training goes on within a round, it is called again, with the weights of that moment:
+        what it made at first is to be kept in `training_state`.
+
+        Args:
+            clock: of the round's first step, or of the step where the training goes on.
+            encode: computes something of training images.
+        """
+
+    def after_training(self, encode: Encode) -> None:
+        """Called at the end, on every worker, with each set of weights that is kept in turn.
+
+        For what is computed of a trained network, such as whitening; it goes into buffers.
         """
 
     def observations(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -201,8 +243,12 @@ class Method(nn.Module, ABC):
         """Trained parameters by learning rate."""
         return [ParameterGroup([parameter for parameter in self.parameters() if parameter.requires_grad])]
 
+    def plan_sizes(self, table: ImageTable, batch_size: int, clock: Clock) -> list[int]:
+        """Images of each batch of a round; known before anything is made for it."""
+        return [len(batch) for batch in self.plan(table, batch_size, clock)]
+
     def plan(self, table: ImageTable, batch_size: int, clock: Clock) -> list[Rows]:
-        """Global batches of one epoch: all rows once, shuffled by (seed, epoch), in nearly equal batches.
+        """Global batches of one round: by default all rows once, shuffled by (seed, epoch).
 
         The table is cut into round(rows / batch_size) batches whose sizes differ by one at the most: no
         short tail with a noisy gradient of its own, and none too small to share among workers.

@@ -18,6 +18,7 @@ from ray_retrieval.metrics.compiled import compiled
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
 
 FEW = 128
 """Up to so many relevant rows, each is compared with every row. Random rankings would have it higher, good
@@ -71,6 +72,17 @@ def _key(bits: np.uint32, row: int) -> np.uint64:
 
 
 @compiled
+def _not_better(keys: Keys, key: np.uint64) -> int:
+    """Place of the first of the ascending keys that is not below this one, which is not above the last."""
+    first, many = 0, len(keys)
+    while many > 1:
+        half = many >> 1
+        first += half if keys[first + half - 1] < key else 0
+        many -= half
+    return first
+
+
+@compiled
 def _ranks_by_bisection(similarities: Floats, relevant: Ints, ranks: Ints) -> None:
     """Write the ranks of the relevant rows, ascending."""
     bits = similarities.view(np.uint32)
@@ -84,12 +96,7 @@ def _ranks_by_bisection(similarities: Floats, relevant: Ints, ranks: Ints) -> No
         key = _key(bits[row], row)
         if key > worst:
             continue
-        first, many = 0, len(keys)
-        while many > 1:
-            half = many >> 1
-            first += half if keys[first + half - 1] < key else 0
-            many -= half
-        between[first] += 1
+        between[_not_better(keys, key)] += 1
     rank = 0
     for i in range(len(keys)):
         rank += between[i]
@@ -158,3 +165,61 @@ def rank_queries(
                 precisions_at_r[q] = summed
                 found_at_r[q] = i + 1
         precisions[q] = summed
+
+
+@compiled
+def write_keys(similarities: Floats, rows: Ints, keys: Keys) -> None:
+    """Write for each row, int64 below 2^32, a number that is smaller for a better one."""
+    bits = similarities.view(np.uint32)
+    for i in range(len(rows)):
+        keys[i] = _key(bits[i], rows[i])
+
+
+@compiled
+def count_between(
+    similarities: Floats,
+    queries: int,
+    start: int,
+    stop: int,
+    first_row: int,
+    wanted: Ints,
+    spans: Ints,
+    keys: Keys,
+    lowest: Floats,
+    between: Ints,
+) -> None:
+    """Count, among some rows of a database, those that stand between the wanted ones of each query.
+
+    Args:
+        similarities: float32 [at least queries, at least stop], changed: wanted rows become -inf, so that
+            they are never counted. How these stand to each other is known without this pass.
+        queries: number of queries.
+        start: the first column that is a row of the database.
+        stop: the column after the last.
+        first_row: number of the row of the column `start`.
+        wanted: int64 [w], numbers of the wanted rows; those of one query ascend.
+        spans: int64 [queries, 2], from where to where those of each query stand in `wanted`.
+        keys: uint64 [w], by `write_keys`; those of one query ascend.
+        lowest: float32 [queries], the lowest similarity of a wanted row.
+        between: int64 [w], added to: how many rows come before the wanted one whose key stands there and
+            after the one before it.
+    """
+    for q in range(queries):
+        begin, end = spans[q, 0], spans[q, 1]
+        if begin == end:
+            continue
+        of_query = similarities[q][start:stop]
+        rows = wanted[begin:end]
+        for i in range(np.searchsorted(rows, first_row), len(rows)):
+            if rows[i] >= first_row + len(of_query):
+                break
+            of_query[rows[i] - first_row] = -np.inf
+        bits = of_query.view(np.uint32)
+        of_keys = keys[begin:end]
+        worst = of_keys[len(of_keys) - 1]
+        for j in range(len(of_query)):
+            if of_query[j] < lowest[q]:
+                continue
+            key = _key(bits[j], first_row + j)
+            if key <= worst:
+                between[begin + _not_better(of_keys, key)] += 1

@@ -46,6 +46,7 @@ from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import ranks
 from ray_retrieval.metrics.inputs import counted, frozen
 from ray_retrieval.metrics.metric import Metric
+from ray_retrieval.metrics.products import QUERIES, ROWS, checked_vectors, filled_up
 from ray_retrieval.metrics.relevance import (
     Ids,
     RowsOf,
@@ -62,13 +63,8 @@ Vectors = npt.NDArray[np.float32]
 Labels = npt.NDArray[Any]
 Order = npt.NDArray[np.integer[Any]]
 
-# The shape of every product: a quarter faster than half as many queries; more rows gain nothing.
-_QUERIES, _ROWS = 128, 1024
 # Raised similarities are whole numbers above this, which those of unit vectors are not. float32 has them all.
 _RAISED, _MOST_RAISED = 2, 1 << 23
-# How far from 1 the length of a vector may be: what half-precision storage leaves, but no forgotten division.
-_TOLERANCE = 1e-3
-_ROWS_AT_ONCE = 1 << 14
 
 
 def evaluate(
@@ -82,7 +78,7 @@ def evaluate(
     *,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
-    block: int = _QUERIES,
+    block: int = QUERIES,
 ) -> dict[str, Metric]:
     """`recall@k` for each k, `map`, `map@r` and `r_precision`, each with its policy; see the module.
 
@@ -124,7 +120,7 @@ def evaluate_reranked(
     *,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
-    block: int = _QUERIES,
+    block: int = QUERIES,
 ) -> dict[str, Metric]:
     """What `evaluate` measures, of rankings that begin with the given rows.
 
@@ -164,7 +160,7 @@ def _measure(
         raise MetricError(f"recall@k needs k of at least 1, got {wrong[0]}")
     if block < 1:
         raise MetricError(f"a block has at least one query, got {block}")
-    pass_.run(-(-block // _QUERIES) * _QUERIES, default_threads(threads), progress)
+    pass_.run(-(-block // QUERIES) * QUERIES, default_threads(threads), progress)
     return pass_.metrics(ks)
 
 
@@ -177,7 +173,7 @@ def _prepare(
     database_ids: Ids | None,
 ) -> "_Pass":
     """The arguments of `evaluate`, checked."""
-    given, queries = queries, _checked_vectors(queries, "queries")
+    given, queries = queries, checked_vectors(queries, "queries")
     labels = checked_labels(query_labels, len(queries), "query_labels")
     if database is None or database is given:
         rows, removed = queries, "the query itself does not count"
@@ -192,7 +188,7 @@ def _prepare(
             )
         query_ids, database_ids = ids_of_itself(query_ids, database_ids, len(rows))
     else:
-        rows = _checked_vectors(database, "database")
+        rows = checked_vectors(database, "database")
         if database_labels is None:
             raise MetricError("a database of its own needs labels of its own", where="database_labels")
         row_labels = checked_labels(database_labels, len(rows), "database_labels")
@@ -232,10 +228,10 @@ class _Pass:
         self.counts, self.first = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.precisions, self.precisions_at_r = np.zeros(count), np.zeros(count)
         self.found_at_r = np.zeros(count, np.int64)
-        whole = len(rows) // _ROWS * _ROWS
-        self.tiles = [rows[start : start + _ROWS] for start in range(0, whole, _ROWS)]
+        whole = len(rows) // ROWS * ROWS
+        self.tiles = [rows[start : start + ROWS] for start in range(0, whole, ROWS)]
         if whole < len(rows):
-            self.tiles.append(_filled_up(rows[whole:], _ROWS))
+            self.tiles.append(filled_up(rows[whole:], ROWS))
 
     def put_first(self, order: Order) -> None:
         """Have each query's ranking begin with some rows, whatever their similarities.
@@ -251,8 +247,8 @@ class _Pass:
             )
         if order.shape[1] > _MOST_RAISED:
             raise MetricError(f"at most {_MOST_RAISED:,} rows can come first, got {shape}", where="order")
-        for start in range(0, len(order), _QUERIES):
-            some = np.sort(order[start : start + _QUERIES], axis=1)
+        for start in range(0, len(order), QUERIES):
+            some = np.sort(order[start : start + QUERIES], axis=1)
             if some.size and not -1 <= some[:, 0].min() <= some[:, -1].max() < count:
                 raise MetricError(f"an order has rows 0 to {count - 1:,} or -1 for none", where="order")
             twice = (some[:, 1:] == some[:, :-1]) & (some[:, 1:] >= 0)
@@ -269,7 +265,7 @@ class _Pass:
         threads = min(threads, len(blocks))
         rooms: SimpleQueue[Vectors] = SimpleQueue()
         for _ in range(threads):
-            rooms.put(np.empty((size, len(self.tiles) * _ROWS), np.float32))
+            rooms.put(np.empty((size, len(self.tiles) * ROWS), np.float32))
 
         def work(block: slice) -> int:
             room = rooms.get()
@@ -295,11 +291,11 @@ class _Pass:
 
     def _block(self, block: slice, similarities: Vectors) -> None:
         """Rank for some queries. `similarities`: float32, room for whole products."""
-        for start in range(block.start, block.stop, _QUERIES):
-            queries = _filled_up(self.queries[start : min(start + _QUERIES, block.stop)], _QUERIES)
+        for start in range(block.start, block.stop, QUERIES):
+            queries = filled_up(self.queries[start : min(start + QUERIES, block.stop)], QUERIES)
             for number, tile in enumerate(self.tiles):
-                place = slice(start - block.start, start - block.start + _QUERIES)
-                columns = slice(number * _ROWS, (number + 1) * _ROWS)
+                place = slice(start - block.start, start - block.start + QUERIES)
+                columns = slice(number * ROWS, (number + 1) * ROWS)
                 np.matmul(queries, tile.T, out=similarities[place, columns])
         self._raise_first(block, similarities)
         relevant, relevant_spans = self.relevant.of(block)
@@ -375,39 +371,3 @@ class _Pass:
                 "relevant rows among the first R, divided by R",
             ),
         }
-
-
-def _filled_up(vectors: Vectors, count: int) -> Vectors:
-    """The vectors, with zeros after them up to `count`."""
-    if len(vectors) == count:
-        return vectors
-    filled = np.zeros((count, vectors.shape[1]), np.float32)
-    filled[: len(vectors)] = vectors
-    return filled
-
-
-def _checked_vectors(vectors: Vectors, where: str) -> Vectors:
-    """The vectors, contiguous.
-
-    Raises:
-        MetricError: if they are not float32 [n, d], not finite or not of unit length, or there are none.
-    """
-    vectors = np.asarray(vectors)
-    if vectors.dtype != np.float32 or vectors.ndim != 2:
-        raise MetricError(
-            f"vectors are float32 [n, d], got {vectors.dtype} {list(vectors.shape)}", where=where
-        )
-    if vectors.size == 0:
-        raise MetricError(f"there is nothing to compare: {list(vectors.shape)}", where=where)
-    for start in range(0, len(vectors), _ROWS_AT_ONCE):
-        some = vectors[start : start + _ROWS_AT_ONCE]
-        lengths = np.sqrt(np.einsum("nd,nd->n", some, some))
-        # Also where the length is not a number.
-        wrong = np.flatnonzero(~(np.abs(lengths - 1) <= _TOLERANCE))
-        if len(wrong):
-            raise MetricError(
-                f"vectors have length 1, got {lengths[wrong[0]]:.4g} in row {start + wrong[0]:,}",
-                where=where,
-                mend="divide each by its length; a length that is not finite means a diverged model",
-            )
-    return np.ascontiguousarray(vectors)

@@ -54,9 +54,9 @@ def test_memory_decides_whether_images_are_kept(make_table: Any, monkeypatch: py
     table = make_table(np.zeros(6, dtype=np.int64))
     calls: list[bytes] = []
 
-    def counted(data: bytes, preprocessing: Preprocessing) -> Any:
+    def counted(data: bytes, preprocessing: Preprocessing, box: Any) -> Any:
         calls.append(data)
-        return prepare(data, preprocessing)
+        return prepare(data, preprocessing, box)
 
     monkeypatch.setattr(module, "prepare", counted)
     for memory, decoded in ((6 * 3 * 64, 6), (6 * 3 * 64 - 1, 12)):

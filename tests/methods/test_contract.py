@@ -17,11 +17,13 @@ from ray_retrieval.storage import Folder
 CLASSES = 4
 BANK = {"hashnet": {"preset": "deephash"}, "xbm": {"warmup_steps": 0}}
 """Settings under which a method has a state beside its parameters."""
+ALWAYS = {"gem": {"projection": True, "loss": {"name": "contrastive", "negatives": 2}}}
+"""Settings that a method needs for what all are asked here."""
 
 
 def small(name, **settings):
     backbone = BackboneConfig(name="small", weights="none")
-    return sized(name, 13, backbone=backbone, image={"size": 16}, **settings)
+    return sized(name, 13, backbone=backbone, image={"size": 16}, **ALWAYS.get(name, {}), **settings)
 
 
 def images(count=8):

@@ -17,14 +17,24 @@ from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.rerank import (
     AnyRerankConfig,
     DatabaseAugmentationConfig,
+    DiffusionConfig,
     HeldVectors,
     KReciprocalConfig,
     QueryExpansionConfig,
+    SuperGlobalConfig,
     build,
     build_all,
     expansion,
     rerank,
 )
+
+KINDS = [
+    QueryExpansionConfig,
+    DatabaseAugmentationConfig,
+    KReciprocalConfig,
+    DiffusionConfig,
+    SuperGlobalConfig,
+]
 
 
 def unit(vectors):
@@ -159,7 +169,7 @@ def test_every_step_is_told_by_its_name():
     adapter = TypeAdapter(AnyRerankConfig)
     held, queries = HeldVectors(clusters(3, 30, 4)), Vectors(clusters(4, 2, 4))
     hits = held.search(queries, 12)
-    for kind in (QueryExpansionConfig, DatabaseAugmentationConfig, KReciprocalConfig):
+    for kind in KINDS:
         config = adapter.validate_python({"name": kind.model_fields["name"].default})
         assert config == kind()
         step = build(config, held)
@@ -207,7 +217,7 @@ def test_augmentation_and_then_expansion_are_those_of_the_formula():
     assert_same(rerank(build_all(configs, held), queries, hits), found)
 
 
-@pytest.mark.parametrize("before", ["query_expansion", "k_reciprocal", "database_augmentation"])
+@pytest.mark.parametrize("before", [kind.model_fields["name"].default for kind in KINDS])
 def test_augmentation_comes_first(before):
     steps = [{"name": before}, {"name": "database_augmentation"}]
     with pytest.raises(RecipeError, match=r"^--rerank: 'rerank': database_augmentation is the first step"):
@@ -218,7 +228,7 @@ def test_augmentation_comes_first(before):
         build_all(configs, HeldVectors(clusters(0, 5, 4)))
 
 
-@pytest.mark.parametrize("kind", [QueryExpansionConfig, DatabaseAugmentationConfig, KReciprocalConfig])
+@pytest.mark.parametrize("kind", KINDS)
 def test_codes_are_refused_before_anything_is_searched(tmp_path, kind):
     write(tmp_path / "embeddings", draw_codes(20, 32), draw_images(20))
     build_index(tmp_path / "embeddings", tmp_path / "index")

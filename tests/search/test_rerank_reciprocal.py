@@ -13,7 +13,14 @@ from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
 from ray_retrieval.metrics.inputs import frozen
 from ray_retrieval.search.hits import NO_ROW, Hits
-from ray_retrieval.search.rerank import HeldVectors, KReciprocalConfig, build, reciprocal, reciprocal_kernels
+from ray_retrieval.search.rerank import (
+    HeldVectors,
+    KReciprocalConfig,
+    build,
+    neighbours,
+    reciprocal,
+    reciprocal_kernels,
+)
 from ray_retrieval.search.vectors import distances_to
 
 
@@ -236,7 +243,7 @@ def test_it_brings_classes_together():
 def test_progress_counts_every_row_once():
     done = []
     held = HeldVectors(draw(np.random.default_rng(0), 100, 4, "spread"))
-    with mock.patch.object(reciprocal, "_ROWS", 30):
+    with mock.patch.object(neighbours, "_ROWS", 30):
         build(KReciprocalConfig(), held, progress=done.append)
     assert done == [30, 30, 30, 10]
 

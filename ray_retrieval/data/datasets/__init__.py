@@ -22,6 +22,8 @@ from ray_retrieval.data.datasets import (
     lists,
     mirflickr,
     nuswide,
+    sfm,
+    views,
     voc2012,
 )
 from ray_retrieval.data.datasets.cars196 import Cars196Config
@@ -35,8 +37,10 @@ from ray_retrieval.data.datasets.inshop import InShopConfig
 from ray_retrieval.data.datasets.lists import ListsConfig
 from ray_retrieval.data.datasets.mirflickr import MirFlickrConfig
 from ray_retrieval.data.datasets.nuswide import NusWideConfig
+from ray_retrieval.data.datasets.sfm import SfmConfig
 from ray_retrieval.data.datasets.sop import SopConfig
 from ray_retrieval.data.datasets.vehicleid import VehicleIdConfig
+from ray_retrieval.data.datasets.views import ViewsConfig
 from ray_retrieval.data.datasets.voc2012 import Voc2012Config
 from ray_retrieval.storage import Folder
 
@@ -55,6 +59,8 @@ AnyDataConfig = (
     | Cars196Config
     | InShopConfig
     | VehicleIdConfig
+    | ViewsConfig
+    | SfmConfig
 )
 DataConfig = Annotated[AnyDataConfig, Field(discriminator="name")]
 """Any benchmark's configuration, told by its `name`."""
@@ -74,6 +80,8 @@ _LOADERS: dict[str, Any] = {
     "mirflickr": mirflickr.load,
     "voc2012": voc2012.load,
     "lists": lists.load,
+    "views": views.load,
+    "sfm": sfm.load,
     **dict.fromkeys(("sop", "cub200", "cars196", "inshop", "vehicleid"), disjoint.load),
 }
 

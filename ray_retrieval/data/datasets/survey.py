@@ -19,8 +19,10 @@ from ray_retrieval.data.datasets import (
     inshop,
     mirflickr,
     nuswide,
+    sfm,
     sop,
     vehicleid,
+    views,
     voc2012,
 )
 from ray_retrieval.data.datasets.disjoint import DisjointConfig
@@ -70,6 +72,10 @@ def about(config: AnyDataConfig) -> About:
     if isinstance(config, cifar10.Cifar10Config):
         counts = dict(cifar10.published(config))
         return replace(_KNOWN["cifar10"], name=f"CIFAR-10 ({config.protocol})", counts=counts)
+    if isinstance(config, sfm.SfmConfig):
+        published = sfm.COUNTS[config.variant].items()
+        counts = {part: photographs for part, (photographs, _) in published}
+        return replace(_KNOWN["sfm"], name=config.variant, counts=counts, needs=config.needs())
     if isinstance(config, DisjointConfig):
         protocol = config.protocol
         counts = {part: sizes[0].images for part, sizes in protocol.counts.items()}
@@ -172,6 +178,16 @@ _KNOWN = {
         "pkuml.org/resources/pku-vehicleid.html (on request; for research)",
         "with the images",
     ),
+    "views": About("views", None, None, {}, "your own; else those of scikit-learn and scikit-image"),
+    "sfm": About(
+        "retrieval-SfM",
+        None,
+        None,
+        {},
+        "cmp.felk.cvut.cz/cnnimageretrieval (retrieval-SfM-120k: download=true; photographs under Flickr's "
+        "terms); GL18: kaggle.com/google/google-landmarks-dataset",
+        "with the images; GL18: made by create_db_pickle.py of github.com/tonyngjichun/SOLAR",
+    ),
 }
 
 
@@ -190,7 +206,7 @@ def survey(config: AnyDataConfig) -> dict[str, Any]:
         DataError: if a list that is there is damaged.
     """
     known = about(config)
-    root = str(getattr(config, "database" if config.name == "images" else "root", ""))
+    root = str(getattr(config, _ROOTS.get(config.name, "root"), None) or "")
     files = [location.join(location.expand(root), name) for name in known.needs]
     listed: dict[str, Listed] = {}
     lists: dict[str, str] = {}
@@ -201,10 +217,12 @@ def survey(config: AnyDataConfig) -> dict[str, Any]:
     found = [{"file": file, "found": location.exists(file)} for file in required]
     if isinstance(config, cifar10.Cifar10Config):
         found = [{"file": location.expand(root), "found": cifar10.is_there(config.root)}]
-    elif config.name == "images":
+    elif config.name in _ROOTS and root:
         found = [{"file": location.expand(root), "found": location.exists(location.expand(root))}]
     if isinstance(config, DisjointConfig):
         listed = _told(config)
+    elif isinstance(config, sfm.SfmConfig):
+        listed = sfm.listed(config) if location.exists(files[0]) else {}
     elif isinstance(config, coco.CocoConfig) and {"train", "queries"} <= set(listed):
         listed = _derived(config, listed)
     elif not listed:
@@ -220,6 +238,10 @@ def survey(config: AnyDataConfig) -> dict[str, Any]:
         "parts": {part: _facts(part_listed) for part, part_listed in listed.items()},
         "overlaps": _overlaps(listed),
     }
+
+
+_ROOTS = {"images": "database", "views": "images"}
+"""Of benchmarks of the user's own images, the option that says where these are."""
 
 
 def _or_instead(config: AnyDataConfig, lists: list[str]) -> list[str]:
@@ -321,12 +343,20 @@ def every_config() -> list[AnyDataConfig]:
         cars196.Cars196Config(),
         inshop.InShopConfig(),
         *(vehicleid.VehicleIdConfig(size=size) for size in ("small", "medium", "large")),
+        *(sfm.SfmConfig(variant=variant) for variant in ("retrieval-SfM-120k", "retrieval-SfM-30k", "gl18")),
         datasets.ImagesConfig(database="data/images"),
+        views.ViewsConfig(),
         ListsConfig(),
     ]
 
 
-VARIANTS = {"coco": "protocol", "nuswide": "classes", "cifar10": "protocol", "vehicleid": "size"}
+VARIANTS = {
+    "coco": "protocol",
+    "nuswide": "classes",
+    "cifar10": "protocol",
+    "vehicleid": "size",
+    "sfm": "variant",
+}
 """The option that tells a benchmark's protocols apart: `coco-clean` is `coco` with `protocol=clean`."""
 
 

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field
 from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.search.hits import Hits
+from ray_retrieval.search.rerank.diffusion import Diffusion, DiffusionConfig
 from ray_retrieval.search.rerank.expansion import (
     DatabaseAugmentation,
     DatabaseAugmentationConfig,
@@ -38,31 +39,38 @@ from ray_retrieval.search.rerank.step import (
     dimension_of,
     rows_of_queries,
 )
+from ray_retrieval.search.rerank.superglobal import SuperGlobal, SuperGlobalConfig
 
 __all__ = [
     "AnyRerankConfig",
     "Database",
     "DatabaseAugmentationConfig",
+    "DiffusionConfig",
     "HeldVectors",
     "KReciprocalConfig",
     "QueryExpansionConfig",
     "RerankConfigs",
     "Step",
+    "SuperGlobalConfig",
     "build",
     "build_all",
     "check_order",
     "rerank",
 ]
 
-AnyRerankConfig = Annotated[
-    QueryExpansionConfig | DatabaseAugmentationConfig | KReciprocalConfig, Field(discriminator="name")
-]
+_Config = (
+    QueryExpansionConfig
+    | DatabaseAugmentationConfig
+    | KReciprocalConfig
+    | DiffusionConfig
+    | SuperGlobalConfig
+)
+
+AnyRerankConfig = Annotated[_Config, Field(discriminator="name")]
 """The steps that a recipe may give, told apart by `name`."""
 
 
-def check_order(
-    configs: tuple[QueryExpansionConfig | DatabaseAugmentationConfig | KReciprocalConfig, ...],
-) -> tuple[QueryExpansionConfig | DatabaseAugmentationConfig | KReciprocalConfig, ...]:
+def check_order(configs: tuple[_Config, ...]) -> tuple[_Config, ...]:
     """The steps as given.
 
     Raises:
@@ -81,7 +89,7 @@ RerankConfigs = Annotated[tuple[AnyRerankConfig, ...], AfterValidator(check_orde
 
 
 def build(
-    config: QueryExpansionConfig | DatabaseAugmentationConfig | KReciprocalConfig,
+    config: _Config,
     database: Database,
     *,
     threads: int = 1,
@@ -94,7 +102,7 @@ def build(
         database: whose hits are to be re-ranked; its vectors are read, and searched.
         threads: to share the work among, now and in calls. No result depends on it.
         progress: called with the number of rows of each block that is done; they add up to the database's.
-            Query expansion, and what is joint, have nothing to do beforehand and never call it.
+            Query expansion, SuperGlobal, and what is joint, have nothing to do beforehand and never call it.
 
     Raises:
         ArtefactError: if the database is an index of codes.
@@ -104,11 +112,15 @@ def build(
         return QueryExpansion(config, database)
     if isinstance(config, DatabaseAugmentationConfig):
         return DatabaseAugmentation(config, database, threads=threads, progress=progress)
+    if isinstance(config, DiffusionConfig):
+        return Diffusion(config, database, threads=threads, progress=progress)
+    if isinstance(config, SuperGlobalConfig):
+        return SuperGlobal(config, database, threads=threads)
     return KReciprocal(config, database, threads=threads, progress=progress)
 
 
 def build_all(
-    configs: Sequence[QueryExpansionConfig | DatabaseAugmentationConfig | KReciprocalConfig],
+    configs: Sequence[_Config],
     database: Database,
     *,
     threads: int = 1,

@@ -38,6 +38,7 @@ from ray_retrieval.config import Config
 from ray_retrieval.descriptors import Vectors
 from ray_retrieval.metrics.inputs import frozen
 from ray_retrieval.search.hits import NO_ROW, Hits
+from ray_retrieval.search.rerank.neighbours import nearest_others
 from ray_retrieval.search.rerank.reciprocal_data import (
     Guests,
     Holders,
@@ -60,7 +61,7 @@ from ray_retrieval.search.rerank.step import (
 from ray_retrieval.search.threads import one_blas_thread, run_all
 from ray_retrieval.search.vectors import VectorSegment, distances_to, norm_error, search_vectors
 
-_ROWS = 8192  # rows that are searched for, or multiplied with queries, at once
+_ROWS = 8192  # rows that are multiplied with queries at once
 _MADE = 1024  # rows of V that are made at once
 _GROUP = 256  # queries that are re-ranked at once
 _PAIRS = 1 << 14  # of queries and rows whose distances are looked at at once
@@ -198,17 +199,12 @@ class _Items:
         count = len(vectors)
         lists, distances = np.empty((count, k1 + 1), np.int32), np.zeros((count, k1 + 1), np.float32)
         farthest = np.empty(count, np.float32)
-        for start, stop in _cuts(count, _ROWS):
-            own = np.arange(start, stop)
-            hits = self._search(vectors[start:stop], k1 + 1)
-            # The item itself goes to the end and is cut off; where it is not found, the last one is.
-            others = np.argsort(hits.rows == own[:, None], axis=1, kind="stable")[:, :k1]
-            lists[start:stop, 0] = own
-            lists[start:stop, 1:] = np.take_along_axis(hits.rows, others, axis=1)
-            distances[start:stop, 1:] = np.take_along_axis(hits.distances, others, axis=1)
-            farthest[start:stop] = self._farthest(vectors[start:stop])
+        lists[:, 0] = np.arange(count)
+        for some, rows, far in nearest_others(self._segment, k1, threads=self._threads):
+            lists[some, 1:], distances[some, 1:] = rows, far
+            farthest[some] = self._farthest(vectors[some])
             if progress is not None:
-                progress(stop - start)
+                progress(len(rows))
         return Neighbours(frozen(vectors), lists, distances, farthest)
 
     def _search(self, vectors: Floats, k: int) -> Hits:
