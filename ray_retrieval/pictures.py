@@ -1,8 +1,9 @@
-"""Queries and their hits in one picture: hits that share a label are framed green, the others red."""
+"""Queries and their hits in one picture: right hits are framed green, wrong ones red, unjudged ones grey."""
 
 import io
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,9 +46,10 @@ class Shown:
     Attributes:
         image: the encoded file (JPEG, PNG, …); None where it is not at hand.
         id: the image's id.
-        labels: names of its classes; empty where they are unknown.
+        labels: names of its classes, or of the list of the ground truth that it is in; empty where unknown.
         far: how far it is from the query, in words; None for a query.
-        right: whether it shares a label with the query; None for a query, or where labels are unknown.
+        right: whether it is relevant to the query; None for a query, where that is unknown, or where the
+            ground truth says that the image counts neither way.
     """
 
     image: bytes | None
@@ -84,6 +86,29 @@ def opened(data: bytes | None, side: int) -> Image.Image | None:
     scale = min(1.0, side / max(image.size))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def cropped(data: bytes, box: Sequence[float]) -> bytes:
+    """What of an image is in a box, as a JPEG file; the file as it is where it cannot be decoded.
+
+    Args:
+        data: the image file.
+        box: left, top, right, bottom in pixels of the upright image.
+    """
+    # As in `opened`.
+    from ray_retrieval.data.decode import decode
+
+    try:
+        image = decode(data)
+    except DataError:
+        return data
+    left, top, right, bottom = (round(place) for place in box)
+    inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        return data
+    encoded = io.BytesIO()
+    image.crop(inside).save(encoded, "JPEG", quality=92)
+    return encoded.getvalue()
 
 
 def grid(examples: list[Example], *, hits_per_row: int | None = None) -> Image.Image:

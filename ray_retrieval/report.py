@@ -102,6 +102,7 @@ def render(
         speed=_mean([entry.get("images_per_second") for entry in history]),
         diverged=[entry["epoch"] for entry in history if not math.isfinite(as_number(entry.get("loss", 0)))],
         examples=_with_thumbnails(examples),
+        unjudged=any(hit.right is None for example in examples for hit in example.hits),
         recipe=recipe_text.strip("\n"),
         stages=_stages(timings),
         total_seconds=sum(seconds for _, seconds, _ in _stages(timings)),

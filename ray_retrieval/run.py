@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ray_retrieval import examples, report, search
 from ray_retrieval import recipe as recipes
-from ray_retrieval import report, search
 from ray_retrieval.cluster import connect
 from ray_retrieval.compare import acceptance
 from ray_retrieval.compute import cores, describe_machine
@@ -32,9 +32,8 @@ from ray_retrieval.evaluate import evaluate
 from ray_retrieval.methods.base import Clock
 from ray_retrieval.model import DESCRIPTION, read_model_description
 from ray_retrieval.progress import Advance, Display
-from ray_retrieval.query import example, hits_of, label_names
 from ray_retrieval.recipe import Recipe
-from ray_retrieval.report import Example, Shown
+from ray_retrieval.reuse import reuse
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder, fingerprint
 from ray_retrieval.train import read_history, starting, train
@@ -112,7 +111,9 @@ class Run:
         existed, begun = self.folder.exists(), self.folder.exists("recipe.yaml")
         try:
             benchmark = self._load_data()
-            if not self.folder.exists(f"model/{DESCRIPTION}"):
+            if benchmark.untrainable:
+                self._take_model(benchmark)
+            elif not self.folder.exists(f"model/{DESCRIPTION}"):
                 # What does not fit is found here, not after Ray has started.
                 config = self.recipe.train
                 method = starting(self.recipe.method, config, benchmark)
@@ -132,17 +133,25 @@ class Run:
         with self._stage("data"):
             benchmark = datasets.load(self.recipe.data, seed=self.recipe.seed, splits=self.folder / "split")
             self.folder.write_text("recipe.yaml", recipes.dump(self.recipe))
-            self._refuse_codes_that_find_themselves(benchmark)
+            self._refuse_codes(benchmark)
             return self._without_broken(benchmark)
 
-    def _refuse_codes_that_find_themselves(self, benchmark: Benchmark) -> None:
-        """The metrics of codes have no way to leave a query out of its own results."""
+    def _refuse_codes(self, benchmark: Benchmark) -> None:
+        """The metrics of codes leave no query out of its own results, and know no ground truth."""
+        if self.recipe.method.form.kind is not DescriptorKind.CODES:
+            return
+        if benchmark.ground_truth is not None:
+            raise RecipeError(
+                f"{benchmark.name} is measured with vectors, and {self.recipe.method.name} makes codes",
+                where="data",
+                mend="take a method that makes vectors, such as gem",
+            )
         pairs = {
             "queries": (benchmark.queries, benchmark.database),
             "validation queries": (benchmark.validation_queries, benchmark.validation_database),
         }
         for role, (queries, database) in pairs.items():
-            if queries is database and self.recipe.method.form.kind is DescriptorKind.CODES:
+            if queries is database:
                 raise RecipeError(
                     f"the {role} of {benchmark.name} are searched in themselves, and "
                     f"{self.recipe.method.name} makes codes, whose measures would count each as its own hit",
@@ -150,9 +159,31 @@ class Run:
                     mend="take a method that makes vectors, such as xbm, or give queries apart",
                 )
 
+    def _take_model(self, benchmark: Benchmark) -> None:
+        """Take the model that the recipe starts from for the trained one, where nothing can be trained.
+
+        Raises:
+            DataError: if training is asked for.
+            RetrievalError: if the model is none, or does not fit the recipe's method.
+        """
+        config, folder = self.recipe.train, self.folder / "model"
+        if folder.exists(DESCRIPTION):
+            return
+        if config.start is None or config.epochs:
+            raise DataError(
+                f"nothing can be trained: {benchmark.untrainable}",
+                where=benchmark.name,
+                mend="get the images, or measure a trained model: train.start=MODEL train.epochs=0",
+            )
+        reuse(config.start, self.recipe.method, folder)
+
     def train(self, benchmark: Benchmark) -> None:
         """Train, unless `model/` is complete."""
         folder = self.folder / "model"
+        if benchmark.untrainable:
+            self._take_model(benchmark)
+            self.display.say(f"train: the model is taken as it is, {benchmark.untrainable}")
+            return
         key = self.training_key(benchmark)
         begun = self.folder.read_json("training.json")["key"] if self.folder.exists("training.json") else key
         if begun != key:
@@ -268,39 +299,11 @@ class Run:
 
     def report(self, benchmark: Benchmark) -> str:
         """Write `report.html`; returns where."""
-        examples = self._examples(benchmark)
-        return report.write(self.folder, examples)
-
-    def _examples(self, benchmark: Benchmark) -> list[Example]:
+        shown = self.recipe.report
         queries = Embeddings.open(self._embeddings("model", _queries(benchmark)))
         index = search.Index.open(self.folder / "index", threads=cores(), model=queries.model)
-        count = min(self.recipe.report.examples, queries.rows)
-        chosen = np.linspace(0, queries.rows - 1, count).astype(np.int64)
-        described = queries.form.with_rows(queries.descriptors.data[chosen])
-        # Where the queries are in the index, each finds itself, which is no example of anything.
-        hits = index.search(described, self.recipe.report.hits + benchmark.queries_in_database)
-        table = benchmark.queries
-        positions = {name: row for row, name in enumerate(table.ids)}
-        rows = [positions[queries.ids[row]] for row in chosen]
-        # Of the chosen rows only: a table's columns come with copies of its images.
-        labels = table.take(np.array(rows, np.int64)).table["label"].to_pylist()
-        shown = [
-            Shown(
-                table.image_bytes(row),
-                table.ids[row],
-                label_names(label, table.class_names),
-                far=None,
-                right=None,
-            )
-            for row, label in zip(rows, labels, strict=True)
-        ]
-        examples = []
-        for number, query in enumerate(shown):
-            found = hits_of(index, hits, number)
-            if benchmark.queries_in_database:
-                found = [hit for hit in found if hit.id != query.id]
-            examples.append(example(index, query, found[: self.recipe.report.hits]))
-        return examples
+        found = examples.of_benchmark(benchmark, queries, index, count=shown.examples, hits=shown.hits)
+        return report.write(self.folder, found)
 
     def _models(self) -> list[str]:
         """The model directories to measure: the selected one, and the other where it differs."""
@@ -322,7 +325,7 @@ class Run:
         # One table may play several roles: its errors are found once, under the first of them.
         listed = {id(table): role for role, table in reversed(tables.items())}
         known = fingerprint([table.fingerprint for table in tables.values()])
-        if self._checked() != known:
+        if self._checked() != known and not benchmark.untrainable:
             with self.display.task(
                 "check", sum(len(tables[r]) for r in listed.values()), "images"
             ) as advance:

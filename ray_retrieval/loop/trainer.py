@@ -142,6 +142,8 @@ class Trainer:
         if latest is not None:
             self._restore(latest)
         try:
+            if latest is None:
+                self.method.before_training(self._encode)
             self._train(reporter, fresh=latest is None)
         finally:
             for source in (self.train_images, self.queries, self.database):

@@ -198,6 +198,15 @@ class Method(nn.Module, ABC):
         checkpoint holds of it is put back afterwards by `load_training_state`.
         """
 
+    def before_training(self, encode: Encode) -> None:
+        """Called once before a training that does not go on from a checkpoint, on every worker.
+
+        For parameters that start from what the network makes of the training images.
+
+        Args:
+            encode: computes something of training images.
+        """
+
     def before_step(self, clock: Clock, encode: Encode) -> None:
         """Called before every step, on every worker.
 

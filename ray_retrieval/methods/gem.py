@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from ray_retrieval.config import Config
 from ray_retrieval.data.mining import LabelPairs, epoch_plan, hard_negatives, pairs_of_labels
 from ray_retrieval.data.samplers import pk_plan, usable_classes
 from ray_retrieval.data.table import ImageTable
@@ -36,8 +35,8 @@ from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig, build_feature_map, map_channels
 from ray_retrieval.layers.pooling import SuperGlobalPooling, combine_scales, l2_normalised
-from ray_retrieval.layers.regions import PoolingKind, build_pooling
-from ray_retrieval.layers.whitening import PairStatistics, Whitening, learned, pca
+from ray_retrieval.layers.regions import PoolingKind, RegionalPooling, build_pooling
+from ray_retrieval.layers.whitening import Whitening
 from ray_retrieval.losses.arcface import CosineClassifier, arcface_losses
 from ray_retrieval.losses.pairwise import share_a_label
 from ray_retrieval.methods.base import (
@@ -57,21 +56,20 @@ from ray_retrieval.methods.gem_objectives import (
     LossConfig,
     TupleLossConfig,
 )
+from ray_retrieval.methods.gem_whitening import (
+    WhiteningConfig,
+    learn_by_images,
+    learn_by_pairs,
+    spread,
+    start_as_identity,
+    start_by_places,
+)
 from ray_retrieval.methods.hashing import wide
 
-_WHITENING = int.from_bytes(b"whiten", "big")
-"""Keeps what is drawn for whitening apart from other draws of the same seed."""
-
-
-class WhiteningConfig(Config):
-    """What is learned of the trained network's descriptors."""
-
-    name: Literal["none", "learned", "pca"] = "none"
-    """`learned`: by pairs of images of one thing, whose differences become white; `pca`: by single images."""
-    shrinkage: float = Field(default=1.0, ge=0, le=1)
-    """Of `pca`: 1 makes all directions equally strong, 0 leaves them as they are."""
-    images: int = Field(default=20_000, ge=2)
-    """Training images that it is learned from, at most, drawn at random."""
+_PAIRS = 2
+"""Pairs for each dimension without which the projection starts as the identity."""
+_MAPS = 2000
+"""Training images whose maps are looked at for the start of layers that whiten places or regions."""
 
 
 class GemConfig(MethodConfig):
@@ -91,7 +89,8 @@ class GemConfig(MethodConfig):
     local_whitening: bool = False
     """A linear layer at every place of the map before the pooling."""
     projection: bool = False
-    """A linear layer behind the pooling that is trained with the network (the `w` of published names)."""
+    """A linear layer behind the pooling that is trained with the network (the `w` of published names). As
+    the other linear layers it starts from a whitening of the training images, where there are enough."""
     dimension: int | None = Field(default=None, ge=1)
     """Of a descriptor; unset: the channels of the map. Fewer need a `projection` or a `whitening`."""
     loss: LossConfig = ContrastiveTuples()
@@ -155,7 +154,12 @@ class Gem(Method):
         if config.whitening.name != "none":
             self.whitening = Whitening(config.projected, config.form.size).requires_grad_(requires_grad=False)
         self.whitened: Tensor
-        self.register_buffer("whitened", torch.tensor(0, dtype=torch.uint8))
+        self.initialised: Tensor
+        for flag in ("whitened", "initialised"):
+            self.register_buffer(flag, torch.tensor(0, dtype=torch.uint8))
+        for layer in self.modules():
+            if isinstance(layer, Whitening):
+                start_as_identity(layer)
         if not config.train_batch_norm:
             for layer in self._batch_norms():
                 layer.requires_grad_(requires_grad=False)
@@ -334,31 +338,47 @@ class Gem(Method):
 
     # Whitening
 
+    def before_training(self, encode: Encode) -> None:
+        """Let linear layers start from whitenings of the untrained network's features, one after another."""
+        if int(self.initialised):
+            return
+        assert self._pairs is not None
+        count, images = len(self._labels), self.config.whitening.images
+        if self.local is not None:
+            start_by_places(self.local, count, _MAPS, encode, self._places)
+        if isinstance(self.pooling, RegionalPooling) and self.pooling.whitening is not None:
+            start_by_places(self.pooling.whitening, count, _MAPS, encode, self._regions)
+        # What too few pairs do not determine would be blown up.
+        enough = min(images // 2, len(self._pairs))
+        if self.projection is not None and enough >= _PAIRS * self.projection.in_features:
+            learn_by_pairs(self.projection, self._pairs, images, encode, self._pooled)
+        self.initialised.fill_(1)
+
+    def _places(self, images: Tensor) -> Outputs:
+        return {"vectors": spread(wide(self.backbone(self.normalised(images))).flatten(2).transpose(1, 2))}
+
+    def _regions(self, images: Tensor) -> Outputs:
+        assert isinstance(self.pooling, RegionalPooling)
+        return {"vectors": spread(self.pooling.regions(self._features(self.normalised(images))))}
+
+    def _pooled(self, images: Tensor) -> Outputs:
+        return {"vectors": l2_normalised(wide(self.pooling(self._features(self.normalised(images)))))}
+
     def after_training(self, encode: Encode) -> None:
         """Learn the whitening, from descriptors as `describe` makes them."""
         if self.whitening is None:
             return
-        config, generator = self.config.whitening, np.random.default_rng(_WHITENING)
         assert self._pairs is not None
+        config = self.config.whitening
+
+        def describe(images: Tensor) -> Outputs:
+            return {"vectors": self._described(images)}
+
         if config.name == "learned":
-            pairs = _drawn_pairs(self._pairs, config.images // 2, generator)
-            rows = np.unique(pairs)
+            learn_by_pairs(self.whitening, self._pairs, config.images, encode, describe)
         else:
-            drawn = generator.permutation(len(self._labels))[: config.images]
-            rows, pairs = np.sort(drawn), np.zeros((0, 2), np.int64)
-        found = encode(rows, lambda images: {"vectors": self._described(images)})
-        vectors = found["vectors"].double().cpu().numpy()
-        statistics = PairStatistics(self.config.projected)
-        statistics.add_all(vectors)
-        if len(pairs):
-            queries, positives = np.searchsorted(rows, pairs).T
-            statistics.add(vectors[queries], vectors[positives])
-        mean, projection = (
-            learned(statistics, self.config.form.size)
-            if config.name == "learned"
-            else pca(statistics, self.config.form.size, shrinkage=config.shrinkage)
-        )
-        self.whitening.initialise(mean, projection)
+            count, shrinkage = len(self._labels), config.shrinkage
+            learn_by_images(self.whitening, count, config.images, encode, describe, shrinkage=shrinkage)
         self.whitened.fill_(1)
 
     # What a checkpoint holds beside the weights
@@ -395,12 +415,6 @@ def _pairs(table: ImageTable) -> Rows | LabelPairs:
     lengths = np.asarray(listed.fill_null([]).value_lengths())
     queries = np.repeat(np.arange(len(table)), lengths)
     return np.stack([queries, np.asarray(listed.flatten())], axis=1).astype(np.int64)
-
-
-def _drawn_pairs(pairs: Rows | LabelPairs, count: int, generator: np.random.Generator) -> Rows:
-    if isinstance(pairs, LabelPairs):
-        return pairs.draw(count, generator)
-    return pairs[np.sort(generator.permutation(len(pairs))[:count])]
 
 
 def _list_plan(labels: Rows, images: int, batch_size: int, clock: Clock) -> list[Rows]:

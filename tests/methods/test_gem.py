@@ -250,3 +250,47 @@ class TestWhitening:
             white = (raw @ made.whitening.weight.T + made.whitening.bias).numpy()
         np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(4), atol=1e-3)
         np.testing.assert_allclose(white.mean(axis=0), 0, atol=1e-3)
+
+
+class TestStart:
+    """Linear layers start from whitenings of the untrained network's features."""
+
+    def test_a_projection_whitens_differences_within_pairs(self):
+        table = photographs(600)
+        made = method(table, projection=True)
+        encode = encoder(made, table)
+        assert torch.equal(made.projection.weight, torch.eye(128, dtype=torch.float64))
+        made.before_training(encode)
+        pooled = encode(np.arange(600), made._pooled)["vectors"]
+        with torch.no_grad():
+            white = made.projection(pooled).numpy()
+        # Of all pairs of a class, not of those alone that it was learned from.
+        labels = np.asarray(table.labels)
+        differences = np.concatenate([white[labels == c][::2] - white[labels == c][1::2] for c in range(6)])
+        assert 0.5 < np.square(differences).mean() < 2
+        before = made.projection.weight.clone()
+        made.before_training(None)  # a start from a model: it has been done
+        assert torch.equal(made.projection.weight, before)
+
+    def test_with_too_few_pairs_it_stays_the_identity(self):
+        table = photographs(200)
+        made = method(table, projection=True, dimension=40)
+        made.before_training(encoder(made, table))
+        assert torch.equal(made.projection.weight, torch.eye(40, 128, dtype=torch.float64))
+
+    @pytest.mark.parametrize("layer", ["local", "regional"])
+    def test_places_and_regions_are_white(self, layer):
+        table = photographs(100)
+        settings = {"local_whitening": True} if layer == "local" else {"regional": True}
+        made = method(table, **settings)
+        encode = encoder(made, table)
+        places = made._places if layer == "local" else made._regions
+        made.before_training(encode)
+        with torch.no_grad():
+            vectors = encode(np.arange(100), places)["vectors"].reshape(-1, 128)
+            white = (made.local or made.pooling.whitening)(vectors).numpy()
+        variances = white.var(axis=0)
+        alive = variances > 1e-3
+        assert alive.sum() > 20
+        np.testing.assert_allclose(np.cov(white[:, alive].T, bias=True), np.eye(alive.sum()), atol=0.01)
+        assert (variances[~alive] < 1e-6).all()
