@@ -331,6 +331,10 @@ def search(
         Path | None, typer.Option(help="Save a picture of queries and hits (.png, .jpg).")
     ] = None,
     model: ModelOption = None,
+    box: Annotated[
+        tuple[float, float, float, float] | None,
+        typer.Option(help="Left, top, right, bottom in pixels: the part of the query images that is meant."),
+    ] = None,
     rerank: Annotated[
         list[str] | None,
         typer.Option(
@@ -346,7 +350,7 @@ def search(
     from ray_retrieval.recipe import rerank_steps
 
     searcher = Searcher(index, model, rerank=rerank_steps(rerank or []))
-    answers = searcher.search(images, k)
+    answers = searcher.search(images, k, box=box)
     if picture is not None:
         examples = [searcher.example(image, hits) for image, hits in zip(images, answers, strict=True)]
         pictures.save(pictures.grid(examples), picture)

@@ -33,6 +33,8 @@ from ray_retrieval.storage import (
 )
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+_REASON = 300
+"""Characters of what torch says of weights that do not fit: it may name every tensor."""
 Box = Callable[[int], "Sequence[float] | None"]
 """What counts of each image, by its row; see `data.table.ImageTable.box`."""
 
@@ -132,7 +134,12 @@ def load(uri: str | Folder) -> Model:
     try:
         method.load_state_dict(safetensors.torch.load(folder.read_bytes(WEIGHTS)))
     except (RuntimeError, safetensors.SafetensorError) as error:
-        raise ModelError(f"the weights do not fit: {str(error).splitlines()[0]}", where=folder) from None
+        reason = " ".join(str(error).split("\n", 1)[-1].split())  # torch's first line names the class alone
+        raise ModelError(
+            f"the weights do not fit: {reason[:_REASON]}",
+            where=folder,
+            mend="use the release that trained it, or train it again",
+        ) from None
     return Model(method.eval(), description, identity)
 
 
@@ -193,19 +200,22 @@ class Encoder:
         self.preprocessing = loaded.preprocessing
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
-    def encode(self, images: list[bytes]) -> tuple[Descriptors, dict[int, str]]:
+    def encode(
+        self, images: list[bytes], box: Sequence[float] | None = None
+    ) -> tuple[Descriptors, dict[int, str]]:
         """Descriptors of encoded images.
 
         Decoding of the next batch runs beside the forward pass of the current one.
 
         Args:
             images: the bytes of JPEG, PNG, WebP, BMP, GIF or TIFF files.
+            box: what counts of each, as `data.table.ImageTable.box`; None: all of it.
 
         Returns:
             Descriptors with one row an image, and the reason for each image that cannot be decoded, by its
             position; such a row is all zero.
         """
-        return self._encode(len(images), images.__getitem__)
+        return self._encode(len(images), images.__getitem__, lambda _row: box)
 
     def encode_table(self, table: ImageTable) -> tuple[Descriptors, dict[int, str]]:
         """`encode` of a table's images, read as they are needed; a missing file is a failure too.
@@ -252,7 +262,7 @@ class Encoder:
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     def _encode(
-        self, count: int, read: Callable[[int], bytes], box: Box = _no_box
+        self, count: int, read: Callable[[int], bytes], box: Box
     ) -> tuple[Descriptors, dict[int, str]]:
         failures: dict[int, str] = {}
         found = self.form.zeros(count)

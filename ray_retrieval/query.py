@@ -188,25 +188,36 @@ class Searcher:
             )
         self._steps = build_all(rerank, self.index, threads=threads) if rerank else []
 
-    def encode(self, images: Sequence[str | Path | bytes]) -> Descriptors:
+    def encode(self, images: Sequence[str | Path | bytes], box: Sequence[float] | None = None) -> Descriptors:
         """Descriptors of images given as files or as bytes.
+
+        Args:
+            images: files, or their bytes.
+            box: left, top, right, bottom in pixels of the upright image: all that counts of each.
 
         Raises:
             QueryError: naming the first image that is missing or cannot be decoded.
         """
-        found, failures = self.encoder.encode([_read(image) for image in images])
+        found, failures = self.encoder.encode([_read(image) for image in images], box)
         _refuse(images, failures)
         return found
 
-    def search(self, images: Sequence[str | Path | bytes], k: int = 10) -> list[list[Hit]]:
+    def search(
+        self, images: Sequence[str | Path | bytes], k: int = 10, *, box: Sequence[float] | None = None
+    ) -> list[list[Hit]]:
         """The k nearest images of the index for every image given.
 
+        Args:
+            images: files, or their bytes.
+            k: hits of each.
+            box: left, top, right, bottom in pixels of the upright image: all that counts of each.
+
         Raises:
-            QueryError: if k < 1, or an image is missing or cannot be decoded.
+            QueryError: if k < 1, an image is missing or cannot be decoded, or nothing of it is in the box.
         """
         if k < 1:
             raise QueryError(f"k is {k}", mend="ask for 1 hit or more")
-        queries = self.encode(images)
+        queries = self.encode(images, box)
         if not self._steps:
             hits = self.index.search(queries, k)
             return [hits_of(self.index, hits, query) for query in range(len(images))]

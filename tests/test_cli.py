@@ -1,5 +1,6 @@
 """What a user can do wrong ends in one line and exit code 2."""
 
+import io
 import json
 import re
 import shutil
@@ -140,6 +141,23 @@ def test_search_as_json(cli_call, built):
     assert [hit["rank"] for hit in found] == [1, 2, 3]
     assert found[0]["distance"] == 0
     assert "image-0007" in [hit["id"] for hit in found if hit["distance"] == 0]
+
+
+def test_search_for_a_part_of_an_image(cli_call, built, tmp_path):
+    """The part that is another image is found as that image is."""
+    table, path = coloured_table(30), tmp_path / "both.png"
+    both = Image.new("RGB", (32, 16))
+    for place, row in ((0, 3), (16, 4)):
+        both.paste(Image.open(io.BytesIO(table.image_bytes(row))), (place, 0))
+    both.save(path)
+    for row, box in ((3, (0, 0, 16, 16)), (4, (16, 0, 32, 16))):
+        code, out, _ = cli_call("search", built / "index", path, "-k", 30, "--box", *box, "--json")
+        assert code == 0
+        found = json.loads(out)["queries"][0]["hits"]
+        assert table.ids[row] in [hit["id"] for hit in found if hit["distance"] == 0]
+    code, _, err = cli_call("search", built / "index", path, "--box", 90, 0, 99, 9)
+    assert code == 2
+    assert "nothing of the image, 32 × 16, is in the box" in err
 
 
 def test_search_saves_a_picture(cli_call, built, tmp_path):
