@@ -37,6 +37,8 @@ bench: install
 	$(BIN)/python benchmarks/encode_throughput.py
 	$(BIN)/python benchmarks/xbm_step.py
 	$(BIN)/python benchmarks/retrieval_metrics.py
+	$(BIN)/python benchmarks/mining.py
+	$(BIN)/python benchmarks/revisited_eval.py --dimension 512
 
 clean:
 	rm -rf .venv runs

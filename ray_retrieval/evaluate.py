@@ -1,7 +1,7 @@
 """Embeddings against the benchmark's protocol."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,9 +11,10 @@ from pydantic import Field
 
 from ray_retrieval.config import Config
 from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Codes, Descriptors, Form, Vectors
 from ray_retrieval.errors import ArtefactError, DataError
-from ray_retrieval.metrics import hamming, retrieval
+from ray_retrieval.metrics import hamming, retrieval, revisited
 from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW
@@ -33,8 +34,8 @@ class EvaluateConfig(Config):
     k: int | None = Field(default=None, ge=1)
     """Cut-off of the MAP of codes; unset: the benchmark's own."""
     at: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    """Numbers of hits at which precision and recall of codes, and recall@k of vectors, are measured; unset:
-    the benchmark's own, else 1, 10, 100, 1000."""
+    """Numbers of hits at which precision and recall of codes, recall@k of vectors, and mp@k and mr@k of
+    benchmarks with a ground truth are measured; unset: the benchmark's own, else 1, 10, 100, 1000."""
     radius: int = Field(default=2, ge=0)
     """Hamming radius of the precision within a ball."""
     both: bool = True
@@ -72,7 +73,9 @@ def evaluate(
 
     Codes are measured as deep hashing does (`metrics.hamming`), vectors as metric learning does
     (`metrics.retrieval`), where a query that is in the database does not count for itself. Where the
-    benchmark draws its gallery several times, each metric is its mean over the draws.
+    benchmark draws its gallery several times, each metric is its mean over the draws. Where it has a ground
+    truth, that is what vectors are measured by (`metrics.revisited`): images of the database without a
+    vector are never found, and queries without one do not count.
 
     Args:
         queries: of the test queries.
@@ -89,14 +92,16 @@ def evaluate(
         there is none, "notes"}.
 
     Raises:
-        ArtefactError: if the two were made by different models.
-        DataError: if one of them has no labels.
+        ArtefactError: if the two were made by different models, or of other images than the benchmark's.
+        DataError: if one of them has no labels, or codes are to be measured by a ground truth.
     """
     if queries.model != database.model:
         raise ArtefactError(
             f"queries were encoded by model {queries.model}, the database by {database.model}",
             mend="encode both with the same model",
         )
+    if benchmark.ground_truth is not None:
+        return _by_ground_truth(queries, database, config, benchmark, threads, progress)
     asked = _side(queries)
     found = asked if queries.folder.uri == database.folder.uri else _side(database)
     if benchmark.gallery_draws:
@@ -146,18 +151,120 @@ def _measure(
             places = {identifier: row for row, identifier in enumerate(database.ids.tolist())}
             own = np.array([places.get(identifier, NO_ROW) for identifier in queries.ids.tolist()])
         order = _reranked(queries.descriptors, database.descriptors, own, config, max(at), threads, progress)
-        # A query that is a row of the database joins it only once an earlier step has changed it.
-        steps = ", then ".join(
-            _in_words(step, alone=number > 0 or not itself) for number, step in enumerate(config.rerank)
-        )
-        for metric in retrieval.evaluate_reranked(**asked, order=order, progress=progress).values():
-            name, policy = f"{metric.name}/reranked", f"re-ranked by {steps}: {metric.policy}"
-            metrics.append(Metric(name, metric.value, policy))
+        again = retrieval.evaluate_reranked(**asked, order=order, progress=progress)
+        metrics += _named_reranked(again.values(), config, itself=itself)
+    return _plain(metrics, [])
+
+
+def _named_reranked(metrics: Iterable[Metric], config: EvaluateConfig, *, itself: bool) -> list[Metric]:
+    """The metrics under names of their own, with the steps in their policies."""
+    # A query that is a row of the database joins it only once an earlier step has changed it.
+    steps = ", then ".join(
+        _in_words(step, alone=number > 0 or not itself) for number, step in enumerate(config.rerank)
+    )
+    return [
+        Metric(f"{metric.name}/reranked", metric.value, f"re-ranked by {steps}: {metric.policy}")
+        for metric in metrics
+    ]
+
+
+def _plain(metrics: Iterable[Metric], notes: list[str]) -> dict[str, Any]:
     return {
         "test": [{"name": metric.name, "value": metric.value, "policy": metric.policy} for metric in metrics],
         "pr_curve": None,
-        "notes": [],
+        "notes": notes,
     }
+
+
+def _by_ground_truth(
+    queries: Embeddings,
+    database: Embeddings,
+    config: EvaluateConfig,
+    benchmark: Benchmark,
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> dict[str, Any]:
+    assert benchmark.ground_truth is not None
+    assert benchmark.protocol is not None
+    asked, found = queries.descriptors, database.descriptors
+    if not isinstance(asked, Vectors) or not isinstance(found, Vectors):
+        raise DataError(
+            f"{benchmark.name} is measured with vectors, these are codes",
+            where=queries.folder,
+            mend="take a method that makes vectors, such as gem",
+        )
+    query_rows, present = _rows_in(queries, benchmark.queries), _rows_in(database, benchmark.database)
+    lists = [benchmark.ground_truth[row] for row in query_rows.tolist()]
+    at = config.at or benchmark.ks or _AT
+    measured: dict[str, Any] = {
+        "queries": asked.data,
+        "database": found.data,
+        "ground_truth": lists,
+        "protocol": benchmark.protocol,
+        "ks": at,
+        "present": present,
+        "threads": threads,
+    }
+    counts = len(asked), len(found)
+    metrics = _in_order(revisited.evaluate_vectors(**measured, progress=_in_queries(progress, *counts)))
+    if config.rerank:
+        # A query is a part of a photograph: it is no row of the database, even where the whole is one.
+        own = np.full(len(asked), NO_ROW)
+        order = _reranked(asked, found, own, config, max(at), threads, progress)
+        again = revisited.evaluate_reranked(**measured, order=order, progress=_in_queries(progress, *counts))
+        metrics += _named_reranked(_in_order(again), config, itself=False)
+    notes = []
+    if len(query_rows) < len(benchmark.queries):
+        lost = len(benchmark.queries) - len(query_rows)
+        notes.append(f"{lost} of {len(benchmark.queries)} queries cannot be decoded and do not count")
+    if len(present) < len(benchmark.database):
+        notes.append(_on_missing(lists, present, len(benchmark.database)))
+    return _plain(metrics, notes)
+
+
+def _rows_in(embeddings: Embeddings, table: ImageTable) -> Rows:
+    """The rows of a table that have a descriptor, int64, ascending: one for each row of the embeddings."""
+    place = {name: row for row, name in enumerate(table.ids)}
+    rows = np.array([place.get(name, NO_ROW) for name in embeddings.ids], np.int64)
+    if (rows == NO_ROW).any() or (np.diff(rows) <= 0).any():
+        raise ArtefactError(
+            f"the images are not those of {table.name}, in their order",
+            where=embeddings.folder,
+            mend="encode the benchmark's images",
+        )
+    return rows
+
+
+def _in_queries(
+    progress: Callable[[int], None] | None, queries: int, rows: int
+) -> Callable[[int], None] | None:
+    """A function that takes numbers of rows, of `rows` in all, and tells `progress` that share of queries."""
+    done = 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        before, done = done, done + count
+        if progress is not None:
+            progress(queries * done // rows - queries * before // rows)
+
+    return None if progress is None else tick
+
+
+def _in_order(report: revisited.Report) -> list[Metric]:
+    """The metrics with those that are compared most first."""
+    protocols = [name for name in ("medium", "hard", "easy", "classic") if name in report]
+    return [report[protocol][name] for name in report[protocols[0]] for protocol in protocols]
+
+
+def _on_missing(lists: Sequence[Mapping[str, Rows]], present: Rows, total: int) -> str:
+    listed = np.unique(
+        np.concatenate([rows for one in lists for name, rows in one.items() if name != "junk"])
+    )
+    lost = int((~np.isin(listed, present)).sum())
+    return (
+        f"{total - len(present):,} of {total:,} images of the database cannot be decoded; those of them that "
+        f"are positive for a query, {lost:,}, count as never found"
+    )
 
 
 def _reranked(

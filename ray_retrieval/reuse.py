@@ -2,8 +2,7 @@
 
 from ray_retrieval import model
 from ray_retrieval.errors import ModelError
-from ray_retrieval.methods import AnyMethodConfig
-from ray_retrieval.methods.base import build
+from ray_retrieval.methods import AnyMethodConfig, build
 from ray_retrieval.storage import Folder
 
 

@@ -321,11 +321,13 @@ class Run:
 
     def _without_broken(self, benchmark: Benchmark) -> Benchmark:
         """Look at every training and validation image once, whatever number of workers trains later."""
+        if benchmark.untrainable:
+            return benchmark  # they may be missing, and are not needed
         tables = {role: getattr(benchmark, role) for role in _TRAINED_ON}
         # One table may play several roles: its errors are found once, under the first of them.
         listed = {id(table): role for role, table in reversed(tables.items())}
         known = fingerprint([table.fingerprint for table in tables.values()])
-        if self._checked() != known and not benchmark.untrainable:
+        if self._checked() != known:
             with self.display.task(
                 "check", sum(len(tables[r]) for r in listed.values()), "images"
             ) as advance:

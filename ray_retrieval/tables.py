@@ -100,6 +100,14 @@ def print_prediction(prediction: dict[str, Any], far: str) -> None:
         console.print(f"note: {escape(note)}.")
 
 
+def _measured(found: dict[str, Any]) -> str:
+    """What papers report of a benchmark."""
+    if found["protocols"]:
+        names = ["MAP", *(f"mP@{k}" for k in found["ks"])]
+        return f"{', '.join(names)}: {', '.join(found['protocols'])}"
+    return ", ".join([f"MAP@{_count(found['k'], 'all')}", *(f"recall@{k:,}" for k in found["ks"])])
+
+
 def print_datasets(surveys: list[dict[str, Any]]) -> None:
     """Every benchmark on a line."""
     table = _table("benchmark", "classes", "MAP@", "queries", "database", "train", "files")
@@ -126,7 +134,7 @@ def print_survey(found: dict[str, Any]) -> None:
         "benchmark": found["name"],
         "published": published,
         "classes": _count(found["classes"]),
-        "measured": ", ".join([f"MAP@{_count(found['k'], 'all')}", *(f"recall@{k:,}" for k in found["ks"])]),
+        "measured": _measured(found),
         "images": found["images"],
         "lists": found["lists"] or "none needed",
     }

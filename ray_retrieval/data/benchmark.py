@@ -1,7 +1,8 @@
 """What a model is trained on and measured by: five tables of images and the rules between them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ ROLES = ("train", "validation_queries", "validation_database", "queries", "datab
 class Benchmark:
     """Tables of images by role. Two images are relevant to each other where they share a label.
 
+    Where the benchmark has a ground truth, that alone says which images of the database are relevant to which
+    test queries, and these need no labels.
+
     Attributes:
         name: of the benchmark and its protocol.
         train: what the model learns from.
@@ -32,6 +36,11 @@ class Benchmark:
         gallery_draws: for protocols that draw what is searched several times: queries and database are then
             the same table of all test images. Each draw, int64 rows of it, is a gallery; the other rows are
             the queries, and numbers are means over the draws.
+        ground_truth: for each test query, lists of rows of the database, by name; see
+            `metrics.ground_truth`. None where labels tell what is relevant.
+        protocol: which lists these are; None without a ground truth.
+        untrainable: why nothing can be learned here, in words; empty where it can. A model that exists can
+            be measured all the same. The training images may then be missing, or none.
         notes: what whoever reads the numbers should know.
     """
 
@@ -45,6 +54,9 @@ class Benchmark:
     queries_in_database: bool = False
     ks: tuple[int, ...] = ()
     gallery_draws: tuple[IntArray, ...] = ()
+    ground_truth: tuple[Mapping[str, IntArray], ...] | None = None
+    protocol: Literal["revisited", "classic"] | None = None
+    untrainable: str = ""
     notes: list[str] = field(default_factory=list)
 
     def tables(self) -> dict[str, ImageTable]:
@@ -62,7 +74,7 @@ class Benchmark:
 
         Raises:
             DataError: if a count differs, a table other than those of the validation is empty, a label is
-                missing, or there is one class only.
+                missing, there is one class only, or the ground truth does not fit queries and database.
         """
         tables = self.tables()
         for role, count in (expected or {}).items():
@@ -72,17 +84,36 @@ class Benchmark:
                     where=self.name,
                     mend="the files are not the published ones: get them anew",
                 )
-        for role in ("train", "queries", "database"):
+        for role in ("queries", "database") if self.untrainable else ("train", "queries", "database"):
             if not len(tables[role]):
                 raise DataError(f"{_words(role)}: there is no image", where=self.name)
         for role, table in tables.items():
-            self._check_labels(role, table)
+            if self.ground_truth is None or role not in ("queries", "database"):
+                self._check_labels(role, table)
         assert not self.gallery_draws or self.queries is self.database
+        assert (self.ground_truth is None) == (self.protocol is None)
+        self._check_ground_truth()
         self._note_leaks()
+
+    def _check_ground_truth(self) -> None:
+        if self.ground_truth is None:
+            return
+        if len(self.ground_truth) != len(self.queries):
+            raise DataError(
+                f"there are {len(self.queries)} queries, and a ground truth of {len(self.ground_truth)}",
+                where=self.name,
+            )
+        for query, lists in enumerate(self.ground_truth):
+            for name, rows in lists.items():
+                if len(rows) and (rows.min() < 0 or rows.max() >= len(self.database)):
+                    raise DataError(
+                        f"list '{name}' of query {query} names a row outside 0…{len(self.database) - 1}",
+                        where=self.name,
+                    )
 
     def _check_labels(self, role: str, table: ImageTable) -> None:
         labels = table.labels  # raises where one is missing
-        if role in ("train", "database") and _classes_present(table) < 2:
+        if role in ("train", "database") and len(table) and _classes_present(table) < 2:
             raise DataError(
                 "all images are of one class, retrieval needs two at least",
                 where=table.name,

@@ -116,6 +116,7 @@ def evaluate_vectors(
     protocol: Protocol = "revisited",
     ks: Sequence[int] = (1, 5, 10),
     *,
+    present: Ints | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -128,6 +129,8 @@ def evaluate_vectors(
         ground_truth: one mapping a query; see `GroundTruth.of`.
         protocol: revisited, or classic.
         ks: the k of mp@k and mr@k, each at least 1.
+        present: int64 [rows], ascending: where images could not be encoded, the row in the ground truth's
+            numbers that each vector has. Listed rows that are not present are never found. None: all are.
         threads: None: one for each core of this process, at most OMP_NUM_THREADS. The result depends neither
             on it nor on the cut into shards.
         progress: called in this thread with the number of rows of each product that is done.
@@ -138,8 +141,9 @@ def evaluate_vectors(
     """
     truth, shards = GroundTruth.of(ground_truth, protocol), _shards(database)
     total = sum(map(len, shards))
-    truth.check_rows(total)
-    positions = ranked_positions(queries, shards, truth.wanted, threads=threads, progress=progress)
+    wanted, there = _present(truth, present, total)
+    positions = np.full(len(there), MISSING, np.int64)
+    positions[there] = ranked_positions(queries, shards, wanted, threads=threads, progress=progress)
     return report_of(truth, positions, ks=ks, ranking=_by_similarity(total))
 
 
@@ -151,6 +155,7 @@ def evaluate_reranked(
     protocol: Protocol = "revisited",
     ks: Sequence[int] = (1, 5, 10),
     *,
+    present: Ints | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -164,6 +169,7 @@ def evaluate_reranked(
             order; -1 anywhere: none. All others follow by similarity, equal ones in row order.
         protocol: revisited, or classic.
         ks: the k of mp@k and mr@k.
+        present: as in `evaluate_vectors`; `order` numbers the vectors that are there.
         threads: None: one for each core.
         progress: called with the number of rows of each product.
 
@@ -172,8 +178,9 @@ def evaluate_reranked(
             does not exist, or a row twice.
     """
     truth, shards = GroundTruth.of(ground_truth, protocol), _shards(database)
-    total, spans = sum(map(len, shards)), truth.wanted.spans
-    truth.check_rows(total)
+    total = sum(map(len, shards))
+    wanted, there = _present(truth, present, total)
+    spans = wanted.spans
     order = np.asarray(order)
     if order.ndim != 2 or order.dtype.kind not in "iu" or len(order) != len(spans):
         raise MetricError(
@@ -181,16 +188,36 @@ def evaluate_reranked(
             where="order",
         )
     first = [_checked_ranking(row, query, total, "order") for query, row in enumerate(order)]
-    listed = [truth.wanted.rows[start:stop] for start, stop in spans]
+    listed = [wanted.rows[start:stop] for start, stop in spans]
     both = Wanted.of(np.concatenate(pair) for pair in zip(listed, first, strict=True))
     by_similarity = ranked_positions(queries, shards, both, threads=threads, progress=progress)
-    positions = np.empty(len(truth.wanted.rows), np.int64)
+    found = np.empty(len(wanted.rows), np.int64)
     for query, (start, stop) in enumerate(both.spans):
-        positions[slice(*spans[query])] = _after(
+        found[slice(*spans[query])] = _after(
             first[query], listed[query], both.rows[start:stop], by_similarity[start:stop]
         )
+    positions = np.full(len(there), MISSING, np.int64)
+    positions[there] = found
     described = f"{_by_similarity(total)}, after the first {counted(order.shape[1], 'row')}, reranked"
     return report_of(truth, positions, ks=ks, ranking=described)
+
+
+def _present(truth: GroundTruth, present: Ints | None, total: int) -> tuple[Wanted, npt.NDArray[np.bool_]]:
+    """The listed rows that are there, in the numbers of the vectors; and which of all listed rows they are.
+
+    Raises:
+        MetricError: if a listed row does not exist, or `present` does not ascend or is not one row a vector.
+    """
+    if present is None:
+        truth.check_rows(total)
+        return truth.wanted, np.ones(len(truth.wanted.rows), np.bool_)
+    present = np.asarray(present, np.int64)
+    if len(present) != total or (np.diff(present) <= 0).any():
+        raise MetricError(f"one row for each of {total:,} vectors is needed, ascending", where="present")
+    there = np.isin(truth.wanted.rows, present)
+    spans = [slice(start, stop) for start, stop in truth.wanted.spans]
+    rows = [np.searchsorted(present, truth.wanted.rows[span][there[span]]) for span in spans]
+    return Wanted.of(rows), there
 
 
 def _after(first: Ints, listed: Ints, rows: Ints, positions: Ints) -> Ints:

@@ -7,7 +7,7 @@ import pytest
 
 from ray_retrieval.config import validate
 from ray_retrieval.data import datasets
-from ray_retrieval.data.datasets import sfm
+from ray_retrieval.data.datasets import landmarks, sfm
 from ray_retrieval.data.datasets.sfm import SfmConfig, path_of, read, whitening_pairs
 from ray_retrieval.data.datasets.survey import kind_and_settings, survey
 from ray_retrieval.descriptors import Vectors
@@ -197,7 +197,7 @@ def test_missing_files_and_photographs_are_told(tmp_path):
     write(tmp_path)
     gone = next(path for path in (tmp_path / "train").rglob("*abcdef") if path.name == cids_of("val", 6)[2])
     gone.unlink()
-    with pytest.raises(DataError, match=f"1 of 6 images are missing, the first is .*{gone.name}"):
+    with pytest.raises(DataError, match=f"1 of 18 images are missing, the first is .*{gone.name}"):
         loaded(tmp_path)
 
 
@@ -217,9 +217,12 @@ def test_downloads_that_cannot_be_are_told(tmp_path, monkeypatch):
     with pytest.raises(RetrievalError, match="not offered for download"):
         loaded(tmp_path, variant="gl18", download=True)
     asked = []
-    monkeypatch.setattr(sfm, "fetch", lambda sources, root: asked.append((len(sources), root)))
+    monkeypatch.setattr(landmarks, "fetch", lambda sources, root: asked.append((len(sources), root)))
     loaded(write(tmp_path), download=True)
     assert asked == [(3, tmp_path)]
+    with pytest.raises(DataError, match=r"test/rparis6k/gnd_rparis6k\.pkl: the file is missing"):
+        loaded(tmp_path, download=True, test="rparis6k")
+    assert asked[1:] == [(3, tmp_path)] * 2
 
 
 def test_survey_tells_what_is_there(tmp_path):

@@ -366,3 +366,13 @@ def test_published_ground_truth(name):
     as_negative = naive(ranks.T, truth, {key: (right, []) for key, (right, _) in PROTOCOLS.items()})
     for protocol, part in values(found).items():
         assert as_negative[protocol]["map"] < part["map"] - 0.005
+
+
+def test_vectors_that_are_present_have_one_row_each():
+    vectors = np.eye(4, dtype=np.float32)
+    truth = [{"ok": [1, 2], "junk": []}]
+    found = evaluate_vectors(vectors[2:3], vectors[[0, 2, 3]], truth, "classic", present=np.array([0, 2, 3]))
+    assert found["classic"]["map"].value == 0.5
+    for wrong in ([0, 2], [0, 3, 2], [0, 2, 2]):
+        with pytest.raises(MetricError, match="one row for each of 3 vectors is needed, ascending"):
+            evaluate_vectors(vectors[2:3], vectors[[0, 2, 3]], truth, "classic", present=np.array(wrong))

@@ -19,6 +19,7 @@ from ray_retrieval.data.datasets import (
     disjoint,
     imagenet100,
     images,
+    landmarks,
     lists,
     mirflickr,
     nuswide,
@@ -34,6 +35,12 @@ from ray_retrieval.data.datasets.digits import DigitsConfig
 from ray_retrieval.data.datasets.imagenet100 import ImageNet100Config
 from ray_retrieval.data.datasets.images import ImagesConfig
 from ray_retrieval.data.datasets.inshop import InShopConfig
+from ray_retrieval.data.datasets.landmarks import (
+    Oxford5kConfig,
+    Paris6kConfig,
+    ROxford5kConfig,
+    RParis6kConfig,
+)
 from ray_retrieval.data.datasets.lists import ListsConfig
 from ray_retrieval.data.datasets.mirflickr import MirFlickrConfig
 from ray_retrieval.data.datasets.nuswide import NusWideConfig
@@ -61,6 +68,10 @@ AnyDataConfig = (
     | VehicleIdConfig
     | ViewsConfig
     | SfmConfig
+    | Oxford5kConfig
+    | Paris6kConfig
+    | ROxford5kConfig
+    | RParis6kConfig
 )
 DataConfig = Annotated[AnyDataConfig, Field(discriminator="name")]
 """Any benchmark's configuration, told by its `name`."""
@@ -82,6 +93,7 @@ _LOADERS: dict[str, Any] = {
     "lists": lists.load,
     "views": views.load,
     "sfm": sfm.load,
+    **dict.fromkeys(landmarks.PUBLISHED, landmarks.load),
     **dict.fromkeys(("sop", "cub200", "cars196", "inshop", "vehicleid"), disjoint.load),
 }
 

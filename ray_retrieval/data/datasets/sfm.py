@@ -1,6 +1,6 @@
 """Photographs of landmarks with matching pairs: retrieval-SfM-120k, retrieval-SfM-30k and GL18.
 
-    data: {name: sfm, root: data}
+    data: {name: sfm, root: data, test: roxford5k}
 
 Two photographs match where a 3-D model was built from both (SfM), or where they show the same landmark
 (GL18). The label of a photograph is its cluster: the 3-D model or the landmark. The column `positives`,
@@ -15,24 +15,27 @@ Under the root, as cirtorch and SOLAR lay them out (the images of 30k are those 
     train/gl18/db_gl18.pkl, jpg/….jpg
 
 The validation asks with all its query photographs in all its photographs, of other clusters than those that
-are learned from. No photograph to test on belongs to it: see the revisited benchmarks.
+are learned from. No photograph to test on belongs to it: `test` names one of the benchmarks of landmarks
+(`landmarks`), below the same root. A model is then measured whether the photographs that it learned from are
+there or not.
 
 Reference: Radenović et al., Fine-tuning CNN Image Retrieval with No Human Annotation, TPAMI 2018, section 4;
 Ng et al., SOLAR, ECCV 2020, for GL18.
 """
 
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from pydantic import model_validator
 
 from ray_retrieval.config import Config
 from ray_retrieval.data import location, readers
 from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.datasets import landmarks
+from ray_retrieval.data.datasets.landmarks import Distractors, LandmarksName
 from ray_retrieval.data.datasets.lists import Listed
-from ray_retrieval.data.download import SOURCES, fetch
 from ray_retrieval.data.pickles import read_pickle
 from ray_retrieval.data.table import ImageTable, IntArray
 from ray_retrieval.errors import DataError
@@ -60,8 +63,19 @@ class SfmConfig(Config):
     """Folder that holds `train/`, laid out as at the head of the module; a path or URI."""
     variant: Variant = "retrieval-SfM-120k"
     """Which collection."""
+    test: LandmarksName | Literal["none"] = "none"
+    """What to test on, below the same root; `none`: the validation's own photographs."""
+    distractors: Distractors = None
+    """Further photographs to test in, as of the benchmark to test on."""
     download: bool = False
-    """Fetch what is missing of retrieval-SfM-120k: pairs, and the archive of all images, which is large."""
+    """Fetch what is missing of retrieval-SfM-120k: pairs, and the archive of all images, which is large; and
+    of the benchmark to test on."""
+
+    @model_validator(mode="after")
+    def _distractors_need_a_test(self) -> "SfmConfig":
+        if self.distractors and self.test == "none":
+            raise ValueError("'distractors' are searched in a 'test', which is none")
+        return self
 
     def needs(self) -> list[str]:
         """The file of pairs and the folder of images, below the root."""
@@ -96,7 +110,8 @@ class Pairs:
 def load(config: SfmConfig, *, seed: int, splits: Folder) -> Benchmark:  # noqa: ARG001 the parts are published
     """The benchmark: training photographs, and validation queries and database.
 
-    Queries and database of the test are those of the validation, until a test set is named.
+    Without a test, queries and database are those of the validation. With one, photographs that are missing
+    make the benchmark untrainable, and are no error.
 
     Raises:
         DataError: if a file or a photograph is missing or damaged, or a number is not the published one.
@@ -104,17 +119,56 @@ def load(config: SfmConfig, *, seed: int, splits: Folder) -> Benchmark:  # noqa:
     """
     if config.download:
         _download(config)
+    benchmark = _to_learn_from(config)
+    if config.test != "none":
+        test = landmarks.read_test(config.test, config.root, config.distractors)
+        benchmark = replace(
+            benchmark,
+            name=test.title,
+            queries=test.queries,
+            database=test.database,
+            queries_in_database=False,
+            ks=landmarks.KS,
+            ground_truth=test.ground_truth,
+            protocol=test.protocol,
+            notes=[*benchmark.notes, *test.notes],
+        )
+    elif benchmark.untrainable:
+        raise DataError(
+            benchmark.untrainable,
+            where=location.expand(config.root),
+            mend=f"`ray-retrieval datasets sfm-{config.variant}` says where they come from; data.root says "
+            "where they are",
+        )
+    else:
+        benchmark.notes.insert(
+            0,
+            f"{config.variant} has no test of its own: its numbers are those of the validation, by which the "
+            "model is chosen, and optimistic",
+        )
+    benchmark.check()
+    return benchmark
+
+
+def _to_learn_from(config: SfmConfig) -> Benchmark:
+    """The benchmark with the validation for a test; without images where not even the pairs are there."""
+    if config.test != "none" and not location.exists(_pairs_address(config)):
+        none = landmarks.no_images(f"{config.variant}: train")
+        return Benchmark(
+            name=config.variant,
+            train=none,
+            validation_queries=none,
+            validation_database=none,
+            queries=none,
+            database=none,
+            untrainable=f"{_pairs_file(config.variant)} is missing",
+        )
     parts = read(config)
     tables = {part: _table(found, config, part) for part, found in parts.items()}
     rows = np.unique(parts["val"].pairs[:, 0])
     queries = tables["val"].take(rows, name=f"{config.variant}: validation queries")
-    notes = [
-        f"{config.variant} has no test of its own: its numbers are those of the validation, by which the "
-        "model is chosen, and optimistic",
-        f"train has {len(parts['train'].pairs):,} different pairs of "
-        f"{len(np.unique(parts['train'].pairs[:, 0])):,} queries",
-    ]
-    benchmark = Benchmark(
+    names = [name for found in parts.values() for name in found.names]
+    return Benchmark(
         name=config.variant,
         train=tables["train"],
         validation_queries=queries,
@@ -122,10 +176,12 @@ def load(config: SfmConfig, *, seed: int, splits: Folder) -> Benchmark:  # noqa:
         queries=queries,
         database=tables["val"],
         queries_in_database=True,
-        notes=notes,
+        untrainable=landmarks.missing_images(config.root, names),
+        notes=[
+            f"{config.variant} is learned from, with {len(parts['train'].pairs):,} different pairs of "
+            f"{len(np.unique(parts['train'].pairs[:, 0])):,} queries",
+        ],
     )
-    benchmark.check()
-    return benchmark
 
 
 def read(config: SfmConfig) -> dict[str, Pairs]:
@@ -134,7 +190,8 @@ def read(config: SfmConfig) -> dict[str, Pairs]:
     Raises:
         DataError: if the file is missing or damaged, or a number is not the published one.
     """
-    file, content = _content(config, _pairs_file(config.variant))
+    file = _pairs_address(config)
+    content = _content(config, file)
     if not isinstance(content, dict) or not {"train", "val"} <= set(content):
         raise DataError("a dictionary with 'train' and 'val' is expected", where=file, mend=_MEND)
     parts = {}
@@ -165,8 +222,11 @@ def whitening_pairs(config: SfmConfig) -> tuple[ImageTable, IntArray]:
         raise DataError(
             "GL18 has no pairs for whitening", where="data.variant", mend="use those of retrieval-SfM-120k"
         )
-    file, content = _content(config, _pairs_file(config.variant).replace(".pkl", "-whiten.pkl"))
-    found = _parsed(content, config.variant, file, flat=True)
+    file = _pairs_address(config).replace(".pkl", "-whiten.pkl")
+    found = _parsed(_content(config, file), config.variant, file, flat=True)
+    missing = landmarks.missing_images(config.root, found.names)
+    if missing:
+        raise DataError(missing, where=location.expand(config.root), mend="put them there")
     return _table(found, config, "whitening"), found.pairs
 
 
@@ -200,28 +260,29 @@ def _images_folder(variant: Variant) -> str:
 
 
 def _download(config: SfmConfig) -> None:
-    root = location.expand(config.root)
     if config.variant != "retrieval-SfM-120k":
         raise DataError(
             f"the pairs of {config.variant} are not offered for download",
             where="data.download",
             mend="set it to false and put the files there, or use retrieval-SfM-120k",
         )
-    if location.is_uri(root):
-        raise DataError("downloads go to a local folder", where=root, mend="give a path as data.root")
-    fetch(SOURCES[config.variant], Path(root))
+    for name in (config.variant, *([] if config.test == "none" else [config.test])):
+        landmarks.fetch_sources(name, config.root)
 
 
-def _content(config: SfmConfig, name: str) -> tuple[str, Any]:
-    """The address of a file below the root, and what is pickled in it."""
-    file = location.join(location.expand(config.root), name)
+def _pairs_address(config: SfmConfig) -> str:
+    return location.join(location.expand(config.root), _pairs_file(config.variant))
+
+
+def _content(config: SfmConfig, file: str) -> Any:
+    """What is pickled in a file."""
     if not location.exists(file):
         raise DataError(
             "the file is missing",
             where=file,
             mend=f"`ray-retrieval datasets sfm-{config.variant}` says where it comes from",
         )
-    return file, read_pickle(location.read_bytes(file, _MAX_BYTES), file)
+    return read_pickle(location.read_bytes(file, _MAX_BYTES), file)
 
 
 def _parsed(content: Any, variant: Variant, where: str, *, flat: bool) -> Pairs:
@@ -300,14 +361,9 @@ def _numbered(clusters: list[str]) -> tuple[IntArray, list[str]]:
 
 
 def _table(found: Pairs, config: SfmConfig, part: str) -> ImageTable:
-    """The photographs of a part.
-
-    Raises:
-        DataError: if some of them are not there.
-    """
+    """The photographs of a part, whether they are there or not."""
     root = location.expand(config.root)
     paths = [location.join(root, name) for name in found.names]
-    _refuse_missing(paths, found.names, root)
     images = pa.StructArray.from_arrays(
         [pa.nulls(len(paths), pa.large_binary()), pa.array(paths, pa.string())],
         fields=list(readers.IMAGE_TYPE),
@@ -320,15 +376,3 @@ def _table(found: Pairs, config: SfmConfig, part: str) -> ImageTable:
     if found.boxes is not None:
         columns["bbx"] = pa.array(found.boxes, pa.list_(pa.float64()))
     return ImageTable(pa.table(columns), name=f"{config.variant}: {part}", class_names=class_names)
-
-
-def _refuse_missing(paths: list[str], names: list[str], root: str) -> None:
-    if location.is_uri(root):
-        return  # asking a store for each of 100,000 images takes longer than reading some of them
-    missing = [name for path, name in zip(paths, names, strict=True) if not location.exists(path)]
-    if missing:
-        raise DataError(
-            f"{len(missing):,} of {len(names):,} images are missing, the first is {missing[0]}",
-            where=root,
-            mend="put them there, or give their folder as data.root",
-        )

@@ -17,6 +17,7 @@ from ray_retrieval.data.datasets import (
     cub200,
     imagenet100,
     inshop,
+    landmarks,
     mirflickr,
     nuswide,
     sfm,
@@ -43,7 +44,8 @@ class About:
         name: of the benchmark, with its protocol.
         classes: number of classes; None where the images say it.
         k: cut-off of the mean average precision; None for the whole database.
-        ks: cut-offs of recall that papers report.
+        ks: cut-offs of recall that papers report; with `protocols`, of precision.
+        protocols: of a benchmark with a ground truth, what its numbers are told apart by.
         counts: published numbers of images by part; None where there is none.
         images: where the images come from, and under which terms.
         lists: where the lists come from; None where none are needed.
@@ -58,6 +60,7 @@ class About:
     lists: str | None = None
     needs: list[str] = field(default_factory=list)
     ks: tuple[int, ...] = ()
+    protocols: tuple[str, ...] = ()
 
 
 def about(config: AnyDataConfig) -> About:
@@ -75,7 +78,8 @@ def about(config: AnyDataConfig) -> About:
     if isinstance(config, sfm.SfmConfig):
         published = sfm.COUNTS[config.variant].items()
         counts = {part: photographs for part, (photographs, _) in published}
-        return replace(_KNOWN["sfm"], name=config.variant, counts=counts, needs=config.needs())
+        needs = config.needs() + ([] if config.test == "none" else landmarks.needs_of(config.test))
+        return replace(_KNOWN["sfm"], name=config.variant, counts=counts, needs=needs)
     if isinstance(config, DisjointConfig):
         protocol = config.protocol
         counts = {part: sizes[0].images for part, sizes in protocol.counts.items()}
@@ -84,7 +88,7 @@ def about(config: AnyDataConfig) -> About:
     return _KNOWN[config.name]
 
 
-_KNOWN = {
+_KNOWN: dict[str, About] = {
     "digits": About("digits", 10, None, {}, "scikit-learn, installed with this package"),
     "images": About("images", None, None, {}, "your own, in folders, lists, CSV or Parquet"),
     "lists": About("lists", None, None, {}, "your own", "your own: path and labels on a line"),
@@ -188,6 +192,21 @@ _KNOWN = {
         "terms); GL18: kaggle.com/google/google-landmarks-dataset",
         "with the images; GL18: made by create_db_pickle.py of github.com/tonyngjichun/SOLAR",
     ),
+    **{
+        name: About(
+            published.title,
+            None,
+            None,
+            {"queries": published.queries, "database": published.database[0]},
+            "robots.ox.ac.uk/~vgg/data, oxbuildings and parisbuildings, with faces blurred (download=true; "
+            "under Flickr's terms); distractors: github.com/filipradenovic/revisitop, revisitop1m",
+            "cmp.felk.cvut.cz/cnnimageretrieval, the ground truth (download=true)",
+            landmarks.needs_of(name),
+            landmarks.KS,
+            ("easy", "medium", "hard") if published.protocol == "revisited" else ("classic",),
+        )
+        for name, published in landmarks.PUBLISHED.items()
+    },
 }
 
 
@@ -197,7 +216,7 @@ def survey(config: AnyDataConfig) -> dict[str, Any]:
     The images need not be there; lists that are there are read whole.
 
     Returns:
-        {"name", "classes", "k", "counts", "images", "lists", "needs" (as `About`), "root", "files":
+        {"name", "classes", "k", "counts", "images", "lists", "needs", … (as `About`), "root", "files":
         [{"file", "found"}, …], "sampled": {"images": looked for, "missing": names}, "complete", "parts":
         facts of each part by `_facts`, "overlaps": [{"parts", "images"}, …]}; parts and overlaps of those
         whose list is there.
@@ -223,6 +242,8 @@ def survey(config: AnyDataConfig) -> dict[str, Any]:
         listed = _told(config)
     elif isinstance(config, sfm.SfmConfig):
         listed = sfm.listed(config) if location.exists(files[0]) else {}
+    elif isinstance(config, landmarks.LandmarksConfig):
+        listed = landmarks.listed(config) if location.exists(files[0]) else {}
     elif isinstance(config, coco.CocoConfig) and {"train", "queries"} <= set(listed):
         listed = _derived(config, listed)
     elif not listed:
@@ -344,6 +365,10 @@ def every_config() -> list[AnyDataConfig]:
         inshop.InShopConfig(),
         *(vehicleid.VehicleIdConfig(size=size) for size in ("small", "medium", "large")),
         *(sfm.SfmConfig(variant=variant) for variant in ("retrieval-SfM-120k", "retrieval-SfM-30k", "gl18")),
+        landmarks.Oxford5kConfig(),
+        landmarks.Paris6kConfig(),
+        landmarks.ROxford5kConfig(),
+        landmarks.RParis6kConfig(),
         datasets.ImagesConfig(database="data/images"),
         views.ViewsConfig(),
         ListsConfig(),
