@@ -205,7 +205,12 @@ class Run:
                 benchmark,
                 seed=self.recipe.seed,
                 run=self.folder,
-                provenance={"key": key, "data": benchmark.name, "seed": self.recipe.seed},
+                provenance={
+                    "key": key,
+                    "data": benchmark.name,
+                    "images": benchmark.train.name,
+                    "seed": self.recipe.seed,
+                },
                 on_epoch=lambda record: advance(1, _remark(record, self.recipe.train.validation.metric)),
             )
             # The epochs of an earlier start that this one went on from.
