@@ -318,6 +318,7 @@ def _train_in_groups(rank, folder):
                 "gradients": {key: p.grad for key, p in made.method.named_parameters() if p.requires_grad},
                 "weights": made.method.state_dict(),
                 "memory": made.method.training_state().get("memory", {}),
+                "mined": {"tuples": made.method.training_state().get("tuples", torch.zeros(0))},
             }
             torch.save(found, folder / f"{name}-{rank}.pt")
             (folder / f"{name}-{rank}.json").write_text(json.dumps(loss_curve(history)))
@@ -366,7 +367,7 @@ def test_one_two_and_four_workers_train_alike(tmp_path):
                         group,
                         name,
                     )
-                    if name.startswith("memory"):
+                    if name.startswith(("memory", "mined")):
                         assert torch.equal(mine, torch.as_tensor(leader[name])), (group, world, rank, name)
         assert not group.startswith(("bank", "ring", "xbm")) or "memory embeddings" in single
     uneven = [json.loads((tmp_path / f"uneven-{rank}.json").read_text()) for rank in range(2)]

@@ -9,6 +9,7 @@ Nothing in it tells when or where it was made, so the same model and images give
 """
 
 import functools
+import tempfile
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, concatenate
+from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.storage import (
     Folder,
@@ -32,6 +33,8 @@ DESCRIPTION, ERRORS = "embeddings.json", "errors.parquet"
 _KIND, _VERSION = "embeddings", 1
 _ABOUT = ("format", "version", "fingerprint")
 _COLUMN = {DescriptorKind.CODES: "code", DescriptorKind.VECTORS: "vector"}
+_IN_MEMORY = 1 << 30
+"""Bytes of descriptors that are held in memory; more are mapped from a file."""
 _ERRORS_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
 
 
@@ -281,12 +284,14 @@ class Embeddings:
 
     @functools.cached_property
     def descriptors(self) -> Descriptors:
-        """All descriptors, in row order."""
-        column = [self.descriptor_column]
-        parts = [
-            descriptors_in(self.read_part(number, column), self.form) for number in range(len(self.parts))
-        ]
-        return concatenate(parts) if parts else self.form.zeros(0)
+        """All descriptors, in row order; above 1 GiB in a file of their own that is mapped into memory."""
+        column, none, first = [self.descriptor_column], self.form.zeros(0).data, 0
+        data = _room((self.rows, none.shape[1]), none.dtype)
+        for number in range(len(self.parts)):
+            part = descriptors_in(self.read_part(number, column), self.form).data
+            data[first : first + len(part)] = part
+            first += len(part)
+        return self.form.with_rows(data)
 
     @functools.cached_property
     def ids(self) -> list[str]:
@@ -311,6 +316,14 @@ class Embeddings:
         several = np.zeros((len(label), self.classes), np.bool_)
         several[np.repeat(np.arange(len(label)), np.asarray(pc.list_value_length(label))), numbers] = True
         return several
+
+
+def _room(shape: tuple[int, int], kind: np.dtype[Any]) -> npt.NDArray[Any]:
+    """An array to fill: in memory, or in a temporary file that is gone with it."""
+    if shape[0] * shape[1] * kind.itemsize <= _IN_MEMORY:
+        return np.empty(shape, kind)
+    with tempfile.TemporaryFile(prefix="descriptors-") as file:
+        return np.asarray(np.memmap(file, kind, "w+", shape=shape))
 
 
 def _packed_codes(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.uint8]:

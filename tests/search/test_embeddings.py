@@ -219,6 +219,15 @@ def test_vectors_come_back_bit_for_bit(tmp_path):
     assert table["vector"][0].as_py() == kept[0].tolist()
 
 
+def test_what_does_not_fit_in_memory_is_mapped_from_a_file(tmp_path, monkeypatch):
+    vectors = draw_vectors(70, 5)
+    write(tmp_path, vectors, draw_images(70), part_rows=30)
+    monkeypatch.setattr(embeddings, "_IN_MEMORY", 70 * 5 * 4 - 1)
+    found = Embeddings.open(tmp_path).descriptors.data
+    assert isinstance(found.base, np.memmap)
+    np.testing.assert_array_equal(found, vectors.data)
+
+
 def test_other_kinds_are_refused(tmp_path):
     folder = Folder(tmp_path)
     other = Form(DescriptorKind.CODES, 8)
