@@ -143,12 +143,15 @@ def load(uri: str | Folder) -> Model:
     return Model(method.eval(), description, identity)
 
 
-def start_from(method: Method, uri: str | Folder) -> None:
+def start_from(method: Method, uri: str | Folder) -> list[str]:
     """Give a method the weights of a model wherever both have them, name and shape.
+
+    Returns:
+        The names of the method's tensors that the model did not give.
 
     Raises:
         ArtefactError: if the directory is no model or its weights are damaged.
-        ModelError: if nothing of the model fits, as with another backbone.
+        ModelError: if it has not the whole backbone, as with another method or backbone.
     """
     folder = Folder(uri)
     description, _ = read_model_description(folder)
@@ -156,15 +159,19 @@ def start_from(method: Method, uri: str | Folder) -> None:
     given = safetensors.torch.load(folder.read_bytes(WEIGHTS))
     own = method.state_dict()
     fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
-    lacking = [name for name in own if name.startswith("backbone.") and name not in fitting]
-    if not fitting or lacking:
-        backbone = description["method"].get("backbone", {}).get("name")
+    lacking = [name for name in own if name not in fitting]
+    missing = sum(name.startswith("backbone.") for name in lacking)
+    if missing:
+        of = description["method"]
         raise ModelError(
-            f"its backbone is {backbone}, the recipe's another: {len(lacking)} tensors are missing",
+            f"a model of {of['name']} on {of.get('backbone', {}).get('name')}: {missing} tensors of the "
+            "recipe's backbone are not in it",
             where=folder,
-            mend="start from a model of the same backbone, or set method.backbone",
+            mend="start from a model of the same method and backbone",
         )
     method.load_state_dict({**own, **fitting})
+    method.started_from(lacking)
+    return lacking
 
 
 class Encoder:

@@ -116,9 +116,16 @@ class Run:
             elif not self.folder.exists(f"model/{DESCRIPTION}"):
                 # What does not fit is found here, not after Ray has started.
                 config = self.recipe.train
-                method = starting(self.recipe.method, config, benchmark)
+                method, lacking = starting(self.recipe.method, config, benchmark)
+                if lacking:
+                    benchmark.notes.append(
+                        f"{len(lacking)} tensors are not in the model of train.start and start anew: "
+                        f"{', '.join(lacking[:4])}{', …' if len(lacking) > 4 else ''}"
+                    )
                 sizes = method.plan_sizes(benchmark.train, config.batch_size, Clock(self.recipe.seed))
-                benchmark.notes.extend(method.warnings(config.epochs * method.rounds * len(sizes)))
+                benchmark.notes.extend(
+                    method.warnings(benchmark.train, config.epochs * method.rounds * len(sizes))
+                )
         except RetrievalError:
             for name in () if begun else ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
                 self.folder.remove(name)
@@ -168,6 +175,13 @@ class Run:
         """
         config, folder = self.recipe.train, self.folder / "model"
         if folder.exists(DESCRIPTION):
+            start = read_model_description(folder)[0]["training"].get("start")
+            if config.start is not None and start != read_model_description(Folder(config.start))[1]:
+                raise RecipeError(
+                    f"this run was begun with another model than {config.start} now is",
+                    where=self.folder,
+                    mend="choose another output=… or delete the run with --fresh",
+                )
             return
         if config.start is None or config.epochs:
             raise DataError(

@@ -72,8 +72,7 @@ def train(
     # The starting weights are made here, once: files and downloads need not be on every node.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        built = starting(method, config, benchmark)
-        start = built.state_dict()
+        start = starting(method, config, benchmark)[0].state_dict()
     inputs = ray.put((needed, method, config, start))
     trainer = TorchTrainer(
         _work,
@@ -102,17 +101,15 @@ def train(
     return outcome
 
 
-def starting(method: MethodConfig, config: TrainConfig, benchmark: Benchmark) -> Method:
-    """The method with the weights that the training starts from.
+def starting(method: MethodConfig, config: TrainConfig, benchmark: Benchmark) -> tuple[Method, list[str]]:
+    """The method with its weights at the start, and the names of those that `config.start` did not give.
 
     Raises:
         ModelError: if weights are missing, cannot be fetched or do not fit.
         ArtefactError: if `config.start` is no model or is damaged.
     """
     built = build(method, classes=benchmark.train.classes, pretrained=config.start is None)
-    if config.start is not None:
-        model.start_from(built, config.start)
-    return built
+    return built, [] if config.start is None else model.start_from(built, config.start)
 
 
 def _worker_resources(workers: int) -> dict[str, float]:

@@ -529,3 +529,14 @@ def test_whitening_is_learned_for_the_best_model_and_for_the_last(tmp_path):
         assert not torch.equal(
             outcome.weights["best"]["whitening.weight"], outcome.weights["last"]["whitening.weight"]
         )
+
+
+def test_descriptions_keep_to_the_passes_of_the_training(tmp_path, monkeypatch):
+    """Mining, validation and whitening take no more images at a time than twice a part of a batch."""
+    sizes = []
+    settings = config(batch_size=12, accumulate=4, augmentation={}, epochs=1)
+    made = trainer(settings, **GEM, **MIXED, loss=MINED)
+    real = made.method.backbone.forward
+    monkeypatch.setattr(made.method.backbone, "forward", lambda x: (sizes.append(len(x)), real(x))[1])
+    made.fit(LocalReporter(tmp_path))
+    assert max(sizes) == 6

@@ -31,6 +31,24 @@ def test_published_results_are_of_the_recipes_own_benchmark(path):
         assert all(member.method.form.size in row.values for row in member.published)
 
 
+def test_recipes_that_measure_a_model_have_the_network_of_the_recipe_that_trains_it():
+    """What describes may differ, what has weights may not."""
+    loaded = [member for path in JOBS for member in recipe.load_study(path)]
+    trained = {f"{member.output}/model": member.method for member in loaded if member.train.start is None}
+    measured = [member for member in loaded if member.train.start is not None]
+    assert measured
+    for member in measured:
+        maker = trained[member.train.start.replace("_1024/", "/")]  # the same with method.image.size=1024
+        free = {"image", "scales", "combine", "describe_with"}
+        assert member.train.epochs == 0
+        assert maker.form == member.method.form
+        if member.method.loss.name == "arcface":
+            assert member.method.loss == maker.loss
+        else:
+            free.add("loss")
+        assert member.method.model_dump(exclude=free) == maker.model_dump(exclude=free)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -21,6 +21,7 @@ MAX_BYTES = 160_000_000
 MAX_RATIO = 100
 """A 1 × 1,000,000 image is within `MAX_PIXELS`; scaled to a short side of 224 it would be 150 gigabytes."""
 
+_JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112  # Exif 2.32, table 4
 _FIRST_LYING = 5  # from here on, width and height change places
 _UPRIGHT = {
@@ -55,8 +56,7 @@ def decode(
     """
     image = _opened(data, max_pixels, max_bytes)
     try:
-        if target is not None and image.format == "JPEG":
-            image.draft(None, (target, target))
+        _reduce(image, target)
         image.load()
         upright = _UPRIGHT.get(_orientation(image))
         image = _rgb(image)
@@ -67,15 +67,39 @@ def decode(
         raise DataError(f"the image cannot be decoded: {_words(error)}") from None
 
 
-def upright_size(data: bytes) -> tuple[int, int]:
-    """Width and height that `decode` gives, read from the file's header.
+def upright_size(data: bytes, *, target: int | None = None) -> tuple[int, int]:
+    """Width and height of what `decode` gives with the same `target`, read from the file's header.
 
     Raises:
         DataError: if the bytes are no image, or one that `decode` refuses unseen.
     """
-    image = _opened(data, MAX_PIXELS, MAX_BYTES)
+    return _upright_size(_opened(data, MAX_PIXELS, MAX_BYTES), target)
+
+
+def jpeg_size(start: bytes, *, target: int | None = None) -> tuple[int, int] | None:
+    """As `upright_size`, from the first bytes of a JPEG; None where they do not tell.
+
+    Other formats may have what counts, such as the orientation, behind their pixels.
+    """
+    if not start.startswith(_JPEG):
+        return None
+    try:
+        image = _opened(start, MAX_PIXELS, MAX_BYTES)
+    except DataError:
+        return None  # The header may be longer than this.
+    return _upright_size(image, target) if image.format == "JPEG" else None
+
+
+def _upright_size(image: Image.Image, target: int | None) -> tuple[int, int]:
+    _reduce(image, target)
     turned = _orientation(image) >= _FIRST_LYING
     return (image.height, image.width) if turned else image.size
+
+
+def _reduce(image: Image.Image, target: int | None) -> None:
+    """Let a JPEG be decoded at a part of its size, of at least `target` pixels a side."""
+    if target is not None and image.format == "JPEG":
+        image.draft(None, (target, target))
 
 
 def _opened(data: bytes, max_pixels: int, max_bytes: int) -> Image.Image:

@@ -9,6 +9,7 @@ same by its `ETag` or date, which `images.tgz.part.tag` remembers; without eithe
 
 import hashlib
 import http.client
+import math
 import os
 import shutil
 import tarfile
@@ -28,6 +29,9 @@ _TIMEOUT_S = 60.0
 _ATTEMPTS = 5
 """Attempts in a row that bring no byte, before it is given up."""
 _TEMPORARY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+_TELL_S = 10.0
+"""Between two lines about a file that comes."""
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there, and those that there will be, None where the server does not say."""
@@ -60,10 +64,6 @@ def _ground_truth(name: str) -> Source:
     return Source(f"{_PRAGUE}/test/{name}/gnd_{name}.pkl", f"test/{name}/gnd_{name}.pkl")
 
 
-def _pairs(name: str, folder: str) -> Source:
-    return Source(f"{_PRAGUE}/train/dbs/{name}.pkl", f"train/{folder}/{name}.pkl")
-
-
 def _buildings(folder: str, archive: str, name: str) -> Source:
     return Source(
         f"{_OXFORD}/{folder}/{archive}", f"test/{name}/{archive}", unpack=f"test/{name}/jpg", flat=True
@@ -77,8 +77,7 @@ _SFM_IMAGES = Source(
 _OXFORD_IMAGES = (_buildings("oxbuildings", "oxbuild_images-v1.tgz", "oxford5k"),)
 _PARIS_IMAGES = tuple(_buildings("parisbuildings", f"paris_{part}-v1.tgz", "paris6k") for part in (1, 2))
 SOURCES: dict[str, tuple[Source, ...]] = {
-    _SFM: (_pairs(_SFM, _SFM), _pairs(f"{_SFM}-whiten", _SFM), _SFM_IMAGES),
-    "retrieval-SfM-30k": (_pairs("retrieval-SfM-30k-whiten", "retrieval-SfM-30k"), _SFM_IMAGES),
+    _SFM: (Source(f"{_PRAGUE}/train/dbs/{_SFM}.pkl", f"train/{_SFM}/{_SFM}.pkl"), _SFM_IMAGES),
     "oxford5k": (_ground_truth("oxford5k"), *_OXFORD_IMAGES),
     "paris6k": (_ground_truth("paris6k"), *_PARIS_IMAGES),
     "roxford5k": (_ground_truth("roxford5k"), *_OXFORD_IMAGES),
@@ -87,7 +86,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
 """What benchmarks need, from the projects' own pages and laid out as cirtorch v1.2 does: the ground truth and
 pairs from the Visual Recognition Group in Prague, the photographs of buildings from the Visual Geometry Group
 in Oxford, with faces blurred. No checksum is known for certain of any of them. The revisited test sets have
-the images of the older ones. Of retrieval-SfM-30k only the pairs for whitening are offered there."""
+the images of the older ones. The pairs of retrieval-SfM-30k are not offered there."""
 
 
 def download(
@@ -146,35 +145,66 @@ def download(
     return target
 
 
-def fetch(sources: Iterable[Source], root: Path, progress: Progress | None = None) -> None:
+def fetch(sources: Iterable[Source], root: Path, say: Callable[[str], None] | None = None) -> None:
     """All files of a benchmark below a folder, archives unpacked and then removed.
 
     What is there already stays as it is: a file that has its name, a folder into which archives would go.
+
+    Args:
+        sources: the files.
+        root: the folder.
+        say: called with a line about each file at its start, every ten seconds and at its end.
 
     Raises:
         DataError: as `download` and `unpack`.
         StoreError: as `download`.
     """
+
+    def had(source: Source) -> Path:
+        progress = None if say is None else _told(Path(source.file).name, say)
+        return download(source.url, root / source.file, sha256=source.sha256, progress=progress)
+
     archives: dict[str, list[Source]] = {}
     for source in sources:
         if source.unpack is not None:
             archives.setdefault(source.unpack, []).append(source)
         else:
-            download(source.url, root / source.file, sha256=source.sha256, progress=progress)
+            had(source)
     for folder, parts in archives.items():
         if (root / folder).exists():
             continue
-        files = [
-            download(part.url, root / part.file, sha256=part.sha256, progress=progress) for part in parts
-        ]
+        files = [had(part) for part in parts]
         # A folder that has its name is whole, as a file is.
         unfinished = root / f"{folder}.part"
         shutil.rmtree(unfinished, ignore_errors=True)
         for part, file in zip(parts, files, strict=True):
+            if say is not None:
+                say(f"{file.name}: unpacking into {root / folder}")
             unpack(file, unfinished, flat=part.flat)
         os.replace(unfinished, root / folder)
         for file in files:
             file.unlink()
+
+
+def _told(name: str, say: Callable[[str], None]) -> Progress:
+    """What says, now and then, how much of a file is there."""
+    started, first, told = time.monotonic(), -1, -math.inf
+
+    def progress(have: int, total: int | None) -> None:
+        nonlocal first, told
+        now = time.monotonic()
+        first = have if first < 0 else first
+        if now - told < _TELL_S and have != total:
+            return
+        told = now
+        rate = (have - first) / max(now - started, 1e-9)
+        size = f"{have / 1e6:,.0f} MB" if total is None else f"{have / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        left = (
+            f" · {(total - have) / rate:,.0f} s left" if total is not None and have < total and rate else ""
+        )
+        say(f"{name}: {size}{f' · {rate / 1e6:,.1f} MB/s' if rate else ''}{left}")
+
+    return progress
 
 
 def unpack(archive: Path, folder: Path, *, flat: bool = False) -> None:

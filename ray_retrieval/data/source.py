@@ -15,16 +15,18 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ray_retrieval.data.decode import decode, upright_size
+from ray_retrieval.data.decode import decode, jpeg_size, upright_size
 from ray_retrieval.data.mining import shares_by_pixels
 from ray_retrieval.data.mixed import Images, MixedImages
+from ray_retrieval.data.sizes import inside
 from ray_retrieval.data.table import ImageTable, IntArray
-from ray_retrieval.data.transforms import Preprocessing, prepare, prepared_shape
+from ray_retrieval.data.transforms import Preprocessing, decode_target, prepare, prepared_shape
 from ray_retrieval.errors import DataError, StoreError
 from ray_retrieval.storage import Folder
 
 Result = TypeVar("Result")
 _NOTHING = np.empty((3, 0, 0), np.uint8)
+_HEAD = 1 << 16  # bytes of a JPEG in which its size and orientation nearly always are
 Rows = npt.NDArray[np.integer[Any]] | Sequence[int] | Tensor
 
 
@@ -102,13 +104,14 @@ class ImageSource:
     def shares(self, rows: Rows, count: int) -> list[IntArray]:
         """Places in `rows` for each of `count` workers, of nearly equally many pixels.
 
-        Squares stay in their order. Of images of several sizes, those of one size stand together; for that
-        their headers are read, once.
+        Squares stay in their order, and so does what one worker does alone. For several workers, images of
+        several sizes are sorted by size. What has not been decoded yet is measured for that, once: by its
+        header where it is a JPEG, else by the whole file. The result depends on the images alone.
 
         Raises:
             DataError: naming the image, if one is missing or is none.
         """
-        if self.preprocessing.square:
+        if self.preprocessing.square or count == 1:
             return np.array_split(np.arange(len(rows)), count)
         index = np.asarray(rows, dtype=np.int64)
         missing = np.unique(index[self._shapes[index, 0] == 0])
@@ -116,8 +119,15 @@ class ImageSource:
         return shares_by_pixels(self._shapes[index], count)
 
     def _measure(self, row: int) -> None:
-        size = upright_size(self.table.image_bytes(row))
-        self._shapes[row] = prepared_shape(size, self.preprocessing, self.table.box(row))
+        box = self.table.box(row)
+        target = decode_target(self.preprocessing, box)
+        head = self.table.image_bytes(row, _HEAD)
+        size = jpeg_size(head, target=target)
+        if size is None:
+            # An image that lies in the table is whole already.
+            data = head if len(head) != _HEAD + 1 else self.table.image_bytes(row)
+            size = upright_size(data, target=target)
+        self._shapes[row] = prepared_shape(size, self.preprocessing, box)
 
     def stream(self, batches: Iterable[Rows], ahead: int = 2) -> Generator[Images, None, None]:
         """`batch` of each, in order, with the next `ahead` decoded while the caller works.
@@ -178,11 +188,13 @@ class ImageSource:
             raise type(error)(
                 error.problem,
                 where=f"{self.table.name}, image '{self.table.ids[row]}' (row {row})",
-                mend="it could be read before; put the file back, or leave it out",
+                mend=error.mend or "put a sound file there, or leave the image out",
             ) from None
 
     def _prepared(self, row: int) -> npt.NDArray[np.uint8]:
-        return prepare(self.table.image_bytes(row), self.preprocessing, self.table.box(row))
+        pixels = prepare(self.table.image_bytes(row), self.preprocessing, self.table.box(row))
+        self._shapes[row] = pixels.shape[1:]
+        return pixels
 
     def _each(self, items: IntArray, work: Callable[[int], object]) -> None:
         """Do the work for every item on the pool, in a few pieces a thread; the first error comes out."""
@@ -203,7 +215,7 @@ class ImageSource:
 def check_images(
     table: ImageTable, threads: int, progress: Callable[[int], None] | None = None
 ) -> list[ImageError]:
-    """Decode every image once and return those that cannot be, by row, with the reason.
+    """Decode every image once and return those that cannot be, or lie outside of their box, with the reason.
 
     JPEGs are decoded at an eighth of their size, which reads the whole file all the same. Nothing is raised
     for what an image holds or lacks.
@@ -212,11 +224,22 @@ def check_images(
         table: the images.
         threads: decoders at work.
         progress: called with the number of images seen so far.
+
+    Returns:
+        Them, by row.
+
+    Raises:
+        DataError: if one of the table's boxes is none.
     """
 
     def decode_row(row: int) -> None:
-        decode(table.image_bytes(row), target=1)
+        data, box = table.image_bytes(row), table.box(row)
+        decode(data, target=1)
+        if box is not None:
+            inside(box, upright_size(data))
 
+    if len(table):
+        table.box(0)  # A column of boxes that are none is a fault of the table, and not of each image.
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="check") as pool:
         return _find_errors(table, decode_row, pool, max(1, threads), progress)
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_retrieval.data import location, readers
+from ray_retrieval.data import location, positives, readers
 from ray_retrieval.data.decode import MAX_BYTES
 from ray_retrieval.errors import DataError
 
@@ -31,14 +31,16 @@ class ImageTable:
     Args:
         table: columns `id` string, unique · `image` struct of bytes (large_binary) and path, either filled ·
             `label` int64, or list<int64>, or null or absent · any further columns, which are kept. Of these,
-            `box` is known: a list of 4 numbers, left, top, right, bottom in pixels of the upright image, or
-            null: what lies outside is no part of the image.
+            two are known. `box`: a list of 4 numbers, left, top, right, bottom in pixels of the upright
+            image, or null: what lies outside is no part of the image. `positives`: a list of the rows of this
+            same table that match the row, or null. `take` and `concatenate` number them anew, and leave out
+            those that are not taken.
         name: what the table is called in messages.
         class_names: names of the classes, in the order of the labels.
         classes: number of classes; default the names', or else the highest label + 1.
 
     Raises:
-        DataError: if a column is missing, or an id is missing or stands twice.
+        DataError: if a column is missing, an id is missing or stands twice, or a positive is no row.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class ImageTable:
         label, class_names = readers.canonical_labels(label, class_names, where=name)
         rest = table.drop_columns([c for c in ("image", "label") if c in table.column_names])
         rest = rest.set_column(rest.column_names.index("id"), "id", ids).add_column(1, "label", label)
+        if "positives" in rest.column_names:
+            rest = _with_positives(rest, positives.canonical(rest["positives"], where=name))
         images = _chunked(table["image"])
         if images.type != readers.IMAGE_TYPE:
             images = readers.canonical_images(images, "", where=name)
@@ -200,6 +204,8 @@ class ImageTable:
     def take(self, rows: npt.NDArray[np.integer[Any]], *, name: str | None = None) -> "ImageTable":
         """The table of some rows, in the order given and without repeats; the images are not copied.
 
+        The column `positives` names the rows of the new table; pairs of which only one row is taken are gone.
+
         Args:
             rows: integers [m].
             name: what the new table is called; default the same.
@@ -207,6 +213,9 @@ class ImageTable:
         index = np.asarray(rows, dtype=np.int64)
         inner = index if self._rows is None else self._rows[index]
         rest = self._rest.take(pa.array(index)) if len(index) else self._rest.slice(0, 0)
+        listed = self.column("positives")
+        if listed is not None:
+            rest = _with_positives(rest, positives.taken(listed, index))
         part = ImageTable.__new__(ImageTable)
         part._assign(
             rest=rest,
@@ -269,8 +278,8 @@ class ImageTable:
         )
         return part
 
-    def image_bytes(self, row: int) -> bytes:
-        """The bytes of an image file, from the table or from where it lies; at most `MAX_BYTES` + 1 of them.
+    def image_bytes(self, row: int, limit: int = MAX_BYTES) -> bytes:
+        """The bytes of an image file, from the table, or the first `limit` + 1 from where it lies.
 
         Raises:
             DataError: naming id and path, if the file is missing or cannot be read.
@@ -284,7 +293,7 @@ class ImageTable:
         if path is None:
             raise DataError("there are neither bytes nor a path", where=f"image '{self._rest['id'][row]}'")
         try:
-            return location.read_bytes(path, MAX_BYTES)
+            return location.read_bytes(path, limit)
         except DataError as error:
             where = f"image '{self._rest['id'][row]}' at {path}"
             raise type(error)(error.problem, where=where, mend=error.mend) from None
@@ -300,7 +309,7 @@ class ImageTable:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that stand for ids, labels, paths, boxes and the lengths of inline bytes.
+        """16 hexadecimal digits: ids, labels, paths, boxes, positives and the lengths of inline bytes.
 
         The pixels are not read: another image of the same path, or of the same length, goes unnoticed.
         """
@@ -311,6 +320,9 @@ class ImageTable:
         state.update(self.inline_lengths().astype("<i8").tobytes())
         if self._boxes is not None:
             state.update(json.dumps(self._boxes).encode())
+        listed = self.column("positives")
+        if listed is not None:
+            positives.digest(listed, state)
         return state.hexdigest()[:16]
 
     @functools.cached_property
@@ -383,7 +395,7 @@ def open_images(uri: str, *, root: str | None = None, name: str | None = None) -
 
 
 def concatenate(tables: list[ImageTable], *, name: str) -> ImageTable:
-    """The rows of several tables, one after another. At least one is needed.
+    """The rows of several tables, one after another, with their positives. At least one is needed.
 
     Raises:
         DataError: if an id stands twice, or if the class names differ.
@@ -392,9 +404,23 @@ def concatenate(tables: list[ImageTable], *, name: str) -> ImageTable:
     for table in tables[1:]:
         if table.class_names != first.class_names:
             raise DataError(f"other class names than {first.name}", where=table.name)
-    joined = pa.concat_tables([table.table for table in tables], promote_options="default")
+    starts = np.cumsum([0, *(len(table) for table in tables)]).tolist()
+    parts = [_moved(table, start) for table, start in zip(tables, starts, strict=False)]
+    joined = pa.concat_tables(parts, promote_options="default")
     classes = max(table.classes for table in tables)
     return ImageTable(joined, name=name, class_names=first.class_names, classes=classes)
+
+
+def _moved(table: ImageTable, start: int) -> pa.Table:
+    """The columns of a table that comes to stand behind `start` rows."""
+    listed = table.column("positives")
+    if listed is None:
+        return table.table
+    return _with_positives(table.table, positives.shifted(listed, start))
+
+
+def _with_positives(table: pa.Table, listed: pa.ListArray) -> pa.Table:
+    return table.set_column(table.column_names.index("positives"), "positives", listed)
 
 
 def _restore(table: pa.Table, name: str, class_names: list[str] | None, classes: int) -> ImageTable:

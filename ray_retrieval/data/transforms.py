@@ -24,10 +24,9 @@ from torch.nn import functional
 
 from ray_retrieval.config import Config
 from ray_retrieval.data.decode import decode
+from ray_retrieval.data.sizes import bucket, fitted, inside
 from ray_retrieval.errors import DataError
 
-_PROPORTIONS = (1.0, 4 / 5, 3 / 4, 2 / 3, 9 / 16)
-"""Of the shorter to the longer side: each is a bucket upright and lying, a square one."""
 _CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 _GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, in torchvision's rounding
 
@@ -43,8 +42,10 @@ class Preprocessing(Config):
     where it is shorter: images have different sizes then, as `shapes` says."""
     shapes: Literal["exact", "buckets", "pad"] = "exact"
     """Of `long_side`. `exact`: each image has its own size, and images of equal size share a pass;
-    `buckets`: it is stretched a little to the nearest of nine proportions, so that more share one; `pad`: it
-    lies in the middle of a square of the mean colour."""
+    `buckets`: it is stretched to the nearest of 19 proportions, from 1:4 over 1:1 to 4:1, so that more share
+    one; its shorter side becomes at most 12 % longer or shorter than it would be, up to whole pixels, and an
+    image that is still longer keeps its own proportions. `pad`: it lies in the middle of a square of the mean
+    colour."""
     resize_to: int | None = Field(default=None, ge=1, le=8192)
     """Side after the resize and before the centre crop, in pixels; default `size`."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -75,7 +76,7 @@ def prepare(
 ) -> npt.NDArray[np.uint8]:
     """uint8 [3, size, size], RGB: decoded, resized by an antialiased bilinear filter, cropped at the centre.
 
-    Of `long_side`, uint8 [3, h, w] by a Lanczos filter, never enlarged.
+    Of `long_side`, uint8 [3, h, w] by a Lanczos filter, never enlarged but for the stretch to a bucket.
 
     Args:
         data: the file's bytes.
@@ -87,7 +88,7 @@ def prepare(
         DataError: if the bytes cannot be decoded, or nothing of the image is in the box.
     """
     side = preprocessing.resize_to or preprocessing.size
-    image = decode(data, target=side if box is None else None)
+    image = decode(data, target=decode_target(preprocessing, box))
     if preprocessing.resize == "long_side":
         return _whole(image, preprocessing, box)
     if box is not None:
@@ -105,28 +106,41 @@ def prepare(
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
+def decode_target(preprocessing: Preprocessing, box: Sequence[float] | None = None) -> int | None:
+    """The `target` that `prepare` decodes for. A box counts in pixels of the whole image: None."""
+    return None if box is not None else preprocessing.resize_to or preprocessing.size
+
+
 def prepared_shape(
     size: tuple[int, int], preprocessing: Preprocessing, box: Sequence[float] | None = None
 ) -> tuple[int, int]:
-    """Height and width of what `prepare` makes, up to a pixel of `long_side`.
+    """Height and width of what `prepare` makes.
 
     Args:
-        size: width and height of the upright image.
+        size: width and height of the upright image, decoded for `decode_target`.
         preprocessing: how it is prepared.
         box: as for `prepare`.
+
+    Raises:
+        DataError: if nothing of the image is in the box.
     """
     if preprocessing.square:
         return preprocessing.size, preprocessing.size
-    side, longer = preprocessing.size, max(size)
+    width, height = _whole_size(size, preprocessing, box)
+    return height, width
+
+
+def _whole_size(
+    size: tuple[int, int], preprocessing: Preprocessing, box: Sequence[float] | None
+) -> tuple[int, int]:
+    """Width and height to which the image, or what is in its box, is resized by `long_side`."""
+    side = preprocessing.size
     if box is not None:
-        left, top = max(box[0], 0), max(box[1], 0)
-        size = (max(1, int(min(box[2], size[0]) - left)), max(1, int(min(box[3], size[1]) - top)))
+        longer = max(size)
+        left, top, right, bottom = inside(box, size)
+        size = (right - left, bottom - top)
         side = max(1, int(side * max(size) / longer))
-    if preprocessing.shapes == "buckets":
-        width, height = _bucket(size, side)
-        return height, width
-    scale = min(1.0, side / max(size))
-    return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
+    return bucket(size, side) if preprocessing.shapes == "buckets" else fitted(size, side)
 
 
 def _whole(
@@ -136,15 +150,11 @@ def _whole(
 
     A box keeps the scale of its image, as in the code of Radenović et al. since version 1.2.
     """
-    side = preprocessing.size
+    size = _whole_size(image.size, preprocessing, box)
     if box is not None:
-        longer = max(image.size)
         image = _cut(image, box)
-        side = max(1, int(side * max(image.size) / longer))
-    if preprocessing.shapes == "buckets":
-        image = image.resize(_bucket(image.size, side), Image.Resampling.LANCZOS)
-    else:
-        image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=None)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
     pixels = np.asarray(image)
     if preprocessing.shapes == "pad":
         square = np.empty((preprocessing.size, preprocessing.size, 3), np.uint8)
@@ -156,25 +166,7 @@ def _whole(
 
 
 def _cut(image: Image.Image, box: Sequence[float]) -> Image.Image:
-    left, top, right, bottom = (round(place) for place in box)
-    left, top = max(left, 0), max(top, 0)
-    right, bottom = min(right, image.width), min(bottom, image.height)
-    if left >= right or top >= bottom:
-        raise DataError(f"nothing of the image, {image.width} × {image.height}, is in the box {list(box)}")
-    return image.crop((left, top, right, bottom))
-
-
-def _bucket(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Width and height, of the nearest proportions in `_PROPORTIONS`.
-
-    The longer side is `side`, or, of a smaller image, its own in whole multiples of 32 pixels.
-    """
-    longer, shorter = max(size), min(size)
-    proportion = min(_PROPORTIONS, key=lambda one: abs(math.log(shorter / longer / one)))
-    if longer < side:
-        side = max(longer // 32 * 32, min(longer, 32))
-    other = max(1, round(side * proportion))
-    return (side, other) if size[0] >= size[1] else (other, side)
+    return image.crop(inside(box, image.size))
 
 
 def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:

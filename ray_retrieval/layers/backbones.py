@@ -42,9 +42,18 @@ _CHANNELS: dict[BackboneName, int] = {
 }
 
 
+# Below it, a pooling on the way has nothing left to pool. ResNet and MobileNet pad each of their layers.
+_LEAST_SIDES: dict[BackboneName, int] = {"small": 8, "alexnet": 31, "vgg16": 16}
+
+
 def map_channels(name: BackboneName) -> int:
     """Channels of the map that `build_feature_map` makes, told without building the network."""
     return _CHANNELS[name]
+
+
+def least_side(name: BackboneName) -> int:
+    """Pixels that each side of an image needs for `build_feature_map`'s map to be at least 1 × 1."""
+    return _LEAST_SIDES.get(name, 1)
 
 
 class SmallNet(nn.Sequential):
@@ -105,7 +114,8 @@ def build_backbone(config: BackboneConfig, *, pretrained: bool = True) -> tuple[
 def build_feature_map(config: BackboneConfig, *, pretrained: bool = True) -> tuple[nn.Module, int]:
     """A backbone up to its last convolution's activation, and the number of channels.
 
-    The network maps float [n, 3, h, w] to float [n, channels, h', w'], of images of any size.
+    The network maps float [n, 3, h, w] to float [n, channels, h', w'], of images of any size from
+    `least_side` on.
 
     Args:
         config: architecture and weights.

@@ -1,4 +1,7 @@
-"""From a map of features to one vector: global maximum, average, or generalised mean."""
+"""From a map of features to one vector: global maximum, average, or generalised mean.
+
+Also what descriptors need around it: borders for small images, unit length, several scales as one.
+"""
 
 from typing import Literal
 
@@ -114,6 +117,25 @@ def l2_normalised(vectors: Tensor, dim: int = -1) -> Tensor:
     wide = _wide(vectors)
     lengths: Tensor = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
     return wide / (lengths + EPSILON)
+
+
+def padded_to(images: Tensor, side: int) -> Tensor:
+    """Images whose height or width is below `side`, with their borders repeated evenly up to it.
+
+    Where the missing pixels are odd in number, the bottom or the right gets one more.
+
+    Args:
+        images: float [n, 3, h, w].
+        side: of the least image that a network takes, in pixels.
+
+    Returns:
+        Float [n, 3, max(h, side), max(w, side)]; `images` itself where nothing is missing.
+    """
+    lacking_h, lacking_w = (max(0, side - length) for length in images.shape[2:])
+    if not lacking_h and not lacking_w:
+        return images
+    left, top = lacking_w // 2, lacking_h // 2
+    return F.pad(images, (left, lacking_w - left, top, lacking_h - top), mode="replicate")
 
 
 def combine_scales(

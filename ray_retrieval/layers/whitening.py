@@ -1,17 +1,16 @@
-"""Whitening: learned from pairs or from a covariance, as a layer or applied to stored vectors.
+"""Whitening as a linear layer, and how it is learned: from pairs or from a covariance.
 
-What is learned depends on the vectors only through sums, which are kept in float64 and add up over workers.
+What is learned depends on the vectors only through sums, which are kept in float64.
 """
 
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, eigh, solve_triangular
+from scipy.linalg import cholesky, eigh, eigvalsh, solve_triangular
 from torch import Tensor, nn
 
 from ray_retrieval.errors import DataError, RecipeError
@@ -19,20 +18,35 @@ from ray_retrieval.errors import DataError, RecipeError
 Array = NDArray[np.float64]
 Vectors = NDArray[np.floating]
 
+PAIRS_A_DIMENSION = 2
+"""With fewer pairs for each dimension, `learned` shrinks the covariance of their differences."""
+SHARE = 0.1
+"""Of the identity in the covariance that is shrunk."""
+
 _BLOCK_BYTES = 64 << 20  # of float64 copies at a time
 _FIRST_SHIFT = 1e-10  # of the diagonal, then ten times as much, as in the published code
+# Of the mean square of the vectors' lengths: variances below it are rounding, that of float32 (1e-7 of an
+# entry) as that of the sums. Vectors of unit length are multiplied by 1e6 at most.
+_NOISE = 1e-12
 
 
 class Whitening(nn.Linear):
-    """A linear layer with bias, over vectors [..., dim_in] or at every place of a map [n, dim_in, h, w]."""
+    """A linear layer with bias, over vectors [..., dim_in] or at every place of a map [n, dim_in, h, w].
+
+    Computed in float32 or wider whatever autocast says: the bias takes away a mean that is most of a vector,
+    and what is left would be rounding.
+    """
 
     def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__(dim_in, dim_out)
 
     def forward(self, features: Tensor) -> Tensor:
-        if features.ndim == 4:
-            return F.conv2d(features, self.weight[:, :, None, None], self.bias)
-        return F.linear(features, self.weight, self.bias)
+        with torch.autocast(features.device.type, enabled=False):
+            kind = torch.promote_types(torch.promote_types(features.dtype, self.weight.dtype), torch.float32)
+            values, weight, bias = features.to(kind), self.weight.to(kind), self.bias.to(kind)
+            if values.ndim == 4:  # as a product: GPUs convolve float32 in TF32, unless told not to
+                return F.linear(values.movedim(1, -1), weight, bias).movedim(-1, 1)
+            return F.linear(values, weight, bias)
 
     def initialise(self, mean: Array, projection: Array) -> None:
         """Make the layer x ↦ projection · (x − mean): weight = projection, bias = −projection · mean.
@@ -57,7 +71,7 @@ class Whitening(nn.Linear):
 
 @dataclass
 class PairStatistics:
-    """The sums from which whitening is learned: each is a plain sum, so those of parts add up.
+    """The sums from which whitening is learned.
 
     Args:
         dimension: of the vectors, d.
@@ -104,40 +118,6 @@ class PairStatistics:
             self.vector_sum += mine.sum(axis=0)
         self.vectors += len(vectors)
 
-    def merge(self, other: "PairStatistics") -> "PairStatistics":
-        """The statistics of both parts together."""
-        return PairStatistics.from_array(self.as_array() + other.as_array(), self.dimension)
-
-    def as_array(self) -> Array:
-        """All sums in one float64 [2 + 2d + 2d²], to be added to those of other workers."""
-        return np.concatenate(
-            [
-                [self.pairs, self.vectors],
-                self.query_sum,
-                self.vector_sum,
-                self.differences.ravel(),
-                self.products.ravel(),
-            ]
-        )
-
-    @classmethod
-    def from_array(cls, array: Array, dimension: int) -> "PairStatistics":
-        """The inverse of `as_array`.
-
-        Raises:
-            DataError: the array has another length than statistics of `dimension` have.
-        """
-        d = dimension
-        if array.shape != (2 + 2 * d + 2 * d * d,):
-            raise DataError(f"these are no statistics of {d} dimensions: {array.shape}", where="whitening")
-        found = cls(d)
-        counts, found.query_sum, found.vector_sum, differences, products = np.split(
-            array, np.cumsum([2, d, d, d * d])
-        )
-        found.pairs, found.vectors = (round(float(count)) for count in counts)
-        found.differences, found.products = differences.reshape(d, d), products.reshape(d, d)
-        return found
-
     def scatter(self, mean: Array) -> Array:
         """Sum over all vectors of (x − mean)(x − mean)ᵀ, float64 [d, d]."""
         cross = np.outer(self.vector_sum, mean)
@@ -162,35 +142,49 @@ def learned(statistics: PairStatistics, dimension: int | None = None) -> tuple[A
     largest eigenvalue first, of the scatter about m of all L⁻¹x: the projection is the first `dimension` rows
     of Vᵀ L⁻¹. Where S is not positive definite, 1e-10, or ten times that, … is added to its diagonal.
 
+    Two things keep the result of sane size beyond the published formula. Directions in which the vectors do
+    not vary (channels that are always 0) are left out; their rows, the last, are 0. With fewer pairs than two
+    a dimension, S becomes 0.9 S + 0.1 σ I, where σ is the mean of its diagonal: its least eigenvalues are
+    far too small then, and what they belong to would drown all else. Both are warned of.
+
     Args:
         statistics: of pairs and of all vectors.
         dimension: of the result; None keeps that of the vectors.
 
     Returns:
         mean float64 [d] and projection float64 [dimension, d], the largest entry of each row positive; for
-        `apply` and `Whitening.initialise`.
+        `Whitening.initialise`.
 
     Raises:
         DataError: no pairs or no vectors.
         RecipeError: `dimension` is not within 1 … d.
 
-    Reference: Radenović et al., TPAMI 2018, §3.4; Mikolajczyk and Matas, ICCV 2007.
+    Reference: Radenović et al., TPAMI 2018, §3.4; Mikolajczyk and Matas, ICCV 2007; shrinking towards the
+    identity: Ledoit and Wolf, 2004.
     """
     kept = _kept(statistics, dimension)
     if not statistics.pairs:
         raise DataError("whitening is learned from pairs, there are none", where="whitening")
-    if statistics.pairs < statistics.dimension:
+    mean = statistics.query_sum / statistics.pairs
+    total = statistics.scatter(mean)
+    values, directions = _eigenvectors(total / statistics.vectors)
+    # Only what varies, in coordinates of its own; which ones does not matter to the result.
+    basis = directions[:, values > _noise(statistics)]
+    apart = basis.T @ (statistics.differences / statistics.pairs) @ basis
+    if statistics.pairs < PAIRS_A_DIMENSION * basis.shape[1]:
         warnings.warn(
-            f"whitening of {statistics.dimension} dimensions is learned from {statistics.pairs} pairs only: "
-            "directions in which no pair differs are stretched beyond what is known of them",
+            f"whitening of {basis.shape[1]} dimensions is learned from {statistics.pairs} pairs only: "
+            f"the covariance of their differences is shrunk by {SHARE:.0%}",
             stacklevel=2,
         )
-    mean = statistics.query_sum / statistics.pairs
-    lower = _cholesky(statistics.differences / statistics.pairs)
-    half = solve_triangular(lower, statistics.scatter(mean), lower=True)
-    vectors = _eigenvectors(solve_triangular(lower, half.T, lower=True))[1]
-    projection = solve_triangular(lower, vectors[:, :kept], lower=True, trans="T").T
-    return mean, _signed(projection)
+        apart = (1 - SHARE) * apart + SHARE * apart.diagonal().mean() * np.eye(len(apart))
+    projection = np.zeros((0, statistics.dimension))
+    if len(apart):
+        lower = _cholesky(apart, _noise(statistics))
+        half = solve_triangular(lower, basis.T @ total @ basis, lower=True)
+        vectors = _eigenvectors(solve_triangular(lower, half.T, lower=True))[1]
+        projection = solve_triangular(lower, vectors[:, :kept], lower=True, trans="T").T @ basis.T
+    return mean, _filled(_signed(projection), kept)
 
 
 def pca(
@@ -199,60 +193,32 @@ def pca(
     """Whitening by principal components.
 
     Row i of the projection is the i-th eigenvector of the covariance, largest eigenvalue λᵢ first, times
-    λᵢ^(−shrinkage / 2).
+    λᵢ^(−shrinkage / 2). Where the vectors vary in fewer directions than `dimension` (never more than one
+    fewer than there are vectors), the last rows are 0, and a warning says so.
 
     Args:
         statistics: of all vectors; pairs do not matter.
-        dimension: of the result; None keeps every direction in which the vectors vary.
+        dimension: of the result; None keeps that of the vectors.
         shrinkage: 1 gives each direction the same variance, 0 leaves the variances as they are.
 
     Returns:
         mean float64 [d] and projection float64 [dimension, d], the largest entry of each row positive; for
-        `apply` and `Whitening.initialise`.
+        `Whitening.initialise`.
 
     Raises:
-        DataError: no vectors, or they vary in fewer directions than `dimension` (never more than one fewer
-            than there are vectors).
+        DataError: no vectors.
         RecipeError: `dimension` is not within 1 … d.
 
     Reference: Jégou and Chum, Negative Evidences and Co-occurences in Image Retrieval, ECCV 2012; with
     shrinkage: Tolias et al., Learning and Aggregating Deep Local Descriptors (HOW), ECCV 2020.
     """
-    _kept(statistics, dimension)
+    kept = _kept(statistics, dimension)
     mean = statistics.vector_sum / statistics.vectors
     values, vectors = _eigenvectors(statistics.scatter(mean) / statistics.vectors)
-    # What remains of a variance of zero after E[xx] - E[x]E[x] is of the order of the rounding of E[xx].
-    noise = np.finfo(np.float64).eps * statistics.dimension * statistics.products.trace() / statistics.vectors
-    rank = min(int((values > noise).sum()), statistics.vectors - 1)
-    kept = rank if dimension is None else dimension
-    if kept > rank or not rank:
-        raise DataError(
-            f"{statistics.vectors} vectors vary in {rank} directions, whitening asks for {max(kept, 1)}",
-            where="whitening",
-            mend=f"take more images, or {rank} dimensions at most" if rank else "take more images",
-        )
-    return mean, _signed(vectors[:, :kept].T) * values[:kept, None] ** (-shrinkage / 2)
-
-
-def apply(vectors: Vectors, mean: Array, projection: Array) -> NDArray[np.float32]:
-    """Vectors whitened: projection · (x − mean) of each row, divided by its length, float32 [n, k] of [n, d].
-
-    Computed in float64, in blocks of bounded memory. A row that is the mean becomes zeros.
-
-    Raises:
-        DataError: the vectors have another dimension than the mean.
-    """
-    if vectors.ndim != 2 or vectors.shape[1:] != mean.shape:
-        raise DataError(
-            f"the whitening is of {len(mean)} dimensions, the vectors are {vectors.shape}", where="whitening"
-        )
-    found = np.empty((len(vectors), len(projection)), np.float32)
-    size = max(1, _BLOCK_BYTES // (8 * len(mean)))
-    for start in range(0, len(vectors), size):
-        projected = (vectors[start : start + size] - mean) @ projection.T
-        lengths = np.linalg.norm(projected, axis=1, keepdims=True)
-        found[start : start + size] = projected / np.maximum(lengths, np.finfo(np.float64).tiny)
-    return found
+    rank = min(int((values > _noise(statistics)).sum()), statistics.vectors - 1)
+    varying = min(rank, kept)
+    projection = _signed(vectors[:, :varying].T) * values[:varying, None] ** (-shrinkage / 2)
+    return mean, _filled(projection, kept)
 
 
 def _kept(statistics: PairStatistics, dimension: int | None) -> int:
@@ -275,21 +241,34 @@ def _product(rows: Array) -> Array:
     return product
 
 
-def _cholesky(matrix: Array) -> Array:
+def _noise(statistics: PairStatistics) -> float:
+    """The variance up to which a direction counts as one in which the vectors do not vary."""
+    return float(_NOISE * statistics.products.trace() / statistics.vectors)
+
+
+def _filled(projection: Array, rows: int) -> Array:
+    """The projection with rows of 0 behind, up to `rows`; warns if there are any."""
+    found = len(projection)
+    if found < rows:
+        warnings.warn(
+            f"the vectors vary in {found} directions, whitening asks for {rows}: the other {rows - found} "
+            "are always 0 (fewer dimensions would do, or more images may help)",
+            stacklevel=3,
+        )
+    return np.concatenate([projection, np.zeros((rows - found, projection.shape[1]))])
+
+
+def _cholesky(matrix: Array, noise: float) -> Array:
     """L of matrix + shift·I = L Lᵀ, the shift 0 or the first of 1e-10, 1e-9, … that makes it definite.
 
-    Definite means beyond rounding: a singular matrix may pass the factorisation with pivots of pure noise,
-    whose inverse would drown all else.
+    Definite means that its least eigenvalue is above `noise`: a singular matrix may pass the factorisation
+    with pivots of pure rounding, whose inverse would drown all else.
     """
-    shift, identity, largest = 0.0, np.eye(len(matrix)), matrix.diagonal().max()
-    noise = np.finfo(np.float64).eps * len(matrix) * largest
-    while shift <= 10 * largest + _FIRST_SHIFT:
-        with suppress(np.linalg.LinAlgError):
-            lower: Array = cholesky(matrix + shift * identity, lower=True)
-            if (lower.diagonal() ** 2).min() > noise:
-                return lower
+    least, shift = float(eigvalsh(matrix)[0]), 0.0
+    while least + shift <= noise:
         shift = shift * 10 if shift else _FIRST_SHIFT
-    raise DataError("the differences of pairs have no valid covariance", where="whitening")
+    lower: Array = cholesky(matrix + shift * np.eye(len(matrix)), lower=True)
+    return lower
 
 
 def _eigenvectors(matrix: Array) -> tuple[Array, Array]:

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ray_retrieval.compute import autocast, place, uses_bf16
 from ray_retrieval.data.benchmark import Benchmark
-from ray_retrieval.data.mixed import Images, each_size, groups_of, in_order
+from ray_retrieval.data.mixed import Images, groups_of, in_order
 from ray_retrieval.data.source import ImageSource
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, apply, draw
@@ -38,6 +38,9 @@ from ray_retrieval.loop.validation import MEASURED, measure, refuse_unmeasured
 from ray_retrieval.methods.base import Batch, Clock, Method, Outputs, Rows, Work
 from ray_retrieval.optim import PlateauSchedule, build_optimizer, set_learning_rate
 from ray_retrieval.workers import gather_rows
+
+_DECODED = 64
+"""Images that are decoded together to be described, at the least: so that some are of one size."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,8 @@ class Trainer:
         try:
             if latest is None:
                 self.method.before_training(self._encode)
+                # Solvers of workers with more or fewer threads differ in their last bits.
+                self._copy_from_leader(self.method)
             self._train(reporter, fresh=latest is None)
         finally:
             for source in (self.train_images, self.queries, self.database):
@@ -283,6 +288,9 @@ class Trainer:
         Reference: Gao et al., Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021.
         """
         parts = groups_of(images, -(-len(batch.rows) // self.config.accumulate))
+        if len(parts) == 1 and self.process.world == 1:
+            self._backward(self._forward(self.wrapped, parts[0][1]), batch, clock)
+            return
         positions = [some for some, _ in parts]
         with torch.no_grad():
             found = [self._forward(self.method, some) for _, some in parts]
@@ -370,10 +378,12 @@ class Trainer:
                 method.load_state_dict(self.best)
             self._copy_from_leader(method)
             method.after_training(self._encode)
+            self._copy_from_leader(method)
             if self.process.leads:
                 self.best = _to_cpu(method.state_dict())
             method.load_state_dict(last)
         method.after_training(self._encode)
+        self._copy_from_leader(method)
         if progress.last_is_best and self.process.leads:
             self.best = _to_cpu(method.state_dict())
 
@@ -433,13 +443,12 @@ class Trainer:
         mine = rows[shares[self.process.rank]]
         if not len(mine):  # fewer images than workers: take one all the same, which is cut off again
             mine = rows[:1]
-        size = 2 * self.config.batch_size
+        # Without gradients, a pass may be twice as long as one of the training.
+        limit = 2 * -(-self.config.batch_size // (self.process.world * self.config.accumulate))
+        size = min(2 * self.config.batch_size, max(limit, _DECODED))
         batches = [mine[start : start + size] for start in range(0, len(mine), size)]
         with torch.no_grad(), autocast(self.progress.precision, self.process.device):
-            parts = [
-                each_size(work, images.to(self.process.device, non_blocking=True))
-                for images in source.stream(batches)
-            ]
+            parts = [self._in_passes(work, images, limit) for images in source.stream(batches)]
         sizes, device = [len(share) for share in shares], self.process.device
         count = sizes[self.process.rank]
         gathered = {
@@ -447,6 +456,13 @@ class Trainer:
             for name in parts[0]
         }
         return {name: in_order(shares, [values]) for name, values in gathered.items()}
+
+    def _in_passes(self, work: Work, images: Images, limit: int) -> Outputs:
+        """What `work` makes of a batch, in its order, so many images of one size at a time."""
+        passes = groups_of(images, limit)
+        positions = [some for some, _ in passes]
+        found = [work(part.to(self.process.device, non_blocking=True)) for _, part in passes]
+        return {name: in_order(positions, [one[name] for one in found]) for name in found[0]}
 
     def _from_leader(self, value: float) -> float:
         if self.process.world == 1:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ray_retrieval.errors import RecipeError
+
 # sin² θ is kept above this: its root has no finite derivative at 0. An angle of 0.001 is next to none.
 _LEAST_SINE_SQUARED = 1e-6
 
@@ -60,7 +62,7 @@ def arcface_losses(cosines: Tensor, labels: Tensor, *, margin: float = 0.15, sca
         scale: of the logits.
 
     Raises:
-        ValueError: if the margin is not within its bounds.
+        RecipeError: if the margin is not within its bounds.
     """
     known = labels >= 0
     targets = labels.clamp(min=0)
@@ -80,10 +82,14 @@ def arcface_logits(cosines: Tensor, labels: Tensor, *, margin: float = 0.15, sca
         scale: of the logits.
 
     Raises:
-        ValueError: if the margin is not within its bounds.
+        RecipeError: if the margin is not within its bounds.
     """
     if not 0 <= margin <= math.pi / 2:  # With more, the target's logit would not fall where it goes on.
-        raise ValueError(f"a margin is an angle from 0 to π/2, got {margin}")
+        raise RecipeError(
+            f"a margin is an angle from 0 to π/2, found {margin}",
+            where="margin",
+            mend="set it to 1.57 at most; 0.1 to 0.5 is usual",
+        )
     own = cosines.gather(1, labels[:, None])
     sine = (1 - own.square()).clamp(min=_LEAST_SINE_SQUARED).sqrt()
     turned = own * math.cos(margin) - sine * math.sin(margin)

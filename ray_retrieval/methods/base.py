@@ -198,6 +198,9 @@ class Method(nn.Module, ABC):
         checkpoint holds of it is put back afterwards by `load_training_state`.
         """
 
+    def started_from(self, lacking: list[str]) -> None:
+        """Called where the weights are another model's, with the names of those that it did not give."""
+
     def before_training(self, encode: Encode) -> None:
         """Called once before a training that does not go on from a checkpoint, on every worker.
 
@@ -265,8 +268,8 @@ class Method(nn.Module, ABC):
         order = np.random.default_rng([clock.seed, clock.epoch]).permutation(len(table))
         return np.array_split(order, max(1, round(len(table) / batch_size)))
 
-    def warnings(self, steps: int) -> list[str]:  # noqa: ARG002
-        """What a user should know before a training of so many steps, such as a setting without effect."""
+    def warnings(self, table: ImageTable, steps: int) -> list[str]:  # noqa: ARG002
+        """What a user should know before so many steps on a table, such as a setting without effect."""
         return []
 
     def training_state(self) -> dict[str, Any]:

@@ -33,10 +33,15 @@ from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing
 from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import DataError, RecipeError
-from ray_retrieval.layers.backbones import BackboneConfig, build_feature_map, map_channels
-from ray_retrieval.layers.pooling import SuperGlobalPooling, combine_scales, l2_normalised
+from ray_retrieval.layers.backbones import (
+    BackboneConfig,
+    build_feature_map,
+    least_side,
+    map_channels,
+)
+from ray_retrieval.layers.pooling import SuperGlobalPooling, combine_scales, l2_normalised, padded_to
 from ray_retrieval.layers.regions import PoolingKind, RegionalPooling, build_pooling
-from ray_retrieval.layers.whitening import Whitening
+from ray_retrieval.layers.whitening import PAIRS_A_DIMENSION, Whitening
 from ray_retrieval.losses.arcface import CosineClassifier, arcface_losses
 from ray_retrieval.losses.pairwise import share_a_label
 from ray_retrieval.methods.base import (
@@ -66,8 +71,8 @@ from ray_retrieval.methods.gem_whitening import (
 )
 from ray_retrieval.methods.hashing import wide
 
-_PAIRS = 2
-"""Pairs for each dimension without which the projection starts as the identity."""
+_STARTED = ("local.", "pooling.whitening.", "projection.")
+"""Layers that start from a whitening of the training images, by the beginning of their tensors' names."""
 _MAPS = 2000
 """Training images whose maps are looked at for the start of layers that whiten places or regions."""
 
@@ -154,9 +159,9 @@ class Gem(Method):
         if config.whitening.name != "none":
             self.whitening = Whitening(config.projected, config.form.size).requires_grad_(requires_grad=False)
         self.whitened: Tensor
-        self.initialised: Tensor
-        for flag in ("whitened", "initialised"):
-            self.register_buffer(flag, torch.tensor(0, dtype=torch.uint8))
+        self.initialised: Tensor  # whether the layers of `_STARTED` have had their start
+        self.register_buffer("whitened", torch.tensor(0, dtype=torch.uint8))
+        self.register_buffer("initialised", torch.zeros(len(_STARTED), dtype=torch.uint8))
         for layer in self.modules():
             if isinstance(layer, Whitening):
                 start_as_identity(layer)
@@ -201,8 +206,13 @@ class Gem(Method):
         return Vectors(F.normalize(vectors.detach(), dim=1).float().cpu().numpy())
 
     def _features(self, images: Tensor) -> Tensor:
-        features: Tensor = self.backbone(images)
+        features = self._map(images)
         return features if self.local is None else self.local(features)
+
+    def _map(self, images: Tensor) -> Tensor:
+        """The backbone's last map; a side that is too short for it is padded with the border."""
+        features: Tensor = self.backbone(padded_to(images, least_side(self.config.backbone.name)))
+        return features
 
     def _embed(self, features: Tensor, pooling: nn.Module | None = None) -> Tensor:
         """Unit vectors [n, dimensions before whitening], in float32 or wider."""
@@ -231,8 +241,25 @@ class Gem(Method):
 
     def start_training(self, table: ImageTable, device: torch.device) -> None:  # noqa: ARG002
         self._labels = _labels(table)
-        self._pairs = _pairs(table)
+        # Classes of one image each can be told apart, though there is no pair among them.
+        alone = isinstance(self.config.loss, ArcFaceConfig) and len(set(self._labels.tolist())) == len(table)
+        self._pairs = None if alone else _pairs(table)
         self.whitened.zero_()  # that of a model that the training starts from is of another network
+
+    def warnings(self, table: ImageTable, steps: int) -> list[str]:  # noqa: ARG002
+        config = self.config.whitening
+        images = min(config.images, len(table))
+        if config.name == "pca" and images <= self.config.form.size:
+            return [f"whitening to {self.config.form.size} dimensions is learned from {images} images only"]
+        if config.name != "learned":
+            return []
+        pairs, dimensions = min(config.images // 2, len(_pairs(table))), self.config.projected
+        if pairs >= PAIRS_A_DIMENSION * dimensions:
+            return []
+        return [
+            f"whitening of {dimensions} dimensions is learned from {pairs} pairs only, and shrunk for that: "
+            "whitening pca or a smaller backbone may do better"
+        ]
 
     @property
     def rounds(self) -> int:
@@ -314,9 +341,10 @@ class Gem(Method):
         embeddings = wide(outputs["embeddings"])
         everyone = batch.gather(embeddings)
         if isinstance(loss, ListLossConfig):
-            itself = batch.positions[:, None] == torch.arange(batch.global_size, device=embeddings.device)
+            # Neither an image itself nor a copy of it, which fills a small class up, is a positive.
+            another = batch.rows[:, None] != batch.global_rows
             same = share_a_label(batch.labels, batch.global_labels)
-            found = loss.losses(embeddings @ everyone.T, same & ~itself, ~same)
+            found = loss.losses(embeddings @ everyone.T, same & another, ~same)
             return {"precision": batch.mean(found.values)}
         return {"tuples": self._of_tuples(loss, everyone, batch)}
 
@@ -333,29 +361,46 @@ class Gem(Method):
         return batch.total(loss.losses(chosen[:, 0], chosen[:, 1], chosen[:, 2:]).sum())
 
     def observations(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of tuples, negative_distance: the mean distance of queries to hard negatives, which should rise."""
-        return self._observed
+        """What is worth watching.
+
+        negative_distance: of tuples, the mean distance of queries to hard negatives, which should rise.
+        p: the exponent of `gem` or the mean of those of `gemmp`.
+        """
+        exponents = [value for name, value in self.pooling.named_parameters() if name.split(".")[-1] == "p"]
+        if not exponents:
+            return self._observed
+        exponent = exponents[0].detach().clamp(min=1).mean()
+        return {**self._observed, "p": (exponent, torch.ones_like(exponent))}
 
     # Whitening
 
     def before_training(self, encode: Encode) -> None:
         """Let linear layers start from whitenings of the untrained network's features, one after another."""
-        if int(self.initialised):
-            return
-        assert self._pairs is not None
         count, images = len(self._labels), self.config.whitening.images
-        if self.local is not None:
+        local, regions, projection = (not done for done in self.initialised.tolist())
+        if self.local is not None and local:
             start_by_places(self.local, count, _MAPS, encode, self._places)
-        if isinstance(self.pooling, RegionalPooling) and self.pooling.whitening is not None:
+        if isinstance(self.pooling, RegionalPooling) and self.pooling.whitening is not None and regions:
             start_by_places(self.pooling.whitening, count, _MAPS, encode, self._regions)
         # What too few pairs do not determine would be blown up.
-        enough = min(images // 2, len(self._pairs))
-        if self.projection is not None and enough >= _PAIRS * self.projection.in_features:
+        pairs = 0 if self._pairs is None else min(images // 2, len(self._pairs))
+        if (
+            self.projection is not None
+            and projection
+            and pairs >= PAIRS_A_DIMENSION * self.projection.in_features
+        ):
+            assert self._pairs is not None
             learn_by_pairs(self.projection, self._pairs, images, encode, self._pooled)
         self.initialised.fill_(1)
 
+    def started_from(self, lacking: list[str]) -> None:
+        """Layers that the other model lacks still have their start before them."""
+        for number, layer in enumerate(_STARTED):
+            if any(name.startswith(layer) for name in lacking):
+                self.initialised[number] = 0
+
     def _places(self, images: Tensor) -> Outputs:
-        return {"vectors": spread(wide(self.backbone(self.normalised(images))).flatten(2).transpose(1, 2))}
+        return {"vectors": spread(wide(self._map(self.normalised(images))).flatten(2).transpose(1, 2))}
 
     def _regions(self, images: Tensor) -> Outputs:
         assert isinstance(self.pooling, RegionalPooling)
@@ -368,13 +413,18 @@ class Gem(Method):
         """Learn the whitening, from descriptors as `describe` makes them."""
         if self.whitening is None:
             return
-        assert self._pairs is not None
         config = self.config.whitening
 
         def describe(images: Tensor) -> Outputs:
             return {"vectors": self._described(images)}
 
         if config.name == "learned":
+            if self._pairs is None:
+                raise DataError(
+                    "whitening is learned from pairs, and no two images are of one class",
+                    where="method.whitening",
+                    mend="set it to pca or none",
+                )
             learn_by_pairs(self.whitening, self._pairs, config.images, encode, describe)
         else:
             count, shrinkage = len(self._labels), config.shrinkage
@@ -393,12 +443,11 @@ class Gem(Method):
 
 
 def _scaled(images: Tensor, scale: float) -> Tensor:
-    """Normalised images at another size, as the published code does: bilinear, without a filter before."""
+    """Normalised images at another size, in whole pixels: bilinear, without a filter before, as published."""
     if scale == 1.0:
         return images
-    return F.interpolate(
-        images, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True
-    )
+    sides = [max(1, int(side * scale)) for side in images.shape[2:]]
+    return F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
 
 
 def _labels(table: ImageTable) -> Rows:

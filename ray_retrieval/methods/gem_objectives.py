@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from ray_retrieval.config import Config
@@ -21,7 +21,15 @@ class TupleLossConfig(Config):
     pool: int = Field(default=22_000, ge=1)
     """Images drawn at random in which negatives are looked for; fewer where there are fewer."""
     rounds: int = Field(default=1, ge=1)
-    """How often an epoch mines: each time, its share of the queries and a pool of their own."""
+    """How often an epoch mines: each time its share of the queries, rounded down, and a pool of its own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "TupleLossConfig":
+        if self.pool < 5 * self.negatives:
+            raise ValueError(
+                f"'pool' is at least {5 * self.negatives} for {self.negatives} negatives of different things"
+            )
+        return self
 
     def losses(self, queries: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
         """Float [t], from unit vectors [t, d], [t, d] and [t, negatives, d]; see `losses.tuples`."""
@@ -87,8 +95,8 @@ class ArcFaceConfig(Config):
     """Classification of the training classes with an angular margin."""
 
     name: Literal["arcface"] = "arcface"
-    margin: float = Field(default=0.15, ge=0, lt=3.14)
-    """Added to the angle between an image and its class, in radians."""
+    margin: float = Field(default=0.15, ge=0, le=1.57)
+    """Added to the angle between an image and its class, in radians; a right angle at most."""
     scale: float = Field(default=30.0, gt=0)
     """Of the cosines before the softmax."""
 

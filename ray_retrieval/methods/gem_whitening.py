@@ -33,7 +33,7 @@ class WhiteningConfig(Config):
 def learn_by_pairs(
     layer: Whitening, pairs: Rows | LabelPairs, images: int, encode: Encode, describe: Work
 ) -> None:
-    """Give a layer the whitening that is learned from pairs.
+    """Give a layer the whitening that is learned from pairs; warns where they tell too little of it.
 
     Args:
         layer: set.
@@ -61,6 +61,9 @@ def learn_by_images(
 ) -> None:
     """Give a layer the whitening by principal components.
 
+    Where the vectors vary in fewer directions than the layer gives, the others are 0, and a warning says so:
+    it is learned when a training has ended, which would be lost otherwise.
+
     Args:
         layer: set.
         count: training images that there are.
@@ -68,9 +71,6 @@ def learn_by_images(
         encode: as for `Method.before_step`.
         describe: gives `vectors` [n, d] of images.
         shrinkage: see `layers.whitening.pca`.
-
-    Raises:
-        DataError: if the vectors vary in fewer directions than the layer gives.
     """
     vectors = _vectors(encode, _drawn(count, images), describe)
     statistics = PairStatistics(vectors.shape[1])
@@ -81,7 +81,7 @@ def learn_by_images(
 def start_by_places(layer: Whitening, count: int, images: int, encode: Encode, describe: Work) -> None:
     """Let a layer that whitens places or regions start from their principal components.
 
-    Directions in which they do not vary start at 0.
+    Directions in which they do not vary start at 0, with a warning.
 
     Args:
         layer: set.
@@ -93,10 +93,7 @@ def start_by_places(layer: Whitening, count: int, images: int, encode: Encode, d
     vectors = _vectors(encode, _drawn(count, images), describe)
     statistics = PairStatistics(vectors.shape[-1])
     statistics.add_all(vectors.reshape(-1, vectors.shape[-1]))
-    mean, found = pca(statistics)
-    projection = np.zeros((layer.out_features, layer.in_features))
-    projection[: len(found)] = found[: len(projection)]
-    layer.initialise(mean, projection)
+    layer.initialise(*pca(statistics, layer.out_features))
 
 
 def spread(vectors: Tensor) -> Tensor:

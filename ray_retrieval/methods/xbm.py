@@ -318,7 +318,7 @@ class Xbm(Method):
         """
         return self._observed
 
-    def warnings(self, steps: int) -> list[str]:
+    def warnings(self, table: ImageTable, steps: int) -> list[str]:  # noqa: ARG002
         if not self.config.memory_weight or self.config.warmup_steps < steps:
             return []
         return [

@@ -234,6 +234,35 @@ def test_archives_of_one_folder_are_unpacked_together_and_removed(shelf, tmp_pat
     assert len(shelf.asked) == 3
 
 
+def test_what_comes_is_told_at_its_start_now_and_then_and_at_its_end(shelf, tmp_path, monkeypatch):
+    shelf.files["/1.tgz"] = archive(["a/1.jpg"])
+    said = []
+    sources = [
+        Source(f"{shelf.url}/1.tgz", "1.tgz", unpack="jpg", flat=True),
+        Source(f"{shelf.url}/file", "gnd.pkl"),
+    ]
+    fetch(sources, tmp_path, said.append)
+    told = [line.split(":")[0] for line in said]
+    assert list(dict.fromkeys(told)) == ["gnd.pkl", "1.tgz"]
+    assert said[-1] == f"1.tgz: unpacking into {tmp_path / 'jpg'}"
+    fetch(sources, tmp_path, said.append)
+    assert len(said) == len(told)
+
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    said.clear()
+    progress = module._told("big.tgz", said.append)
+    for second in range(26):
+        now[0] = float(second)
+        progress((second + 1) * 10_000_000, 260_000_000)
+    assert said == [
+        "big.tgz: 10 of 260 MB",
+        "big.tgz: 110 of 260 MB · 10.0 MB/s · 15 s left",
+        "big.tgz: 210 of 260 MB · 10.0 MB/s · 5 s left",
+        "big.tgz: 260 of 260 MB · 10.0 MB/s",
+    ]
+
+
 def test_folders_of_an_archive_are_kept_where_they_matter(tmp_path):
     (tmp_path / "a.tgz").write_bytes(archive(["ef/cd/ab/abcdef"]))
     unpack(tmp_path / "a.tgz", tmp_path / "ims")
@@ -256,9 +285,7 @@ def test_a_damaged_archive_is_an_error_and_leaves_no_folder(shelf, tmp_path):
 
 
 def test_addresses_are_those_of_the_projects():
-    assert set(SOURCES) == {
-        *("retrieval-SfM-120k", "retrieval-SfM-30k", "oxford5k", "paris6k", "roxford5k", "rparis6k")
-    }
+    assert set(SOURCES) == {*("retrieval-SfM-120k", "oxford5k", "paris6k", "roxford5k", "rparis6k")}
     for sources in SOURCES.values():
         for source in sources:
             assert source.url.split("/")[2] in {"cmp.felk.cvut.cz", "www.robots.ox.ac.uk"}

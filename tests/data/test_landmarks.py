@@ -1,6 +1,7 @@
 """Oxford and Paris in miniature, in the published layout; and the real ground truth, where it is at hand."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,14 @@ def test_missing_files_and_photographs_are_told(tmp_path):
     with pytest.raises(DataError, match=r"gnd_roxford5k.pkl: the file is missing"):
         loaded(tmp_path)
     (write(tmp_path) / "test/oxford5k/jpg/image_000002.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 of 10 images are missing, the first is .*image_000002\.jpg"):
+    with pytest.raises(
+        DataError, match=r"1 of 10 images are missing, the first is .*image_000002\.jpg"
+    ) as caught:
+        loaded(tmp_path)
+    # It would be taken for whole.
+    assert "remove test/oxford5k/jpg, and data.download=true fetches all" in str(caught.value)
+    shutil.rmtree(tmp_path / "test/oxford5k/jpg")
+    with pytest.raises(DataError, match=r"put them there, or set data\.download=true"):
         loaded(tmp_path)
 
 

@@ -11,17 +11,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ray_retrieval.config import validate
+from ray_retrieval.data.decode import MAX_BYTES, jpeg_size, upright_size
 from ray_retrieval.data.mixed import MixedImages, each_size, groups_of, in_order
-from ray_retrieval.data.source import ImageSource
+from ray_retrieval.data.source import ImageSource, check_images
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.data.transforms import Preprocessing, prepare, prepared_shape
+from ray_retrieval.data.transforms import Preprocessing, decode_target, prepare, prepared_shape
 from ray_retrieval.errors import DataError, RecipeError
 
 
-def picture(width, height, *, seed=0):
+def picture(width, height, *, seed=0, kind="PNG", orientation=1):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(buffer, format=kind, exif=exif)
     return buffer.getvalue(), Image.fromarray(pixels)
 
 
@@ -60,16 +63,27 @@ class TestPrepare:
             ((650, 480), (24, 32)),  # nearest to 3 : 4
             ((512, 510), (32, 32)),
             ((640, 360), (18, 32)),
-            ((5000, 100), (18, 32)),  # nothing is nearer than 9 : 16
+            ((330, 100), (9, 32)),  # 2 : 7 is nearer than 1 : 3
+            ((800, 100), (4, 32)),  # longer than 1 : 4, so it stays as it is
+            ((100, 5000), (32, 1)),
         ],
     )
     def test_buckets_are_the_nearest_proportions(self, size, shape):
         assert prepare(picture(*size)[0], long_side(shapes="buckets")).shape[1:] == shape
 
     def test_buckets_are_few(self):
-        sizes = np.random.default_rng(0).integers(40, 200, (60, 2))
-        shapes = {prepare(picture(*size)[0], long_side(shapes="buckets")).shape for size in sizes.tolist()}
-        assert len(shapes) <= 9
+        sizes = [size for other in range(40, 161) for size in ((40, other), (other, 40))]
+        assert len({prepared_shape(size, long_side(shapes="buckets")) for size in sizes}) == 19
+
+    @settings(max_examples=200, deadline=None)
+    @given(width=st.integers(1, 3000), height=st.integers(1, 3000), size=st.integers(100, 400))
+    def test_a_bucket_stretches_by_twelve_per_cent_at_most(self, width, height, size):
+        found = prepared_shape((width, height), long_side(size, "buckets"))
+        longer = max(found)
+        assert longer <= min(max(width, height), size)
+        exact = longer * min(width, height) / max(width, height)
+        bound = 1.1181 if 4 * min(width, height) >= max(width, height) else 1.0
+        assert exact / bound - 0.51 <= min(found) <= max(exact * bound + 0.51, 1)
 
     def test_a_box_is_cut_out_first_and_keeps_the_scale_of_the_image(self):
         data, image = picture(128, 96)
@@ -98,14 +112,19 @@ class TestPrepare:
         size=st.integers(1, 64),
         shapes=st.sampled_from(["exact", "buckets", "pad"]),
         boxed=st.booleans(),
+        kind=st.sampled_from(["PNG", "JPEG"]),
+        orientation=st.integers(1, 8),
     )
-    def test_the_shape_is_known_beforehand(self, width, height, size, shapes, boxed):
+    def test_the_shape_is_known_beforehand(self, width, height, size, shapes, boxed, kind, orientation):
+        data = picture(width, height, kind=kind, orientation=orientation)[0]
         preprocessing = long_side(size, shapes)
-        box = [0, 0, (width + 1) // 2, (height + 1) // 2] if boxed else None
-        found = prepare(picture(width, height)[0], preprocessing, box).shape[1:]
-        told = prepared_shape((width, height), preprocessing, box)
-        assert max(abs(a - b) for a, b in zip(found, told, strict=True)) <= (0 if shapes != "exact" else 1)
-        assert shapes == "pad" or max(found) <= max(size, 1)
+        upright = (height, width) if orientation >= 5 else (width, height)
+        box = [0.4, 0, (upright[0] + 1) // 2 + 0.3, (upright[1] + 1) // 2] if boxed else None
+        found = prepare(data, preprocessing, box).shape[1:]
+        measured = upright_size(data, target=decode_target(preprocessing, box))
+        assert found == prepared_shape(measured, preprocessing, box)
+        assert max(found) <= size
+        assert jpeg_size(data) == (upright if kind == "JPEG" else None)
 
     @pytest.mark.parametrize(
         ("wrong", "message"),
@@ -186,6 +205,72 @@ def test_shares_have_about_as_many_pixels_each(count):
         pixels = np.array([prepare(picture(*sizes[row])[0], long_side())[0].size for row in rows])
         loads = [pixels[share].sum() for share in shares]
         assert max(loads) - min(loads) <= 3 * pixels.max()
+
+
+def files_of(folder, sizes, kind, filler):
+    """A table of files, with `filler` in their headers."""
+    paths = []
+    for row, size in enumerate(sizes):
+        data = picture(*size, seed=row, kind=kind, orientation=1 + row % 8)[0]
+        path = folder / f"{row}.{kind.lower()}"
+        path.write_bytes(data[:2] + filler + data[2:])
+        paths.append(str(path))
+    images = pa.StructArray.from_arrays(
+        [pa.nulls(len(paths), pa.large_binary()), pa.array(paths)], names=["bytes", "path"]
+    )
+    return ImageTable(pa.table({"id": paths, "image": images}), name="files")
+
+
+LONG_HEADER = 2 * (b"\xff\xed\xff\xff" + bytes(65533))  # two of APP13
+
+
+@pytest.mark.parametrize(
+    ("kind", "filler", "whole"), [("JPEG", b"", 0), ("JPEG", LONG_HEADER, 8), ("PNG", b"", 8)]
+)
+def test_the_beginning_of_a_jpeg_is_enough_to_share_out(tmp_path, monkeypatch, kind, filler, whole):
+    table = files_of(tmp_path, [(400 - 20 * row, 200) for row in range(8)], kind, filler)
+    expected = [list(prepare(table.image_bytes(row), long_side()).shape[1:]) for row in range(8)]
+    read = []
+    inner = ImageTable.image_bytes
+
+    def spied(self, row, limit=MAX_BYTES):
+        data = inner(self, row, limit)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(ImageTable, "image_bytes", spied)
+    with ImageSource(table, long_side(), memory_bytes=0, threads=1) as source:
+        for _ in range(2):
+            assert sorted(np.concatenate(source.shares(range(8), 3)).tolist()) == list(range(8))
+        assert source._shapes.tolist() == expected
+    assert len(read) == 8 + whole
+    assert sum(length > (1 << 16) + 1 for length in read) == whole
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 20])
+def test_what_is_decoded_or_for_one_worker_is_not_measured(monkeypatch, memory):
+    sizes = np.random.default_rng(1).integers(8, 60, (20, 2)).tolist()
+    table = table_of(sizes)
+    with ImageSource(table, long_side(), memory_bytes=0, threads=1) as source:
+        measured = source.shares(range(20), 3)
+    with ImageSource(table, long_side(), memory_bytes=memory, threads=2) as source:
+        monkeypatch.setattr(source, "_measure", None)
+        assert [share.tolist() for share in source.shares([7, 3, 5], 1)] == [[0, 1, 2]]
+        source.batch(range(20))
+        shares = source.shares(range(20), 3)
+    assert [share.tolist() for share in shares] == [share.tolist() for share in measured]
+
+
+def test_images_outside_of_their_boxes_are_found_beforehand():
+    boxes = [None, [3, 4, 23, 24], None, [20, 0, 30, 10], [0, 0, 8, 8], None]
+    errors = check_images(table_of(SIZES, boxes), 2)
+    assert [(error.row, error.reason.split(",")[0]) for error in errors] == [(3, "nothing of the image")]
+    with ImageSource(table_of(SIZES, boxes), long_side(), memory_bytes=0, threads=1) as source:
+        assert source.fill() == errors
+        with pytest.raises(DataError, match=r"mixed, image '3' \(row 3\).*mend the box"):
+            source.batch([3])
+    with pytest.raises(DataError, match="a box is left, top, right, bottom"):
+        check_images(table_of(SIZES, [[1, 2], *[None] * 5]), 1)
 
 
 def test_the_box_of_a_table_is_what_counts_of_an_image():

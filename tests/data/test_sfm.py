@@ -8,7 +8,7 @@ import pytest
 from ray_retrieval.config import validate
 from ray_retrieval.data import datasets
 from ray_retrieval.data.datasets import landmarks, sfm
-from ray_retrieval.data.datasets.sfm import SfmConfig, path_of, read, whitening_pairs
+from ray_retrieval.data.datasets.sfm import SfmConfig, path_of, read
 from ray_retrieval.data.datasets.survey import kind_and_settings, survey
 from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import DataError, RetrievalError
@@ -89,6 +89,19 @@ def test_labels_are_clusters_and_positives_are_rows(tmp_path):
     assert positives == [[row + 1, row + 2] if row % 3 == 0 else [] for row in range(12)]
     assert all(train.paths[row].endswith(f"ims/ef/cd/ab/{train.ids[row]}") for row in range(12))
     assert any("8 different pairs of 4 queries" in note for note in benchmark.notes)
+
+
+def pairs_of(table):
+    lists = table.column("positives").to_pylist()
+    return {(table.ids[row], table.ids[other]) for row, others in enumerate(lists) for other in others}
+
+
+def test_pairs_stay_the_same_photographs_where_one_is_left_out(tmp_path):
+    train = loaded(write(tmp_path)).train
+    assert len(pairs_of(train)) == 8
+    for broken in range(12):
+        part = train.take(np.setdiff1d(np.arange(12), broken))
+        assert pairs_of(part) == {pair for pair in pairs_of(train) if train.ids[broken] not in pair}
 
 
 def test_validation_asks_with_its_queries_in_all_its_photographs(tmp_path):
@@ -201,28 +214,16 @@ def test_missing_files_and_photographs_are_told(tmp_path):
         loaded(tmp_path)
 
 
-def test_pairs_for_whitening_have_no_clusters(tmp_path):
-    root = write(tmp_path)
-    part = {key: value for key, value in content_of()["train"].items() if key != "cluster"}
-    (root / "train/retrieval-SfM-120k/retrieval-SfM-120k-whiten.pkl").write_bytes(pickle.dumps(part))
-    table, pairs = whitening_pairs(config_of(root))
-    assert table.ids == cids_of("train", 12)
-    assert not table.has_labels
-    assert pairs.tolist() == [[q, q + step] for q in (0, 3, 6, 9) for step in (1, 2)]
-    with pytest.raises(DataError, match="GL18 has no pairs"):
-        whitening_pairs(config_of(root, variant="gl18"))
-
-
 def test_downloads_that_cannot_be_are_told(tmp_path, monkeypatch):
     with pytest.raises(RetrievalError, match="not offered for download"):
         loaded(tmp_path, variant="gl18", download=True)
     asked = []
-    monkeypatch.setattr(landmarks, "fetch", lambda sources, root: asked.append((len(sources), root)))
+    monkeypatch.setattr(landmarks, "fetch", lambda sources, root, say: asked.append((len(sources), root)))
     loaded(write(tmp_path), download=True)
-    assert asked == [(3, tmp_path)]
+    assert asked == [(2, tmp_path)]
     with pytest.raises(DataError, match=r"test/rparis6k/gnd_rparis6k\.pkl: the file is missing"):
         loaded(tmp_path, download=True, test="rparis6k")
-    assert asked[1:] == [(3, tmp_path)] * 2
+    assert asked[1:] == [(2, tmp_path), (3, tmp_path)]
 
 
 def test_survey_tells_what_is_there(tmp_path):

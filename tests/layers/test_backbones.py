@@ -1,10 +1,18 @@
+from typing import get_args
+
 import pytest
 import safetensors.torch
 import torch
 from torchvision import models
 
 from ray_retrieval.errors import ModelError
-from ray_retrieval.layers.backbones import BackboneConfig, build_backbone
+from ray_retrieval.layers.backbones import (
+    BackboneConfig,
+    BackboneName,
+    build_backbone,
+    build_feature_map,
+    least_side,
+)
 
 WIDTHS = {
     "small": 128,
@@ -32,6 +40,25 @@ def test_large_networks_are_known(name):
     with torch.device("meta"):
         _, width = build_backbone(config(name))
     assert width == (4096 if name == "vgg16" else 2048)
+
+
+def has_a_map(network, height, width):
+    try:
+        return 0 not in network(torch.zeros(1, 3, height, width)).shape
+    except RuntimeError:
+        return False
+
+
+@pytest.mark.parametrize("name", get_args(BackboneName))
+def test_the_least_side_is_the_first_that_leaves_a_map(name):
+    side = least_side(name)
+    with torch.device("meta"):  # shapes alone, nothing is computed
+        network, channels = build_feature_map(config(name))
+        network.eval()
+        assert network(torch.zeros(1, 3, side, side)).shape == (1, channels, 1, 1)
+        assert not has_a_map(network, side - 1, 100)
+        assert not has_a_map(network, 100, side - 1)
+        assert all(has_a_map(network, side + more, side + 1) for more in range(20))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

@@ -12,6 +12,7 @@ from ray_retrieval.layers.pooling import (
     combine_scales,
     generalised_mean,
     l2_normalised,
+    padded_to,
 )
 
 
@@ -163,3 +164,20 @@ def test_lengths_are_one_and_zeros_stay_zeros():
     assert torch.allclose(found, torch.tensor([[0.6, 0.8], [0.0, 0.0]]), atol=1e-6)
     found.sum().backward()
     assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 2), (3, 8), (1, 1), (7, 12), (10, 10)])
+def test_small_images_have_their_borders_repeated(height, width):
+    images = torch.rand(2, 3, height, width)
+    found = padded_to(images, 8)
+    assert found.shape == (2, 3, max(height, 8), max(width, 8))
+    top, left = max(0, 8 - height) // 2, max(0, 8 - width) // 2
+    rows = (torch.arange(found.shape[2]) - top).clamp(0, height - 1)
+    columns = (torch.arange(found.shape[3]) - left).clamp(0, width - 1)
+    assert torch.equal(found, images[:, :, rows][:, :, :, columns])
+
+
+def test_images_that_are_large_enough_stay_as_they_are():
+    images = torch.rand(1, 3, 8, 9)
+    assert padded_to(images, 8) is images
+    assert padded_to(images, 1) is images

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_retrieval.errors import RecipeError
 from ray_retrieval.losses.arcface import CosineClassifier, arcface_logits, arcface_losses
 
 
@@ -100,5 +101,5 @@ def test_its_state_is_one_weight_a_class_and_scale_does_not_matter():
 
 
 def test_margins_beyond_a_right_angle_are_refused():
-    with pytest.raises(ValueError, match="from 0 to"):
+    with pytest.raises(RecipeError, match=r"margin: .*from 0 to π/2, found 2.0"):
         arcface_losses(torch.rand(1, 2), torch.tensor([0]), margin=2.0)

@@ -294,3 +294,72 @@ class TestStart:
         assert alive.sum() > 20
         np.testing.assert_allclose(np.cov(white[:, alive].T, bias=True), np.eye(alive.sum()), atol=0.01)
         assert (variances[~alive] < 1e-6).all()
+
+    def test_layers_that_another_model_lacks_still_have_it_before_them(self):
+        table = photographs(600)
+        made = method(table, projection=True, regional=True)
+        made.initialised.fill_(1)
+        made.started_from(["projection.weight", "projection.bias", "whitened"])
+        assert made.initialised.tolist() == [1, 1, 0]
+        regions = made.pooling.whitening.weight.clone()
+        made.before_training(encoder(made, table))
+        assert torch.equal(made.pooling.whitening.weight, regions)
+        assert not torch.equal(made.projection.weight, torch.eye(128, dtype=torch.float64))
+
+
+class TestBeforehand:
+    """What is told before a training starts."""
+
+    @pytest.mark.parametrize(
+        ("whitening", "message"),
+        [
+            ({"name": "learned"}, "whitening of 128 dimensions is learned from 60 pairs only"),
+            ({"name": "learned", "images": 40}, "learned from 20 pairs only"),
+            ({"name": "pca"}, "whitening to 128 dimensions is learned from 60 images only"),
+        ],
+    )
+    def test_too_few_images_for_whitening(self, whitening, message):
+        (found,) = method(whitening=whitening).warnings(photographs(), 100)
+        assert message in found
+
+    def test_enough(self):
+        assert method(whitening={"name": "learned"}).warnings(photographs(256), 100) == []
+        assert method().warnings(photographs(), 100) == []
+
+    def test_a_pool_too_small_for_different_negatives(self):
+        with pytest.raises(RecipeError, match="'pool' is at least 25 for 5 negatives"):
+            validate(GemConfig, {"loss": {"name": "triplet", "pool": 24}})
+
+    def test_classes_of_one_image_each_can_be_told_apart_without_pairs(self):
+        table = coloured_table(6, classes=6, mixed_sizes=True)
+        made = method(table, loss={"name": "arcface"}, projection=True, whitening={"name": "learned"})
+        made.before_training(encoder(made, table))
+        with pytest.raises(DataError, match="no two images are of one class"):
+            made.after_training(encoder(made, table))
+
+
+def test_copies_that_fill_a_class_up_are_no_positives():
+    """With a copy of each image as the only other one of its class, no query has anything to find."""
+    made = method(loss={"name": "smooth_ap"})
+    vectors = F.normalize(torch.randn(3, 8, dtype=torch.float64), dim=1).repeat_interleave(2, dim=0)
+    rows = torch.tensor([4, 4, 7, 7, 9, 9])
+    terms = made.objective({"embeddings": vectors}, Batch.whole(rows, rows), Clock(seed=0))
+    assert float(terms["precision"]) == 0
+
+
+@pytest.mark.parametrize("pooling", ["gem", "gemmp", "max"])
+def test_the_exponent_is_watched(pooling):
+    made = method(pooling=pooling)
+    assert made.objective({"embeddings": torch.eye(5, 8)}, Batch.whole(torch.arange(5), torch.zeros(5)), None)
+    watched = made.observations()
+    assert ("p" in watched) == (pooling != "max")
+    if pooling != "max":
+        assert float(watched["p"][0] / watched["p"][1]) == 3
+
+
+@pytest.mark.parametrize("size", [(24, 3), (3, 3), (1, 40)])
+def test_narrow_images_are_described_at_every_scale(size):
+    """The map of an image of less than eight pixels would be empty."""
+    made = method(scales=(1.0, 0.5))
+    found = made.describe(pictures(2, size)).data
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)

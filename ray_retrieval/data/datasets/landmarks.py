@@ -19,6 +19,7 @@ Under the root, as cirtorch lays them out (the revisited ones have the photograp
 Reference: Philbin et al., CVPR 2007 and 2008; Radenović et al., Revisiting Oxford and Paris, CVPR 2018.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -198,9 +199,7 @@ def read_test(name: LandmarksName, root: str, distractors: Distractors = None) -
     published, found = PUBLISHED[name], read_ground_truth(name, root)
     missing = missing_images(root, [_image(published, one) for one in (*found.queries, *found.database)])
     if missing:
-        raise DataError(
-            missing, where=location.expand(root), mend="put them there, or set data.download=true"
-        )
+        raise DataError(missing, where=location.expand(root), mend=_mend_of(root, published.images))
     boxes = pa.array(found.boxes, pa.list_(pa.float64()))
     queries = _table(_unique(found.queries), found.queries, root, published, "queries", box=boxes)
     database = _table(found.database, found.database, root, published, "database")
@@ -267,7 +266,9 @@ def missing_images(root: str, names: list[str]) -> str:
 
 
 def fetch_sources(name: str, root: str) -> None:
-    """Download what is missing of a published collection.
+    """Download what is missing of a published collection, and tell on stderr how far it is.
+
+    A folder of images that is there is taken for whole.
 
     Raises:
         DataError: if the root is no local path, or a file cannot be had.
@@ -276,7 +277,14 @@ def fetch_sources(name: str, root: str) -> None:
     root = location.expand(root)
     if location.is_uri(root):
         raise DataError("downloads go to a local folder", where=root, mend="give a path as data.root")
-    fetch(SOURCES[name], Path(root))
+    fetch(SOURCES[name], Path(root), say=lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _mend_of(root: str, folder: str) -> str:
+    """What to do where photographs of a folder below the root are missing."""
+    if location.exists(location.join(location.expand(root), folder)):
+        return f"put them there; or remove {folder}, and data.download=true fetches all of it anew"
+    return "put them there, or set data.download=true"
 
 
 def _image(published: Published, name: str) -> str:

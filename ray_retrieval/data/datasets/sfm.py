@@ -4,14 +4,14 @@
 
 Two photographs match where a 3-D model was built from both (SfM), or where they show the same landmark
 (GL18). The label of a photograph is its cluster: the 3-D model or the landmark. The column `positives`,
-list<int64>, has for each row the rows of the same table that are its positives, ascending and each once; it
-is empty for photographs that are no query. GL18 also has `bbx`, list<double> or null: the box of its file as
-it stands there. Its order and unit are not documented, and SOLAR does not use it.
+list<int64>, has for each row the rows of the same table that are its positives, as `ImageTable` describes
+it; it is empty for photographs that are no query. GL18 also has `bbx`, list<double> or null: the box of its
+file as it stands there. Its order and unit are not documented, and SOLAR does not use it.
 
 Under the root, as cirtorch and SOLAR lay them out (the images of 30k are those of 120k):
 
-    train/retrieval-SfM-120k/retrieval-SfM-120k.pkl, …-whiten.pkl, ims/ef/cd/ab/…abcdef
-    train/retrieval-SfM-30k/retrieval-SfM-30k.pkl, …-whiten.pkl
+    train/retrieval-SfM-120k/retrieval-SfM-120k.pkl, ims/ef/cd/ab/…abcdef
+    train/retrieval-SfM-30k/retrieval-SfM-30k.pkl
     train/gl18/db_gl18.pkl, jpg/….jpg
 
 The validation asks with all its query photographs in all its photographs, of other clusters than those that
@@ -89,14 +89,14 @@ class Pairs:
     Attributes:
         cids: the names of the photographs in the file.
         names: where they lie below the root.
-        clusters: the 3-D model or landmark of each, as text; None in the files for whitening.
+        clusters: the 3-D model or landmark of each, as text.
         pairs: int64 [p, 2], each once, ascending: rows of a query and of one of its positives.
         boxes: of each photograph as the file has it, None where it has none; None in all variants but GL18.
     """
 
     cids: list[str]
     names: list[str]
-    clusters: list[str] | None
+    clusters: list[str]
     pairs: IntArray
     boxes: list[list[float] | None] | None = None
 
@@ -196,7 +196,7 @@ def read(config: SfmConfig) -> dict[str, Pairs]:
         raise DataError("a dictionary with 'train' and 'val' is expected", where=file, mend=_MEND)
     parts = {}
     for part in ("train", "val"):
-        parts[part] = _parsed(content[part], config.variant, f"{file}: {part}", flat=False)
+        parts[part] = _parsed(content[part], config.variant, f"{file}: {part}")
         found = len(parts[part].names), len(content[part]["pidxs"])
         published = COUNTS[config.variant].get(part, found)
         if found != published:
@@ -209,27 +209,6 @@ def read(config: SfmConfig) -> dict[str, Pairs]:
     return parts
 
 
-def whitening_pairs(config: SfmConfig) -> tuple[ImageTable, IntArray]:
-    """The photographs from which a whitening is learned, without labels, and their matching pairs.
-
-    Returns:
-        The table, and int64 [p, 2], rows of a query and of its positive, each pair once.
-
-    Raises:
-        DataError: if a file or a photograph is missing or damaged, or GL18 is asked for, which has none.
-    """
-    if config.variant == "gl18":
-        raise DataError(
-            "GL18 has no pairs for whitening", where="data.variant", mend="use those of retrieval-SfM-120k"
-        )
-    file = _pairs_address(config).replace(".pkl", "-whiten.pkl")
-    found = _parsed(_content(config, file), config.variant, file, flat=True)
-    missing = landmarks.missing_images(config.root, found.names)
-    if missing:
-        raise DataError(missing, where=location.expand(config.root), mend="put them there")
-    return _table(found, config, "whitening"), found.pairs
-
-
 def listed(config: SfmConfig) -> dict[str, Listed]:
     """What the file of pairs says of each part, whether the images are there or not.
 
@@ -238,7 +217,7 @@ def listed(config: SfmConfig) -> dict[str, Listed]:
     """
     names = {"train": "train", "val": "validation"}
     return {
-        names[part]: Listed(found.names, pa.array(_numbered(found.clusters or [])[0]), None)
+        names[part]: Listed(found.names, pa.array(_numbered(found.clusters)[0]), None)
         for part, found in read(config).items()
     }
 
@@ -285,24 +264,23 @@ def _content(config: SfmConfig, file: str) -> Any:
     return read_pickle(location.read_bytes(file, _MAX_BYTES), file)
 
 
-def _parsed(content: Any, variant: Variant, where: str, *, flat: bool) -> Pairs:
+def _parsed(content: Any, variant: Variant, where: str) -> Pairs:
     """One part of a file of pairs, checked; a photograph that is paired with itself is left out.
 
     Args:
         content: what was read.
         variant: decides where the images lie.
         where: for errors.
-        flat: whether it is one for whitening, which tells no clusters.
     """
-    keys = ["cids", "qidxs", "pidxs", *([] if flat else ["cluster"])]
+    keys = ["cids", "qidxs", "pidxs", "cluster"]
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise DataError(f"'{missing[0]}' is missing", where=where, mend=_MEND)
     cids = [str(cid) for cid in content["cids"]]
     folder = _images_folder(variant)
     names = [f"{folder}/{cid}.jpg" if variant == "gl18" else f"{folder}/{path_of(cid)}" for cid in cids]
-    clusters = None if flat else [str(cluster) for cluster in content["cluster"]]
-    if clusters is not None and len(clusters) != len(cids):
+    clusters = [str(cluster) for cluster in content["cluster"]]
+    if len(clusters) != len(cids):
         raise DataError(f"{len(cids)} photographs have {len(clusters)} clusters", where=where, mend=_MEND)
     queries, positives = _flat(content["qidxs"], content["pidxs"], where)
     outside = (np.minimum(queries, positives) < 0) | (np.maximum(queries, positives) >= len(cids))
@@ -368,11 +346,13 @@ def _table(found: Pairs, config: SfmConfig, part: str) -> ImageTable:
         [pa.nulls(len(paths), pa.large_binary()), pa.array(paths, pa.string())],
         fields=list(readers.IMAGE_TYPE),
     )
-    columns = {"id": pa.array(found.cids, pa.string()), "image": images}
-    class_names = None
-    if found.clusters is not None:
-        numbers, class_names = _numbered(found.clusters)
-        columns |= {"label": pa.array(numbers), "positives": found.positives()}
+    numbers, class_names = _numbered(found.clusters)
+    columns = {
+        "id": pa.array(found.cids, pa.string()),
+        "image": images,
+        "label": pa.array(numbers),
+        "positives": found.positives(),
+    }
     if found.boxes is not None:
         columns["bbx"] = pa.array(found.boxes, pa.list_(pa.float64()))
     return ImageTable(pa.table(columns), name=f"{config.variant}: {part}", class_names=class_names)
