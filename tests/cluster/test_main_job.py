@@ -205,7 +205,7 @@ def test_a_table_without_a_single_image_is_an_error(local_ray, finished, tmp_pat
 
 
 def command(folder):
-    settings = [*SHORT, "train.epochs=6", "encode.rows_per_part=100", f"output={folder}"]
+    settings = [*SHORT, "train.epochs=4", "encode.rows_per_part=100", f"output={folder}"]
     return [sys.executable, "-m", "ray_retrieval.cli", "run", str(QUICKSTART), *settings]
 
 
@@ -238,7 +238,7 @@ def test_killed_in_every_stage_a_run_ends_like_an_undisturbed_one(tmp_path):
         )
     )
     cut = tmp_path / "cut"
-    run_and_kill(cut, lambda f: epochs_done(f) >= 3)
+    run_and_kill(cut, lambda f: epochs_done(f) >= 2)
     assert not (cut / "model" / "model.json").exists()
     run_and_kill(cut, lambda f: any((f / "embeddings" / "database").glob("part-*.json")))
     run_and_kill(cut, lambda f: (f / "embeddings" / "database" / "embeddings.json").exists())
