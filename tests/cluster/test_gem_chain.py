@@ -79,7 +79,7 @@ def test_gem_goes_the_whole_way_and_a_model_is_gone_on_from(local_ray, photograp
     assert other.fingerprint != made.fingerprint
     assert (tmp_path / "second" / "report.html").is_file()
 
-    with pytest.raises(ModelError, match="a model of gem on small: .* tensors"):
+    with pytest.raises(ModelError, match=r"a model of gem on small: .* tensors"):
         model.start_from(_with_another_backbone(), Folder(trained))
 
 
