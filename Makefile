@@ -33,12 +33,15 @@ bench: install
 	$(BIN)/python benchmarks/hamming_map.py
 	$(BIN)/python benchmarks/hamming_scan.py
 	$(BIN)/python benchmarks/vector_search.py
+	$(BIN)/python benchmarks/local_search.py
+	$(BIN)/python benchmarks/geometric_verification.py
 	$(BIN)/python benchmarks/train_overhead.py
 	$(BIN)/python benchmarks/encode_throughput.py
 	$(BIN)/python benchmarks/xbm_step.py
 	$(BIN)/python benchmarks/retrieval_metrics.py
 	$(BIN)/python benchmarks/mining.py
 	$(BIN)/python benchmarks/revisited_eval.py --dimension 512
+	$(BIN)/python benchmarks/pyramid.py --short
 
 clean:
 	rm -rf .venv runs

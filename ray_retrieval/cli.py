@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 index_app = typer.Typer(help="Build, describe and check an index.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
+gldv2_app = typer.Typer(help="Fetch and build Google Landmarks v2, to learn from.", no_args_is_help=True)
+app.add_typer(gldv2_app, name="gldv2")
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file; ready-made ones are in jobs/.")
@@ -194,6 +196,70 @@ def datasets(
         print_survey(surveys[0])
 
 
+@gldv2_app.command("download")
+def gldv2_download(
+    root: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything goes.")],
+    tars: Annotated[
+        str | None,
+        typer.Option(help="Archives of images, about 1 GB each: 0-499 for all, or 7; none by default."),
+    ] = None,
+    remove_tars: Annotated[
+        bool, typer.Option("--remove-tars", help="Remove each archive once all of it is unpacked.")
+    ] = False,
+) -> None:
+    """Fetch the lists, and archives of images, which are checked and unpacked; run again, it goes on."""
+    from ray_retrieval.data.datasets.gldv2_download import fetch, parse_range
+
+    numbers = parse_range(tars) if tars is not None else ()
+    fetch(root, numbers, remove_tars=remove_tars, say=Display().say)
+    typer.echo(f"next    ray-retrieval gldv2 build {root} --out OUT")
+
+
+@gldv2_app.command("build")
+def gldv2_build(
+    source: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the lists and train/ are.")],
+    out: Annotated[str, typer.Option("--out", help="Where the shards go.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. subset=full min_images=4."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write photographs and labels as Parquet shards; run again, it goes on where it stopped."""
+    from ray_retrieval.compute import cores
+    from ray_retrieval.data.datasets.gldv2_build import build
+    from ray_retrieval.data.datasets.gldv2_plan import Gldv2BuildConfig, plan
+    from ray_retrieval.recipe import from_settings
+
+    planned = plan(source, from_settings(Gldv2BuildConfig, settings or []))
+    # Reading small files is waiting for the disk, mostly.
+    threads = 4 * cores()
+    with Display().task("build", len(planned.ids), "images") as advance:
+        made = build(planned, out, threads=threads, advance=lambda count: advance(count, ""))
+    if as_json:
+        _print_json({"folder": out, **{key: made[key] for key in ("images", "classes", "missing")}})
+        return
+    for part, facts in made["parts"].items():
+        typer.echo(f"{part:<10}  {facts['images']:,} images of {facts['classes']:,} classes")
+    if made["missing"]:
+        typer.echo(f"missing     {made['missing']:,} images: {out}/missing.csv")
+    typer.echo(f"next        data: {{name: gldv2, root: {out}}}")
+
+
+@gldv2_app.command("verify")
+def gldv2_verify(
+    out: Annotated[str, typer.Argument(metavar="FOLDER", help="A finished build.")], as_json: AsJson = False
+) -> None:
+    """Read every file of a build and compare its checksum."""
+    from ray_retrieval.data.datasets.gldv2_build import verify
+
+    files = verify(out)
+    if as_json:
+        _print_json({"folder": out, "sound": True, "files": files})
+        return
+    typer.echo(f"ok      {files} files")
+
+
 @app.command()
 def encode(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory.")],
@@ -279,25 +345,42 @@ def index_build(
     shards: Annotated[int, typer.Option(min=1, help="Parts that different processes can search.")] = 1,
     keep_images: Annotated[bool, typer.Option(help="Keep the bytes of images that came as bytes.")] = True,
     how: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--search", help="Of vectors: exact, auto (by their number), or a FAISS factory string."
+            "--search",
+            help="Of vectors: exact (the default), auto (by their number), or a FAISS factory string. Of "
+            "local features: auto (the default), votes, exact, asmk or global.",
         ),
-    ] = "exact",
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Of an approximate search, e.g. nprobe=32."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Of that search, e.g. nprobe=32."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build an index of codes or vectors."""
+    """Build an index of codes, vectors or local features."""
     from ray_retrieval import search
     from ray_retrieval.compute import cores
+    from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import from_settings
     from ray_retrieval.search.approximate import ApproximateConfig
+    from ray_retrieval.search.embeddings import Embeddings
+    from ray_retrieval.search.votes import LocalSearchConfig
 
-    config = from_settings(ApproximateConfig, [f"search={how}", *(settings or [])])
-    search.build(embeddings, out, shards=shards, keep_images=keep_images, approximate=config, threads=cores())
+    given, local, approximate = settings or [], None, None
+    if Embeddings.open(embeddings).form.kind is DescriptorKind.LOCAL:
+        local = from_settings(LocalSearchConfig, [*([f"shortlist={how}"] if how else []), *given])
+    else:
+        approximate = from_settings(ApproximateConfig, [f"search={how or 'exact'}", *given])
+    search.build(
+        embeddings,
+        out,
+        shards=shards,
+        keep_images=keep_images,
+        approximate=approximate,
+        local=local,
+        threads=cores(),
+    )
     _describe_index(out, as_json)
     if not as_json:
         typer.echo(f"next    ray-retrieval search {out} IMAGE --model MODEL")
@@ -338,8 +421,9 @@ def search(
     rerank: Annotated[
         list[str] | None,
         typer.Option(
-            help="A step of re-ranking for vectors: k_reciprocal, query_expansion, database_augmentation, "
-            "diffusion, superglobal, or one with settings, e.g. '{name: k_reciprocal, k1: 10}'."
+            help="A step of re-ranking: k_reciprocal, query_expansion, database_augmentation, diffusion, "
+            "superglobal, geometric_verification, or one with settings, e.g. '{name: k_reciprocal, k1: 10}'. "
+            "Local features are verified geometrically unless it is none."
         ),
     ] = None,
     as_json: AsJson = False,
@@ -365,7 +449,7 @@ def search(
         )
         return
     for image, hits in zip(images, answers, strict=True):
-        score = ["score"] if rerank else []
+        score = ["score"] if any(hit.score is not None for hit in hits) else []
         columns = ("rank", *score, "distance", "label", "id", "path")
         table = Table(*columns, title=escape(str(image)), title_justify="left")
         for hit in hits:
@@ -404,6 +488,41 @@ def predict(
     print_prediction(prediction.as_json(), far)
     if picture is not None:
         typer.echo(f"picture  {picture}")
+
+
+@app.command()
+def match(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="The directory of a model of local features.")
+    ],
+    first: Annotated[str, typer.Argument(metavar="IMAGE", help="A photograph.")],
+    second: Annotated[str, typer.Argument(metavar="IMAGE", help="Another.")],
+    picture: Annotated[
+        Path | None, typer.Option(help="Save both side by side with what agrees (.png, .jpg).")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="How to compare them, e.g. geometry.model=homography."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether two photographs show the same thing, and where they agree."""
+    from ray_retrieval import match_picture, pictures
+    from ray_retrieval.match import match as match_images
+    from ray_retrieval.recipe import from_settings
+    from ray_retrieval.search.verify import VerifyConfig
+
+    found = match_images(model, first, second, from_settings(VerifyConfig, settings or []))
+    if picture is not None:
+        pictures.save(match_picture.picture(found), picture)
+    if as_json:
+        _print_json({**found.as_json(), "picture": None if picture is None else str(picture)})
+        return
+    typer.echo(f"{found.verdict}: {match_picture.in_words(found)}")
+    if picture is not None:
+        typer.echo(f"picture {picture}")
 
 
 @app.command()

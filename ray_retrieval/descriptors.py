@@ -1,6 +1,6 @@
-"""What a method makes of images: packed binary codes or unit vectors."""
+"""What a method makes of images: packed binary codes, unit vectors, or sets of local features."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -19,7 +19,7 @@ class DescriptorKind(str, Enum):
     VECTORS = "vectors"
     """Unit vectors under the squared Euclidean distance."""
     LOCAL = "local"
-    """Sets of local features, compared after geometric verification."""
+    """Sets of local features, compared by those that agree on where things are."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class Codes:
     def __len__(self) -> int:
         return len(self.data)
 
+    def take(self, rows: "npt.NDArray[np.int64]") -> "Codes":
+        """Some of the rows, in the order asked."""
+        return Codes(self.data[rows], self.bits)
+
 
 @dataclass(frozen=True)
 class Vectors:
@@ -72,10 +76,90 @@ class Vectors:
     def __len__(self) -> int:
         return len(self.data)
 
+    def take(self, rows: "npt.NDArray[np.int64]") -> "Vectors":
+        """Some of the rows, in the order asked."""
+        return Vectors(self.data[rows])
 
-Descriptors = Codes | Vectors
 
-_SIZE = {DescriptorKind.CODES: "bits", DescriptorKind.VECTORS: "dimension"}
+@dataclass(frozen=True)
+class Local:
+    """Sets of local features, one set an image; a set may be empty.
+
+    The features of image i are the rows offsets[i] to offsets[i + 1] of the other arrays, those of the
+    highest score first.
+
+    Attributes:
+        offsets: int64 [n + 1], ascending from 0 to m.
+        data: float16 [m, d], descriptors of length 1 but for the rounding.
+        locations: float32 [m, 2], x and y in pixels of the upright image; the centre of its first pixel is
+            (0, 0).
+        scales: float32 [m], the factors by which the image was resized when the features were found.
+        scores: float32 [m], how much the network attends to them; only the order has a meaning.
+        sizes: int32 [n, 2], width and height of the images in pixels.
+        vectors: float32 [n, g], global descriptors of length 1 from the same pass; g may be 0.
+
+    Raises:
+        ArtefactError: if the arrays' shapes or types do not fit together.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    data: npt.NDArray[np.float16]
+    locations: npt.NDArray[np.float32]
+    scales: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    sizes: npt.NDArray[np.int32]
+    vectors: npt.NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        images, features = len(self.offsets) - 1, len(self.data)
+        dimension, extra = self.data.shape[-1], self.vectors.shape[-1]
+        wanted: dict[str, tuple[Any, tuple[int, ...]]] = {
+            "offsets": (np.int64, (images + 1,)),
+            "data": (np.float16, (features, dimension)),
+            "locations": (np.float32, (features, 2)),
+            "scales": (np.float32, (features,)),
+            "scores": (np.float32, (features,)),
+            "sizes": (np.int32, (images, 2)),
+            "vectors": (np.float32, (images, extra)),
+        }
+        for name, (dtype, shape) in wanted.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.shape != shape:
+                raise ArtefactError(
+                    f"'{name}' of local features is {np.dtype(dtype)} {list(shape)}, "
+                    f"got {array.dtype} {list(array.shape)}"
+                )
+        if self.offsets[0] != 0 or self.offsets[-1] != features or (np.diff(self.offsets) < 0).any():
+            raise ArtefactError(f"'offsets' of local features ascend from 0 to {features}")
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """int64 [n]: features of each image."""
+        return np.diff(self.offsets)
+
+    def take(self, rows: "npt.NDArray[np.int64]") -> "Local":
+        """The sets of some images, in the order asked."""
+        rows = np.asarray(rows, np.int64)
+        counts = self.counts[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        features = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
+        return Local(
+            offsets,
+            self.data[features],
+            self.locations[features],
+            self.scales[features],
+            self.scores[features],
+            self.sizes[rows],
+            self.vectors[rows],
+        )
+
+
+Descriptors = Codes | Vectors | Local
+
+_SIZE = {DescriptorKind.CODES: "bits", DescriptorKind.VECTORS: "dimension", DescriptorKind.LOCAL: "dimension"}
 """What the size of a descriptor is called, by its kind."""
 
 
@@ -85,22 +169,29 @@ class Form:
 
     Attributes:
         kind: how it is stored and compared.
-        size: bits of a code, or dimension of a vector.
+        size: bits of a code, or dimension of a vector or of a local feature.
+        vectors: dimension of the global descriptor that comes with a set of local features; 0 without one.
     """
 
     kind: DescriptorKind
     size: int
+    vectors: int = 0
 
     def __str__(self) -> str:
         if self.kind is DescriptorKind.CODES:
             return f"{self.size}-bit codes"
-        return f"vectors of {self.size} dimensions"
+        if self.kind is DescriptorKind.VECTORS:
+            return f"vectors of {self.size} dimensions"
+        more = f", with vectors of {self.vectors}" if self.vectors else ""
+        return f"sets of local features of {self.size} dimensions{more}"
 
     @staticmethod
     def of(descriptors: Descriptors) -> "Form":
         if isinstance(descriptors, Codes):
             return Form(DescriptorKind.CODES, descriptors.bits)
-        return Form(DescriptorKind.VECTORS, descriptors.data.shape[1])
+        if isinstance(descriptors, Vectors):
+            return Form(DescriptorKind.VECTORS, descriptors.data.shape[1])
+        return Form(DescriptorKind.LOCAL, descriptors.data.shape[1], descriptors.vectors.shape[1])
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Form":
@@ -116,28 +207,41 @@ class Form:
                 f"descriptors of kind {values.get('kind')!r} without a size, or not known to this release",
                 mend="use the release that made them",
             )
-        return Form(kind, values[_SIZE[kind]])
+        return Form(kind, values[_SIZE[kind]], int(values.get("vectors") or 0))
 
     def similarity(self, distance: float) -> float:
-        """1 for equal descriptors: the share of equal bits, or the cosine."""
+        """1 for equal codes or vectors: the share of equal bits, or the cosine; of local features the score.
+
+        The distance of sets of local features is their score with the sign turned: the whole part is the
+        number of matches that agree on where things are, the rest orders images that have as many.
+        """
+        if self.kind is DescriptorKind.LOCAL:
+            return -distance
         return 1 - distance / (self.size if self.kind is DescriptorKind.CODES else 2)
 
     def in_words(self, distance: float) -> str:
-        """A distance as people read it: `3 bits`, or `cosine 0.8125`."""
+        """A distance as people read it: `3 bits`, `cosine 0.8125`, `42 inliers` or `score 0.1250`."""
         if self.kind is DescriptorKind.CODES:
             return f"{distance} bit{'' if distance == 1 else 's'}"
-        return f"cosine {self.similarity(distance):.4f}"
+        if self.kind is DescriptorKind.VECTORS:
+            return f"cosine {self.similarity(distance):.4f}"
+        return f"{int(-distance)} inliers" if distance <= -1 else f"score {-distance:.4f}"
 
     def as_json(self) -> dict[str, Any]:
-        """`{"kind": "codes", "bits": 48}` or `{"kind": "vectors", "dimension": 128}`."""
-        return {"kind": self.kind.value, _SIZE[self.kind]: self.size}
+        """`{"kind": "codes", "bits": 48}` or `{"kind": "vectors", "dimension": 128}`.
 
-    def with_rows(self, data: npt.NDArray[Any]) -> Descriptors:
-        """Descriptors of this form with the given rows.
+        Of local features `{"kind": "local", "dimension": 128, "vectors": 2048}`, the last where there is one.
+        """
+        more = {"vectors": self.vectors} if self.vectors else {}
+        return {"kind": self.kind.value, _SIZE[self.kind]: self.size, **more}
+
+    def with_rows(self, data: npt.NDArray[Any]) -> Codes | Vectors:
+        """Codes or vectors of this form with the given rows.
 
         Raises:
             ArtefactError: if type or width of the array is not that of the form.
         """
+        assert self.kind is not DescriptorKind.LOCAL, "local features are more than one array"
         if self.kind is DescriptorKind.CODES:
             return Codes(data, self.size)
         found = Vectors(data)
@@ -146,12 +250,59 @@ class Form:
         return found
 
     def zeros(self, rows: int) -> Descriptors:
-        """So many descriptors of nothing but zeros."""
+        """So many descriptors of nothing but zeros, or so many empty sets of local features."""
         if self.kind is DescriptorKind.CODES:
             return Codes(np.zeros((rows, (self.size + 7) // 8), np.uint8), self.size)
-        return Vectors(np.zeros((rows, self.size), np.float32))
+        if self.kind is DescriptorKind.VECTORS:
+            return Vectors(np.zeros((rows, self.size), np.float32))
+        return Local(
+            np.zeros(rows + 1, np.int64),
+            np.zeros((0, self.size), np.float16),
+            np.zeros((0, 2), np.float32),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.float32),
+            np.zeros((rows, 2), np.int32),
+            np.zeros((rows, self.vectors), np.float32),
+        )
 
 
 def concatenate(parts: Sequence[Descriptors]) -> Descriptors:
-    """The rows of several batches of one kind, one after another. At least one part is needed."""
-    return Form.of(parts[0]).with_rows(np.concatenate([part.data for part in parts]))
+    """The rows of several batches of one form, one after another. At least one part is needed."""
+    first = parts[0]
+    if not isinstance(first, Local):
+        return Form.of(first).with_rows(np.concatenate([part.data for part in parts]))
+    sets = [part for part in parts if isinstance(part, Local)]
+    counts = np.concatenate([part.counts for part in sets])
+    return Local(
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]),
+        *(
+            np.concatenate([getattr(part, name) for part in sets])
+            for name in ("data", "locations", "scales", "scores", "sizes", "vectors")
+        ),
+    )
+
+
+def assembled(
+    form: Form, count: int, parts: Iterable[tuple[npt.NDArray[np.int64], Descriptors]]
+) -> Descriptors:
+    """Descriptors of `count` images from those of some of them at a time.
+
+    Args:
+        form: of all.
+        count: images.
+        parts: positions of images, int64 [k], and their descriptors; an image that is in no part has zeros,
+            or an empty set.
+    """
+    found = form.zeros(count)
+    if not isinstance(found, Local):
+        for positions, some in parts:
+            found.data[positions] = some.data
+        return found
+    given = list(parts)
+    missing = np.ones(count, np.bool_)
+    for positions, _ in given:
+        missing[positions] = False
+    rest = np.flatnonzero(missing)
+    order = np.argsort(np.concatenate([*(positions for positions, _ in given), rest]), kind="stable")
+    joined = concatenate([*(some for _, some in given), found.take(rest)])
+    return joined.take(order.astype(np.int64))

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from ray_retrieval.compute import cores
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.descriptors import Codes, Descriptors, Form
+from ray_retrieval.descriptors import Codes, Descriptors, Form, Local, Vectors, concatenate
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.model import Encoder
-from ray_retrieval.search.embeddings import descriptor_column
+from ray_retrieval.search.columns import descriptor_columns
 from ray_retrieval.storage import Folder
 
 SUFFIXES = (".npy", ".parquet")
@@ -32,7 +32,7 @@ class Embedded:
     Attributes:
         ids: of the images that could be decoded, in the order given; their paths where several have one id.
         paths: of their files; None for those that lie in a table as bytes.
-        descriptors: one row each.
+        descriptors: one row each, or one set of local features, which may be empty.
         model: fingerprint of the model.
         failures: id and reason of each image that could not be decoded.
     """
@@ -48,21 +48,19 @@ class Embedded:
         return Form.of(self.descriptors)
 
     def rows_in_words(self) -> list[str]:
-        """Each vector as a list of numbers, each code in hexadecimal."""
+        """Each vector as a list of numbers, each code in hexadecimal, the number of local features."""
+        if isinstance(self.descriptors, Local):
+            counts = self.descriptors.counts.tolist()
+            return [f"{count:,} local feature{'' if count == 1 else 's'}" for count in counts]
         if isinstance(self.descriptors, Codes):
             return [row.tobytes().hex() for row in self.descriptors.data]
         return [f"[{', '.join(f'{value:.6g}' for value in row)}]" for row in self.descriptors.data.tolist()]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; codes in hexadecimal."""
-        name = "code" if isinstance(self.descriptors, Codes) else "vector"
-        rows = [
-            row.tobytes().hex() if isinstance(self.descriptors, Codes) else row.tolist()
-            for row in self.descriptors.data
-        ]
+        """Plain values; codes in hexadecimal, of local features what is known beside their descriptors."""
         images = [
-            {"id": identifier, "path": path, name: row}
-            for identifier, path, row in zip(self.ids, self.paths, rows, strict=True)
+            {"id": identifier, "path": path, **row}
+            for identifier, path, row in zip(self.ids, self.paths, _as_json(self.descriptors), strict=True)
         ]
         return {**self.summary(), "images": images}
 
@@ -93,16 +91,16 @@ def embed(
     """
     encoder = Encoder(model, threads=threads or cores())
     kept: list[tuple[str, str | None]] = []
-    parts: list[np.ndarray[Any, Any]] = []
+    parts: list[Descriptors] = []
     failures: list[tuple[str, str]] = []
     for table in tables:
         paths = table.paths
         for start in range(0, len(table), _ROWS_AT_ONCE):
             rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(table)))
             found, failed = encoder.encode_table(table.take(rows))
-            good = [place for place in range(len(rows)) if place not in failed]
-            kept += [(table.ids[start + place], paths[start + place]) for place in good]
-            parts.append(found.data[good])
+            good = np.array([place for place in range(len(rows)) if place not in failed], np.int64)
+            kept += [(table.ids[start + place], paths[start + place]) for place in good.tolist()]
+            parts.append(found.take(good))
             failures += [(table.ids[start + place], reason) for place, reason in sorted(failed.items())]
             if progress is not None:
                 progress(len(rows))
@@ -116,10 +114,26 @@ def embed(
     return Embedded(
         ids=ids,
         paths=[path for _, path in kept],
-        descriptors=encoder.form.with_rows(np.concatenate(parts)),
+        descriptors=concatenate(parts),
         model=encoder.fingerprint,
         failures=failures,
     )
+
+
+def _as_json(descriptors: Descriptors) -> list[dict[str, Any]]:
+    """What is said of each image."""
+    if isinstance(descriptors, Codes):
+        return [{"code": row.tobytes().hex()} for row in descriptors.data]
+    if isinstance(descriptors, Vectors):
+        return [{"vector": row} for row in descriptors.data.tolist()]
+    found = []
+    for row in range(len(descriptors)):
+        one = descriptors.take(np.array([row]))
+        arrays = {"locations": one.locations, "scales": one.scales, "scores": one.scores}
+        more = {"vector": one.vectors[0].tolist()} if one.vectors.shape[1] else {}
+        said = {name: array.tolist() for name, array in arrays.items()}
+        found.append({"size": one.sizes[0].tolist(), "features": len(one.data), **said, **more})
+    return found
 
 
 def check_suffix(out: str | Path) -> None:
@@ -135,23 +149,28 @@ def check_suffix(out: str | Path) -> None:
 def save(embedded: Embedded, out: str | Path) -> None:
     """Write descriptors as one file, whole or not at all.
 
-    `.parquet`: columns id · path · vector (a list of float32) or code (bytes), the model's fingerprint in the
-    metadata. `.npy`: float32 [n, dimension] or uint8 [n, ceil(bits / 8)], and the ids of the rows as a list
-    in a file of the same name that ends in `.ids.json`.
+    `.parquet`: columns id · path · the descriptors, as `search.columns` has them, and the model's fingerprint
+    in the metadata. `.npy`: float32 [n, dimension] or uint8 [n, ceil(bits / 8)], and the ids of the rows as a
+    list in a file of the same name that ends in `.ids.json`.
 
     Raises:
-        RecipeError: if the name ends otherwise.
+        RecipeError: if the name ends otherwise, or in `.npy` and they are sets of local features.
         ArtefactError: if the file cannot be written.
     """
     check_suffix(out)
     folder, name = Folder(Path(out).parent), Path(out).name
     if Path(out).suffix == ".npy":
+        if isinstance(embedded.descriptors, Local):
+            raise RecipeError(
+                "sets of local features are no one array", where=out, mend="end the name in .parquet"
+            )
         folder.write_json(f"{Path(out).stem}.ids.json", embedded.ids)
         with folder.writing(name) as stream:
             np.save(stream, embedded.descriptors.data, allow_pickle=False)
         return
-    field, column = descriptor_column(embedded.descriptors)
     table = pa.table({"id": embedded.ids, "path": pa.array(embedded.paths, pa.string())})
-    table = table.append_column(field, column).replace_schema_metadata({"model": embedded.model})
+    for field, column in descriptor_columns(embedded.descriptors):
+        table = table.append_column(field, column)
+    table = table.replace_schema_metadata({"model": embedded.model})
     with folder.writing(name) as stream:
         pq.write_table(table, stream, compression="zstd")

@@ -19,7 +19,7 @@ from pydantic import Field
 from ray_retrieval.cluster import hushed, reraise
 from ray_retrieval.config import Config
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.descriptors import Form
+from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.errors import DataError
 from ray_retrieval.model import Encoder, read_model_description
 from ray_retrieval.search import embeddings
@@ -36,7 +36,8 @@ class EncodeConfig(Config):
     batch_size: int = Field(default=64, ge=1)
     """Images a forward pass."""
     rows_per_part: int | None = Field(default=None, ge=1)
-    """Images a file; unset: a two-hundredth of the table, between 512 and 65,536."""
+    """Images a file; unset: a two-hundredth of the table, between 512 and 65,536; of sets of local features,
+    which are a thousand times as large, 512."""
     keep_images: bool = True
     """Keep the bytes of images that came as bytes; images that are files are referred to by their paths."""
 
@@ -78,10 +79,11 @@ def encode(
     """
     models = [read_model_description(job.model) for job in jobs]
     items: list[dict[str, Any]] = []
-    for number, (job, (_, model)) in enumerate(zip(jobs, models, strict=True)):
+    for number, (job, (description, model)) in enumerate(zip(jobs, models, strict=True)):
         job.out.sweep()
-        for part, first in enumerate(range(0, len(job.table), _rows_per_part(job.table, config))):
-            rows = min(_rows_per_part(job.table, config), len(job.table) - first)
+        most = _rows_per_part(job.table, config, Form.from_json(description))
+        for part, first in enumerate(range(0, len(job.table), most)):
+            rows = min(most, len(job.table) - first)
             key = job.key(config, model, first, rows)
             finished = embeddings.finished_part(job.out, part, key)
             if finished is None:
@@ -98,8 +100,9 @@ def encode(
     return sum(item["rows"] for item in items)
 
 
-def _rows_per_part(table: ImageTable, config: EncodeConfig) -> int:
-    return config.rows_per_part or min(max(len(table) // 200, 512), 65_536)
+def _rows_per_part(table: ImageTable, config: EncodeConfig, form: Form) -> int:
+    largest = 512 if form.kind is DescriptorKind.LOCAL else 65_536
+    return config.rows_per_part or min(max(len(table) // 200, 512), largest)
 
 
 def _run(

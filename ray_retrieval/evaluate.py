@@ -1,8 +1,7 @@
 """Embeddings against the benchmark's protocol."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -11,21 +10,31 @@ from pydantic import Field
 
 from ray_retrieval.config import Config
 from ray_retrieval.data.benchmark import Benchmark
-from ray_retrieval.data.table import ImageTable
-from ray_retrieval.descriptors import Codes, Descriptors, Form, Vectors
+from ray_retrieval.descriptors import Codes, DescriptorKind, Local, Vectors
 from ray_retrieval.errors import ArtefactError, DataError
+from ray_retrieval.evaluate_local import of_local
+from ray_retrieval.evaluation import (
+    Rows,
+    Side,
+    features_of,
+    in_order,
+    named_reranked,
+    notes_on_missing,
+    plain,
+    rows_in,
+    side,
+)
 from ray_retrieval.metrics import hamming, retrieval, revisited
-from ray_retrieval.metrics.metric import Metric
+from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW
-from ray_retrieval.search.rerank import HeldVectors, KReciprocalConfig, RerankConfigs, build_all, rerank
+from ray_retrieval.search.rerank import HeldVectors, RerankConfigs, build_all, rerank
 
 _AT = (1, 10, 100, 1000)
 _DEPTH = 1000
 """Hits of each query that are re-ranked, at the least; the others follow by similarity."""
 _RERANKED = 4096
 """Queries that are re-ranked at a time: bounds the memory of their hits."""
-Rows = npt.NDArray[np.int64]
 
 
 class EvaluateConfig(Config):
@@ -41,23 +50,8 @@ class EvaluateConfig(Config):
     both: bool = True
     """Measure the last model as well as the best one, where they differ."""
     rerank: RerankConfigs = ()
-    """Steps of re-ranking for vectors, measured beside the plain search: `[{name: k_reciprocal}]`."""
-
-
-@dataclass(frozen=True)
-class _Side:
-    """Queries or database: descriptors, their labels, and the ids of their images."""
-
-    descriptors: Descriptors
-    labels: npt.NDArray[Any]
-    ids: npt.NDArray[np.str_]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows: Rows) -> "_Side":
-        kept = Form.of(self.descriptors).with_rows(self.descriptors.data[rows])
-        return _Side(kept, self.labels[rows], self.ids[rows])
+    """Steps of re-ranking for vectors and local features, measured beside the plain search:
+    `[{name: k_reciprocal}]`."""
 
 
 def evaluate(
@@ -68,6 +62,8 @@ def evaluate(
     *,
     threads: int = 1,
     progress: Callable[[int], None] | None = None,
+    index: Index | None = None,
+    features: Embeddings | None = None,
 ) -> dict[str, Any]:
     """The metrics of one model as plain values.
 
@@ -75,7 +71,8 @@ def evaluate(
     (`metrics.retrieval`), where a query that is in the database does not count for itself. Where the
     benchmark draws its gallery several times, each metric is its mean over the draws. Where it has a ground
     truth, that is what vectors are measured by (`metrics.revisited`): images of the database without a
-    vector are never found, and queries without one do not count.
+    vector are never found, and queries without one do not count. Local features are measured by the rankings
+    of their index, which end where no image has anything in common with the query.
 
     Args:
         queries: of the test queries.
@@ -86,6 +83,8 @@ def evaluate(
         progress: called with the number of queries done, of each draw anew. Where results are re-ranked,
             each query counts four times: when it is measured, as the steps are prepared, when it is
             re-ranked, and when that is measured.
+        index: of the database; local features need it.
+        features: of the queries, local ones, for steps that verify vectors by another index.
 
     Returns:
         {"test": [{"name", "value", "policy"}, …], "pr_curve": {"radius", "recall", "precision"} or None where
@@ -100,25 +99,23 @@ def evaluate(
             f"queries were encoded by model {queries.model}, the database by {database.model}",
             mend="encode both with the same model",
         )
+    if queries.form.kind is DescriptorKind.LOCAL:
+        assert index is not None, "local features are measured by their index"
+        at = config.at or benchmark.ks or _AT
+        return of_local(queries, database, index, config.rerank, at, benchmark, threads, progress)
     if benchmark.ground_truth is not None:
-        return _by_ground_truth(queries, database, config, benchmark, threads, progress)
-    asked = _side(queries)
-    found = asked if queries.folder.uri == database.folder.uri else _side(database)
+        local = None if features is None else features_of(queries, features)
+        return _by_ground_truth(queries, database, config, benchmark, threads, progress, local)
+    asked = side(queries, features)
+    found = asked if queries.folder.uri == database.folder.uri else side(database)
     if benchmark.gallery_draws:
         return _over_draws(found, config, benchmark, threads, progress)
     return _measure(asked, found, config, benchmark, threads, progress)
 
 
-def _side(embeddings: Embeddings) -> _Side:
-    labels = embeddings.labels
-    if labels is None:
-        raise DataError("evaluation needs labels of queries and database", where=embeddings.folder)
-    return _Side(embeddings.descriptors, labels, np.array(embeddings.ids, np.str_))
-
-
 def _measure(
-    queries: _Side,
-    database: _Side,
+    queries: Side,
+    database: Side,
     config: EvaluateConfig,
     benchmark: Benchmark,
     threads: int,
@@ -150,30 +147,10 @@ def _measure(
         elif told_by_ids:
             places = {identifier: row for row, identifier in enumerate(database.ids.tolist())}
             own = np.array([places.get(identifier, NO_ROW) for identifier in queries.ids.tolist()])
-        order = _reranked(queries.descriptors, database.descriptors, own, config, max(at), threads, progress)
+        order = _reranked(queries, database, own, config, max(at), threads, progress)
         again = retrieval.evaluate_reranked(**asked, order=order, progress=progress)
-        metrics += _named_reranked(again.values(), config, itself=itself)
-    return _plain(metrics, [])
-
-
-def _named_reranked(metrics: Iterable[Metric], config: EvaluateConfig, *, itself: bool) -> list[Metric]:
-    """The metrics under names of their own, with the steps in their policies."""
-    # A query that is a row of the database joins it only once an earlier step has changed it.
-    steps = ", then ".join(
-        _in_words(step, alone=number > 0 or not itself) for number, step in enumerate(config.rerank)
-    )
-    return [
-        Metric(f"{metric.name}/reranked", metric.value, f"re-ranked by {steps}: {metric.policy}")
-        for metric in metrics
-    ]
-
-
-def _plain(metrics: Iterable[Metric], notes: list[str]) -> dict[str, Any]:
-    return {
-        "test": [{"name": metric.name, "value": metric.value, "policy": metric.policy} for metric in metrics],
-        "pr_curve": None,
-        "notes": notes,
-    }
+        metrics += named_reranked(again.values(), config.rerank, itself=itself)
+    return plain(metrics, [])
 
 
 def _by_ground_truth(
@@ -183,6 +160,7 @@ def _by_ground_truth(
     benchmark: Benchmark,
     threads: int,
     progress: Callable[[int], None] | None,
+    features: Local | None,
 ) -> dict[str, Any]:
     assert benchmark.ground_truth is not None
     assert benchmark.protocol is not None
@@ -193,7 +171,7 @@ def _by_ground_truth(
             where=queries.folder,
             mend="take a method that makes vectors, such as gem",
         )
-    query_rows, present = _rows_in(queries, benchmark.queries), _rows_in(database, benchmark.database)
+    query_rows, present = rows_in(queries, benchmark.queries), rows_in(database, benchmark.database)
     lists = [benchmark.ground_truth[row] for row in query_rows.tolist()]
     at = config.at or benchmark.ks or _AT
     measured: dict[str, Any] = {
@@ -206,33 +184,19 @@ def _by_ground_truth(
         "threads": threads,
     }
     counts = len(asked), len(found)
-    metrics = _in_order(revisited.evaluate_vectors(**measured, progress=_in_queries(progress, *counts)))
+    metrics = in_order(revisited.evaluate_vectors(**measured, progress=_in_queries(progress, *counts)))
     if config.rerank:
         # A query is a part of a photograph: it is no row of the database, even where the whole is one.
         own = np.full(len(asked), NO_ROW)
-        order = _reranked(asked, found, own, config, max(at), threads, progress)
+        sides = [
+            Side(some, np.zeros(len(some), np.int64), np.array(given.ids, np.str_), local)
+            for some, given, local in ((asked, queries, features), (found, database, None))
+        ]
+        order = _reranked(sides[0], sides[1], own, config, max(at), threads, progress)
         again = revisited.evaluate_reranked(**measured, order=order, progress=_in_queries(progress, *counts))
-        metrics += _named_reranked(_in_order(again), config, itself=False)
-    notes = []
-    if len(query_rows) < len(benchmark.queries):
-        lost = len(benchmark.queries) - len(query_rows)
-        notes.append(f"{lost} of {len(benchmark.queries)} queries cannot be decoded and do not count")
-    if len(present) < len(benchmark.database):
-        notes.append(_on_missing(lists, present, len(benchmark.database)))
-    return _plain(metrics, notes)
-
-
-def _rows_in(embeddings: Embeddings, table: ImageTable) -> Rows:
-    """The rows of a table that have a descriptor, int64, ascending: one for each row of the embeddings."""
-    place = {name: row for row, name in enumerate(table.ids)}
-    rows = np.array([place.get(name, NO_ROW) for name in embeddings.ids], np.int64)
-    if (rows == NO_ROW).any() or (np.diff(rows) <= 0).any():
-        raise ArtefactError(
-            f"the images are not those of {table.name}, in their order",
-            where=embeddings.folder,
-            mend="encode the benchmark's images",
-        )
-    return rows
+        metrics += named_reranked(in_order(again), config.rerank)
+    notes = notes_on_missing(benchmark, query_rows, lists, present)
+    return plain(metrics, notes)
 
 
 def _in_queries(
@@ -250,26 +214,9 @@ def _in_queries(
     return None if progress is None else tick
 
 
-def _in_order(report: revisited.Report) -> list[Metric]:
-    """The metrics with those that are compared most first."""
-    protocols = [name for name in ("medium", "hard", "easy", "classic") if name in report]
-    return [report[protocol][name] for name in report[protocols[0]] for protocol in protocols]
-
-
-def _on_missing(lists: Sequence[Mapping[str, Rows]], present: Rows, total: int) -> str:
-    listed = np.unique(
-        np.concatenate([rows for one in lists for name, rows in one.items() if name != "junk"])
-    )
-    lost = int((~np.isin(listed, present)).sum())
-    return (
-        f"{total - len(present):,} of {total:,} images of the database cannot be decoded; those of them that "
-        f"are positive for a query, {lost:,}, count as never found"
-    )
-
-
 def _reranked(
-    queries: Vectors,
-    database: Vectors,
+    queries: Side,
+    database: Side,
     own: Rows,
     config: EvaluateConfig,
     at: int,
@@ -288,7 +235,9 @@ def _reranked(
         progress: called with the number of queries done; each counts twice, the first time as its share of
             the rows that the steps have prepared.
     """
-    held, count = HeldVectors(database.data, threads=threads), len(queries)
+    assert isinstance(queries.descriptors, Vectors)
+    assert isinstance(database.descriptors, Vectors)
+    held, count = HeldVectors(database.descriptors.data, threads=threads), len(queries)
     prepared = shared = 0
 
     def prepare(rows: int) -> None:
@@ -298,7 +247,7 @@ def _reranked(
         if progress is not None:
             progress(shared - before)
 
-    steps = build_all(config.rerank, held, threads=threads, progress=prepare)
+    steps = build_all(config.rerank, held, ids=database.ids.tolist(), threads=threads, progress=prepare)
     if progress is not None:
         progress(count - shared)  # of steps that prepare nothing
     depth = min(len(held), max(_DEPTH, at, *(step.depth for step in steps)) + 1)
@@ -306,33 +255,18 @@ def _reranked(
     # Queries do not depend on each other, but for a step that looks at all of them together.
     block = count if any(step.joint for step in steps) else _RERANKED
     for start in range(0, count, block):
-        some = slice(start, start + block)
-        part = Vectors(queries.data[some])
-        order[some] = rerank(steps, part, held.search(part, depth), own[some]).rows
+        some = np.arange(start, min(start + block, count))
+        part = queries.descriptors.take(some)
+        local = None if queries.features is None else queries.features.take(some)
+        order[some] = rerank(steps, part, held.search(part, depth), own[some], local).rows
         if progress is not None:
             progress(len(part))
     return order
 
 
-def _in_words(step: Config, *, alone: bool) -> str:
-    """A step with its settings: `k_reciprocal (k1 20, k2 6, …)`.
-
-    Args:
-        step: its configuration.
-        alone: whether queries are no rows of the database, so that k-reciprocal re-ranking has to say what
-            it takes them with; published numbers are those of all queries together.
-    """
-    settings = step.model_dump()
-    name = settings.pop("name")
-    words = [f"{key} {value}" for key, value in settings.items()]
-    if alone and isinstance(step, KReciprocalConfig) and not step.joint:
-        words.append("each query is re-ranked alone with the database")
-    return f"{name} ({', '.join(words)})"
-
-
 def _of_codes(
-    queries: _Side,
-    database: _Side,
+    queries: Side,
+    database: Side,
     config: EvaluateConfig,
     k: int | None,
     at: tuple[int, ...],
@@ -368,7 +302,7 @@ def _of_codes(
 
 
 def _over_draws(
-    images: _Side,
+    images: Side,
     config: EvaluateConfig,
     benchmark: Benchmark,
     threads: int,

@@ -32,7 +32,7 @@ def of_benchmark(
         hits: how many images for each.
     """
     chosen = np.linspace(0, queries.rows - 1, min(count, queries.rows)).astype(np.int64)
-    described = queries.form.with_rows(queries.descriptors.data[chosen])
+    described = queries.descriptors.take(chosen)
     # Where the queries are in the index, each finds itself, which is no example of anything.
     found = index.search(described, hits + benchmark.queries_in_database)
     table = benchmark.queries

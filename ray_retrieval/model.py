@@ -6,7 +6,7 @@ fingerprint is a hash of both, so embeddings and indices can say exactly which m
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ import torch
 
 from ray_retrieval.compute import Precision, autocast, pick_device, place
 from ray_retrieval.config import validate
+from ray_retrieval.data.decode import upright_size
 from ray_retrieval.data.mixed import Images, MixedImages, Positions, groups_of
+from ray_retrieval.data.sizes import inside
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, prepare
-from ray_retrieval.descriptors import Descriptors, Form
+from ray_retrieval.descriptors import Descriptors, Form, Local, assembled
 from ray_retrieval.errors import DataError, ModelError, StoreError
 from ray_retrieval.methods import METHODS, build
 from ray_retrieval.methods.base import Method
@@ -220,7 +222,8 @@ class Encoder:
 
         Returns:
             Descriptors with one row an image, and the reason for each image that cannot be decoded, by its
-            position; such a row is all zero.
+            position; such a row is all zero, or an empty set. Local features lie where they are in the whole
+            image.
         """
         return self._encode(len(images), images.__getitem__, lambda _row: box)
 
@@ -256,13 +259,16 @@ class Encoder:
         return probabilities, failures
 
     def describe(self, images: Images) -> Descriptors:
-        """Descriptors of prepared images: uint8 [n, 3, size, size], or of several sizes."""
-        found = self.form.zeros(len(images))
+        """Descriptors of prepared images: uint8 [n, 3, size, size], or of several sizes.
+
+        Local features are in pixels of the images as they are given.
+        """
+        return assembled(self.form, len(images), self._described(images))
+
+    def _described(self, images: Images) -> Iterator[tuple[Positions, Descriptors]]:
         for positions, some in groups_of(images):
             with torch.inference_mode(), autocast(self.precision, self.device):
-                described = self.method.describe(some.to(self.device, non_blocking=True))
-            found.data[positions] = described.data
-        return found
+                yield positions, self.method.describe(some.to(self.device, non_blocking=True))
 
     def close(self) -> None:
         """Stop the decoding threads."""
@@ -272,10 +278,32 @@ class Encoder:
         self, count: int, read: Callable[[int], bytes], box: Box
     ) -> tuple[Descriptors, dict[int, str]]:
         failures: dict[int, str] = {}
-        found = self.form.zeros(count)
-        for rows, batch in self._batches(count, read, box, failures):
-            found.data[rows] = self.describe(batch).data
-        return found, failures
+        parts = [
+            (rows, self._in_the_whole(self.describe(batch), rows, read, box))
+            for rows, batch in self._batches(count, read, box, failures)
+        ]
+        return assembled(self.form, count, parts), failures
+
+    def _in_the_whole(
+        self, found: Descriptors, rows: Positions, read: Callable[[int], bytes], box: Box
+    ) -> Descriptors:
+        """Local features with their places in the images as they are in their files; others as given."""
+        if not isinstance(found, Local):
+            return found
+        sizes = np.array([upright_size(read(int(row))) for row in rows], np.int32).reshape(-1, 2)
+        boxes = [
+            (0, 0, width, height) if (part := box(int(row))) is None else inside(part, (width, height))
+            for row, (width, height) in zip(rows, sizes.tolist(), strict=True)
+        ]
+        corners = np.array(boxes, np.float64).reshape(-1, 4)
+        # Pixels of the file a pixel of the prepared image, along x and y.
+        steps = (corners[:, 2:] - corners[:, :2]) / found.sizes
+        of = np.repeat(np.arange(len(found)), found.counts)
+        places = (found.locations + 0.5) * steps[of] - 0.5 + corners[of, :2]
+        scales = found.scales / np.sqrt(steps.prod(axis=1))[of]
+        return replace(
+            found, locations=places.astype(np.float32), scales=scales.astype(np.float32), sizes=sizes
+        )
 
     def _batches(
         self, count: int, read: Callable[[int], bytes], box: Box, failures: dict[int, str]

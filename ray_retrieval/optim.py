@@ -20,6 +20,8 @@ class OptimizerConfig(Config):
     lr_batch_size: int | None = Field(default=None, ge=1)
     """The batch size that `lr` is stated for: the rate used is lr × batch_size / lr_batch_size. Unset: `lr`
     as it stands, whatever the batch size."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the rate rises linearly to what the schedule says; 0: none."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Momentum of `sgd`."""
     nesterov: bool = False
@@ -34,7 +36,19 @@ class OptimizerConfig(Config):
         return self
 
 
-class StepSchedule(Config):
+class _Schedule(Config):
+    """How the rate changes over time."""
+
+    def at(self, clock: Clock) -> float:
+        """What the top rate is multiplied by."""
+        raise NotImplementedError
+
+    def rate(self, clock: Clock, top: float) -> float:
+        """The learning rate, where `top` is that of the optimiser's configuration."""
+        return top * self.at(clock)
+
+
+class StepSchedule(_Schedule):
     """The rate is multiplied by `factor` at the given epochs, or after every so many epochs or steps."""
 
     name: Literal["step"] = "step"
@@ -60,7 +74,7 @@ class StepSchedule(Config):
         return self.factor**drops
 
 
-class CosineSchedule(Config):
+class CosineSchedule(_Schedule):
     """Linear warm-up, then half a cosine down to `floor` times the rate at the last step."""
 
     name: Literal["cosine"] = "cosine"
@@ -78,7 +92,23 @@ class CosineSchedule(Config):
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * falling))
 
 
-class ExponentialSchedule(Config):
+class LinearSchedule(_Schedule):
+    """The rate falls by the same amount after every step, from `lr` to `end` after the last one."""
+
+    name: Literal["linear"] = "linear"
+    end: float = Field(default=0.0, ge=0)
+    """The rate at the end, in the unit of `lr`: both grow with the batch where `lr_batch_size` is set."""
+
+    def at(self, clock: Clock) -> float:
+        """The share of the way that is left."""
+        # Plans of different epochs may differ by a step or two: not beyond the end.
+        return 1 - min(1.0, clock.step / clock.total_steps)
+
+    def rate(self, clock: Clock, top: float) -> float:
+        return self.end + (top - self.end) * self.at(clock)
+
+
+class ExponentialSchedule(_Schedule):
     """The rate falls by the same factor after every epoch."""
 
     name: Literal["exponential"] = "exponential"
@@ -89,7 +119,7 @@ class ExponentialSchedule(Config):
         return self.factor**clock.epoch
 
 
-class ConstantSchedule(Config):
+class ConstantSchedule(_Schedule):
     """The rate stays."""
 
     name: Literal["constant"] = "constant"
@@ -98,7 +128,7 @@ class ConstantSchedule(Config):
         return 1.0
 
 
-class PlateauSchedule(Config):
+class PlateauSchedule(_Schedule):
     """The rate drops when the validation has stopped to get better; all is counted in validations.
 
     A drop is a pure function of what has been measured, so that a resumed run drops where an undisturbed one
@@ -130,7 +160,9 @@ class PlateauSchedule(Config):
         return factor
 
 
-Schedule = StepSchedule | CosineSchedule | ExponentialSchedule | PlateauSchedule | ConstantSchedule
+Schedule = (
+    StepSchedule | CosineSchedule | LinearSchedule | ExponentialSchedule | PlateauSchedule | ConstantSchedule
+)
 ScheduleConfig = Annotated[Schedule, Field(discriminator="name")]
 
 
@@ -171,7 +203,7 @@ def set_learning_rate(
     Returns:
         The rate of a group whose factor is 1.
     """
-    rate = config.lr * schedule.at(clock)
+    rate = schedule.rate(clock, config.lr) * min(1.0, (clock.step + 1) / (config.warmup_steps + 1))
     if config.lr_batch_size is not None:
         rate *= batch_size / config.lr_batch_size
     for group in optimizer.param_groups:

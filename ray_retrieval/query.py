@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from ray_retrieval.compute import cores
-from ray_retrieval.descriptors import Descriptors, Vectors
-from ray_retrieval.errors import ArtefactError, QueryError, RetrievalError
+from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Local, Vectors
+from ray_retrieval.errors import ArtefactError, QueryError, RecipeError, RetrievalError
 from ray_retrieval.model import DESCRIPTION, Encoder, read_model_description
 from ray_retrieval.report import Example, Shown
 from ray_retrieval.search import Hits, Index
-from ray_retrieval.search.rerank import AnyRerankConfig, build_all
+from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationConfig, build_all
 from ray_retrieval.search.rerank import rerank as rerank_hits
 from ray_retrieval.search.vectors import distances_to
 from ray_retrieval.storage import Folder
@@ -26,8 +26,9 @@ class Hit:
     Attributes:
         rank: 1 is the nearest.
         id: of the image.
-        distance: Hamming distance in bits, or squared Euclidean distance of unit vectors.
-        similarity: share of equal bits, or cosine.
+        distance: Hamming distance in bits, squared Euclidean distance of unit vectors, or of local features
+            the score with the sign turned.
+        similarity: share of equal bits, cosine, or of local features the score: see `descriptors.Form`.
         score: by which re-ranking has put it in its place, the lowest first; None where there is none.
         labels: names of its classes, or their numbers where they have no names; empty where unknown.
         path: of the image file, or None where the index holds the image itself.
@@ -153,6 +154,19 @@ def model_of(index: Folder) -> Folder:
     )
 
 
+def local_index(steps: Sequence[AnyRerankConfig]) -> str | None:
+    """The index of local features by which steps verify vectors; None without one.
+
+    Raises:
+        RecipeError: if they verify by several.
+    """
+    named = {step.local for step in steps if isinstance(step, GeometricVerificationConfig) and step.local}
+    if len(named) > 1:
+        listed = ", ".join(sorted(named))
+        raise RecipeError(f"re-ranking verifies by one index of local features, got {listed}")
+    return named.pop() if named else None
+
+
 class Searcher:
     """An index with the model that made it: `Searcher("runs/quickstart/index").search(["photo.jpg"])`.
 
@@ -160,11 +174,12 @@ class Searcher:
         index: an index directory.
         model: the directory of the model that made it; unset: it is looked for beside the index.
         threads: processor threads; unset: all.
-        rerank: steps of re-ranking, for an index of vectors; what they need of the whole index is made here.
+        rerank: steps of re-ranking; what they need of the whole index is made here. None: geometric
+            verification for an index of local features, and nothing for others.
 
     Raises:
-        ArtefactError: if index or model is missing, damaged, or they do not belong together, or an index of
-            codes is to be re-ranked.
+        ArtefactError: if index or model is missing, damaged, or they do not belong together, or a step is not
+            for what the index holds.
     """
 
     def __init__(
@@ -173,7 +188,7 @@ class Searcher:
         model: str | Folder | None = None,
         *,
         threads: int | None = None,
-        rerank: Sequence[AnyRerankConfig] = (),
+        rerank: Sequence[AnyRerankConfig] | None = None,
     ) -> None:
         threads = threads or cores()
         folder = Folder(index)
@@ -186,7 +201,12 @@ class Searcher:
                 where=folder,
                 mend="name the model that encoded the database",
             )
+        if rerank is None:
+            verified = self.index.form.kind is DescriptorKind.LOCAL
+            rerank = (GeometricVerificationConfig(),) if verified else ()
         self._steps = build_all(rerank, self.index, threads=threads) if rerank else []
+        local = local_index(rerank)
+        self._local = None if local is None else Encoder(model_of(Folder(local)), threads=threads)
 
     def encode(self, images: Sequence[str | Path | bytes], box: Sequence[float] | None = None) -> Descriptors:
         """Descriptors of images given as files or as bytes.
@@ -218,21 +238,30 @@ class Searcher:
         if k < 1:
             raise QueryError(f"k is {k}", mend="ask for 1 hit or more")
         queries = self.encode(images, box)
+        depth = max([k, *(step.depth for step in self._steps)])
+        found = self.index.search(queries, depth)
         if not self._steps:
-            hits = self.index.search(queries, k)
-            return [hits_of(self.index, hits, query) for query in range(len(images))]
-        assert isinstance(queries, Vectors)
-        found = self.index.search(queries, max(k, *(step.depth for step in self._steps)))
-        ordered = rerank_hits(self._steps, queries, found)
-        answers = []
-        for query in range(len(images)):
-            rows = ordered.rows[query, :k]
-            rows = rows[rows >= 0]
-            own = queries.data[query : query + 1]
-            real = Hits(distances_to(self.index.vectors(rows), own, np.arange(len(rows))[None]), rows[None])
-            pairs = zip(hits_of(self.index, real, 0), ordered.distances[query].tolist(), strict=False)
-            answers.append([replace(hit, score=score) for hit, score in pairs])
-        return answers
+            return [hits_of(self.index, found, query) for query in range(len(images))]
+        assert not isinstance(queries, Codes)
+        features = None
+        if self._local is not None:
+            given, failures = self._local.encode([_read(image) for image in images], box)
+            _refuse(images, failures)
+            assert isinstance(given, Local)
+            features = given
+        ordered = rerank_hits(self._steps, queries, found, features=features)
+        return [self._answer(queries, ordered, query, k) for query in range(len(images))]
+
+    def _answer(self, queries: Vectors | Local, ordered: Hits, query: int, k: int) -> list[Hit]:
+        """The first hits of one query after re-ranking, with their own distances and the steps' scores."""
+        first = Hits(ordered.distances[query : query + 1, :k], ordered.rows[query : query + 1, :k])
+        if isinstance(queries, Local):
+            return hits_of(self.index, first, 0)  # what verification has made of them is their distance
+        rows = first.rows[0][first.rows[0] >= 0]
+        own = queries.data[query : query + 1]
+        real = Hits(distances_to(self.index.vectors(rows), own, np.arange(len(rows))[None]), rows[None])
+        pairs = zip(hits_of(self.index, real, 0), first.distances[0].tolist(), strict=False)
+        return [replace(hit, score=score) for hit, score in pairs]
 
     def predict(self, image: str | Path | bytes, *, classes: int = 5) -> Prediction:
         """The nearest image of the index, and what the model's class head says where it has one.

@@ -30,13 +30,22 @@ from ray_retrieval.loop import TrainConfig
 from ray_retrieval.loop.validation import MEASURED
 from ray_retrieval.methods import METHODS, AnyMethodConfig
 from ray_retrieval.search.approximate import ApproximateConfig
-from ray_retrieval.search.rerank import AnyRerankConfig
+from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationConfig
+from ray_retrieval.search.votes import LocalSearchConfig
 
 # What may differ between two runs that give the same model: how fast it is made, and what comes after.
 _NOT_OF_THE_MODEL: dict[str, Any] = {
     "name": True,
     "output": True,
-    "train": {"workers", "cache_memory", "checkpoint", "max_failures"},
+    "train": {
+        "workers",
+        "cache_memory",
+        "checkpoint",
+        "log",
+        "tensorboard",
+        "profile",
+        "max_failures",
+    },
     "encode": True,
     "index": True,
     "evaluate": True,
@@ -56,6 +65,8 @@ class IndexConfig(ApproximateConfig):
     keep_images: bool = True
     """Keep the bytes of images that came as bytes (from Parquet), so that hits can be shown. Images that are
     files are referred to by their paths."""
+    local: LocalSearchConfig = LocalSearchConfig()
+    """How local features are searched."""
 
 
 class ReportConfig(Config):
@@ -83,6 +94,24 @@ class PublishedConfig(Config):
     """A result that is lower by no more than this has reached it."""
 
 
+class StageConfig(Config):
+    """A training that comes before the recipe's own, which starts from the model it leaves."""
+
+    name: str = Field(pattern="^[a-z0-9_-]+$")
+    """Of its folder, in `stages/`."""
+    settings: dict[str, Any] = Field(min_length=1)
+    """What differs from the recipe, by dotted keys of `method` and `train`: `{method.stage: tuning}`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "StageConfig":
+        for key in self.settings:
+            if key.split(".")[0] not in ("method", "train") or key == "train.start":
+                raise ValueError(
+                    f"a stage has settings of 'method' and 'train' but 'train.start', got '{key}'"
+                )
+        return self
+
+
 class Recipe(Config):
     """A whole experiment."""
 
@@ -97,6 +126,8 @@ class Recipe(Config):
     method: AnyMethodConfig
     """The method and its hyperparameters."""
     train: TrainConfig = TrainConfig()
+    stages: tuple[StageConfig, ...] = ()
+    """Trainings before, one after another; the first starts where `train.start` says."""
     encode: EncodeConfig = EncodeConfig()
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -106,10 +137,11 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
-        size = self.method.image.size
+        image = self.method.training_image
+        size = image.size
         if self.train.augmentation.pad > size:
             raise ValueError(f"'train.augmentation.pad' is at most 'method.image.size' ({size})")
-        if self.train.augmentation.random_crop and (self.method.image.resize_to or size) == size:
+        if self.train.augmentation.random_crop and (image.resize_to or size) == size:
             raise ValueError(
                 f"'train.augmentation.random_crop' needs a 'method.image.resize_to' above {size}, the size"
             )
@@ -119,23 +151,52 @@ class Recipe(Config):
                 f"'train.validation.metric' is {' or '.join(MEASURED[kind])} for {self.method.name}, which "
                 f"makes {kind.value}"
             )
-        if self.evaluate.rerank and kind is not DescriptorKind.VECTORS:
-            raise ValueError(f"'evaluate.rerank' is for vectors, {self.method.name} makes {kind.value}")
+        self._check_reranking(kind)
         if self.index.search != "exact" and kind is not DescriptorKind.VECTORS:
-            raise ValueError(f"'index.search' is exact for {self.method.name}, which makes codes")
+            raise ValueError(f"'index.search' is exact for {self.method.name}, which makes {kind.value}")
         method = METHODS[self.method.name][1]
-        if not self.method.image.square and not method.repeatable:
+        if not image.square and not method.repeatable:
             raise ValueError(
                 f"images of {self.method.name} are of one size: 'method.image.resize' is squash or "
                 "short_side, or 'method.image.shapes' is pad"
             )
-        if not self.method.image.square and self.train.augmentation != Augmentation():
+        if not image.square and self.train.augmentation != Augmentation():
             raise ValueError("'train.augmentation' is for squares, not for images of several sizes")
         if self.train.accumulate > 1 and method.whole_batches and not method.repeatable:
             raise ValueError(
                 f"'train.accumulate' is 1 for {self.method.name}, whose loss pairs images across the batch"
             )
         return self
+
+    def _check_reranking(self, kind: DescriptorKind) -> None:
+        for step in self.evaluate.rerank:
+            fits = kind is DescriptorKind.VECTORS or (
+                kind is DescriptorKind.LOCAL and isinstance(step, GeometricVerificationConfig)
+            )
+            if not fits:
+                raise ValueError(
+                    f"'evaluate.rerank' has {step.name}, which is not for the {kind.value} of "
+                    f"{self.method.name}"
+                )
+
+    def stage_recipes(self) -> "list[Recipe]":
+        """The trainings before, each a recipe of its own whose output lies in `stages/`.
+
+        Raises:
+            RecipeError: if a stage has an unknown key or a wrong value.
+        """
+        found: list[Recipe] = []
+        for number, stage in enumerate(self.stages):
+            values = self.model_dump(mode="json", exclude={"stages", "published"})
+            values["name"] = f"{self.name}-{stage.name}"
+            values["output"] = _below(self.output, f"stages/{stage.name}")
+            if number:
+                values["train"]["start"] = _below(found[-1].output, "model")
+            settings = [f"{key}={yaml.safe_dump(value)}" for key, value in stage.settings.items()]
+            where = f"stages.{stage.name}"
+            resolved = _resolved(_with_settings(values, settings, where=where), where=where)
+            found.append(validate(Recipe, resolved, where=where))
+        return found
 
     def of_the_model(self) -> dict[str, Any]:
         """The part that determines the trained model, as plain values."""
@@ -206,13 +267,19 @@ def from_settings(kind: type[ConfigType], settings: list[str]) -> ConfigType:
     return validate(kind, _resolved(_with_settings({}, settings, where=where), where=where), where=where)
 
 
-def rerank_steps(texts: list[str]) -> tuple[AnyRerankConfig, ...]:
-    """Steps of re-ranking, each a name or a YAML mapping with a `name`.
+def rerank_steps(texts: list[str]) -> tuple[AnyRerankConfig, ...] | None:
+    """Steps of re-ranking, each a name or a YAML mapping with a `name`; `none` alone for no step.
+
+    Without texts None: what the index has by default.
 
     Raises:
         RecipeError: if one is unknown or has a wrong setting.
     """
     where = "--rerank"
+    if not texts:
+        return None
+    if texts == ["none"]:
+        return ()
     try:
         given = [yaml.safe_load(text) for text in texts]
     except yaml.YAMLError as error:

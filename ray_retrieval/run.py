@@ -29,9 +29,13 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.encode import EncodeJob, encode
 from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.evaluate import evaluate
+from ray_retrieval.evaluation import as_text
+from ray_retrieval.loop import TrainConfig
+from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
 from ray_retrieval.model import DESCRIPTION, read_model_description
 from ray_retrieval.progress import Advance, Display
+from ray_retrieval.query import local_index, model_of
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.reuse import reuse
 from ray_retrieval.search.embeddings import Embeddings
@@ -88,6 +92,8 @@ class Run:
         if fresh:
             self._remove()
         self._refuse_another_recipe()
+        # A recipe that states no stages is one training; else those before it are runs that only train.
+        self._before = [Run(stage, display=self.display) for stage in recipe.stage_recipes()]
 
     def all(self) -> Finished:
         """Every stage, on the cluster that RAY_ADDRESS names or on a local Ray."""
@@ -113,19 +119,9 @@ class Run:
             benchmark = self._load_data()
             if benchmark.untrainable:
                 self._take_model(benchmark)
-            elif not self.folder.exists(f"model/{DESCRIPTION}"):
-                # What does not fit is found here, not after Ray has started.
-                config = self.recipe.train
-                method, lacking = starting(self.recipe.method, config, benchmark)
-                if lacking:
-                    benchmark.notes.append(
-                        f"{len(lacking)} tensors are not in the model of train.start and start anew: "
-                        f"{', '.join(lacking[:4])}{', …' if len(lacking) > 4 else ''}"
-                    )
-                sizes = method.plan_sizes(benchmark.train, config.batch_size, Clock(self.recipe.seed))
-                benchmark.notes.extend(
-                    method.warnings(benchmark.train, config.epochs * method.rounds * len(sizes))
-                )
+            else:
+                for number, job in enumerate([*self._before, self]):
+                    job._foresee(benchmark, follows=number > 0)
         except RetrievalError:
             for name in () if begun else ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
                 self.folder.remove(name)
@@ -135,6 +131,30 @@ class Run:
         for note in benchmark.notes:
             self.display.say(f"note: {note}")
         return benchmark
+
+    def _foresee(self, benchmark: Benchmark, *, follows: bool) -> None:
+        """Find what does not fit a training here, not after Ray has started.
+
+        Args:
+            benchmark: its images; notes are added.
+            follows: whether it starts from a model that does not exist yet.
+        """
+        if self.folder.exists(f"model/{DESCRIPTION}"):
+            return
+        config = self.recipe.train
+        if follows:
+            method = build(self.recipe.method, classes=benchmark.train.classes, pretrained=False)
+        else:
+            method, lacking = starting(self.recipe.method, config, benchmark)
+            if lacking:
+                benchmark.notes.append(
+                    f"{len(lacking)} tensors are not in the model of train.start and start anew: "
+                    f"{', '.join(lacking[:4])}{', …' if len(lacking) > 4 else ''}"
+                )
+        sizes = method.plan_sizes(benchmark.train, config.batch_size, Clock(self.recipe.seed))
+        benchmark.notes.extend(
+            method.warnings(benchmark.train, config.total_steps(method.rounds * len(sizes)))
+        )
 
     def _load_data(self) -> Benchmark:
         with self._stage("data"):
@@ -183,7 +203,7 @@ class Run:
                     mend="choose another output=… or delete the run with --fresh",
                 )
             return
-        if config.start is None or config.epochs:
+        if config.start is None or config.length[0]:
             raise DataError(
                 f"nothing can be trained: {benchmark.untrainable}",
                 where=benchmark.name,
@@ -198,6 +218,10 @@ class Run:
             self._take_model(benchmark)
             self.display.say(f"train: the model is taken as it is, {benchmark.untrainable}")
             return
+        for job in self._before:
+            self.display.say(f"stage {job.recipe.name}")
+            job.folder.write_text("recipe.yaml", recipes.dump(job.recipe))
+            job.train(benchmark)
         key = self.training_key(benchmark)
         begun = self.folder.read_json("training.json")["key"] if self.folder.exists("training.json") else key
         if begun != key:
@@ -210,12 +234,12 @@ class Run:
             self.display.say("train: the model is complete")
             return
         self.folder.write_json("training.json", {"key": key})
-        epochs = self.recipe.train.epochs
+        length, unit = self.recipe.train.length
         earlier = read_history(self.folder)
-        with self._stage("train") as stage, self.display.task("train", epochs, "epochs") as advance:
+        with self._stage("train") as stage, self.display.task("train", length, unit) as advance:
             train(
                 self.recipe.method,
-                self.recipe.train,
+                self._training,
                 benchmark,
                 seed=self.recipe.seed,
                 run=self.folder,
@@ -225,7 +249,9 @@ class Run:
                     "images": benchmark.train.name,
                     "seed": self.recipe.seed,
                 },
-                on_epoch=lambda record: advance(1, _remark(record, self.recipe.train.validation.metric)),
+                progress=lambda done, record: advance(
+                    done, _remark(record, self.recipe.train.validation.metric)
+                ),
             )
             # The epochs of an earlier start that this one went on from.
             pairs = zip(earlier, read_history(self.folder), strict=False)
@@ -234,9 +260,17 @@ class Run:
     def training_key(self, benchmark: Benchmark) -> str:
         """A fingerprint of what determines the model: the recipe, the training images, and the start."""
         tables = (getattr(benchmark, role) for role in _TRAINED_ON)
-        start = self.recipe.train.start
+        start = self._training.start
         before = [] if start is None else [read_model_description(Folder(start))[1]]
         return fingerprint([self.recipe.of_the_model(), *(table.fingerprint for table in tables), *before])
+
+    @property
+    def _training(self) -> TrainConfig:
+        """How the recipe's own training goes: from the model of the stage before, where there is one."""
+        config = self.recipe.train
+        if not self._before:
+            return config
+        return config.model_copy(update={"start": (self._before[-1].folder / "model").uri})
 
     def require_model(self) -> None:
         """Raise RecipeError if the recipe has not been trained."""
@@ -251,6 +285,8 @@ class Run:
                 for model in self._models()
                 for role in dict.fromkeys((_queries(benchmark), "database"))
             ]
+            if (local := self._local_queries()) is not None:
+                jobs.append(EncodeJob(local[0], benchmark.queries, local[1]))
             with self.display.task("encode", sum(len(job.table) for job in jobs), "images") as advance:
                 stage.worked = encode(jobs, self.recipe.encode, advance=advance) > 0
 
@@ -258,12 +294,14 @@ class Run:
         """Build the index of the selected model's database."""
         with self._stage("index") as stage:
             stage.worked = not self.folder.exists("index/CURRENT")
+            local = self.recipe.method.form.kind is DescriptorKind.LOCAL
             built = search.build(
                 self._embeddings("model", "database"),
                 self.folder / "index",
                 shards=self.recipe.index.shards,
                 keep_images=self.recipe.index.keep_images,
-                approximate=self.recipe.index,
+                approximate=None if local else self.recipe.index,
+                local=self.recipe.index.local if local else None,
                 threads=cores(),
             )
         if built.approximate is not None:
@@ -277,7 +315,7 @@ class Run:
         """Measure every model on the test queries and write `metrics.json`."""
         selected = self.recipe.train.select
         models: dict[str, Any] = {}
-        errors = 0
+        errors, local = 0, self._local_queries()
         with self._stage("evaluate"):
             for name in self._models():
                 queries = Embeddings.open(self._embeddings(name, _queries(benchmark)))
@@ -287,6 +325,10 @@ class Run:
                 errors = database.error_count + (0 if same else queries.error_count)
                 # With re-ranking each query counts four times; see `evaluate`.
                 times = (len(benchmark.gallery_draws) or 1) * (4 if self.recipe.evaluate.rerank else 1)
+                index = None
+                if queries.form.kind is DescriptorKind.LOCAL:
+                    self.index()
+                    index = search.Index.open(self.folder / "index", threads=cores(), model=queries.model)
                 with self.display.task("evaluate", times * queries.rows, "queries") as advance:
                     measured = evaluate(
                         queries,
@@ -295,6 +337,8 @@ class Run:
                         benchmark,
                         threads=cores(),
                         progress=lambda count, tick=advance: tick(count, ""),  # type: ignore[misc]
+                        index=index,
+                        features=None if local is None else Embeddings.open(local[1]),
                     )
                 which = selected if name == "model" else name.removeprefix("model-")
                 models[which] = {
@@ -314,6 +358,8 @@ class Run:
             ),
         }
         self.folder.write_json("metrics.json", metrics)
+        if benchmark.ground_truth is not None:
+            self.folder.write_text("mAP.txt", as_text(models[selected]["test"]))
         return metrics
 
     def report(self, benchmark: Benchmark) -> str:
@@ -325,11 +371,24 @@ class Run:
         return report.write(self.folder, found)
 
     def _models(self) -> list[str]:
-        """The model directories to measure: the selected one, and the other where it differs."""
+        """The model directories to measure: the selected one, and the other where it differs.
+
+        Local features are measured by the index, which is the selected model's.
+        """
         others = [
             name for name in ("model-best", "model-last") if self.folder.exists(f"{name}/{DESCRIPTION}")
         ]
-        return ["model", *(others if self.recipe.evaluate.both else [])]
+        local = self.recipe.method.form.kind is DescriptorKind.LOCAL
+        return ["model", *(others if self.recipe.evaluate.both and not local else [])]
+
+    def _local_queries(self) -> tuple[Folder, Folder] | None:
+        """The model of the index by which vectors are verified, and where its features of the queries go."""
+        index = local_index(self.recipe.evaluate.rerank)
+        if index is None:
+            return None
+        made_by = model_of(Folder(index))
+        fingerprint = read_model_description(made_by)[1]
+        return made_by, self.folder / "embeddings" / f"queries-{fingerprint}"
 
     def _embeddings(self, model: str, role: str) -> Folder:
         return (

@@ -8,6 +8,7 @@ and renamed, so a reader sees the old file or the new one and a killed writer le
 import hashlib
 import json
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -205,6 +206,22 @@ class Folder:
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
+
+
+_PART = re.compile(r"#bytes=([0-9]+)-([0-9]+)(?=$|\?)")
+
+
+def byte_range(location: str) -> tuple[str, int, int | None]:
+    """The file of a location, the first byte of it that is meant, and how many; None for all of them.
+
+    A location may end in `#bytes=FIRST-LAST` (before the query of a URI), both counted from 0 and both
+    included, as in HTTP: that part of the file is then meant, such as an image in a file of many.
+    """
+    found = _PART.search(location) if "#bytes=" in location else None
+    if found is None:
+        return location, 0, None
+    first, last = int(found[1]), int(found[2])
+    return location[: found.start()] + location[found.end() :], first, last + 1 - first
 
 
 def digest(data: bytes) -> str:

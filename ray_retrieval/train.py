@@ -24,6 +24,8 @@ from ray_retrieval.compute import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import ClusterError
 from ray_retrieval.loop import STATE, Outcome, Process, TrainConfig, Trainer, read_outcome
+from ray_retrieval.loop.steplog import STEPS, read_steps
+from ray_retrieval.loop.tensorboard import refuse_remote
 from ray_retrieval.methods import AnyMethodConfig, build
 from ray_retrieval.methods.base import Method, MethodConfig
 from ray_retrieval.storage import Folder
@@ -41,7 +43,7 @@ def train(
     seed: int,
     run: Folder,
     provenance: dict[str, Any],
-    on_epoch: Callable[[dict[str, Any]], None] = lambda _record: None,
+    progress: Callable[[int, dict[str, Any]], None] = lambda _done, _record: None,
 ) -> Outcome:
     """Train on the connected Ray, from the newest checkpoint in `run` where there is one.
 
@@ -50,9 +52,11 @@ def train(
         config: how.
         benchmark: training and validation images.
         seed: determines every random draw.
-        run: the run's folder; checkpoints go to `checkpoints/`, one record an epoch to `history.jsonl`.
+        run: the run's folder; checkpoints go to `checkpoints/`, a record of every epoch to `history.jsonl`,
+            and of every so many steps to `steps.jsonl`.
         provenance: kept in `model.json`.
-        on_epoch: called here, on the driver, with the record of every finished epoch.
+        progress: called here, on the driver, with how many more epochs are done (or steps, where they say how
+            long to train) and their newest record.
 
     Returns:
         The best and the last model, which are also written to `model/` (the selected one) and, where they
@@ -60,7 +64,10 @@ def train(
 
     Raises:
         ClusterError: if the cluster has too few processors or GPUs, or workers were lost too often.
+        RecipeError: if TensorBoard's events are asked for and the run's folder is not local.
     """
+    if config.tensorboard:
+        refuse_remote(run)
     asked = _worker_resources(config.workers)
     none = np.zeros(0, np.int64)
     needed = replace(
@@ -90,7 +97,7 @@ def train(
         ),
     )
     try:
-        with _interruptible(), _following(run, on_epoch):
+        with _interruptible(), _following(run, config, progress):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         reraise(error, "training")
@@ -147,7 +154,8 @@ def _work(inputs: dict[str, Any]) -> None:
     built = build(method, classes=benchmark.train.classes, pretrained=False)
     built.load_state_dict(start)
     trainer = Trainer(built, benchmark, config, seed=inputs["seed"], process=process)
-    trainer.fit(_RayReporter(Folder(inputs["run"])))
+    run = Folder(inputs["run"])
+    trainer.fit(_RayReporter(run), run)
 
 
 class _RayReporter:
@@ -199,20 +207,26 @@ def _interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def _following(run: Folder, on_epoch: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Call `on_epoch` with each record that the workers add to the history while the block runs."""
-    done = threading.Event()
-    seen = 0
+def _following(
+    run: Folder, config: TrainConfig, progress: Callable[[int, dict[str, Any]], None]
+) -> Iterator[None]:
+    """Call `progress` with what workers add to the history, or to the log of steps, while the block runs."""
+    name, key, read = (
+        (HISTORY, "epoch", read_history) if config.steps is None else (STEPS, "step", read_steps)
+    )
+    ended = threading.Event()
+    size, done = 0, 0
 
     def look() -> None:
-        nonlocal seen
-        records = read_history(run)
-        for record in records[seen:]:
-            on_epoch(record)
-        seen = max(seen, len(records))
+        nonlocal size, done
+        before, size = size, run.size(name) if run.exists(name) else 0
+        for record in read(run) if size != before else []:
+            if record[key] > done:  # what was done again after a loss does not count twice
+                progress(record[key] - done, record)
+                done = record[key]
 
     def follow() -> None:
-        while not done.wait(0.5):
+        while not ended.wait(0.5):
             look()
 
     watcher = threading.Thread(target=follow, name="history", daemon=True)
@@ -220,7 +234,7 @@ def _following(run: Folder, on_epoch: Callable[[dict[str, Any]], None]) -> Itera
     try:
         yield
     finally:
-        done.set()
+        ended.set()
         watcher.join()
         look()
 
@@ -252,6 +266,12 @@ def _save_models(
             classes=benchmark.train.classes,
             class_names=benchmark.train.class_names,
             precision=outcome.precision,
-            training={**provenance, "epoch": outcome.epochs[which], "of_epochs": config.epochs},
+            training={
+                **provenance,
+                "epoch": outcome.epochs[which],
+                "of_epochs": outcome.epochs["last"],
+                "step": outcome.steps[which],
+                "of_steps": outcome.steps["last"],
+            },
             metrics={"validation": outcome.validation[which]},
         )

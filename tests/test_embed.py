@@ -10,9 +10,11 @@ from samples import coloured_table, png, sized
 
 from ray_retrieval import embed, model
 from ray_retrieval.data.table import open_images
+from ray_retrieval.descriptors import Local
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.methods import build
+from ray_retrieval.search.columns import descriptors_in
 from ray_retrieval.storage import Folder
 
 KINDS = {"vectors": "xbm", "codes": "greedyhash"}
@@ -84,6 +86,33 @@ def test_they_can_be_printed(made):
     np.testing.assert_array_equal(np.float32(said["images"][3]["vector"]), found.descriptors.data[3])
     codes = embed.embed(str(made / "codes"), [open_images(str(made / "images"))])
     assert bytes.fromhex(codes.rows_in_words()[0]) == codes.descriptors.data[0].tobytes()
+
+
+def test_sets_of_local_features_are_saved_and_counted(tmp_path):
+    numbers = np.random.default_rng(0).normal(size=(3, 4))
+    sets = Local(
+        np.array([0, 2, 2, 3]),
+        numbers.astype(np.float16),
+        numbers[:, :2].astype(np.float32),
+        np.array([1, 0.5, 2], np.float32),
+        np.array([5, 4, 6], np.float32),
+        np.full((3, 2), 64, np.int32),
+        np.ones((3, 1), np.float32),
+    )
+    found = embed.Embedded(list("abc"), [None] * 3, sets, "model-a", [])
+    embed.save(found, tmp_path / "out.parquet")
+    read = descriptors_in(pq.read_table(tmp_path / "out.parquet"), found.form)
+    np.testing.assert_array_equal(read.data, sets.data)
+    np.testing.assert_array_equal(read.offsets, sets.offsets)
+    with pytest.raises(RecipeError, match=r"no one array.*\.parquet"):
+        embed.save(found, tmp_path / "out.npy")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.parquet"}
+    assert found.rows_in_words() == ["2 local features", "0 local features", "1 local feature"]
+    said = json.loads(json.dumps(found.as_json()))
+    assert (said["kind"], said["dimension"], said["vectors"], said["rows"]) == ("local", 4, 1, 3)
+    assert [image["features"] for image in said["images"]] == [2, 0, 1]
+    assert said["images"][0]["scores"] == [5, 4]
+    np.testing.assert_array_equal(np.float32(said["images"][2]["locations"]), sets.locations[2:])
 
 
 def test_files_of_one_name_are_told_apart_by_their_paths(made, tmp_path):

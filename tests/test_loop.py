@@ -9,86 +9,17 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from loop_parts import LocalReporter, config, loss_curve, trainer
 from pydantic import ValidationError
-from samples import coloured_benchmark, sized
+from samples import coloured_benchmark
 
 from ray_retrieval.data.source import ImageSource
 from ray_retrieval.errors import RecipeError
-from ray_retrieval.layers.backbones import BackboneConfig
-from ray_retrieval.loop import Process, TrainConfig, Trainer, read_outcome
+from ray_retrieval.loop import Process, read_outcome
 from ray_retrieval.loop import trainer as loop_trainer
 from ray_retrieval.loop.checkpoints import OPTIMIZER
-from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
 from ray_retrieval.optim import PlateauSchedule
-
-
-def config(**changes):
-    settings = {
-        "epochs": 3,
-        "batch_size": 8,
-        "precision": "float32",
-        "optimizer": {"lr": 0.05},
-        "schedule": {"name": "cosine", "warmup": 0.2},
-        "augmentation": {"pad": 2, "flip": True, "brightness": 0.1},
-        "checkpoint": {"min_seconds": 0},
-    }
-    return TrainConfig.model_validate({**settings, **changes})
-
-
-def trainer(
-    train=None,
-    *,
-    process=None,
-    benchmark=None,
-    dtype=torch.float32,
-    method="greedyhash",
-    dropout=0.0,
-    image_settings=None,
-    **settings,
-):
-    torch.manual_seed(0)
-    image = image_settings or {"size": 16}
-    settings = {"backbone": BackboneConfig(name="small", weights="none"), "image": image, **settings}
-    method = build(sized(method, 12, **settings), classes=3).to(dtype)
-    if dropout:
-        method.backbone.append(torch.nn.Dropout(dropout))
-    return Trainer(
-        method, benchmark or coloured_benchmark(), train or config(), seed=5, process=process or Process()
-    )
-
-
-class LocalReporter:
-    """Checkpoints in a folder; can stop the run like a kill after so many."""
-
-    def __init__(self, folder, stop_after=None):
-        self.folder, self.left, self.records, self.metrics = folder, stop_after, [], []
-
-    def latest(self):
-        found = sorted(self.folder.glob("*"), key=lambda path: path.stat().st_mtime_ns)
-        return found[-1] if found else None
-
-    def epoch_done(self, record):
-        self.records.append(record)
-
-    def checkpoint(self, name, metrics, write):
-        self.metrics.append(metrics)
-        if write is not None:
-            (self.folder / name).mkdir(parents=True)
-            write(self.folder / name)
-        if self.left is not None:
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-
-
-def loss_curve(history):
-    """All numbers of a training one after another, but for its speed."""
-    rows = [
-        (r["loss"], *r["terms"].values(), *r.get("observed", {}).values(), r["validation"]["map"], r["lr"])
-        for r in history
-    ]
-    return [value for row in rows for value in row]
 
 
 def test_training_learns(tmp_path):
@@ -343,6 +274,13 @@ def _train_in_groups(rank, folder):
     _train_with_uneven_shares(rank, folder)
 
 
+SUMMED = (np.array([5]), np.array([4, 0, 1, 1, 2]))  # fewer images than workers, and an odd number
+
+
+def sums_of(method):
+    return lambda images: {"sum": next(iter(method(images).values())).double().sum(dim=0)}
+
+
 def _train_with_uneven_shares(rank, folder):
     """Batches of three on two processes, in two parts, with less to validate on than there are processes."""
     if rank >= 2:
@@ -353,6 +291,8 @@ def _train_with_uneven_shares(rank, folder):
     made = trainer(
         config(epochs=1, accumulate=2, batch_size=4), process=Process(rank, 2), benchmark=benchmark
     )
+    totals = [made.encode.totals(rows, sums_of(made.method))["sum"] for rows in SUMMED]
+    torch.save(totals, folder / f"totals-{rank}.pt")
     history = made.fit(LocalReporter(folder / f"checkpoints-uneven-{rank}"))
     (folder / f"uneven-{rank}.json").write_text(json.dumps(loss_curve(history)))
     dist.destroy_process_group()
@@ -387,6 +327,12 @@ def test_one_two_and_four_workers_train_alike(tmp_path):
         assert not group.startswith(("bank", "ring", "xbm")) or "memory embeddings" in single
     uneven = [json.loads((tmp_path / f"uneven-{rank}.json").read_text()) for rank in range(2)]
     assert uneven[0] == uneven[1]
+    totals = [torch.load(tmp_path / f"totals-{rank}.pt", weights_only=True) for rank in range(2)]
+    alone = trainer(config(epochs=1, batch_size=4), benchmark=coloured_benchmark(6))
+    for number, rows in enumerate(SUMMED):
+        assert torch.equal(totals[0][number], totals[1][number])
+        expected = alone.encode.totals(rows, sums_of(alone.method))["sum"]
+        assert torch.allclose(totals[0][number], expected, atol=1e-5)
 
 
 def test_settings_that_cannot_work_are_refused_before_anything_starts():
@@ -468,12 +414,12 @@ def test_encoded_training_images_are_not_augmented(crop):
         image_settings={"size": 16, "resize_to": 20},
     )
     rows = np.array([7, 3, 3, 50, *range(20)])
-    found = made._encode(rows)["embeddings"]
+    found = made.encode(rows)["embeddings"]
     table, preprocessing = made.benchmark.train, made.method.preprocessing
     with ImageSource(table, preprocessing, memory_bytes=0, threads=1) as source, torch.no_grad():
         expected = made.method.eval()(source.batch(rows))["embeddings"]
     assert torch.allclose(found, expected, atol=1e-6)
-    assert (made._plain_training_images() is made.train_images) == (not crop)
+    assert (made.encode.known_source() is made.train_images) == (not crop)
     assert not found.requires_grad
 
 

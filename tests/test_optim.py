@@ -9,11 +9,14 @@ from pydantic import ValidationError
 
 from ray_retrieval.methods.base import Clock, ParameterGroup
 from ray_retrieval.optim import (
+    ConstantSchedule,
     CosineSchedule,
+    LinearSchedule,
     OptimizerConfig,
     PlateauSchedule,
     StepSchedule,
     build_optimizer,
+    set_learning_rate,
 )
 
 
@@ -40,6 +43,32 @@ def test_cosine_schedule_rises_then_falls_to_its_floor():
     assert rates[55] == pytest.approx(0.2 + 0.8 * 0.5, abs=0.01)
     assert rates[100] == pytest.approx(0.2)
     assert np.all(np.diff(rates[10:]) < 0)
+
+
+def rates(optimizer, schedule, steps, batch_size=32):
+    module = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr_factor": 1.0}], lr=1.0)
+    clocks = [Clock(0, step=step, total_steps=steps) for step in range(steps + 1)]
+    return [set_learning_rate(module, optimizer, schedule, clock, batch_size) for clock in clocks]
+
+
+@pytest.mark.parametrize("end", [0.0, 1e-4])
+def test_linear_schedule_falls_to_its_end_as_pytorchs_does(end):
+    found = rates(OptimizerConfig(lr=0.01), LinearSchedule(end=end), 20)
+    theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    schedule = torch.optim.lr_scheduler.LinearLR(theirs, 1.0, end / 0.01, total_iters=20)
+    for rate in found:
+        assert rate == pytest.approx(theirs.param_groups[0]["lr"], rel=1e-9, abs=1e-12)
+        theirs.step()
+        schedule.step()
+    assert LinearSchedule(end=end).rate(Clock(0, step=21, total_steps=20), 0.01) == end
+
+
+def test_the_warm_up_rises_to_the_schedule_and_the_batch_scales_both():
+    warmed = OptimizerConfig(lr=0.1, warmup_steps=4, lr_batch_size=16)
+    found = rates(warmed, ConstantSchedule(), 6, batch_size=32)
+    assert found == pytest.approx([0.04, 0.08, 0.12, 0.16, 0.2, 0.2, 0.2])
+    falling = rates(OptimizerConfig(lr=0.1), LinearSchedule(), 6)
+    assert rates(OptimizerConfig(lr=0.1, warmup_steps=2), LinearSchedule(), 6)[2:] == falling[2:]
 
 
 class OneWeight(torch.nn.Module):

@@ -209,8 +209,8 @@ def overlap(table: ImageTable, other: ImageTable) -> IntArray:
         found[rows] = np.asarray(pc.is_in(mine, common))
     outside, other_outside = np.flatnonzero(lengths < 0), np.flatnonzero(others < 0)
     if len(outside) and len(other_outside):
-        paths = pa.array(table.paths, pa.string()).take(pa.array(outside))
-        other_paths = pa.array(other.paths, pa.string()).take(pa.array(other_outside))
+        paths = table.path_column.take(pa.array(outside))
+        other_paths = other.path_column.take(pa.array(other_outside))
         found[outside] = np.asarray(pc.and_(pc.is_in(paths, other_paths.drop_null()), paths.is_valid()))
     return np.flatnonzero(found)
 

@@ -161,7 +161,7 @@ def fetch(sources: Iterable[Source], root: Path, say: Callable[[str], None] | No
     """
 
     def had(source: Source) -> Path:
-        progress = None if say is None else _told(Path(source.file).name, say)
+        progress = None if say is None else telling(Path(source.file).name, say)
         return download(source.url, root / source.file, sha256=source.sha256, progress=progress)
 
     archives: dict[str, list[Source]] = {}
@@ -186,7 +186,7 @@ def fetch(sources: Iterable[Source], root: Path, say: Callable[[str], None] | No
             file.unlink()
 
 
-def _told(name: str, say: Callable[[str], None]) -> Progress:
+def telling(name: str, say: Callable[[str], None]) -> Progress:
     """What says, now and then, how much of a file is there."""
     started, first, told = time.monotonic(), -1, -math.inf
 

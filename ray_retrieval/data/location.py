@@ -1,6 +1,7 @@
 """Where images and lists lie: local paths and the URIs of pyarrow.fs, read in the same way.
 
-A location is a local path (`~` and environment variables are expanded) or a `scheme://` URI.
+A location is a local path (`~` and environment variables are expanded) or a `scheme://` URI. It may name a
+part of a file: `shard.parquet#bytes=4-1237`, see `storage.byte_range`.
 """
 
 import functools
@@ -12,6 +13,7 @@ import pyarrow
 from pyarrow import fs
 
 from ray_retrieval.errors import DataError, StoreError
+from ray_retrieval.storage import byte_range
 
 
 def expand(location: str) -> str:
@@ -56,11 +58,12 @@ def find(location: str) -> fs.FileInfo:
 
 
 def exists(location: str) -> bool:
-    """Whether a file or a folder is there.
+    """Whether a file or a folder is there; of a part of a file, whether the file is.
 
     Raises:
         DataError: if the store is unknown or cannot be reached.
     """
+    location, _, _ = byte_range(location)
     if not is_uri(location):
         return os.path.exists(location)
     return bool(find(location).type != fs.FileType.NotFound)
@@ -82,20 +85,34 @@ def open_file(location: str) -> pyarrow.NativeFile:
 
 
 def read_bytes(location: str, limit: int) -> bytes:
-    """A file's bytes, at most `limit` + 1 of them, so that the caller can tell that it is too long.
+    """A file's bytes, or those of a part of one, at most `limit` + 1, so that the caller can tell too many.
 
     Raises:
-        DataError: if it is missing or cannot be read.
+        DataError: if it is missing or cannot be read, or if the file ends before its part does.
     """
+    file, first, length = byte_range(location)
+    wanted = limit + 1 if length is None else min(length, limit + 1)
     try:
-        if not is_uri(location):
-            with open(location, "rb") as local:
-                return local.read(limit + 1)
-        filesystem, path = store(location)
-        with filesystem.open_input_stream(path) as remote:
-            return bytes(remote.read(limit + 1))
+        data = _read(file, first, wanted)
     except OSError as error:
         raise _unreadable(location, error) from None
+    if length is not None and len(data) < wanted:
+        raise DataError("the file ends before this part of it", where=location, mend="restore the file")
+    return data
+
+
+def _read(file: str, first: int, count: int) -> bytes:
+    """At most `count` bytes of a file from one on."""
+    if not is_uri(file):
+        with open(file, "rb") as local:
+            local.seek(first)
+            return local.read(count)
+    filesystem, path = store(file)
+    if first:
+        with filesystem.open_input_file(path) as part:
+            return bytes(part.read_at(count, first))
+    with filesystem.open_input_stream(path) as remote:
+        return bytes(remote.read(count))
 
 
 def files_in(folder: str) -> list[str]:

@@ -81,13 +81,7 @@ class Split:
         _refuse_short(
             counts, wanted, plan.keep, multilabel=labels.ndim == 2, class_names=class_names, where=where
         )
-        uniform = np.random.Generator(np.random.Philox(plan.seed)).random(len(groups))
-        # Two stable sorts: by class, and within it by the uniform number; equal numbers stay in row order.
-        order = np.argsort(uniform, kind="stable")
-        order = order[np.argsort(groups[order], kind="stable")]
-        starts = np.cumsum(counts) - counts
-        rank = np.empty(len(groups), dtype=np.int64)
-        rank[order] = np.arange(len(groups)) - starts[groups[order]]
+        rank = ranked(groups, plan.seed)
         roles, taken = {}, np.zeros(len(counts), dtype=np.int64)
         for role, share in wanted.items():
             roles[role] = np.flatnonzero((rank >= taken[groups]) & (rank < (taken + share)[groups]))
@@ -190,6 +184,24 @@ def load_or_draw(
     return split, [] if drawn == seed else [
         f"the split is the saved one, drawn with seed {drawn}, not {seed}"
     ]
+
+
+def ranked(groups: IntArray, seed: int) -> IntArray:
+    """int64 [n]: the place of each row, from 0, among those of its group in an order that is drawn.
+
+    Args:
+        groups: int64 [n], from 0: the group of each row.
+        seed: of the draw.
+    """
+    uniform = np.random.Generator(np.random.Philox(seed)).random(len(groups))
+    # Two stable sorts: by group, and within it by the uniform number; equal numbers stay in row order.
+    order = np.argsort(uniform, kind="stable")
+    order = order[np.argsort(groups[order], kind="stable")]
+    counts = np.bincount(groups, minlength=1)
+    starts = np.cumsum(counts) - counts
+    rank = np.empty(len(groups), dtype=np.int64)
+    rank[order] = np.arange(len(groups)) - starts[groups[order]]
+    return rank
 
 
 def draw_groups(groups: npt.NDArray[Any], counts: Mapping[str, int], seed: int) -> dict[str, IntArray]:

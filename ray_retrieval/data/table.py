@@ -106,8 +106,13 @@ class ImageTable:
     @property
     def paths(self) -> list[str | None]:
         """Where each image lies, or what its file was called; None where nothing is known."""
+        return list(self.path_column.to_pylist())
+
+    @property
+    def path_column(self) -> pa.ChunkedArray:
+        """`paths` as an Arrow column: string, without a Python object for each row."""
         column = self._images.paths
-        return list((column if self._rows is None else column.take(pa.array(self._rows))).to_pylist())
+        return column if self._rows is None else column.take(pa.array(self._rows))
 
     @property
     def is_multilabel(self) -> bool:
@@ -315,8 +320,7 @@ class ImageTable:
         """
         state = hashlib.sha256()
         self._digest_rows(state)
-        paths = self._images.paths
-        _digest_text(state, paths if self._rows is None else paths.take(pa.array(self._rows)))
+        _digest_text(state, self.path_column)
         state.update(self.inline_lengths().astype("<i8").tobytes())
         if self._boxes is not None:
             state.update(json.dumps(self._boxes).encode())

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.error import URLError
 
 import safetensors.torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from ray_retrieval.config import Config
-from ray_retrieval.errors import ModelError
+from ray_retrieval.errors import ModelError, RecipeError
 
 BackboneName = Literal[
     "small", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2", "vgg16"
@@ -39,6 +39,18 @@ _CHANNELS: dict[BackboneName, int] = {
     "resnet152": 2048,
     "mobilenet_v2": 1280,
     "vgg16": 512,
+}
+
+
+# Where `build_stages` cuts the layers of a feature map, and the channels there.
+_CUTS: dict[BackboneName, tuple[int, int]] = {
+    "small": (14, 64),
+    "resnet18": (7, 256),
+    "resnet34": (7, 256),
+    "resnet50": (7, 1024),
+    "resnet101": (7, 1024),
+    "resnet152": (7, 1024),
+    "mobilenet_v2": (14, 96),
 }
 
 
@@ -135,6 +147,68 @@ def build_feature_map(config: BackboneConfig, *, pretrained: bool = True) -> tup
     # AlexNet and VGG end in a pooling of their own, which would come before that of the method.
     channels = [layer.out_channels for layer in features if isinstance(layer, nn.Conv2d)][-1]
     return features[:-1], channels
+
+
+class Stages(NamedTuple):
+    """A backbone in two parts, the second of which works on the map of the first."""
+
+    below: nn.Sequential
+    """From images float [n, 3, h, w] to a map [n, channels_below, h', w']."""
+    above: nn.Sequential
+    """From that map to [n, channels_above, h'', w'']."""
+    channels_below: int
+    channels_above: int
+
+
+def stage_channels(name: BackboneName) -> tuple[int, int]:
+    """Channels of the two maps that `build_stages` makes, told without building the network.
+
+    Raises:
+        RecipeError: for a backbone that is not cut into stages.
+    """
+    if name not in _CUTS:
+        raise RecipeError(
+            f"{name} is not cut into stages for local features",
+            where="method.backbone.name",
+            mend=f"choose one of: {', '.join(_CUTS)}",
+        )
+    return _CUTS[name][1], map_channels(name)
+
+
+def build_stages(config: BackboneConfig, *, stride: Literal[16, 32] = 16, pretrained: bool = True) -> Stages:
+    """A backbone cut before its last stage, where cells are small enough for local features.
+
+    ResNets are cut between layer3 and layer4 (conv4 and conv5), MobileNetV2 before the last layer that has a
+    stride. With stride 32 every second row and column of that map is taken, and the last stage then has no
+    stride of its own: its map is as large either way. The small network has strides 4 and 8 instead.
+
+    Args:
+        config: architecture and weights.
+        stride: pixels from one cell of the lower map to the next.
+        pretrained: as for `build_backbone`.
+
+    Raises:
+        RecipeError: for a backbone that is not cut into stages.
+        ModelError: if weights are missing, cannot be fetched, or do not fit.
+
+    Reference: the options of the DELF authors' code, `block3_strides` off and on.
+    """
+    channels_below, channels_above = stage_channels(config.name)
+    network, _ = build_feature_map(config, pretrained=pretrained)
+    layers, cut = list(network.children()), _CUTS[config.name][0]
+    below, above = nn.Sequential(*layers[:cut]), nn.Sequential(*layers[cut:])
+    if stride == 32:
+        below.append(nn.MaxPool2d(1, stride=2))
+        above = _without_strides(above)
+    return Stages(below, above, channels_below, channels_above)
+
+
+def _without_strides(stage: nn.Sequential) -> nn.Sequential:
+    """The same layers, at the same weights, that keep the size of a map."""
+    for layer in stage.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.stride = (1, 1)
+    return nn.Sequential(*(layer for layer in stage if not isinstance(layer, nn.MaxPool2d)))
 
 
 def _last_layer(network: nn.Module) -> tuple[str, nn.Linear]:

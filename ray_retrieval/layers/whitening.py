@@ -14,6 +14,7 @@ from scipy.linalg import cholesky, eigh, eigvalsh, solve_triangular
 from torch import Tensor, nn
 
 from ray_retrieval.errors import DataError, RecipeError
+from ray_retrieval.workers import sum_over_workers
 
 Array = NDArray[np.float64]
 Vectors = NDArray[np.floating]
@@ -90,6 +91,28 @@ class PairStatistics:
         self.query_sum, self.vector_sum = np.zeros(d), np.zeros(d)
         self.differences, self.products = np.zeros((d, d)), np.zeros((d, d))
 
+    @staticmethod
+    def of_sums(vectors: int, vector_sum: Array, products: Array) -> "PairStatistics":
+        """Those of vectors that have been summed already, without pairs.
+
+        Args:
+            vectors: how many.
+            vector_sum: float64 [d], their sum.
+            products: float64 [d, d], sum over vectors of x xᵀ.
+
+        Raises:
+            DataError: if the sums do not fit together or hold numbers that are not finite.
+        """
+        found = PairStatistics(len(vector_sum))
+        if products.shape != found.products.shape:
+            raise DataError(
+                f"products {list(found.products.shape)} were expected, found {list(products.shape)}",
+                where="whitening",
+            )
+        _refuse_infinite(products)
+        found.vectors, found.vector_sum, found.products = vectors, vector_sum, products
+        return found
+
     def add(self, queries: Vectors, positives: Vectors) -> None:
         """Add pairs: row i of `queries` [n, d] shows what row i of `positives` [n, d] shows.
 
@@ -117,6 +140,21 @@ class PairStatistics:
             self.products += _product(mine)
             self.vector_sum += mine.sum(axis=0)
         self.vectors += len(vectors)
+
+    def sum_over_workers(self, device: torch.device) -> None:
+        """Replace the sums of this worker's share by those over all workers; all call it together.
+
+        Args:
+            device: through which tensors travel.
+        """
+        names = ("query_sum", "vector_sum", "differences", "products")
+        parts = [np.array([self.pairs, self.vectors], np.float64), *(getattr(self, name) for name in names)]
+        flat = torch.from_numpy(np.concatenate([part.reshape(-1) for part in parts]))
+        summed = sum_over_workers(flat.to(device)).cpu().numpy()
+        counts, *found = np.split(summed, np.cumsum([part.size for part in parts])[:-1])
+        self.pairs, self.vectors = int(counts[0]), int(counts[1])
+        for name, values in zip(names, found, strict=True):
+            setattr(self, name, values.reshape(getattr(self, name).shape))
 
     def scatter(self, mean: Array) -> Array:
         """Sum over all vectors of (x − mean)(x − mean)ᵀ, float64 [d, d]."""
@@ -236,9 +274,14 @@ def _kept(statistics: PairStatistics, dimension: int | None) -> int:
 def _product(rows: Array) -> Array:
     """Sum over the rows of x xᵀ."""
     product: Array = rows.T @ rows
-    if not np.isfinite(product.trace()):
-        raise DataError("descriptors hold numbers that are not finite", where="whitening")
+    _refuse_infinite(product)
     return product
+
+
+def _refuse_infinite(products: Array) -> None:
+    """Raise DataError if a sum of x xᵀ has something that is not finite: then its diagonal has."""
+    if not np.isfinite(products.trace()):
+        raise DataError("descriptors hold numbers that are not finite", where="whitening")
 
 
 def _noise(statistics: PairStatistics) -> float:

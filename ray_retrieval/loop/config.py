@@ -1,6 +1,6 @@
 """How a method is trained."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ByteSize, Field, model_validator
 
@@ -24,15 +24,42 @@ class CheckpointConfig(Config):
     """How many of the newest to keep; each holds the best model so far as well."""
 
 
+class ValidationTimes(ValidationConfig):
+    """What is measured on the validation queries, and when: after epochs, and in long ones after steps."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between two measurements inside an epoch, for long epochs."""
+
+
+class LogConfig(Config):
+    """What is written down while a model trains."""
+
+    every: int = Field(default=100, ge=1)
+    """Steps between two lines of `steps.jsonl`; the last step has one too."""
+    histograms_every: int = Field(default=1000, ge=1)
+    """Steps between two sets of histograms of parameters and gradients in TensorBoard."""
+
+
+class ProfileConfig(Config):
+    """Steps that are recorded operator by operator, into `profile/` in the run's folder."""
+
+    steps: int = Field(default=10, ge=1)
+    """Steps that are recorded."""
+    wait: int = Field(default=5, ge=1)
+    """Steps that pass before: the first ones are slower than the others."""
+
+
 class TrainConfig(Config):
     """How a method is trained."""
 
     start: str | None = None
     """A model directory to go on from: its weights take the place of the backbone's, but for layers that it
     lacks or has in another shape."""
-    epochs: int = Field(default=50, ge=0)
+    epochs: int | None = Field(default=50, ge=0)
     """Passes over the training images; 0 keeps the weights of the start, and only what is learned of trained
-    networks, such as whitening, is still learned."""
+    networks, such as whitening, is still learned. Unset where `steps` says how long."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps after which training ends, within an epoch if need be; in place of `epochs`."""
     batch_size: int = Field(default=32, ge=2)
     """Images an optimiser step, over all workers."""
     accumulate: int = Field(default=1, ge=1)
@@ -48,8 +75,14 @@ class TrainConfig(Config):
     """`bf16`, `float32`, or `auto`: bfloat16 where the hardware has instructions for it."""
     select: Literal["best", "last"] = "best"
     """Which model the run goes on with: the best on validation queries, or that of the last epoch."""
-    validation: ValidationConfig = ValidationConfig()
+    validation: ValidationTimes = ValidationTimes()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    tensorboard: bool = False
+    """Whether to write losses, rates, times, validation values, histograms and the method's pictures for
+    TensorBoard, into `tensorboard/` in the run's folder, which has to be a local one."""
+    profile: ProfileConfig | None = None
+    """Record some steps, and write a trace and a table of operators; unset: none."""
     cache_memory: ByteSize = Field(default=ByteSize(2 << 30), validate_default=True)
     """Memory for decoded images, for each worker (`2GiB`); what does not fit is decoded in every epoch."""
     workers: int = Field(default=1, ge=1)
@@ -57,10 +90,30 @@ class TrainConfig(Config):
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are replaced before the run gives up."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("steps") is not None:
+            return {"epochs": None, **values}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
+        if (self.epochs is None) == (self.steps is None):
+            found = "neither" if self.steps is None else "both"
+            raise ValueError(f"either 'epochs' or 'steps' says how long to train, got {found}")
         if self.batch_size < 2 * self.workers:
             raise ValueError(
                 f"'batch_size' is 2 or more for each of {self.workers} workers, got {self.batch_size}"
             )
         return self
+
+    @property
+    def length(self) -> tuple[int, Literal["epochs", "steps"]]:
+        """How long to train, and in what it is counted."""
+        return (self.epochs or 0, "epochs") if self.steps is None else (self.steps, "steps")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole training."""
+        count, unit = self.length
+        return count if unit == "steps" else count * steps_per_epoch

@@ -2,22 +2,27 @@
 
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from ray_retrieval.config import Config
+from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Vectors
 from ray_retrieval.errors import RecipeError
+from ray_retrieval.methods.base import Method
 from ray_retrieval.metrics import retrieval
 from ray_retrieval.metrics.hamming import mean_average_precision
 
-ValidationMetric = Literal["map", "map@r", "recall@1"]
+ValidationMetric = Literal["map", "map@r", "recall@1", "accuracy"]
 
 MEASURED: dict[DescriptorKind, tuple[ValidationMetric, ...]] = {
     DescriptorKind.CODES: ("map",),
     DescriptorKind.VECTORS: ("map", "map@r", "recall@1"),
+    DescriptorKind.LOCAL: ("map", "map@r", "recall@1", "accuracy"),
 }
-"""What is measured on validation queries, by what the method makes of an image."""
+"""What is measured on validation queries, by what the method makes of an image. Of local features it is what
+`Method.compared` gives, and the accuracy where validation images are of classes that are trained."""
 
 
 class ValidationConfig(Config):
@@ -27,7 +32,8 @@ class ValidationConfig(Config):
     """Epochs between two measurements; the last epoch is always measured."""
     metric: ValidationMetric = "map"
     """What the best model has most of, and what a `plateau` schedule follows: `map`, or of vectors also
-    `map@r` or `recall@1`. All that the method's kind has are measured."""
+    `map@r` or `recall@1`, or of a method that learns from classes `accuracy`. All that the method's kind has
+    are measured."""
     k: int | None = Field(default=None, ge=1)
     """Cut-off of the MAP of codes; unset: the benchmark's own."""
 
@@ -42,6 +48,14 @@ def refuse_unmeasured(metric: ValidationMetric, kind: DescriptorKind) -> None:
         )
 
 
+def has_accuracy(method: Method, benchmark: Benchmark) -> bool:
+    """Whether the accuracy is measured: the method tells classes, and the validation's are all trained."""
+    if DescriptorKind.LOCAL is not method.config.form.kind:
+        return False
+    given, known = benchmark.validation_queries.labels, benchmark.train.labels
+    return given.ndim == 1 and known.ndim == 1 and len(given) > 0 and bool(np.isin(given, known).all())
+
+
 def measure(
     queries: Descriptors,
     query_table: ImageTable,
@@ -51,7 +65,7 @@ def measure(
     k: int | None,
     threads: int,
 ) -> dict[str, float]:
-    """The metrics of `MEASURED` for descriptors of the images of two tables.
+    """The metrics of `MEASURED`, but for the accuracy, for descriptors of the images of two tables.
 
     Codes: the MAP of the first `k`, ties by their expectation. Vectors: MAP of the full ranking, MAP@R and
     recall@1, a query itself not counted where it is in the database.

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ray_retrieval.methods.base import Method, MethodConfig
+from ray_retrieval.methods.delf import Delf, DelfConfig
 from ray_retrieval.methods.gem import Gem, GemConfig
 from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
 from ray_retrieval.methods.greedyhash_unsupervised import (
@@ -20,10 +21,11 @@ METHODS: dict[str, tuple[type[MethodConfig], type[Method]]] = {
     "hashnet": (HashNetConfig, HashNet),
     "xbm": (XbmConfig, Xbm),
     "gem": (GemConfig, Gem),
+    "delf": (DelfConfig, Delf),
 }
 
 AnyMethodConfig = Annotated[
-    GreedyHashConfig | GreedyHashUnsupervisedConfig | HashNetConfig | XbmConfig | GemConfig,
+    GreedyHashConfig | GreedyHashUnsupervisedConfig | HashNetConfig | XbmConfig | GemConfig | DelfConfig,
     Field(discriminator="name"),
 ]
 """The configurations that a recipe may give, told apart by `name`."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ray_retrieval.config import Config
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, normalise
-from ray_retrieval.descriptors import Descriptors, Form
+from ray_retrieval.descriptors import Descriptors, Form, Local
 from ray_retrieval.workers import gather_rows
 
 Outputs = dict[str, Tensor]
@@ -34,6 +34,20 @@ class Encode(Protocol):
         Args:
             rows: int64 [n] with n ≥ 1.
             work: default the method's `forward`.
+        """
+
+    def totals(self, rows: Rows, work: Work) -> Outputs:
+        """The sums over rows of the training table of what `work` returns, which are sums already.
+
+        As for a call, but each worker sums over its share, and only the sums travel: for statistics of more
+        images than fit in memory.
+
+        Args:
+            rows: int64 [n] with n ≥ 1.
+            work: gives float64 tensors that are sums over its images, of shapes that do not depend on them.
+
+        Returns:
+            float64 of the same shapes, the same on all workers.
         """
 
 
@@ -146,6 +160,11 @@ class MethodConfig(Config):
         """What the method makes of an image."""
         raise NotImplementedError
 
+    @property
+    def training_image(self) -> Preprocessing:
+        """How an image is prepared for training, and for the validation in between."""
+        return self.image
+
 
 class Method(nn.Module, ABC):
     """A published method.
@@ -185,7 +204,27 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def describe(self, images: Tensor) -> Descriptors:
-        """Descriptors of uint8 images [n, 3, size, size]; call it in evaluation mode."""
+        """Descriptors of uint8 images [n, 3, size, size]; call it in evaluation mode.
+
+        Locations and sizes of local features are in pixels of these images.
+        """
+
+    def compared(self, images: Tensor) -> Tensor:
+        """What validation compares of uint8 images [n, 3, size, size]: descriptors of one row an image.
+
+        By default those of `describe`. A method whose descriptors are sets of local features gives unit
+        vectors of float [n, d] instead.
+        """
+        found = self.describe(images)
+        assert not isinstance(found, Local)
+        return torch.from_numpy(found.data)
+
+    def pictures(self, images: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """What is worth seeing of uint8 images [n, 3, h, w]: uint8 [n, 3, h, w] by name.
+
+        Called in evaluation mode; TensorBoard shows it.
+        """
+        return {}
 
     def class_probabilities(self, images: Tensor) -> Tensor | None:  # noqa: ARG002
         """Float [n, classes] of uint8 images [n, 3, size, size]; None for a method without a class head."""

@@ -3,15 +3,16 @@
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from ray_retrieval.config import Config
 from ray_retrieval.data.mining import LabelPairs
+from ray_retrieval.errors import DataError
 from ray_retrieval.layers.whitening import PairStatistics, Whitening, learned, pca
-from ray_retrieval.methods.base import Encode, Rows, Work
+from ray_retrieval.methods.base import Encode, Outputs, Rows, Work
+from ray_retrieval.workers import my_share
 
 _SEED = int.from_bytes(b"whiten", "big")
 """Keeps what is drawn for whitening apart from other draws."""
@@ -48,11 +49,16 @@ def learn_by_pairs(
     else:
         drawn = pairs[np.sort(generator.permutation(len(pairs))[: images // 2])]
     rows = np.unique(drawn)
-    vectors = _vectors(encode, rows, describe)
-    queries, positives = np.searchsorted(rows, drawn).T
+    # A pair's images may be described by two workers, so descriptors travel; each then sums its share.
+    described = encode(rows, describe)["vectors"]
+    vectors = described.double().cpu().numpy()
+    if not np.isfinite(vectors).all():  # on every worker alike: none waits for another's sums
+        raise DataError("descriptors hold numbers that are not finite", where="whitening")
+    queries, positives = np.searchsorted(rows, drawn[my_share(len(drawn))]).T
     statistics = PairStatistics(vectors.shape[1])
-    statistics.add_all(vectors)
+    statistics.add_all(vectors[my_share(len(rows))])
     statistics.add(vectors[queries], vectors[positives])
+    statistics.sum_over_workers(described.device)
     layer.initialise(*learned(statistics, layer.out_features))
 
 
@@ -72,9 +78,7 @@ def learn_by_images(
         describe: gives `vectors` [n, d] of images.
         shrinkage: see `layers.whitening.pca`.
     """
-    vectors = _vectors(encode, _drawn(count, images), describe)
-    statistics = PairStatistics(vectors.shape[1])
-    statistics.add_all(vectors)
+    statistics = _statistics(encode, _drawn(count, images), describe)
     layer.initialise(*pca(statistics, layer.out_features, shrinkage=shrinkage))
 
 
@@ -90,9 +94,7 @@ def start_by_places(layer: Whitening, count: int, images: int, encode: Encode, d
         encode: as for `Method.before_step`.
         describe: gives `vectors` [n, places, d] of images, as many places for images of every size.
     """
-    vectors = _vectors(encode, _drawn(count, images), describe)
-    statistics = PairStatistics(vectors.shape[-1])
-    statistics.add_all(vectors.reshape(-1, vectors.shape[-1]))
+    statistics = _statistics(encode, _drawn(count, images), describe)
     layer.initialise(*pca(statistics, layer.out_features))
 
 
@@ -113,5 +115,13 @@ def _drawn(count: int, images: int) -> Rows:
     return np.sort(np.random.default_rng(_SEED).permutation(count)[:images]).astype(np.int64)
 
 
-def _vectors(encode: Encode, rows: Rows, describe: Work) -> npt.NDArray[np.float64]:
-    return encode(rows, describe)["vectors"].double().cpu().numpy()
+def _statistics(encode: Encode, rows: Rows, describe: Work) -> PairStatistics:
+    """The sums over the vectors [..., d] that `describe` gives of images; only sums leave a worker."""
+
+    def sums(images: Tensor) -> Outputs:
+        vectors = describe(images)["vectors"].flatten(0, -2).double()
+        count = torch.tensor(len(vectors), dtype=torch.float64, device=vectors.device)
+        return {"count": count, "sum": vectors.sum(dim=0), "products": vectors.T @ vectors}
+
+    totals = {name: value.cpu().numpy() for name, value in encode.totals(rows, sums).items()}
+    return PairStatistics.of_sums(int(totals["count"]), totals["sum"], totals["products"])

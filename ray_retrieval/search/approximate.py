@@ -144,7 +144,7 @@ def train(factory: str, sample: Floats, seed: int) -> bytes:
         trained: bytes = faiss.serialize_index(index).tobytes()
         # Some kinds only say now that they cannot be filled, or searched.
         index.add(shuffled[:_ROWS_PER_CELL])
-        _candidates(index, shuffled[:1], 1, Effort())
+        candidates(index, shuffled[:1], 1, Effort())
     return trained
 
 
@@ -159,12 +159,14 @@ def _check_sample(index: Any, factory: str, count: int) -> None:
         )
 
 
-def fill(trained: bytes, vectors: Floats, write: Callable[[bytes], object]) -> None:
+def fill(
+    trained: bytes, vectors: "Floats | npt.NDArray[np.float16]", write: Callable[[bytes], object]
+) -> None:
     """Write the index of one shard, in FAISS's file format; the same for the same arguments.
 
     Args:
         trained: by `train`.
-        vectors: float32 [n, d]; candidates are places in it.
+        vectors: float32 or float16 [n, d]; candidates are places in it.
         write: takes the next bytes of the file.
 
     Raises:
@@ -173,15 +175,36 @@ def fill(trained: bytes, vectors: Floats, write: Callable[[bytes], object]) -> N
     index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
     with _one_faiss_thread(), _refusing(type(index).__name__):
         for start in range(0, len(vectors), _ROWS_AT_ONCE):
-            index.add(np.ascontiguousarray(vectors[start : start + _ROWS_AT_ONCE]))
+            index.add(np.ascontiguousarray(vectors[start : start + _ROWS_AT_ONCE], np.float32))
         faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+
+
+def open_index(path: str | Path, rows: int, dimension: int) -> Any:
+    """FAISS's index in a file that `fill` wrote; its codes are mapped into memory, not read, where it can.
+
+    Raises:
+        ArtefactError: if the file is missing, damaged, or not of so many vectors of this dimension.
+    """
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise ArtefactError(
+            f"damaged: {_reason(error)}", where=path, mend="restore the file, or build the index again"
+        ) from None
+    if (index.ntotal, index.d) != (rows, dimension):
+        raise ArtefactError(
+            f"it holds {index.ntotal:,} vectors of {index.d} dimensions, the shard {[rows, dimension]}",
+            where=path,
+            mend="build the index again",
+        )
+    return index
 
 
 class ApproximateSegment:
     """The index of one shard, opened for searching, beside its vectors.
 
     Args:
-        path: of the file that `fill` wrote; its codes are mapped into memory, not read, where FAISS can.
+        path: of the file that `fill` wrote; see `open_index`.
         vectors: what it was filled with.
 
     Raises:
@@ -189,19 +212,7 @@ class ApproximateSegment:
     """
 
     def __init__(self, path: str | Path, vectors: VectorSegment) -> None:
-        try:
-            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        except RuntimeError as error:
-            raise ArtefactError(
-                f"damaged: {_reason(error)}", where=path, mend="restore the file, or build the index again"
-            ) from None
-        if (self._index.ntotal, self._index.d) != vectors.vectors.shape:
-            raise ArtefactError(
-                f"it holds {self._index.ntotal:,} vectors of {self._index.d} dimensions, "
-                f"the shard {list(vectors.vectors.shape)}",
-                where=path,
-                mend="build the index again",
-            )
+        self._index = open_index(path, *vectors.vectors.shape)
         self.vectors = vectors
 
     def __len__(self) -> int:
@@ -229,9 +240,7 @@ class ApproximateSegment:
             return no_hits(len(queries), k, np.float32)
         factor = effort.k_factor or (2 if _holds_vectors(self._index) else 16)
         count = min(k * factor, len(self))
-        queries = np.ascontiguousarray(queries)
-        with _one_faiss_thread():
-            found = _candidates(self._index, queries, count, effort)
+        found = candidates(self._index, np.ascontiguousarray(queries), count, effort).rows
         distances = distances_to(self.vectors.vectors, queries, found)
         rows = np.where(found == NO_ROW, NO_ROW, found + self.vectors.first_row)
         return merge([Hits(distances, rows)], k)
@@ -287,26 +296,37 @@ def recall(exact: Hits, found: Hits) -> float:
     return float(np.minimum(near.sum(axis=1), wanted).sum() / wanted.sum())
 
 
+def candidates(index: Any, queries: Floats, count: int, effort: Effort) -> Hits:
+    """What is nearest by the structure alone, on one thread.
+
+    The library is called past `Index.search`: other packages replace that for torch's tensors, and take no
+    parameters any more.
+
+    Args:
+        index: of FAISS.
+        queries: float32 [q, d], C-contiguous.
+        count: candidates per query.
+        effort: how hard to look.
+
+    Returns:
+        Hits [q, count]: places in what the index was filled with, and squared Euclidean distances to what it
+        holds of them; `NO_ROW` at infinity where there are fewer.
+    """
+    found = no_hits(len(queries), count, np.float32)
+    pointers = [faiss.swig_ptr(array) for array in (queries, found.distances, found.rows)]
+    with _one_faiss_thread():
+        parameters, _kept = _parameters(index, effort, count)
+        index.search_c(len(queries), pointers[0], count, *pointers[1:], parameters)
+    found.distances[found.rows == NO_ROW] = np.inf
+    return found
+
+
 def _holds_vectors(index: Any) -> bool:
     """Whether candidates are found by distances to the vectors themselves, not to something compressed."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
         return _holds_vectors(index.base_index)
     return isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat | faiss.IndexNSGFlat)
-
-
-def _candidates(index: Any, queries: Floats, count: int, effort: Effort) -> npt.NDArray[np.int64]:
-    """Places of the nearest `count` by the structure alone, int64 [q, count], -1 where there are fewer.
-
-    The library is called past `Index.search`: other packages replace that for torch's tensors, and take no
-    parameters any more.
-    """
-    parameters, _kept = _parameters(index, effort, count)
-    distances = np.empty((len(queries), count), np.float32)
-    found = np.empty((len(queries), count), np.int64)
-    pointers = [faiss.swig_ptr(array) for array in (queries, distances, found)]
-    index.search_c(len(queries), pointers[0], count, *pointers[1:], parameters)
-    return found
 
 
 def _parameters(index: Any, effort: Effort, count: int) -> tuple[Any, list[Any]]:

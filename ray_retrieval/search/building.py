@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ray_retrieval.descriptors import DescriptorKind, Descriptors, Vectors, concatenate
+from ray_retrieval.descriptors import DescriptorKind, Local, Vectors
 from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.search.approximate import (
     ApproximateConfig,
@@ -20,11 +20,13 @@ from ray_retrieval.search.approximate import (
     train,
 )
 from ray_retrieval.search.embeddings import Embeddings
-from ray_retrieval.search.hits import Hits
+from ray_retrieval.search.files import FILES_VERSION, Fill, complete
+from ray_retrieval.search.hits import NO_ROW, without
 from ray_retrieval.search.manifest import (
     CURRENT,
     Approximate,
     FileEntry,
+    LocalSearch,
     Manifest,
     Recall,
     SelfTest,
@@ -32,23 +34,16 @@ from ray_retrieval.search.manifest import (
     read_current,
 )
 from ray_retrieval.search.segments import search_segments
-from ray_retrieval.search.shard import Shard, write_shard
-from ray_retrieval.search.threads import run_all
+from ray_retrieval.search.shard import Shard, descriptors_of, write_shard
+from ray_retrieval.search.shortlist import ShortlistSearch, build_shortlist
 from ray_retrieval.search.vectors import VectorSegment
-from ray_retrieval.storage import (
-    Folder,
-    check_file,
-    file_entry,
-    fingerprint,
-    read_description,
-    write_description,
-)
+from ray_retrieval.search.votes import LocalSearchConfig
+from ray_retrieval.storage import Folder, fingerprint
 
 _TEST_QUERIES, _TEST_HITS = 8, 10
 _RECALL_K = 10
 _TRAINING_SEED, _RECALL_SEED = 0, 1
 """Of the rows to train on and of the queries: the same embeddings give the same files and recall."""
-_KIND, _VERSION = "approximate index of a shard", 1
 Progress = Callable[[int], None]
 
 
@@ -59,10 +54,11 @@ def build(
     shards: int = 1,
     keep_images: bool = True,
     approximate: ApproximateConfig | None = None,
+    local: LocalSearchConfig | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Build an index of codes or vectors, or go on with a build that was interrupted.
+    """Build an index, or go on with a build that was interrupted.
 
     The files depend on nothing but the embeddings and the arguments, and `CURRENT` is written last: readers
     see the whole index or what was there before. Over an index of the same model it makes a new version,
@@ -75,7 +71,8 @@ def build(
         keep_images: store the images that came as bytes; those that are files are referred to by path.
         approximate: which search an index of vectors is built for; default the exact one. The shards are the
             same for all.
-        threads: processor threads for an approximate search's files, one shard each, and for its recall.
+        local: which shortlist an index of local features is built for; not looked at for other kinds.
+        threads: processor threads for the files beside the shards, one each, and for measuring a search.
         progress: called with the number of rows written to shards so far.
 
     Returns:
@@ -113,11 +110,15 @@ def build(
     )
     opened = [Shard(index, entry, source.form) for entry in entries]
     structure = _structure(index, opened, source, approximate or ApproximateConfig(), previous, threads)
+    shortlist = None
+    if source.form.kind is DescriptorKind.LOCAL:
+        known = None if previous is None else previous.local
+        shortlist = build_shortlist(index, opened, local or LocalSearchConfig(), known, threads)
     manifest = Manifest(
         number=1 if previous is None else previous.number,
         parent=None if previous is None else previous.parent,
         **source.form.as_json(),
-        search="exact" if structure is None else "approximate",
+        search="shortlist" if shortlist else "approximate" if structure else "exact",
         ties="row",
         rows=source.rows,
         next_row=source.rows,
@@ -126,8 +127,9 @@ def build(
         class_names=None if source.class_names is None else tuple(source.class_names),
         shards=entries,
         approximate=structure,
+        local=shortlist,
         deletes=(),
-        self_test=_self_test(opened, source.rows),
+        self_test=_self_test(index, opened, shortlist, threads),
     )
     if manifest == previous:
         return manifest
@@ -137,28 +139,26 @@ def build(
     return manifest
 
 
-def _self_test(shards: list[Shard], rows: int) -> tuple[SelfTest, ...]:
-    """A few rows with their nearest rows."""
+def _self_test(
+    index: Folder, shards: list[Shard], shortlist: LocalSearch | None, threads: int
+) -> tuple[SelfTest, ...]:
+    """A few rows with what a search finds for them."""
+    rows = sum(shard.entry.rows for shard in shards)
     chosen = np.unique(np.linspace(0, rows - 1, _TEST_QUERIES).astype(np.int64))
-    queries = _descriptors(shards, chosen)
-    hits = search_segments([shard.segment for shard in shards], queries, min(_TEST_HITS, rows), threads=1)
+    queries, k = descriptors_of(shards, chosen), min(_TEST_HITS, rows)
+    if shortlist is None or not isinstance(queries, Local):
+        hits = search_segments([shard.segment for shard in shards], queries, k, threads=1)
+        asked = [query.tobytes().hex() for query in queries.data]
+    else:
+        opened, entries = dict(enumerate(shards)), [shard.entry for shard in shards]
+        search = ShortlistSearch.open(index, shortlist, opened, entries)
+        hits = search.search(queries, k, threads=threads)
+        asked = [str(row) for row in chosen]
     return tuple(
-        SelfTest(
-            query=query.tobytes().hex(),
-            distances=tuple(distances.tolist()),
-            rows=tuple(found.tolist()),
-        )
-        for query, distances, found in zip(queries.data, hits.distances, hits.rows, strict=True)
+        SelfTest(query=query, distances=tuple(distances[real].tolist()), rows=tuple(found[real].tolist()))
+        for query, distances, found in zip(asked, hits.distances, hits.rows, strict=True)
+        for real in [found != NO_ROW]
     )
-
-
-def _descriptors(shards: list[Shard], rows: npt.NDArray[np.int64]) -> Descriptors:
-    """Of rows in ascending order, wherever they lie."""
-    parts = []
-    for shard in shards:
-        places = rows - shard.entry.first_row
-        parts.append(shard.descriptors(places[(places >= 0) & (places < shard.entry.rows)]))
-    return concatenate(parts)
 
 
 def _structure(
@@ -174,7 +174,7 @@ def _structure(
         return None
     if source.form.kind is not DescriptorKind.VECTORS:
         raise RecipeError(
-            f"{source.form} are searched exactly, '{config.search}' is for vectors",
+            f"'{config.search}' is a search of vectors, the embeddings hold {source.form}",
             where="search",
             mend="set it to exact",
         )
@@ -184,7 +184,7 @@ def _structure(
         if chosen.factory is None:
             return None
         factory, why = chosen.factory, chosen.why
-    key = fingerprint([_VERSION, factory, config.train_rows, [shard.entry.folder for shard in shards]])
+    key = fingerprint([FILES_VERSION, factory, config.train_rows, [shard.entry.folder for shard in shards]])
     sample = _sample(source.rows, config.train_rows)
     files = _fill_all(index, shards, sample, factory, key, threads)
     effort = Effort(**config.model_dump(include=set(Effort.model_fields)))
@@ -209,43 +209,15 @@ def _fill_all(
     key: str,
     threads: int,
 ) -> tuple[FileEntry, ...]:
-    """Train on a sample of all rows and write a file for each shard, several at a time.
+    """Train on a sample of all rows and write a file for each shard."""
 
-    Beside each file `0.faiss` lies its description `0.json` with the checksum, written after it: files that
-    are not what their description says are written anew.
-    """
-    names = [f"approximate/{key}/{number}" for number in range(len(shards))]
-    (index / f"approximate/{key}").sweep()
-    entries = [_finished(index, name) for name in names]
-    missing = [number for number, entry in enumerate(entries) if entry is None]
-    if missing:
-        vectors = _descriptors(shards, sample)
+    def prepare() -> Fill:
+        vectors = descriptors_of(shards, sample)
         assert isinstance(vectors, Vectors)
         trained = train(factory, vectors.data, _TRAINING_SEED)
+        return lambda number, write: fill(trained, _vectors(shards[number]).vectors, write)
 
-        def write(number: int, _: int) -> None:
-            name = names[number]
-            with index.writing(f"{name}.faiss") as stream:
-                fill(trained, _vectors(shards[number]).vectors, stream.write)
-            entry = FileEntry(**file_entry(index, f"{name}.faiss"))
-            write_description(index, f"{name}.json", kind=_KIND, version=_VERSION, body=entry.model_dump())
-            entries[number] = entry
-
-        run_all(write, [(number, 0) for number in missing], threads)
-    return tuple(entry for entry in entries if entry is not None)
-
-
-def _finished(index: Folder, name: str) -> FileEntry | None:
-    """The entry of a shard's file that is there and sound."""
-    try:
-        body = read_description(index, f"{name}.json", kind=_KIND, version=_VERSION)
-        entry = FileEntry(**{key: value for key, value in body.items() if key not in ("format", "version")})
-        if entry.file != f"{name}.faiss":
-            return None
-        check_file(index, entry.model_dump(), content=True)
-    except (ArtefactError, ValueError):
-        return None
-    return entry
+    return complete(index, f"approximate/{key}", "faiss", len(shards), prepare, threads)
 
 
 def _recall(
@@ -256,21 +228,13 @@ def _recall(
     threads: int,
 ) -> Recall:
     """Compare with the exact search, for some rows as queries, none of which counts for itself."""
-    asked = _descriptors(shards, queries)
+    asked = descriptors_of(shards, queries)
     assert isinstance(asked, Vectors)
     k = max(1, min(_RECALL_K, sum(map(len, segments)) - 1))
     exact = search_segments([shard.segment for shard in shards], asked, k + 1, threads=threads)
     found = search_approximate(segments, asked.data, k + 1, effort, threads=threads)
-    value = recall(_without_itself(exact, queries), _without_itself(found, queries))
+    value = recall(without(exact, queries), without(found, queries))
     return Recall(k=k, value=value, queries=len(queries))
-
-
-def _without_itself(hits: Hits, rows: npt.NDArray[np.int64]) -> Hits:
-    """One hit fewer for each query: the query's own row, or the last where that was not found."""
-    own = hits.rows == rows[:, None]
-    order = np.argsort(own, axis=1, kind="stable")[:, :-1]
-    taken = (np.take_along_axis(hits.distances, order, 1), np.take_along_axis(hits.rows, order, 1))
-    return Hits(*taken)
 
 
 def _sample(rows: int, count: int) -> npt.NDArray[np.int64]:

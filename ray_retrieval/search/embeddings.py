@@ -1,7 +1,8 @@
 """The embeddings artefact: descriptors of a table of images, as Parquet parts that describe themselves.
 
     embeddings.json       model, form of the descriptors, class names, every part's checksum; written last
-    part-00000.parquet    columns row · id · label · image · the table's further columns · code or vector
+    part-00000.parquet    columns row · id · label · image · the table's further columns · descriptors, as
+                          `columns.py` has them
     part-00000.json       what the part was made of: a part without it does not count
     errors.parquet        id and reason of every image that could not be decoded
 
@@ -9,6 +10,7 @@ Nothing in it tells when or where it was made, so the same model and images give
 """
 
 import functools
+import math
 import tempfile
 from typing import Any, Literal
 
@@ -18,8 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form
+from ray_retrieval.descriptors import DescriptorKind, Descriptors, Form, Local
 from ray_retrieval.errors import ArtefactError, DataError
+from ray_retrieval.search.columns import column_names, descriptor_columns, descriptors_in, feature_counts
 from ray_retrieval.storage import (
     Folder,
     check_file,
@@ -32,7 +35,6 @@ from ray_retrieval.storage import (
 DESCRIPTION, ERRORS = "embeddings.json", "errors.parquet"
 _KIND, _VERSION = "embeddings", 1
 _ABOUT = ("format", "version", "fingerprint")
-_COLUMN = {DescriptorKind.CODES: "code", DescriptorKind.VECTORS: "vector"}
 _IN_MEMORY = 1 << 30
 """Bytes of descriptors that are held in memory; more are mapped from a file."""
 _ERRORS_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
@@ -50,15 +52,18 @@ def part_table(
 
     Args:
         images: id · image struct of bytes and path · label · any further columns.
-        descriptors: one row an image.
+        descriptors: one row an image, or one set of local features, which may be empty.
         first_row: the number of the first image in the whole input.
         skip: positions of images without a descriptor; they are left out.
         keep_images: keep bytes; else only paths stay.
 
     Raises:
-        DataError: if a further column is called `row`, `path`, `code` or `vector`.
+        DataError: if a further column is called `row`, `path`, `code`, `vector`, or as one of those that
+            hold the descriptors.
     """
-    taken = sorted({"row", "path", *_COLUMN.values()} & set(images.column_names))
+    columns = descriptor_columns(descriptors)
+    reserved = {"row", "path", "code", "vector", *(field.name for field, _ in columns)}
+    taken = sorted(reserved & set(images.column_names))
     if taken:
         raise DataError(
             f"column '{taken[0]}' of the images has a name that embeddings need", mend="rename the column"
@@ -71,37 +76,14 @@ def part_table(
             [pa.nulls(len(paths), pa.large_binary()), paths], names=["bytes", "path"]
         )
         images = images.set_column(images.column_names.index("image"), "image", stripped)
-    table = images.add_column(0, "row", rows).append_column(*descriptor_column(descriptors))
+    table = images.add_column(0, "row", rows)
+    for field, column in columns:
+        table = table.append_column(field, column)
     if not skip:
         return table
     kept = np.ones(len(table), np.bool_)
     kept[list(skip)] = False
     return table.filter(pa.array(kept))
-
-
-def descriptor_column(descriptors: Descriptors) -> tuple[pa.Field, pa.Array]:
-    """Descriptors as a column: `code`, fixed-size binary, or `vector`, fixed-size list of float32."""
-    data = np.ascontiguousarray(descriptors.data)
-    form = Form.of(descriptors)
-    if isinstance(descriptors, Codes):
-        kind = pa.binary(data.shape[1])
-        column = pa.FixedSizeBinaryArray.from_buffers(kind, len(data), [None, pa.py_buffer(data)])
-        metadata = {"bits": str(form.size)}
-    else:
-        kind = pa.list_(pa.field("item", pa.float32(), nullable=False), form.size)
-        column = pa.FixedSizeListArray.from_arrays(pa.array(data.reshape(-1)), type=kind)
-        metadata = None
-    return pa.field(_COLUMN[form.kind], kind, nullable=False, metadata=metadata), column
-
-
-def descriptors_in(table: pa.Table, form: Form) -> Descriptors:
-    """The descriptors of a table that has the column that `descriptor_column` made."""
-    column = table[_COLUMN[form.kind]]
-    if form.kind is DescriptorKind.CODES:
-        return Codes(_packed_codes(column, (form.size + 7) // 8), form.size)
-    parts = [np.asarray(chunk.flatten()) for chunk in column.chunks]
-    joined = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    return form.with_rows(joined.reshape(-1, form.size))
 
 
 def write_part(
@@ -123,7 +105,10 @@ def write_part(
     # From here on the folder is not what an earlier description says, until `finish` writes a new one.
     folder.remove(DESCRIPTION)
     with folder.writing(f"{name}.parquet") as stream:
-        pq.write_table(table, stream, compression="zstd")
+        # Hardly a value of a local feature comes twice: looking for such as do costs more than it saves.
+        pq.write_table(
+            table, stream, compression="zstd", use_dictionary="descriptors" not in table.schema.names
+        )
     images = pc.struct_field(table["image"], "bytes")
     entry = {
         **file_entry(folder, f"{name}.parquet"),
@@ -278,20 +263,37 @@ class Embeddings:
         return list(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
     @property
-    def descriptor_column(self) -> str:
-        """Name of the column that holds the descriptors."""
-        return _COLUMN[self.form.kind]
+    def descriptor_columns(self) -> list[str]:
+        """Names of the columns that hold the descriptors."""
+        return column_names(self.form)
 
     @functools.cached_property
     def descriptors(self) -> Descriptors:
         """All descriptors, in row order; above 1 GiB in a file of their own that is mapped into memory."""
-        column, none, first = [self.descriptor_column], self.form.zeros(0).data, 0
-        data = _room((self.rows, none.shape[1]), none.dtype)
+        found, row = self._room(), 0
         for number in range(len(self.parts)):
-            part = descriptors_in(self.read_part(number, column), self.form).data
-            data[first : first + len(part)] = part
-            first += len(part)
-        return self.form.with_rows(data)
+            part = descriptors_in(self.read_part(number, self.descriptor_columns), self.form)
+            _fill(found, row, part)
+            row += len(part)
+        return found
+
+    def _room(self) -> Descriptors:
+        """Descriptors of all rows whose values are still to be filled in."""
+        if self.form.kind is not DescriptorKind.LOCAL:
+            none = self.form.zeros(0).data
+            return self.form.with_rows(_empty((self.rows, none.shape[1]), none.dtype))
+        counts = [feature_counts(self.read_part(number, ["scales"])) for number in range(len(self.parts))]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))])
+        features = int(offsets[-1])
+        return Local(
+            offsets,
+            _empty((features, self.form.size), np.float16),
+            _empty((features, 2), np.float32),
+            _empty((features,), np.float32),
+            _empty((features,), np.float32),
+            _empty((self.rows, 2), np.int32),
+            _empty((self.rows, self.form.vectors), np.float32),
+        )
 
     @functools.cached_property
     def ids(self) -> list[str]:
@@ -318,21 +320,22 @@ class Embeddings:
         return several
 
 
-def _room(shape: tuple[int, int], kind: np.dtype[Any]) -> npt.NDArray[Any]:
+def _empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """An array to fill: in memory, or in a temporary file that is gone with it."""
-    if shape[0] * shape[1] * kind.itemsize <= _IN_MEMORY:
-        return np.empty(shape, kind)
+    if math.prod(shape) * np.dtype(dtype).itemsize <= _IN_MEMORY:
+        return np.empty(shape, dtype)
     with tempfile.TemporaryFile(prefix="descriptors-") as file:
-        return np.asarray(np.memmap(file, kind, "w+", shape=shape))
+        return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
 
 
-def _packed_codes(column: pa.ChunkedArray, width: int) -> npt.NDArray[np.uint8]:
-    """uint8 [n, width] of a column of fixed-size binary without nulls."""
-    arrays = [
-        np.frombuffer(chunk.buffers()[1], np.uint8)[
-            chunk.offset * width : (chunk.offset + len(chunk)) * width
-        ]
-        for chunk in column.chunks
-    ]
-    joined = np.concatenate(arrays) if arrays else np.zeros(0, np.uint8)
-    return joined.reshape(-1, width)
+def _fill(found: Descriptors, row: int, part: Descriptors) -> None:
+    """Put descriptors in their places from a row on; sets of local features have as many there."""
+    rows = slice(row, row + len(part))
+    if not (isinstance(found, Local) and isinstance(part, Local)):
+        found.data[rows] = part.data
+        return
+    features = slice(found.offsets[row], found.offsets[row + len(part)])
+    for name in ("data", "locations", "scales", "scores"):
+        getattr(found, name)[features] = getattr(part, name)
+    for name in ("sizes", "vectors"):
+        getattr(found, name)[rows] = getattr(part, name)

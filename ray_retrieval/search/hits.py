@@ -24,8 +24,9 @@ class Hits:
 
     Attributes:
         distances: [q, k], ascending. int32: Hamming distances, `NO_DISTANCE` where there is no row. float32:
-            squared Euclidean distances of unit vectors, 0…4 (the cosine is 1 − distance / 2), or what a
-            reranking puts in their place; infinity where there is no row.
+            squared Euclidean distances of unit vectors, 0…4 (the cosine is 1 − distance / 2), scores of sets
+            of local features with the sign turned, or what a reranking puts in their place; infinity where
+            there is no row.
         rows: int64 [q, k]; `NO_ROW` where fewer than k rows exist.
     """
 
@@ -51,6 +52,14 @@ def no_hits(queries: int, k: int, dtype: "type[np.int32] | type[np.float32]" = n
     """Hits of a search that finds nothing, with distances of a type."""
     nothing: Any = NO_DISTANCE if dtype is np.int32 else np.inf
     return Hits(np.full((queries, k), nothing, dtype), np.full((queries, k), NO_ROW, np.int64))
+
+
+def without(hits: Hits, rows: npt.NDArray[np.int64]) -> Hits:
+    """One hit fewer for each query: a row of its own, int64 [q], or the last where that was not found."""
+    own = hits.rows == rows[:, None]
+    order = np.argsort(own, axis=1, kind="stable")[:, :-1]
+    taken = (np.take_along_axis(hits.distances, order, 1), np.take_along_axis(hits.rows, order, 1))
+    return Hits(*taken)
 
 
 def merge(parts: Sequence[Hits], k: int) -> Hits:

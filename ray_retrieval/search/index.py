@@ -3,10 +3,11 @@
     CURRENT · manifest-000001.json      see `manifest.py`
     shards/<fingerprint>/…              see `shard.py`
     approximate/<fingerprint>/…         see `approximate.py`; missing where the search is exact
+    local/<fingerprint>/…               see `shortlist.py`, of local features
 
 A row is a number from 0, in the order of the embeddings. Hits are sorted by (distance, row), so an index
-that is searched exactly gives the same hits, bit for bit, however many shards and threads it has; hits of
-groups of its shards, merged, are again the same. `building.build` makes one.
+of codes or vectors that is searched exactly gives the same hits, bit for bit, however many shards and threads
+it has; hits of groups of its shards, merged, are again the same. `building.build` makes one.
 """
 
 from collections.abc import Sequence
@@ -18,17 +19,19 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import fs
 
-from ray_retrieval.descriptors import Descriptors, Form, Vectors, concatenate
+from ray_retrieval.descriptors import Descriptors, Form, Local, Vectors, assembled, concatenate
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search.approximate import ApproximateSegment, Effort, search_approximate
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.manifest import CURRENT, Manifest, SelfTest, read_current
 from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.shard import Shard
+from ray_retrieval.search.shortlist import ShortlistSearch
 from ray_retrieval.search.vectors import VectorSegment
 from ray_retrieval.storage import Folder, check_file
 
 _LOCAL = fs.LocalFileSystem()
+_SAME_SCORE = 1e-4
 
 
 class Index:
@@ -38,6 +41,7 @@ class Index:
         folder: the index's folder.
         manifest: of the version.
         rows: number of rows that a search can find: those of the opened shards.
+        shortlist: the search of local features; None of other kinds.
     """
 
     def __init__(
@@ -47,10 +51,11 @@ class Index:
         shards: list[Shard],
         threads: int,
         approximate: list[ApproximateSegment],
+        shortlist: ShortlistSearch | None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._approximate = approximate
+        self.shortlist, self._approximate = shortlist, approximate
         self.rows = sum(shard.entry.rows for shard in shards)
         self._shards = shards
         self._threads = threads
@@ -100,14 +105,18 @@ class Index:
             Shard(folder, manifest.shards[number], manifest.form, content=check == "content")
             for number in chosen
         ]
-        approximate = []
+        for number in chosen if manifest.files else ():
+            check_file(folder, manifest.files[number].model_dump(), content=check == "content")
+        approximate, shortlist = [], None
         if manifest.approximate is not None:
             for number, shard in zip(chosen, opened, strict=True):
-                entry = manifest.approximate.files[number]
-                check_file(folder, entry.model_dump(), content=check == "content")
+                path = folder.local_path(manifest.approximate.files[number].file)
                 assert isinstance(shard.segment, VectorSegment)
-                approximate.append(ApproximateSegment(folder.local_path(entry.file), shard.segment))
-        return cls(folder, manifest, opened, threads, approximate)
+                approximate.append(ApproximateSegment(path, shard.segment))
+        if manifest.local is not None:
+            by_number = dict(zip(chosen, opened, strict=True))
+            shortlist = ShortlistSearch.open(folder, manifest.local, by_number, manifest.shards)
+        return cls(folder, manifest, opened, threads, approximate, shortlist)
 
     def __len__(self) -> int:
         return self.rows
@@ -136,13 +145,15 @@ class Index:
     ) -> Hits:
         """The `k` nearest rows of the opened shards for each query, sorted by (distance, row).
 
-        Distances are exact in any case. An index that was built for an approximate search may miss a near
-        row; how often is in `info`.
+        Distances of codes and vectors are exact in any case. An index that was built for an approximate
+        search may miss a near row; how often is in `info`. Of local features the hits are the shortlist that
+        the index was built for, see `shortlist.ShortlistSearch.search`: images that have nothing in common
+        with a query are no hits.
 
         Args:
             queries: descriptors of the index's form.
-            k: hits per query; where there are fewer rows, `NO_ROW` fills the places after the last.
-            exact: look at every row of an index that was built for an approximate search.
+            k: hits per query; where there are fewer, `NO_ROW` fills the places after the last.
+            exact: look at every row, or feature, of an index that was built for an approximate search.
             effort: how hard an approximate search looks; default what the index was built with.
 
         Raises:
@@ -155,6 +166,9 @@ class Index:
                 where=self.folder,
                 mend="encode the queries with the model that made the index",
             )
+        if self.shortlist is not None:
+            assert isinstance(queries, Local)
+            return self.shortlist.search(queries, k, exact=exact, effort=effort, threads=self._threads)
         built = self.manifest.approximate
         if built is None or exact:
             segments = [shard.segment for shard in self._shards]
@@ -172,18 +186,16 @@ class Index:
         if rows is None:
             return concatenate([shard.descriptors(np.arange(shard.entry.rows)) for shard in self._shards])
         wanted = np.asarray(rows, np.int64).reshape(-1)
-        found = self.form.zeros(len(wanted))
         numbers, places = self._locate(wanted)
-        for number in np.unique(numbers):
-            here = numbers == number
-            found.data[here] = self._shards[number].descriptors(places[here]).data
-        return found
+        here = ((number, np.flatnonzero(numbers == number)) for number in np.unique(numbers))
+        parts = ((some, self._shards[number].descriptors(places[some])) for number, some in here)
+        return assembled(self.form, len(wanted), parts)
 
     def vectors(self, rows: "npt.NDArray[np.int64] | None" = None) -> npt.NDArray[np.float32]:
         """As `descriptors`, of an index of vectors: float32 [n, dimension].
 
         Raises:
-            ArtefactError: if it holds codes.
+            ArtefactError: if it holds codes or local features.
         """
         found = self.descriptors(rows)
         if not isinstance(found, Vectors):
@@ -268,12 +280,20 @@ class Index:
             shard.check_rows()
             files, size = len(shard.entry.files), shard.entry.bytes
             checks.append(f"{shard.entry.folder}: {files} files, {size:,} bytes, checksums agree")
-        if self.manifest.approximate is not None:
-            for entry in self.manifest.approximate.files:
-                check_file(self.folder, entry.model_dump(), content=True)
-                checks.append(f"{entry.file}: {entry.bytes:,} bytes, checksum agrees")
+        for entry in self.manifest.files:
+            check_file(self.folder, entry.model_dump(), content=True)
+            checks.append(f"{entry.file}: {entry.bytes:,} bytes, checksum agrees")
+        if self.shortlist is not None and self.rows < self.manifest.rows:
+            checks.append("test queries are left out: what is nearest is known only with all shards open")
+            return checks
         for number, test in enumerate(self.manifest.self_test):
-            self._check_answers(test, number)
+            agrees = self._finds_again if self.shortlist is None else self._makes_again
+            if not agrees(test):
+                raise ArtefactError(
+                    f"test query {number} does not find what it found when the index was built",
+                    where=f"{self.folder}/{self.manifest.name}",
+                    mend="build the index anew",
+                )
         checks.append(f"{len(self.manifest.self_test)} test queries find what they found when it was built")
         return checks
 
@@ -287,7 +307,9 @@ class Index:
             **manifest.form.as_json(),
             "search": manifest.search,
             **({} if manifest.approximate is None else manifest.approximate.info()),
+            **({} if manifest.local is None else manifest.local.info()),
             "rows": manifest.rows,
+            **({} if manifest.local is None else self._features_in_all()),
             "shards": len(manifest.shards),
             "bytes": manifest.bytes,
             "columns": self._shards[0].records.schema.names,
@@ -316,8 +338,16 @@ class Index:
                 "damaged: its shards do not cover its rows", where=f"{self.folder}/{self.manifest.name}"
             )
 
-    def _check_answers(self, test: SelfTest, number: int) -> None:
-        """Compare the recorded hits that lie in the opened shards with what these find now."""
+    def _features_in_all(self) -> dict[str, Any]:
+        features, rows = sum(shard.features for shard in self.manifest.shards), max(1, self.manifest.rows)
+        return {
+            "features": features,
+            "features_per_image": features / rows,
+            "bytes_per_image": self.manifest.bytes / rows,
+        }
+
+    def _finds_again(self, test: SelfTest) -> bool:
+        """Whether the opened shards find the recorded hits that lie in them."""
         like = self.form.zeros(0).data
         query = np.frombuffer(bytes.fromhex(test.query), like.dtype).reshape(1, -1)
         found = self.search(self.form.with_rows(query), len(test.rows), exact=True)
@@ -328,9 +358,21 @@ class Index:
         recorded = list(zip(test.distances, test.rows, strict=True))
         expected = [hit for hit in recorded if any(hit[1] in rows for rows in opened)]
         # Some shards alone find more than their part of the hits; those come after the recorded ones.
-        if hits[: len(expected)] != expected or any(hit < recorded[-1] for hit in hits[len(expected) :]):
-            raise ArtefactError(
-                f"test query {number} does not find what it found when the index was built",
-                where=f"{self.folder}/{self.manifest.name}",
-                mend="build the index anew",
-            )
+        return hits[: len(expected)] == expected and not any(
+            hit < recorded[-1] for hit in hits[len(expected) :]
+        )
+
+    def _makes_again(self, test: SelfTest) -> bool:
+        """Whether a row's shortlist is the recorded one.
+
+        Its scores come of matrix products, whose last digits differ between machines: so may the order of
+        images with the same score.
+        """
+        found = self.search(self.descriptors([int(test.query)]), max(1, len(test.rows)))
+        real = found.rows[0] != NO_ROW
+        now = dict(zip(found.rows[0, real].tolist(), found.distances[0, real].tolist(), strict=True))
+        then = dict(zip(test.rows, test.distances, strict=True))
+        last = max(then.values(), default=0.0)  # Images that score as the last one may change places with it.
+        return all(
+            abs(then.get(row, last) - now.get(row, last)) <= _SAME_SCORE for row in now.keys() | then.keys()
+        )

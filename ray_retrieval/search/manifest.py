@@ -17,6 +17,7 @@ from ray_retrieval.config import Config
 from ray_retrieval.descriptors import Form
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.approximate import Effort
+from ray_retrieval.search.votes import LocalSearchConfig
 from ray_retrieval.storage import Folder, digest, read_description, write_description
 
 CURRENT = "CURRENT"
@@ -54,7 +55,9 @@ class ShardEntry(Config):
     rows: int = Field(ge=0)
     files: tuple[FileEntry, ...]
     norm_error: float = Field(ge=0, allow_inf_nan=False)
-    """The largest difference of a vector's squared length from 1; 0 of codes."""
+    """The largest difference of a vector's squared length from 1; 0 without vectors."""
+    features: int = Field(default=0, ge=0)
+    """Local features in all; 0 of other kinds."""
 
     @property
     def bytes(self) -> int:
@@ -62,7 +65,7 @@ class ShardEntry(Config):
 
 
 class Recall(Config):
-    """How many of the exact hits an approximate search found when the index was built."""
+    """How many of the exact hits another search found when the index was built."""
 
     k: int
     value: float
@@ -97,11 +100,42 @@ class Approximate(Config):
         }
 
 
+class LocalSearch(Config):
+    """How an index of local features makes the shortlist of a query."""
+
+    key: str
+    """Stands for all that the files were made of."""
+    kind: Literal["votes", "exact", "asmk", "global"]
+    """See `shortlist.py`."""
+    factory: str | None
+    """FAISS's string of `votes`."""
+    words: int
+    """Visual words of `asmk`; 0 of the others."""
+    why: str
+    """What chose it."""
+    config: LocalSearchConfig
+    """What was asked for, and how hard a search looks."""
+    files: tuple[FileEntry, ...]
+    """One for each shard, named from the index's folder; none where the shards are all that it takes."""
+    recall: Recall | None
+    """Of the exact votes' images; None of the exact votes themselves, of databases without any, and of those
+    too large to compare with."""
+
+    def info(self) -> dict[str, Any]:
+        """What users should know of it, as plain values."""
+        recall = self.recall
+        measured = {f"recall@{recall.k}": recall.value, "recall_queries": recall.queries} if recall else {}
+        factory = {"factory": self.factory} if self.factory else {}
+        words = {"words": self.words} if self.words else {}
+        return {"shortlist": self.kind, **factory, **words, "why": self.why, **measured}
+
+
 class SelfTest(Config):
     """A query and the hits that it had when the index was built."""
 
     query: str
-    """The packed code, or the vector's little-endian float32 values, in hexadecimal."""
+    """The packed code, or the vector's little-endian float32 values, in hexadecimal; of local features the
+    number of the row whose features are the query."""
     distances: tuple[float, ...]
     rows: tuple[int, ...]
 
@@ -113,16 +147,19 @@ class Manifest(Config):
     """Of this version; the first is 1."""
     parent: int | None
     """The version that it was made from."""
-    kind: Literal["codes", "vectors"]
-    """What is stored: packed binary codes, compared by the Hamming distance, or unit vectors, compared by the
-    squared Euclidean distance."""
-    search: Literal["exact", "approximate"]
+    kind: Literal["codes", "vectors", "local"]
+    """What is stored: packed binary codes, compared by the Hamming distance, unit vectors, compared by the
+    squared Euclidean distance, or sets of local features."""
+    search: Literal["exact", "approximate", "shortlist"]
+    """The last is that of local features."""
     ties: Literal["row"]
     """Among rows at the same distance the one with the lower number comes first."""
     bits: int | None = None
     """Of a code."""
     dimension: int | None = None
-    """Of a vector."""
+    """Of a vector, or of a local feature."""
+    vectors: int | None = None
+    """Dimension of the global vectors that come with local features, where they do."""
     rows: int = Field(ge=0)
     """Rows that a search can find."""
     next_row: int = Field(ge=0)
@@ -136,14 +173,20 @@ class Manifest(Config):
     """In ascending order of rows."""
     approximate: Approximate | None = None
     """Of an index of vectors that is not searched exactly."""
+    local: LocalSearch | None = None
+    """Of an index of local features."""
     deletes: tuple[()]
     """Files that name deleted rows."""
     self_test: tuple[SelfTest, ...]
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
-        if (self.bits is None, self.dimension is None) != (self.kind != "codes", self.kind != "vectors"):
-            raise ValueError("codes have 'bits', vectors a 'dimension'")
+        if (self.bits is None, self.dimension is None) != (self.kind != "codes", self.kind == "codes"):
+            raise ValueError("codes have 'bits', the others a 'dimension'")
+        if not (self.kind == "local") == (self.search == "shortlist") == (self.local is not None):
+            raise ValueError("local features, and no others, have a 'shortlist', described in 'local'")
+        if self.local is not None and len(self.local.files) not in (0, len(self.shards)):
+            raise ValueError("'local' has a file for each shard, or none")
         files = 0 if self.approximate is None else len(self.approximate.files)
         if files != (len(self.shards) if self.search == "approximate" else 0):
             raise ValueError("'approximate' has a file for each shard where the 'search' is approximate")
@@ -154,13 +197,18 @@ class Manifest(Config):
     @property
     def bytes(self) -> int:
         """Of all files but this one."""
-        more = () if self.approximate is None else self.approximate.files
-        return sum(shard.bytes for shard in self.shards) + sum(file.bytes for file in more)
+        return sum(shard.bytes for shard in self.shards) + sum(file.bytes for file in self.files)
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """What lies beside the shards: one file for each, or none."""
+        beside = self.approximate or self.local
+        return () if beside is None else beside.files
 
     @property
     def form(self) -> Form:
         """Of the descriptors."""
-        return Form.from_json({"kind": self.kind, "bits": self.bits, "dimension": self.dimension})
+        return Form.from_json(self.model_dump(include={"kind", "bits", "dimension", "vectors"}))
 
     @property
     def name(self) -> str:

@@ -1,6 +1,6 @@
 """A shard: consecutive rows of an index in immutable, memory-mapped files.
 
-    codes.bin       or vectors.bin: the descriptors, see `segments.py`
+    codes.bin       or vectors.bin, or offsets.bin and others: the descriptors, see `segments.py`
     rows.arrow      one Arrow record batch: row · id · label · path · further columns of the images
     images.arrow    the images that came as bytes; missing where none did
     shard.json      the files with their checksums, written last: without it the shard does not count
@@ -12,18 +12,19 @@ whole columns.
 
 import bisect
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_retrieval.descriptors import Descriptors, Form
+from ray_retrieval.descriptors import Descriptors, Form, concatenate
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search.embeddings import Embeddings, descriptors_in
+from ray_retrieval.search.columns import descriptors_in
+from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.manifest import FileEntry, ShardEntry
-from ray_retrieval.search.segments import AnySegment, Writer, file_of, open_segment, rows_of
+from ray_retrieval.search.segments import AnySegment, files_of, open_segment, rows_of, writing
 from ray_retrieval.storage import (
     Folder,
     check_file,
@@ -67,22 +68,27 @@ def write_shard(
         return finished
     pieces = list(_pieces(embeddings, first_row, rows))
     columns = [column for column in embeddings.schema.names if column not in ("row", "image")]
-    described = file_of(embeddings.form)
     tables = []
-    with folder.writing(described) as stream:
-        writer = Writer(stream, embeddings.form, rows, first_row)
+    with writing(folder, embeddings.form, rows, first_row) as writer:
         for number, start, length in pieces:
             table = embeddings.read_part(number, [*columns, "image.path"]).slice(start, length)
             writer.add(descriptors_in(table, embeddings.form))
-            tables.append(table.drop_columns([embeddings.descriptor_column]))
+            tables.append(table.drop_columns(embeddings.descriptor_columns))
             advance(length)
     _write_rows(folder, pa.concat_tables(tables, promote_options="default"), embeddings.schema, first_row)
-    names = [described, ROWS]
+    names = [*files_of(embeddings.form), ROWS]
     if keep_images and any(embeddings.parts[number]["images"] for number, _, _ in pieces):
         _write_images(folder, embeddings, pieces)
         names.append(IMAGES)
     files = tuple(FileEntry(**file_entry(folder, file)) for file in names)
-    entry = ShardEntry(folder=name, first_row=first_row, rows=rows, files=files, norm_error=writer.norm_error)
+    entry = ShardEntry(
+        folder=name,
+        first_row=first_row,
+        rows=rows,
+        files=files,
+        features=writer.features,
+        norm_error=writer.norm_error,
+    )
     write_description(folder, DESCRIPTION, kind=_KIND, version=_VERSION, body=entry.model_dump(mode="json"))
     return entry
 
@@ -165,7 +171,7 @@ class Shard:
 
     Attributes:
         entry: the manifest's.
-        segment: its descriptors, as a search takes them.
+        segment: its descriptors.
         records: a record batch of row, id, label, path and further columns.
 
     Raises:
@@ -239,17 +245,18 @@ class Shard:
         return starts, batches
 
     def _map_segment(self) -> AnySegment:
-        name, entry = file_of(self._form), self.entry
+        entry = self.entry
         try:
             return open_segment(
-                self._folder.local_path(name),
+                self._folder,
                 self._form,
                 rows=entry.rows,
                 first_row=entry.first_row,
+                features=entry.features,
                 norm_error=entry.norm_error,
             )
         except ArtefactError as error:
-            raise self._damaged(name, error.problem) from None
+            raise ArtefactError(f"damaged: {error.problem}", where=error.where, mend=_MEND) from None
 
     def _map_records(self) -> pa.RecordBatch:
         batches = self._map_batches(ROWS)
@@ -266,3 +273,12 @@ class Shard:
 
     def _damaged(self, name: str, why: str) -> ArtefactError:
         return ArtefactError(f"damaged: {why}", where=f"{self._folder}/{name}", mend=_MEND)
+
+
+def descriptors_of(shards: Sequence[Shard], rows: npt.NDArray[np.int64]) -> Descriptors:
+    """Of rows in ascending order, wherever in some shards they lie."""
+    parts = []
+    for shard in shards:
+        places = rows - shard.entry.first_row
+        parts.append(shard.descriptors(places[(places >= 0) & (places < shard.entry.rows)]))
+    return concatenate(parts)

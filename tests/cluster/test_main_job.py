@@ -129,7 +129,8 @@ def test_a_lost_worker_changes_nothing(local_ray, tmp_path):
         benchmark = coloured_benchmark(240)
         method = GreedyHashConfig(bits=12, backbone={"name": "small", "weights": "none"}, image={"size": 32})
         settings = recipes.load(QUICKSTART, [*SHORT, "train.epochs=8", "train.batch_size=16"]).train
-        train(method, settings, benchmark, seed=1, run=Folder(folder), provenance={}, on_epoch=on_epoch)
+        progress = lambda _done, record: on_epoch(record)  # noqa: E731
+        train(method, settings, benchmark, seed=1, run=Folder(folder), provenance={}, progress=progress)
         return (folder / "model" / "model.safetensors").read_bytes()
 
     killed = []

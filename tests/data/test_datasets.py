@@ -25,7 +25,7 @@ def test_name_tells_the_benchmark() -> None:
 
 def test_every_configuration_has_a_loader() -> None:
     assert set(_LOADERS) == set(CONFIGS)
-    assert len(CONFIGS) == 20
+    assert len(CONFIGS) == 21
 
 
 def test_every_field_is_documented() -> None:

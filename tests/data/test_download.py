@@ -251,7 +251,7 @@ def test_what_comes_is_told_at_its_start_now_and_then_and_at_its_end(shelf, tmp_
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
     said.clear()
-    progress = module._told("big.tgz", said.append)
+    progress = module.telling("big.tgz", said.append)
     for second in range(26):
         now[0] = float(second)
         progress((second + 1) * 10_000_000, 260_000_000)

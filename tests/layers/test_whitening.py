@@ -107,6 +107,19 @@ def test_shrinkage_leaves_part_of_the_variances(shrinkage):
     assert np.allclose(covariance, np.diag(values ** (1 - shrinkage)), atol=1e-10)
 
 
+def test_sums_that_others_formed_are_as_good_as_the_vectors():
+    vectors = np.random.default_rng(1).normal(size=(30, 5))
+    statistics = PairStatistics(5)
+    statistics.add_all(vectors)
+    found = PairStatistics.of_sums(30, vectors.sum(axis=0), vectors.T @ vectors)
+    for ours, theirs in zip(pca(found), pca(statistics), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+    with pytest.raises(DataError, match=r"products \[5, 5\] were expected, found \[4, 4\]"):
+        PairStatistics.of_sums(30, vectors.sum(axis=0), np.eye(4))
+    with pytest.raises(DataError, match="not finite"):
+        PairStatistics.of_sums(30, vectors.sum(axis=0), np.full((5, 5), np.nan))
+
+
 def test_directions_that_too_few_vectors_lack_are_zero():
     vectors = np.random.default_rng(0).normal(size=(5, 12)).astype(np.float32)
     statistics = PairStatistics(12)

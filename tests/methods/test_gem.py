@@ -41,6 +41,11 @@ def encoder(made, table):
         with ImageSource(table, made.preprocessing, memory_bytes=0, threads=1) as source, torch.no_grad():
             return each_size(work or made, source.batch(rows))
 
+    def totals(rows, work):
+        parts = [encode(rows[place : place + 1], work) for place in range(len(rows))]
+        return {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in parts[0]}
+
+    encode.totals = totals
     return encode
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ray_retrieval.descriptors import Codes, Form, Vectors
+from ray_retrieval.descriptors import Codes, Form, Local, Vectors
 from ray_retrieval.search import embeddings
 from ray_retrieval.storage import Folder
 
@@ -24,6 +24,30 @@ def draw_vectors(count, dimension, *, seed=0, distinct=None):
     drawn = generator.normal(size=(distinct or count, dimension)).astype(np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
     return Vectors(drawn[generator.integers(0, len(drawn), count)] if distinct else drawn)
+
+
+def draw_local(count, dimension, *, vectors=0, seed=0, most=12):
+    """Sets of 0 to `most` features; each image has features near those of a few others."""
+    generator = np.random.default_rng(seed)
+    counts = generator.integers(0, most + 1, count)
+    total = int(counts.sum())
+    centres = np.random.default_rng(99).normal(size=(3 * most, dimension))
+    data = centres[generator.integers(0, len(centres), total)] + 0.3 * generator.normal(
+        size=(total, dimension)
+    )
+    data /= np.linalg.norm(data, axis=1, keepdims=True)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    scores = generator.uniform(0, 9, total)
+    image = np.repeat(np.arange(count), counts)
+    return Local(
+        offsets,
+        data.astype(np.float16),
+        generator.uniform(0, 640, (total, 2)).astype(np.float32),
+        (2.0 ** generator.integers(-2, 2, total)).astype(np.float32),
+        scores[np.lexsort((-scores, image))].astype(np.float32),
+        generator.integers(100, 700, (count, 2)).astype(np.int32),
+        draw_vectors(count, vectors, seed=seed).data if vectors else np.zeros((count, 0), np.float32),
+    )
 
 
 def draw_images(count, *, label="int", inline=True, **columns):
@@ -67,7 +91,7 @@ def write(
             failed = {row - first: "not an image" for row in range(rows.start, rows.stop) if row in skip}
             table = embeddings.part_table(
                 images.slice(first, rows.stop - first),
-                Form.of(codes).with_rows(codes.data[rows]),
+                codes.take(np.arange(rows.start, rows.stop)),
                 first_row=first,
                 skip=failed,
                 keep_images=keep_images,
@@ -108,14 +132,15 @@ def killed_at_write(monkeypatch, number, *, before_rename):
     def writing(self, name):
         nonlocal writes
         writes += 1
-        if writes == number and before_rename:
+        own = writes  # Several files may be open at a time.
+        if own == number and before_rename:
             path = Path(self.path) / f"{name}.tmp-dead"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"half")
             raise KilledError
         with real(self, name) as stream:
             yield stream
-        if writes == number:
+        if own == number:
             raise KilledError
 
     with monkeypatch.context() as patch:

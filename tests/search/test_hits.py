@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_retrieval.search import NO_DISTANCE, NO_ROW, Hits, merge
-from ray_retrieval.search.hits import no_hits
+from ray_retrieval.search.hits import no_hits, without
 
 
 def hits(*queries):
@@ -58,3 +58,12 @@ def test_merged_parts_equal_the_whole_in_any_order(data, rows, k, parts):
     merged = merge(data.draw(st.permutations(shares)), k)
     np.testing.assert_array_equal(merged.rows, whole.rows)
     np.testing.assert_array_equal(merged.distances, whole.distances)
+
+
+def test_a_query_loses_its_own_row_or_the_last_one():
+    found = hits([(0, 3), (1, 5), (2, 4)], [(0, 1), (1, 3), (2, 9)], [(0, 6), (2, 7), (3, 8)])
+    assert listed(without(found, np.array([3, 3, 5]))) == [
+        [(1, 5), (2, 4)],
+        [(0, 1), (2, 9)],
+        [(0, 6), (2, 7)],
+    ]

@@ -154,8 +154,10 @@ def change_manifest(index, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "local"}, "'kind'"),
-        ({"kind": "vectors"}, "codes have 'bits', vectors a 'dimension'"),
+        ({"kind": "sets"}, "'kind'"),
+        ({"kind": "vectors"}, "codes have 'bits', the others a 'dimension'"),
+        ({"kind": "local", "bits": None, "dimension": 4}, "local features.* have a 'shortlist'"),
+        ({"search": "shortlist"}, "local features.* have a 'shortlist'"),
         ({"search": "ivf"}, "'search'"),
         ({"search": "approximate"}, "a file for each shard"),
         ({"deletes": [{"file": "deletes/1.bin", "bytes": 8, "sha256": "0"}]}, "'deletes"),
@@ -171,6 +173,22 @@ def test_what_this_release_cannot_search_is_refused(made, tmp_path, changes, mes
     change_manifest(index, **changes)
     with pytest.raises(ArtefactError, match=message):
         Index.open(index).verify()
+
+
+def test_an_index_from_before_there_were_local_features_is_read(made, tmp_path):
+    index = shutil.copytree(made / "index", tmp_path / "index")
+    path = index / "manifest-000001.json"
+    body = json.loads(path.read_text())
+    for entry in (body, *body["shards"]):
+        for name in ("local", "vectors", "features"):
+            entry.pop(name, None)
+    path.write_text(json.dumps(body))
+    point_at(index, path.name)
+    for described in index.glob("shards/*/shard.json"):
+        entry = json.loads(described.read_text())
+        del entry["features"]
+        described.write_text(json.dumps(entry))
+    assert Index.open(index, check="content").verify()
 
 
 @pytest.mark.parametrize("folder", ["../elsewhere", "/elsewhere", "shards/../../x", "shards\\x", "C:x", ""])

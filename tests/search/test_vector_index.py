@@ -243,7 +243,7 @@ def test_what_cannot_be_searched_so_is_refused_before_anything_is_current(cluste
     with pytest.raises(RecipeError, match="IVFx"):
         build(embeddings, tmp_path / "a", approximate=ApproximateConfig(search="IVFx"))
     codes = write(tmp_path / "codes", draw_codes(50, 16), draw_images(50))
-    with pytest.raises(RecipeError, match="16-bit codes are searched exactly"):
+    with pytest.raises(RecipeError, match="a search of vectors, the embeddings hold 16-bit codes"):
         build(codes, tmp_path / "b", approximate=ApproximateConfig(search="IVF8,Flat"))
     for name in ("a", "b"):
         assert not (tmp_path / name / "CURRENT").exists()

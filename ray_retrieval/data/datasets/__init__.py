@@ -17,6 +17,7 @@ from ray_retrieval.data.datasets import (
     coco,
     digits,
     disjoint,
+    gldv2,
     imagenet100,
     images,
     landmarks,
@@ -32,6 +33,7 @@ from ray_retrieval.data.datasets.cifar10 import Cifar10Config
 from ray_retrieval.data.datasets.coco import CocoConfig
 from ray_retrieval.data.datasets.cub200 import Cub200Config
 from ray_retrieval.data.datasets.digits import DigitsConfig
+from ray_retrieval.data.datasets.gldv2 import Gldv2Config
 from ray_retrieval.data.datasets.imagenet100 import ImageNet100Config
 from ray_retrieval.data.datasets.images import ImagesConfig
 from ray_retrieval.data.datasets.inshop import InShopConfig
@@ -68,6 +70,7 @@ AnyDataConfig = (
     | VehicleIdConfig
     | ViewsConfig
     | SfmConfig
+    | Gldv2Config
     | Oxford5kConfig
     | Paris6kConfig
     | ROxford5kConfig
@@ -93,6 +96,7 @@ _LOADERS: dict[str, Any] = {
     "lists": lists.load,
     "views": views.load,
     "sfm": sfm.load,
+    "gldv2": gldv2.load,
     **dict.fromkeys(landmarks.PUBLISHED, landmarks.load),
     **dict.fromkeys(("sop", "cub200", "cars196", "inshop", "vehicleid"), disjoint.load),
 }

@@ -22,7 +22,7 @@ Reference: Philbin et al., CVPR 2007 and 2008; Radenović et al., Revisiting Oxf
 import sys
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -209,6 +209,29 @@ def read_test(name: LandmarksName, root: str, distractors: Distractors = None) -
         title = f"{title} + {'R1M' if added == _DISTRACTORS else f'{added:,} distractors'}"
         notes.append(f"{added:,} distractors are in the database, relevant to no query")
     return LandmarksTest(title, queries, database, found.lists, published.protocol, notes)
+
+
+def with_test(benchmark: Benchmark, test: LandmarksTest) -> Benchmark:
+    """What was to be learned from and validated on, with landmarks to test on."""
+    return replace(
+        benchmark,
+        name=test.title,
+        queries=test.queries,
+        database=test.database,
+        queries_in_database=False,
+        ks=KS,
+        ground_truth=test.ground_truth,
+        protocol=test.protocol,
+        notes=[*benchmark.notes, *test.notes],
+    )
+
+
+def without_test(title: str) -> str:
+    """A note on the numbers of a collection that is tested on its own validation."""
+    return (
+        f"{title} has no test of its own: its numbers are those of the validation, by which the model is "
+        "chosen, and optimistic"
+    )
 
 
 def read_ground_truth(name: LandmarksName, root: str) -> GroundTruthFile:

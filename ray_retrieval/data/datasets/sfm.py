@@ -23,7 +23,7 @@ Reference: Radenović et al., Fine-tuning CNN Image Retrieval with No Human Anno
 Ng et al., SOLAR, ECCV 2020, for GL18.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -122,17 +122,7 @@ def load(config: SfmConfig, *, seed: int, splits: Folder) -> Benchmark:  # noqa:
     benchmark = _to_learn_from(config)
     if config.test != "none":
         test = landmarks.read_test(config.test, config.root, config.distractors)
-        benchmark = replace(
-            benchmark,
-            name=test.title,
-            queries=test.queries,
-            database=test.database,
-            queries_in_database=False,
-            ks=landmarks.KS,
-            ground_truth=test.ground_truth,
-            protocol=test.protocol,
-            notes=[*benchmark.notes, *test.notes],
-        )
+        benchmark = landmarks.with_test(benchmark, test)
     elif benchmark.untrainable:
         raise DataError(
             benchmark.untrainable,
@@ -141,11 +131,7 @@ def load(config: SfmConfig, *, seed: int, splits: Folder) -> Benchmark:  # noqa:
             "where they are",
         )
     else:
-        benchmark.notes.insert(
-            0,
-            f"{config.variant} has no test of its own: its numbers are those of the validation, by which the "
-            "model is chosen, and optimistic",
-        )
+        benchmark.notes.insert(0, landmarks.without_test(config.variant))
     benchmark.check()
     return benchmark
 

@@ -15,6 +15,7 @@ from ray_retrieval.data.datasets import (
     cifar10,
     coco,
     cub200,
+    gldv2,
     imagenet100,
     inshop,
     landmarks,
@@ -85,7 +86,8 @@ def about(config: AnyDataConfig) -> About:
         counts = {part: sizes[0].images for part, sizes in protocol.counts.items()}
         title, needs = protocol.title, config.needs()
         return replace(_KNOWN[config.name], name=title, counts=counts, ks=protocol.ks, needs=needs)
-    return _KNOWN[config.name]
+    known = _KNOWN[config.name]
+    return replace(known, needs=config.needs()) if isinstance(config, gldv2.Gldv2Config) else known
 
 
 _KNOWN: dict[str, About] = {
@@ -192,6 +194,15 @@ _KNOWN: dict[str, About] = {
         "terms); GL18: kaggle.com/google/google-landmarks-dataset",
         "with the images; GL18: made by create_db_pickle.py of github.com/tonyngjichun/SOLAR",
     ),
+    "gldv2": About(
+        gldv2.TITLE,
+        81_313,
+        None,
+        {},
+        "github.com/cvdfoundation/google-landmark (`ray-retrieval gldv2 download`, 500 archives of 1 GB; "
+        "photographs under the terms of Wikimedia Commons, by photograph), 1,580,470 of them clean",
+        "made by `ray-retrieval gldv2 build` from train_clean.csv or train.csv, which are with the images",
+    ),
     **{
         name: About(
             published.title,
@@ -242,6 +253,8 @@ def survey(config: AnyDataConfig) -> dict[str, Any]:
         listed = _told(config)
     elif isinstance(config, sfm.SfmConfig):
         listed = sfm.listed(config) if location.exists(files[0]) else {}
+    elif isinstance(config, gldv2.Gldv2Config):
+        listed = gldv2.listed(config) if location.exists(files[0]) else {}
     elif isinstance(config, landmarks.LandmarksConfig):
         listed = landmarks.listed(config) if location.exists(files[0]) else {}
     elif isinstance(config, coco.CocoConfig) and {"train", "queries"} <= set(listed):
@@ -365,6 +378,7 @@ def every_config() -> list[AnyDataConfig]:
         inshop.InShopConfig(),
         *(vehicleid.VehicleIdConfig(size=size) for size in ("small", "medium", "large")),
         *(sfm.SfmConfig(variant=variant) for variant in ("retrieval-SfM-120k", "retrieval-SfM-30k", "gl18")),
+        gldv2.Gldv2Config(),
         landmarks.Oxford5kConfig(),
         landmarks.Paris6kConfig(),
         landmarks.ROxford5kConfig(),

@@ -9,6 +9,8 @@ What depends on the database alone is done when a step is built. What a step ret
 depend on the queries beside it, so that what is measured with a set of queries is what is served to one. Only
 the joint form of k-reciprocal re-ranking is another matter, and says so.
 
+Geometric verification compares local features: those of the queries, or `features` given beside them.
+
 Steps compose: each works on the queries and hits that the one before returns. `build_all` gives each step the
 database that the step before it has made, if it makes one. `check_order` says which orders make no sense.
 """
@@ -16,10 +18,11 @@ database that the step before it has made, if it makes one. `check_order` says w
 from collections.abc import Sequence
 from typing import Annotated
 
+import pyarrow as pa
 from pydantic import AfterValidator, Field
 
-from ray_retrieval.descriptors import Vectors
-from ray_retrieval.errors import RecipeError
+from ray_retrieval.descriptors import Local, Vectors
+from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.rerank.diffusion import Diffusion, DiffusionConfig
 from ray_retrieval.search.rerank.expansion import (
@@ -40,14 +43,23 @@ from ray_retrieval.search.rerank.step import (
     rows_of_queries,
 )
 from ray_retrieval.search.rerank.superglobal import SuperGlobal, SuperGlobalConfig
+from ray_retrieval.search.rerank.verification import (
+    GeometricVerification,
+    GeometricVerificationConfig,
+    LocalDatabase,
+    build_verification,
+)
 
 __all__ = [
     "AnyRerankConfig",
     "Database",
     "DatabaseAugmentationConfig",
     "DiffusionConfig",
+    "GeometricVerification",
+    "GeometricVerificationConfig",
     "HeldVectors",
     "KReciprocalConfig",
+    "LocalDatabase",
     "QueryExpansionConfig",
     "RerankConfigs",
     "Step",
@@ -64,6 +76,7 @@ _Config = (
     | KReciprocalConfig
     | DiffusionConfig
     | SuperGlobalConfig
+    | GeometricVerificationConfig
 )
 
 AnyRerankConfig = Annotated[_Config, Field(discriminator="name")]
@@ -90,8 +103,9 @@ RerankConfigs = Annotated[tuple[AnyRerankConfig, ...], AfterValidator(check_orde
 
 def build(
     config: _Config,
-    database: Database,
+    database: Database | LocalDatabase,
     *,
+    ids: Sequence[str] | pa.ChunkedArray | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> Step:
@@ -99,14 +113,21 @@ def build(
 
     Args:
         config: of any step.
-        database: whose hits are to be re-ranked; its vectors are read, and searched.
+        database: whose hits are to be re-ranked; its vectors are read, and searched. Geometric verification
+            reads its local features instead, unless it names those of another index.
+        ids: of the database's rows, for geometric verification by another index; an `Index` knows its own.
         threads: to share the work among, now and in calls. No result depends on it.
         progress: called with the number of rows of each block that is done; they add up to the database's.
-            Query expansion, SuperGlobal, and what is joint, have nothing to do beforehand and never call it.
+            Query expansion, SuperGlobal, geometric verification, and what is joint, have nothing to do
+            beforehand and never call it.
 
     Raises:
-        ArtefactError: if the database is an index of codes.
+        ArtefactError: if the database does not hold what the step works on.
     """
+    if isinstance(config, GeometricVerificationConfig):
+        return build_verification(config, database, ids=ids, threads=threads)
+    if not isinstance(database, Database):
+        raise ArtefactError(f"{config.name} re-ranks vectors, the database holds local features")
     dimension_of(database)
     if isinstance(config, QueryExpansionConfig):
         return QueryExpansion(config, database)
@@ -121,15 +142,16 @@ def build(
 
 def build_all(
     configs: Sequence[_Config],
-    database: Database,
+    database: Database | LocalDatabase,
     *,
+    ids: Sequence[str] | pa.ChunkedArray | None = None,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> list[Step]:
     """Steps that are to be taken one after another; see `build`.
 
     Raises:
-        ArtefactError: if the database is an index of codes.
+        ArtefactError: if the database does not hold what a step works on.
         RecipeError: if one would undo what those before it have done.
     """
     try:
@@ -138,12 +160,18 @@ def build_all(
         raise RecipeError(str(error)) from None
     steps: list[Step] = []
     for config in configs:
-        steps.append(build(config, database, threads=threads, progress=progress))
+        steps.append(build(config, database, ids=ids, threads=threads, progress=progress))
         database = steps[-1].database
     return steps
 
 
-def rerank(steps: Sequence[Step], queries: Vectors, hits: Hits, query_rows: Rows | None = None) -> Hits:
+def rerank(
+    steps: Sequence[Step],
+    queries: Vectors | Local,
+    hits: Hits,
+    query_rows: Rows | None = None,
+    features: Local | None = None,
+) -> Hits:
     """The hits after all steps.
 
     Args:
@@ -153,14 +181,21 @@ def rerank(steps: Sequence[Step], queries: Vectors, hits: Hits, query_rows: Rows
         query_rows: int64 [q]: which row of the database each query is, or `NO_ROW`. None: the nearest row,
             where its vector equals the query. Several steps are told, so that a query that an earlier one has
             changed is still not added to itself; a single one looks for itself.
+        features: the queries' local features, for geometric verification of a database of vectors.
 
     Raises:
-        ArtefactError: if queries and database are of different dimensions.
-        QueryError: if hits or `query_rows` do not fit the queries or the database.
+        ArtefactError: if queries and database are of different dimensions, or not of the kind that a step
+            re-ranks.
+        QueryError: if hits, `query_rows` or `features` do not fit the queries or the database.
     """
-    if len(steps) > 1 and query_rows is None:
+    if len(steps) > 1 and query_rows is None and isinstance(queries, Vectors):
         check(steps[0].given, queries, hits, None)
         query_rows = rows_of_queries(steps[0].given, queries.data, hits.rows[:, :1])
     for step in steps:
-        queries, hits = step(queries, hits, query_rows)
+        if isinstance(step, GeometricVerification):
+            hits = step(queries, hits, query_rows, features)[1]
+        elif isinstance(queries, Vectors):
+            queries, hits = step(queries, hits, query_rows)
+        else:
+            raise ArtefactError("the queries are local features, the step re-ranks vectors")
     return hits

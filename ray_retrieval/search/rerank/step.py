@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ Progress = Callable[[int], None]
 """Called with the number of rows of each block that is done; they add up to those of the database."""
 
 
+@runtime_checkable
 class Database(Protocol):
     """Unit vectors in rows 0, 1, … that can be read and searched."""
 
@@ -115,14 +116,26 @@ def check(database: Database, queries: Vectors, hits: Hits, query_rows: Rows | N
             mend="encode the queries with the model that made the database",
         )
     for what, rows in (("hits", hits.rows), ("query_rows", query_rows)):
-        if rows is None:
-            continue
-        if len(rows) != len(queries):
-            raise QueryError(f"{len(queries)} queries, but {what} of {len(rows)}")
-        if rows.size and not NO_ROW <= rows.min() <= rows.max() < len(database):
-            raise QueryError(
-                f"{what} are rows of {len(database)} or {NO_ROW}, got {rows.min()} to {rows.max()}"
-            )
+        if rows is not None:
+            check_rows(what, rows, len(queries), len(database))
+
+
+def check_rows(what: str, rows: Rows, queries: int, count: int) -> None:
+    """Check rows that are given for each query.
+
+    Args:
+        what: they are called.
+        rows: int64 [q, …], or `NO_ROW`.
+        queries: how many there are.
+        count: rows of the database.
+
+    Raises:
+        QueryError: if they are of another number of queries, or not in the database.
+    """
+    if len(rows) != queries:
+        raise QueryError(f"{queries} queries, but {what} of {len(rows)}")
+    if rows.size and not NO_ROW <= rows.min() <= rows.max() < count:
+        raise QueryError(f"{what} are rows of {count} or {NO_ROW}, got {rows.min()} to {rows.max()}")
 
 
 def in_order(distances: Floats, rows: Rows) -> Hits:

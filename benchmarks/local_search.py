@@ -1,0 +1,153 @@
+"""Shortlists of images by their local features, against the number of images, in one run.
+
+    python benchmarks/local_search.py                2,000 images of 1,000 features of 40 dimensions
+    python benchmarks/local_search.py --short        500 images
+
+Ten images show a scene: 3 % of their features are noisy copies of the scene's, the others lie around
+centres that all images share. A query is one more image of a scene with as many features.
+
+    exact       votes, with all features compared: what the others are measured by
+    votes       votes, with the index of FAISS that `auto` takes for so many features
+    asmk        ASMK*, with as many words as the index has cells, five for each feature of the query
+
+`ms` is the shortest wall time of a query of several runs, and `cpu` the processor time of all its threads,
+which says more where other programs run. `recall@100` is the share of the exact votes' first 100 images that
+are among the first 100: past the ten of the scene, images that have nothing but noise in common with the
+query; `scene` is the share of those ten that are. Bytes are those of the files that are searched, by feature;
+the float16 features themselves, 80 bytes each, are read by the exact votes and for verification. A search
+that grows with the root of the number takes √N times as long for N times the images.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ray_retrieval.descriptors import Local
+from ray_retrieval.search import approximate, asmk
+from ray_retrieval.search.asmk import AsmkSegment, search_asmk
+from ray_retrieval.search.hits import Hits
+from ray_retrieval.search.neighbours import FeatureSegment, IndexedFeatures, fill, sample_features
+from ray_retrieval.search.votes import LocalSearchConfig, choose_shortlist, recall_of_votes, search_votes
+
+SCENE_IMAGES, FEATURES, DIMENSION, DEPTH = 10, 1000, 40, 100
+SCENE_SHARE, CENTRES, NOISE = 0.03, 5_000, 0.5
+
+Search = Callable[[Local], Hits]
+
+
+def images_of(scenes: np.ndarray, seed: int) -> Local:
+    """One image of each of the scenes."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).standard_normal((CENTRES, DIMENSION), np.float32)
+    data = np.empty((len(scenes) * FEATURES, DIMENSION), np.float16)
+    own = int(SCENE_SHARE * FEATURES)
+    for number, scene in enumerate(scenes):
+        of_scene = np.random.default_rng([1, scene])
+        around = centres[of_scene.integers(0, CENTRES, own)]
+        around = around + NOISE * of_scene.standard_normal((own, DIMENSION), np.float32)
+        others = centres[random.integers(0, CENTRES, FEATURES - own)]
+        found = np.concatenate([around, others])
+        found += np.repeat([0.3, NOISE], [own, FEATURES - own])[:, None] * random.standard_normal(found.shape)
+        found /= np.linalg.norm(found, axis=1, keepdims=True)
+        data[number * FEATURES : (number + 1) * FEATURES] = found
+    count, total = len(scenes), len(data)
+    return Local(
+        np.arange(0, total + 1, FEATURES, dtype=np.int64),
+        data,
+        np.zeros((total, 2), np.float32),
+        np.ones(total, np.float32),
+        np.ones(total, np.float32),
+        np.ones((count, 2), np.int32),
+        np.zeros((count, 0), np.float32),
+    )
+
+
+def searches(segment: FeatureSegment, folder: Path, threads: int) -> dict[str, tuple[Search, float, str]]:
+    """Each with its bytes a feature and what it is, ready to search."""
+    config, total = LocalSearchConfig(), len(segment.data)
+    chosen = choose_shortlist(LocalSearchConfig(shortlist="votes"), features=total, vectors=0)
+    words = choose_shortlist(LocalSearchConfig(shortlist="asmk"), features=total, vectors=0).words
+    assert chosen.factory is not None
+    sample = sample_features([segment], chosen.train_rows, 0)
+    index, lists = folder / "index.faiss", folder / "lists.asmk"
+    with index.open("wb") as stream:
+        fill(approximate.train(chosen.factory, sample, 0), segment, stream.write)
+    with lists.open("wb") as stream:
+        asmk.fill(asmk.train(words, sample, 0), segment, stream.write, threads=threads)
+    count = len(segment)
+    votes = partial(search_votes, k=DEPTH, config=config, images=count, threads=threads)
+    indexed, inverted = IndexedFeatures(index, segment), AsmkSegment(lists, segment)
+    return {
+        "exact": (lambda queries: votes([segment], queries), 0.0, "all features"),
+        "votes": (
+            lambda queries: votes([indexed], queries),
+            index.stat().st_size / total,
+            f"{chosen.factory}, nprobe {config.nprobe}",
+        ),
+        "asmk": (
+            lambda queries: search_asmk([inverted], queries, DEPTH, config, threads=threads),
+            lists.stat().st_size / total,
+            f"{words:,} words",
+        ),
+    }
+
+
+def milliseconds(search: Search, queries: Local, runs: int) -> tuple[float, float]:
+    """Wall and processor time of one query: the means over the queries of the shortest of several runs."""
+    taken = np.empty((2, runs, len(queries)))
+    for run in range(runs):
+        for number in range(len(queries)):
+            one = queries.take(np.array([number]))
+            start = np.array([time.perf_counter(), time.process_time()])
+            search(one)
+            taken[:, run, number] = time.perf_counter() - start[0], time.process_time() - start[1]
+    wall, processor = 1e3 * taken.min(axis=1).mean(axis=1)
+    return float(wall), float(processor)
+
+
+def measure(database: Local, queries: Local, scenes: np.ndarray, threads: int) -> None:
+    segment = FeatureSegment(database.offsets, database.data, 0, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        made = searches(segment, Path(folder), threads)
+        built = time.perf_counter() - start
+        exact = made["exact"][0](queries)
+        for name, (search, size, what) in made.items():
+            hits = exact if name == "exact" else search(queries)
+            wall, processor = milliseconds(search, queries, 1 if name == "exact" else 5)
+            of_scene = (hits.rows >= 0) & (hits.rows // SCENE_IMAGES == scenes[:, None])
+            share = of_scene.sum() / (SCENE_IMAGES * len(queries))
+            cells = (
+                f"{wall:10.1f}{processor:10.1f}{recall_of_votes(exact, hits):12.3f}{share:8.3f}{size:8.1f}"
+            )
+            print(f"{len(database):8,}  {name:8}{cells}  {what}", flush=True)
+        print(f"{'':8}  index and inverted file built in {built:.1f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, nargs="+", default=[200, 500, 1000, 2000])
+    parser.add_argument("--short", action="store_true", help="100, 200 and 500 images")
+    parser.add_argument("--queries", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    sizes = [100, 200, 500] if options.short else sorted(options.images)
+    scenes = np.arange(options.queries)
+    database = images_of(np.arange(sizes[-1]) // SCENE_IMAGES, 1)
+    queries = images_of(scenes, 2)
+    print(f"{FEATURES:,} features an image, {DIMENSION} dimensions, {options.threads} threads\n")
+    print(f"{'images':>8}  {'':8}{'ms':>10}{'cpu':>10}{'recall@100':>12}{'scene':>8}{'bytes':>8}")
+    for size in sizes:
+        measure(database.take(np.arange(size)), queries, scenes, options.threads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""What evaluations of all kinds of descriptors share: labels, rows of the ground truth, and plain results."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_retrieval.config import Config
+from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.table import ImageTable
+from ray_retrieval.descriptors import Descriptors, Local, assembled
+from ray_retrieval.errors import ArtefactError, DataError
+from ray_retrieval.metrics import revisited
+from ray_retrieval.metrics.metric import Metric
+from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.hits import NO_ROW
+from ray_retrieval.search.rerank import KReciprocalConfig
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Queries or database: descriptors, their labels, the ids of their images, and local features beside."""
+
+    descriptors: Descriptors
+    labels: npt.NDArray[Any]
+    ids: npt.NDArray[np.str_]
+    features: Local | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Rows) -> "Side":
+        """Some of the rows, in the order asked."""
+        features = None if self.features is None else self.features.take(rows)
+        return Side(self.descriptors.take(rows), self.labels[rows], self.ids[rows], features)
+
+
+def side(embeddings: Embeddings, features: Embeddings | None = None) -> Side:
+    """Those of an embeddings directory, and the local features of the same images in another.
+
+    Raises:
+        DataError: if it has no labels.
+    """
+    labels = embeddings.labels
+    if labels is None:
+        raise DataError("evaluation needs labels of queries and database", where=embeddings.folder)
+    local = None if features is None else features_of(embeddings, features)
+    return Side(embeddings.descriptors, labels, np.array(embeddings.ids, np.str_), local)
+
+
+def features_of(embeddings: Embeddings, features: Embeddings) -> Local:
+    """The local features of the images of an embeddings directory; none of those that are not there."""
+    given = features.descriptors
+    assert isinstance(given, Local)
+    places = {name: row for row, name in enumerate(embeddings.ids)}
+    both = [(places[name], row) for row, name in enumerate(features.ids) if name in places]
+    rows = np.array(both, np.int64).reshape(-1, 2)
+    found = assembled(features.form, embeddings.rows, [(rows[:, 0], given.take(rows[:, 1]))])
+    assert isinstance(found, Local)
+    return found
+
+
+def named_reranked(
+    metrics: Iterable[Metric], steps: Iterable[Config], *, itself: bool = False
+) -> list[Metric]:
+    """The metrics under names of their own, with the steps in their policies."""
+    # A query that is a row of the database joins it only once an earlier step has changed it.
+    words = ", then ".join(
+        _in_words(step, alone=number > 0 or not itself) for number, step in enumerate(steps)
+    )
+    return [
+        Metric(f"{metric.name}/reranked", metric.value, f"re-ranked by {words}: {metric.policy}")
+        for metric in metrics
+    ]
+
+
+def plain(metrics: Iterable[Metric], notes: list[str]) -> dict[str, Any]:
+    """The result of an evaluation without curves; see `evaluate.evaluate`."""
+    return {
+        "test": [{"name": metric.name, "value": metric.value, "policy": metric.policy} for metric in metrics],
+        "pr_curve": None,
+        "notes": notes,
+    }
+
+
+def rows_in(embeddings: Embeddings, table: ImageTable) -> Rows:
+    """The rows of a table that have a descriptor, int64, ascending: one for each row of the embeddings."""
+    place = {name: row for row, name in enumerate(table.ids)}
+    rows = np.array([place.get(name, NO_ROW) for name in embeddings.ids], np.int64)
+    if (rows == NO_ROW).any() or (np.diff(rows) <= 0).any():
+        raise ArtefactError(
+            f"the images are not those of {table.name}, in their order",
+            where=embeddings.folder,
+            mend="encode the benchmark's images",
+        )
+    return rows
+
+
+def in_order(report: revisited.Report) -> list[Metric]:
+    """The metrics with those that are compared most first."""
+    protocols = [name for name in ("medium", "hard", "easy", "classic") if name in report]
+    return [report[protocol][name] for name in report[protocols[0]] for protocol in protocols]
+
+
+def notes_on_missing(
+    benchmark: Benchmark, asked: Rows, lists: Sequence[Mapping[str, Rows]], present: Rows
+) -> list[str]:
+    """What a reader has to know where images of a benchmark with a ground truth cannot be decoded.
+
+    Args:
+        benchmark: whose images they are.
+        asked: the queries that can be.
+        lists: of the ground truth of these queries.
+        present: the rows of the database that can be.
+    """
+    notes = []
+    lost = len(benchmark.queries) - len(asked)
+    if lost:
+        notes.append(f"{lost} of {len(benchmark.queries)} queries cannot be decoded and do not count")
+    total = len(benchmark.database)
+    if len(present) < total:
+        listed = np.unique(
+            np.concatenate([rows for one in lists for name, rows in one.items() if name != "junk"])
+        )
+        positives = int((~np.isin(listed, present)).sum())
+        notes.append(
+            f"{total - len(present):,} of {total:,} images of the database cannot be decoded; those of them "
+            f"that are positive for a query, {positives:,}, count as never found"
+        )
+    return notes
+
+
+def as_text(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Metrics of the Oxford and Paris benchmarks in the layout of the DELF authors' code: `mAP.txt`.
+
+    One block a protocol, in the order of their names, in percent with two decimals; re-ranked results have
+    blocks of their own.
+
+    Args:
+        metrics: name and value of each, as `map/medium`, `mp@10/medium/reranked`.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for metric in metrics:
+        name, _, protocol = metric["name"].partition("/")
+        found.setdefault(protocol, {})[name] = round(100 * metric["value"], 2)
+    blocks = []
+    for protocol in sorted(found):
+        values = found[protocol]
+        ks = [name.removeprefix("mp@") for name in values if name.startswith("mp@")]
+        lines = [protocol, f"  mAP={values['map']:.2f}"]
+        for kind, key in (("mP", "mp"), ("mR", "mr")):
+            listed = " ".join(f"{values[f'{key}@{k}']:.2f}" for k in ks)
+            lines.append(f"  {kind}@k[{' '.join(ks)}] [{listed}]")
+        blocks.append("\n".join(lines))
+    return "\n".join(blocks) + "\n"
+
+
+def _in_words(step: Config, *, alone: bool) -> str:
+    """A step with its settings: `k_reciprocal (k1 20, k2 6, …)`.
+
+    Args:
+        step: its configuration.
+        alone: whether queries are no rows of the database, so that k-reciprocal re-ranking has to say what
+            it takes them with; published numbers are those of all queries together.
+    """
+    settings = step.model_dump()
+    name = settings.pop("name")
+    words = [f"{key} {value}" for key, value in settings.items()]
+    if alone and isinstance(step, KReciprocalConfig) and not step.joint:
+        words.append("each query is re-ranked alone with the database")
+    return f"{name} ({', '.join(words)})"

@@ -1,0 +1,47 @@
+"""What is refused before a training starts: settings, method and data that do not go together."""
+
+from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.loop.config import TrainConfig
+from ray_retrieval.loop.validation import has_accuracy, refuse_unmeasured
+from ray_retrieval.methods.base import Method
+from ray_retrieval.optim import PlateauSchedule
+
+
+def refuse_misfits(method: Method, benchmark: Benchmark, config: TrainConfig) -> None:
+    """Raise RecipeError if the method cannot be trained like that on such a benchmark."""
+    if not method.config.training_image.square and not method.repeatable:
+        raise RecipeError(
+            f"{type(method).__name__} takes images of one size",
+            where="method.image.resize",
+            mend="set it to squash or short_side, or method.image.shapes to pad",
+        )
+    if config.accumulate > 1 and method.whole_batches and not method.repeatable:
+        raise RecipeError(
+            f"{type(method).__name__} pairs images across the whole batch",
+            where="train.accumulate",
+            mend="set it to 1",
+        )
+    refuse_unmeasured(config.validation.metric, method.config.form.kind)
+    if config.validation.metric == "accuracy" and not has_accuracy(method, benchmark):
+        raise RecipeError(
+            "accuracy is not measured: the validation queries are of other classes than are trained",
+            where="train.validation.metric",
+            mend="set it to map",
+        )
+    if isinstance(config.schedule, PlateauSchedule) and not len(benchmark.validation_queries):
+        raise RecipeError(
+            "the plateau schedule follows the validation, and there are no validation queries",
+            where="train.schedule",
+            mend="hold images out for validation in data, or choose another schedule",
+        )
+
+
+def refuse_more_workers(smallest: int, workers: int) -> None:
+    """Raise RecipeError if the smallest batch has fewer images than there are workers."""
+    if smallest < workers:
+        raise RecipeError(
+            f"{smallest} training images a step for {workers} workers",
+            where="train.workers",
+            mend=f"set it to {smallest} or fewer",
+        )

@@ -1,0 +1,387 @@
+"""DELF: local features that a network learns to attend to, and classes of images that teach it which.
+
+Noh, Araujo, Sim, Weyand, Han: Large-Scale Image Retrieval with Attentive Deep Local Features, ICCV 2017; with
+the joint training, the autoencoder and the global head of Cao, Araujo, Sim: Unifying Deep Local and Global
+Features for Image Search (DELG), ECCV 2020.
+
+    S = the backbone's map at conv4                                       [n, channels, h, w]
+    a = softplus of two 1 × 1 convolutions of S, one score a cell         [n, h, w]
+    y = mean over cells of a · S / its length;  logits = W y + b          trained by classes of images
+
+Three stages: `tuning` trains the backbone by classification on conv5; `attention` trains the scores on a
+frozen backbone; `joint` does both at once, without letting the scores' gradients into the backbone. When a
+training that has scores ends, the principal components of the features that they select become a part of the
+model. An image is described at several scales by the features of the highest scores.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from ray_retrieval.config import Config
+from ray_retrieval.data.table import ImageTable
+from ray_retrieval.data.transforms import Preprocessing
+from ray_retrieval.descriptors import DescriptorKind, Form, Local
+from ray_retrieval.errors import DataError, ModelError, RecipeError
+from ray_retrieval.layers.attention import Attention, Autoencoder, attentive_pooling, reconstruction_losses
+from ray_retrieval.layers.backbones import BackboneConfig, build_stages
+from ray_retrieval.layers.pooling import GlobalPooling, l2_normalised
+from ray_retrieval.layers.pyramid import Found, Pyramid, PyramidConfig
+from ray_retrieval.layers.receptive_field import receptive_field
+from ray_retrieval.layers.whitening import PairStatistics, pca
+from ray_retrieval.losses.arcface import CosineClassifier, arcface_losses
+from ray_retrieval.methods.base import Batch, Clock, Encode, Method, MethodConfig, Outputs, Rows
+from ray_retrieval.methods.hashing import wide
+
+_SEED = int.from_bytes(b"delf", "big")
+"""Of the training images that principal components and threshold are learned from."""
+
+
+class ReductionConfig(Config):
+    """How a feature becomes a descriptor."""
+
+    name: Literal["pca", "autoencoder"] = "pca"
+    """`pca`: principal components of the model's own features, when training has ended; `autoencoder`: the
+    code of an autoencoder that is trained with the joint stage."""
+    whiten: bool = False
+    """Of `pca`: give all components the same variance."""
+    images: int = Field(default=2000, ge=1)
+    """Training images that the components are learned from, at most, drawn at random."""
+
+
+class GlobalHead(Config):
+    """A global descriptor from the same pass, as in DELG."""
+
+    dimension: int = Field(default=2048, ge=1)
+    p: float = Field(default=3.0, ge=1)
+    """Exponent of the generalised mean over conv5; it is learnt."""
+    margin: float = Field(default=0.1, ge=0, le=1.57)
+    """Of ArcFace, in radians."""
+    scale: float = Field(default=45.25, gt=0)
+    """Of ArcFace's logits; published: the root of 2048."""
+    scales: tuple[float, ...] = (0.7071, 1.0, 1.4142)
+    """Those of the pyramid whose descriptors are combined, by the nearest."""
+
+
+class DelfConfig(MethodConfig):
+    """DELF."""
+
+    name: Literal["delf"] = "delf"
+    image: Preprocessing = Preprocessing(size=1024, resize="long_side")
+    """How an image is described: whole, its longer side at most so many pixels before the pyramid."""
+    crop: Preprocessing = Preprocessing(size=321, resize="short_side", resize_to=368)
+    """How an image is prepared for training and validation: squares, of which `train.augmentation.crop_scale`
+    cuts random parts."""
+    backbone: BackboneConfig = BackboneConfig(name="resnet50")
+    stage: Literal["tuning", "attention", "joint"] = "joint"
+    """What is trained. `attention` starts from a model that was tuned: `train.start`, or `stages`."""
+    stride: Literal[16, 32] = 16
+    """Pixels between two features. 32: every second one of each row and column, as in the official code."""
+    hidden: int = Field(default=512, ge=1)
+    """Channels within the attention head."""
+    dimension: int = Field(default=40, ge=1)
+    """Of a descriptor; published: 40, and later 128."""
+    reduction: ReductionConfig = ReductionConfig()
+    attention_weight: float = Field(default=1.0, gt=0)
+    """Of the attention's loss."""
+    autoencoder_weight: float = Field(default=10.0, gt=0)
+    """Of the autoencoder's loss."""
+    pyramid: PyramidConfig = PyramidConfig()
+    """Scales of an image and choice of its features."""
+    keep_share: float | None = Field(default=None, gt=0, le=1)
+    """Calibrate a threshold of the scores when training has ended: so large a share of the features that are
+    chosen of training images is above it. The scores' unit differs from model to model, so a number from
+    another one means nothing. Unset: no threshold."""
+    global_head: GlobalHead | None = None
+    """A global descriptor besides the local ones; it needs stage `tuning` or `joint`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DelfConfig":
+        if self.reduction.name == "autoencoder" and self.stage == "tuning":
+            raise ValueError("'reduction: autoencoder' is trained with the attention: set 'stage' to joint")
+        if not self.crop.square:
+            raise ValueError("'crop' makes squares: 'crop.resize' is squash or short_side")
+        if self.image.resize == "short_side" or self.image.shapes == "pad":
+            raise ValueError("'image' is described whole: 'image.resize' is long_side, without 'shapes: pad'")
+        return self
+
+    @property
+    def training_image(self) -> Preprocessing:
+        return self.crop
+
+    @property
+    def form(self) -> Form:
+        head = self.global_head
+        return Form(DescriptorKind.LOCAL, self.dimension, head.dimension if head else 0)
+
+
+class Delf(Method):
+    """A backbone, scores for its features, and the classifiers that teach both."""
+
+    config: DelfConfig
+
+    def __init__(self, config: DelfConfig, *, classes: int, pretrained: bool = True) -> None:
+        super().__init__(config, classes=classes, pretrained=pretrained)
+        stages = build_stages(config.backbone, stride=config.stride, pretrained=pretrained)
+        channels, top = stages.channels_below, stages.channels_above
+        if config.dimension > channels:
+            raise RecipeError(
+                f"the features of {config.backbone.name} have {channels} dimensions, fewer than "
+                f"{config.dimension}",
+                where="method.dimension",
+                mend=f"set it to {channels} or fewer",
+            )
+        self.backbone, head = stages.below, config.global_head
+        tuned, attended = config.stage != "attention", config.stage != "tuning"
+        self.above = stages.above if tuned or head else None
+        self.global_pooling = GlobalPooling("gem", p=head.p) if head else None
+        self.global_projection = nn.Linear(top, head.dimension) if head else None
+        self.classifier: nn.Module | None = None
+        if tuned:
+            self.classifier = CosineClassifier(head.dimension, classes) if head else nn.Linear(top, classes)
+        self.attention = Attention(channels, config.hidden) if attended else None
+        self.attention_classifier = nn.Linear(channels, classes) if attended else None
+        coded = attended and config.reduction.name == "autoencoder"
+        self.autoencoder = Autoencoder(channels, config.dimension) if coded else None
+        self.components: Tensor
+        self.centre: Tensor
+        self.threshold: Tensor
+        self.register_buffer("components", torch.eye(config.dimension, channels))
+        self.register_buffer("centre", torch.zeros(channels))
+        self.register_buffer("threshold", torch.tensor(float("-inf")))
+        self._field = receptive_field(self.backbone)
+        self._images = 0
+        for part in self._frozen():
+            part.requires_grad_(requires_grad=False)
+
+    def _frozen(self) -> list[nn.Module]:
+        """What the stage leaves as it is."""
+        if self.config.stage != "attention":
+            return []
+        parts = [self.backbone, self.above, self.global_pooling, self.global_projection]
+        return [part for part in parts if part is not None]
+
+    def train(self, mode: bool = True) -> "Delf":
+        """Training mode, but for what is frozen: the statistics of its batch normalisation stay too."""
+        super().train(mode)
+        for part in self._frozen():
+            part.eval()
+        return self
+
+    # Training
+
+    def forward(self, images: Tensor) -> Outputs:
+        """`logits` of the tuned classifier, `attention_logits`, `rebuilding`: what the stage has of them."""
+        return self._classified(self._features(self.normalised(images)))
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone(images)
+        return features
+
+    def _classified(self, features: Tensor) -> Outputs:
+        outputs: Outputs = {}
+        if self.classifier is not None:
+            outputs["logits"] = wide(self.classifier(self._global(features)))
+        if self.attention_classifier is not None:
+            # The scores learn from what the backbone gives, and do not change it.
+            fixed = features.detach()
+            rebuilt = self._rebuilt(fixed)
+            pooled = self._attended(fixed, rebuilt)
+            outputs["attention_logits"] = wide(self.attention_classifier(pooled))
+            if self.autoencoder is not None:
+                outputs["rebuilding"] = reconstruction_losses(fixed, rebuilt)
+        return outputs
+
+    def _rebuilt(self, features: Tensor) -> Tensor:
+        """What the classifier of the attention sees of each feature: what its code is enough to say."""
+        if self.autoencoder is None:
+            return features
+        rebuilt: Tensor = self.autoencoder(features)
+        return rebuilt
+
+    def _attended(self, features: Tensor, shown: Tensor) -> Tensor:
+        """The features that are shown, pooled by the scores of the features: [n, channels]."""
+        assert self.attention is not None
+        return attentive_pooling(shown, self.attention(features))
+
+    def _global(self, features: Tensor) -> Tensor:
+        """What the tuned classifier sees of conv4's map: [n, width]."""
+        assert self.above is not None
+        top = self.above(features)
+        if self.global_pooling is None or self.global_projection is None:
+            return wide(top).mean(dim=(2, 3)).to(features.dtype)
+        projected: Tensor = self.global_projection(self.global_pooling(top).to(features.dtype))
+        return projected
+
+    def start_training(self, table: ImageTable, device: torch.device) -> None:  # noqa: ARG002
+        if table.labels.ndim == 2:
+            raise DataError("DELF learns from one class an image, these have several", where=table.name)
+        self._images = len(table)
+
+    def objective(self, outputs: Outputs, batch: Batch, clock: Clock) -> dict[str, Tensor]:  # noqa: ARG002
+        config, terms = self.config, {}
+        if "logits" in outputs:
+            terms["classes"] = batch.mean(self._losses(outputs["logits"], batch.labels))
+        if "attention_logits" in outputs:
+            losses = F.cross_entropy(outputs["attention_logits"], batch.labels, reduction="none")
+            terms["attention"] = config.attention_weight * batch.mean(losses)
+        if "rebuilding" in outputs:
+            terms["autoencoder"] = config.autoencoder_weight * batch.mean(outputs["rebuilding"])
+        return terms
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        head = self.config.global_head
+        if head is None:
+            return F.cross_entropy(logits, labels, reduction="none")
+        return arcface_losses(logits, labels, margin=head.margin, scale=head.scale)
+
+    # What validation looks at
+
+    def compared(self, images: Tensor) -> Tensor:
+        """Unit vectors of whole images: what the classifier of the stage sees, or that of the attention."""
+        features = self._features(self.normalised(images))
+        if self.attention is None:
+            return l2_normalised(wide(self._global(features)))
+        return l2_normalised(self._attended(features, self._rebuilt(features)))
+
+    def class_probabilities(self, images: Tensor) -> Tensor:
+        outputs = self._classified(self._features(self.normalised(images)))
+        if "attention_logits" in outputs:
+            return outputs["attention_logits"].softmax(dim=1)
+        head = self.config.global_head
+        return (outputs["logits"] * (head.scale if head else 1.0)).softmax(dim=1)
+
+    def pictures(self, images: Tensor) -> dict[str, Tensor]:
+        """The scores over each image, brightest where they are highest."""
+        if self.attention is None:
+            return {}
+        scores = self.attention(self._features(self.normalised(images)))
+        maps = F.interpolate(wide(scores)[:, None], size=images.shape[2:], mode="bilinear")
+        low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
+        shown = (maps - low) / (high - low).clamp(min=1e-12)
+        return {"attention": (images * (0.25 + 0.75 * shown)).round().to(torch.uint8)}
+
+    # Descriptors
+
+    def describe(self, images: Tensor) -> Local:
+        """Sets of features of images of one size; locations and sizes are in these images' pixels."""
+        found, vectors = self._found(images, self._project, threshold=float(self.threshold))
+        height, width = images.shape[2:]
+        counts = [len(one.scores) for one in found]
+        return Local(
+            np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]),
+            _joined([one.descriptors for one in found]).astype(np.float16),
+            _joined([one.locations for one in found]),
+            _joined([one.scales for one in found]),
+            _joined([one.scores for one in found]),
+            np.tile(np.array([width, height], np.int32), (len(found), 1)),
+            vectors,
+        )
+
+    def _found(
+        self, images: Tensor, project: Callable[[Tensor], Tensor], *, threshold: float = float("-inf")
+    ) -> tuple[list[Found], npt.NDArray[np.float32]]:
+        """Features of each image, and global descriptors [n, g]; a few images at a time."""
+        if self.attention is None:
+            raise ModelError(
+                "a network that was only tuned does not know which features to take",
+                where="method.stage",
+                mend="train the stage attention from it, or the stage joint",
+            )
+        pyramid = Pyramid(self.config.pyramid, self._field, self.centre.shape[0])
+        found: list[Found] = []
+        vectors = [np.zeros((0, self.config.form.vectors), np.float32)]
+        for some in torch.split(images, pyramid.images_at_once(*images.shape[2:])):
+            gathered: list[Tensor] = []
+            found += pyramid.extract(
+                self.normalised(some),
+                functools.partial(self._observed, gathered),
+                self.attention,
+                project,
+                threshold=threshold,
+            )
+            vectors.append(self._combined(gathered, len(some)))
+        return found, np.concatenate(vectors)
+
+    def _observed(self, gathered: list[Tensor], images: Tensor, scale: float) -> Tensor:
+        """The map of images at one scale; their global descriptors at the scales that count are gathered."""
+        features = self._features(images)
+        if scale in self._global_scales():
+            gathered.append(l2_normalised(wide(self._global(features))))
+        return features
+
+    def _combined(self, gathered: list[Tensor], images: int) -> npt.NDArray[np.float32]:
+        """Global descriptors of all scales as one: float32 [images, g]."""
+        if not gathered:
+            return np.zeros((images, self.config.form.vectors), np.float32)
+        return _array(l2_normalised(torch.stack(gathered).mean(dim=0)))
+
+    def _global_scales(self) -> set[float]:
+        """The scales of the pyramid that the global descriptor is made at."""
+        head = self.config.global_head
+        known = self.config.pyramid.scales
+        return {min(known, key=lambda one: abs(one - scale)) for scale in head.scales} if head else set()
+
+    def _project(self, features: Tensor) -> Tensor:
+        """Descriptors, of any length, of features of length 1: [m, channels] to [m, dimension]."""
+        if self.autoencoder is not None:
+            return self.autoencoder.code(features)
+        return (features - self.centre) @ self.components.T
+
+    def after_training(self, encode: Encode) -> None:
+        """Learn the principal components, and the threshold, of the features that are chosen."""
+        if self.attention is None:
+            return
+        rng = np.random.default_rng(_SEED)
+        rows = np.sort(rng.permutation(self._images)[: self.config.reduction.images]).astype(np.int64)
+        self.threshold.fill_(float("-inf"))
+        if self.autoencoder is None:
+            self._learn_components(rows, encode)
+        if self.config.keep_share is not None:
+            scores = encode(rows, self._scores)["scores"].double().cpu().numpy()
+            chosen = scores[np.isfinite(scores)]
+            self.threshold.fill_(float(np.quantile(chosen, 1 - self.config.keep_share)))
+
+    def _learn_components(self, rows: Rows, encode: Encode) -> None:
+        def sums(images: Tensor) -> Outputs:
+            found, _ = self._found(images, _unchanged)
+            features = torch.cat([one.descriptors for one in found]).double()
+            count = torch.tensor(len(features), dtype=torch.float64, device=features.device)
+            return {"count": count, "sum": features.sum(dim=0), "products": features.T @ features}
+
+        totals = {name: value.cpu().numpy() for name, value in encode.totals(rows, sums).items()}
+        if totals["count"] < 2:
+            raise DataError("no features were found in the training images: there is nothing to learn from")
+        statistics = PairStatistics.of_sums(int(totals["count"]), totals["sum"], totals["products"])
+        shrinkage = 1.0 if self.config.reduction.whiten else 0.0
+        mean, projection = pca(statistics, self.config.dimension, shrinkage=shrinkage)
+        self.centre.copy_(torch.from_numpy(mean))
+        self.components.copy_(torch.from_numpy(projection))
+
+    def _scores(self, images: Tensor) -> Outputs:
+        """The scores of the chosen features, [n, most], infinite where there are fewer."""
+        found, _ = self._found(images, _unchanged)
+        most = self.config.pyramid.max_features
+        filled = torch.full((len(found), most), float("inf"), device=images.device)
+        for row, one in zip(filled, found, strict=True):
+            row[: len(one.scores)] = one.scores
+        return {"scores": filled}
+
+
+def _unchanged(features: Tensor) -> Tensor:
+    return features
+
+
+def _joined(parts: list[Tensor]) -> npt.NDArray[np.float32]:
+    return _array(torch.cat(parts))
+
+
+def _array(values: Tensor) -> npt.NDArray[np.float32]:
+    return values.detach().float().cpu().numpy()

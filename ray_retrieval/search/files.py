@@ -1,0 +1,66 @@
+"""Files that a search needs beside the shards: one for each, which counts once it is described.
+
+Beside `0.faiss` lies `0.json` with its checksum, written after it. A build that starts again keeps what is as
+its description says, and writes the rest anew.
+"""
+
+from collections.abc import Callable
+
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.search.manifest import FileEntry
+from ray_retrieval.search.threads import run_all
+from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description
+
+FILES_VERSION = 1
+_KIND = "approximate index of a shard"
+
+Fill = Callable[[int, Callable[[bytes], object]], object]
+"""Gives the bytes of a shard's file, by its number, to what writes them."""
+
+
+def complete(
+    index: Folder, folder: str, suffix: str, count: int, prepare: Callable[[], Fill], threads: int
+) -> tuple[FileEntry, ...]:
+    """Write the files that are missing or damaged, several at a time.
+
+    Args:
+        index: the index's folder.
+        folder: of the files, from there.
+        suffix: of the files' names.
+        count: of the shards.
+        prepare: called once, and only if a file is to be written.
+        threads: one file each.
+
+    Returns:
+        One entry a shard, named from the index's folder.
+    """
+    (index / folder).sweep()
+    entries = [_finished(index, f"{folder}/{number}", suffix) for number in range(count)]
+    missing = [number for number, entry in enumerate(entries) if entry is None]
+    if missing:
+        fill = prepare()
+
+        def write(number: int, _: int) -> None:
+            name = f"{folder}/{number}"
+            with index.writing(f"{name}.{suffix}") as stream:
+                fill(number, stream.write)
+            entry = FileEntry(**file_entry(index, f"{name}.{suffix}"))
+            body = entry.model_dump()
+            write_description(index, f"{name}.json", kind=_KIND, version=FILES_VERSION, body=body)
+            entries[number] = entry
+
+        run_all(write, [(number, 0) for number in missing], threads)
+    return tuple(entry for entry in entries if entry is not None)
+
+
+def _finished(index: Folder, name: str, suffix: str) -> FileEntry | None:
+    """The entry of a shard's file that is there and sound."""
+    try:
+        body = read_description(index, f"{name}.json", kind=_KIND, version=FILES_VERSION)
+        entry = FileEntry(**{key: value for key, value in body.items() if key not in ("format", "version")})
+        if entry.file != f"{name}.{suffix}":
+            return None
+        check_file(index, entry.model_dump(), content=True)
+    except (ArtefactError, ValueError):
+        return None
+    return entry

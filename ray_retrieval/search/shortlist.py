@@ -1,0 +1,227 @@
+"""The search of an index of local features: the images that are worth a closer look, for each query.
+
+    votes    of the nearest features, which an index of FAISS finds: local/<fingerprint>/0.faiss, …
+    exact    the same votes, all features compared: no files
+    asmk     binary residuals, aggregated by visual word: local/<fingerprint>/0.asmk, …
+    global   exact search of the global vectors that come with the features: no files
+
+Which it is, is chosen when the index is built (`votes.choose_shortlist`) and stands in the manifest. Scores
+are similarities within [0, 1), distances the same with the sign turned. However a database is cut into
+shards, one process that has all of them open finds the same images. Hits of groups of shards, merged, are
+the same for `asmk` and `global`; votes count what is nearest in the whole database, so groups of shards have
+their neighbours merged (`neighbours.merge_neighbours`) before anything is voted on (`votes.cast`).
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_retrieval.descriptors import Local
+from ray_retrieval.search import approximate, asmk
+from ray_retrieval.search.approximate import Effort
+from ray_retrieval.search.asmk import AsmkSegment, search_asmk
+from ray_retrieval.search.files import FILES_VERSION, Fill, complete
+from ray_retrieval.search.hits import NO_ROW, Hits, without
+from ray_retrieval.search.local import LocalSegment
+from ray_retrieval.search.manifest import FileEntry, LocalSearch, Recall, ShardEntry
+from ray_retrieval.search.neighbours import FeatureSegment, IndexedFeatures, fill, sample_features
+from ray_retrieval.search.shard import Shard, descriptors_of
+from ray_retrieval.search.vectors import search_vectors
+from ray_retrieval.search.votes import (
+    LocalSearchConfig,
+    check_k,
+    choose_shortlist,
+    recall_of_votes,
+    search_votes,
+)
+from ray_retrieval.storage import Folder, fingerprint
+
+_RECALL_K = 100
+"""Images that are usually looked at more closely."""
+_MOST_COMPARED = 10**10
+"""Pairs of features that are compared to measure a shortlist: a minute or two on two cores."""
+_TRAINING_SEED, _RECALL_SEED = 0, 1
+_SUFFIX = {"votes": "faiss", "asmk": "asmk"}
+_BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
+
+
+@dataclass(frozen=True)
+class ShortlistSearch:
+    """The shortlists of an index of local features, or of some of its shards.
+
+    Attributes:
+        kind: of search.
+        config: how hard it looks.
+        images: in the whole database.
+        segments: of the opened shards.
+        features: theirs, numbered as in the whole database.
+        indexed: the index of each for `votes`, else none.
+        words: the inverted file of each for `asmk`, else none.
+    """
+
+    kind: str
+    config: LocalSearchConfig
+    images: int
+    segments: list[LocalSegment]
+    features: list[FeatureSegment]
+    indexed: list[IndexedFeatures]
+    words: list[AsmkSegment]
+
+    @classmethod
+    def open(
+        cls, index: Folder, built: LocalSearch, shards: "dict[int, Shard]", entries: Sequence[ShardEntry]
+    ) -> "ShortlistSearch":
+        """The shortlists of opened shards; files are mapped into memory.
+
+        Args:
+            index: the index's folder.
+            built: what the manifest says of the search.
+            shards: those that are opened, by their numbers, in ascending order.
+            entries: of all shards.
+
+        Raises:
+            ArtefactError: if a file is missing, damaged or of other features.
+        """
+        segments = [_local(shard) for shard in shards.values()]
+        features = _features(shards, entries)
+        paths = [index.local_path(built.files[number].file) for number in (shards if built.files else ())]
+        beside = list(zip(paths, features, strict=bool(built.files)))
+        return cls(
+            kind=built.kind,
+            config=built.config,
+            images=sum(entry.rows for entry in entries),
+            segments=segments,
+            features=features,
+            indexed=[IndexedFeatures(path, some) for path, some in beside] if built.kind == "votes" else [],
+            words=[AsmkSegment(path, some) for path, some in beside] if built.kind == "asmk" else [],
+        )
+
+    def search(
+        self, queries: Local, k: int, *, exact: bool = False, effort: Effort | None = None, threads: int = 1
+    ) -> Hits:
+        """The `k` best images for each query, sorted by (distance, row).
+
+        Args:
+            queries: sets of the index's form.
+            k: hits per query.
+            exact: compare all features where an index would be asked.
+            effort: how hard that looks; default what the index was built with.
+            threads: to share the work among; the result does not depend on it.
+
+        Returns:
+            Hits [q, k] of float32, similarities within [0, 1) with the sign turned; `NO_ROW` where fewer
+            images have something in common with the query. One without features has no hits, but for
+            `global`.
+
+        Raises:
+            QueryError: if `k` < 1 or a query holds what is no finite number.
+        """
+        check_k(k)
+        if self.kind == "global":
+            return self._by_vectors(queries, k, threads)
+        if self.kind == "asmk":
+            return search_asmk(self.words, queries, k, self.config, threads=threads)
+        config = self.config if effort is None else self.config.model_copy(update={"nprobe": effort.nprobe})
+        segments = self.features if exact or self.kind == "exact" else self.indexed
+        return search_votes(segments, queries, k, config, images=self.images, threads=threads)
+
+    def _by_vectors(self, queries: Local, k: int, threads: int) -> Hits:
+        """By the global vectors, exactly: similarities are (1 + cosine) / 2."""
+        near = search_vectors(
+            [segment.vectors for segment in self.segments], queries.vectors, k, threads=threads
+        )
+        distances = np.maximum(near.distances / 4, 1 - _BELOW_ONE) - np.float32(1)
+        # Distances that differ by next to nothing may have one similarity; then rows are in order.
+        order = np.lexsort((near.rows, distances), axis=1)
+        rows = np.take_along_axis(near.rows, order, axis=1)
+        return Hits(np.take_along_axis(distances, order, axis=1).astype(np.float32), rows)
+
+
+def build_shortlist(
+    index: Folder,
+    shards: Sequence[Shard],
+    config: LocalSearchConfig,
+    known: LocalSearch | None,
+    threads: int,
+) -> LocalSearch:
+    """Write what the configured shortlist needs beside the shards, and measure it.
+
+    Args:
+        index: the index's folder.
+        shards: all of them.
+        config: what is asked for.
+        known: of the version before; its measurement stays where nothing has changed.
+        threads: one file each, and for the measurement.
+
+    Raises:
+        RecipeError: if the search is not one for these features.
+    """
+    opened, entries = dict(enumerate(shards)), [shard.entry for shard in shards]
+    features, total = _features(opened, entries), sum(entry.features for entry in entries)
+    vectors = _local(shards[0]).local.vectors.shape[1]
+    chosen = choose_shortlist(config, features=total, vectors=vectors)
+    key = fingerprint([FILES_VERSION, *chosen[:-1], [entry.folder for entry in entries]])
+
+    def prepare() -> Fill:
+        sample = sample_features(features, chosen.train_rows, _TRAINING_SEED)
+        if chosen.kind == "asmk":
+            codebook = asmk.train(chosen.words, sample, _TRAINING_SEED)
+            return lambda number, write: asmk.fill(codebook, features[number], write)
+        trained = approximate.train(chosen.factory or "", sample, _TRAINING_SEED)
+        return lambda number, write: fill(trained, features[number], write)
+
+    files: tuple[FileEntry, ...] = ()
+    if chosen.kind in _SUFFIX:
+        files = complete(index, f"local/{key}", _SUFFIX[chosen.kind], len(entries), prepare, threads)
+    built = LocalSearch(
+        key=key,
+        kind=chosen.kind,
+        factory=chosen.factory,
+        words=chosen.words,
+        why=chosen.why,
+        config=config,
+        files=files,
+        recall=None,
+    )
+    if known is not None and known == built.model_copy(update={"recall": known.recall}):
+        return known
+    search = ShortlistSearch.open(index, built, opened, entries)
+    return built.model_copy(update={"recall": _recall(search, shards, total, threads)})
+
+
+def _recall(search: ShortlistSearch, shards: Sequence[Shard], total: int, threads: int) -> Recall | None:
+    """Compare with the exact votes, for some images as queries, none of which counts for itself."""
+    most = _MOST_COMPARED * search.images // max(total, 1) ** 2
+    count = min(search.config.recall_queries, search.images, most)
+    k = min(_RECALL_K, search.images - 1)
+    if search.kind == "exact" or count < 1 or k < 1:
+        return None
+    rows = np.sort(np.random.default_rng(_RECALL_SEED).choice(search.images, count, replace=False))
+    queries = descriptors_of(shards, rows)
+    assert isinstance(queries, Local)
+    exact = search_votes(
+        search.features, queries, k + 1, search.config, images=search.images, threads=threads
+    )
+    wanted = without(exact, rows)
+    if (wanted.rows == NO_ROW).all():
+        return None
+    found = without(search.search(queries, k + 1, threads=threads), rows)
+    return Recall(k=k, value=recall_of_votes(wanted, found), queries=count)
+
+
+def _features(shards: "dict[int, Shard]", entries: Sequence[ShardEntry]) -> list[FeatureSegment]:
+    """The features of opened shards, numbered as those of all shards are."""
+    before = list(itertools.accumulate((entry.features for entry in entries), initial=0))
+    found = []
+    for number, shard in shards.items():
+        segment = _local(shard)
+        sets = segment.local
+        found.append(FeatureSegment(sets.offsets, sets.data, segment.first_row, before[number]))
+    return found
+
+
+def _local(shard: Shard) -> LocalSegment:
+    assert isinstance(shard.segment, LocalSegment)
+    return shard.segment
