@@ -1,6 +1,6 @@
 """Geometric verification of one pair of images: ours against k-d tree matching and scikit-image's RANSAC.
 
-    python benchmarks/geometric_verification.py             20 pairs of each kind, about 20 s
+    python benchmarks/geometric_verification.py             20 pairs of each kind, half a minute
     python benchmarks/geometric_verification.py --pairs 5
 
 An image has 1,000 features of 40 dimensions, whose deviations fall as those of principal components do, so

@@ -57,6 +57,7 @@ def run(
     recipe: RecipeArgument, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
 ) -> None:
     """Train, encode, index, evaluate and report: the main job."""
+    from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import load_study
     from ray_retrieval.run import Run
     from ray_retrieval.study import Study
@@ -72,7 +73,10 @@ def run(
         return
     _print_metrics(finished.metrics)
     typer.echo(f"report  {_short(finished.report)}")
-    typer.echo(f"next    ray-retrieval serve {_short(f'{finished.folder}/index')}")
+    index = _short(f"{finished.folder}/index")
+    # Local features are not served yet.
+    verb = "search {} IMAGE" if recipes[0].method.form.kind is DescriptorKind.LOCAL else "serve {}"
+    typer.echo(f"next    ray-retrieval {verb.format(index)}")
 
 
 @app.command()

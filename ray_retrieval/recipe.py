@@ -127,7 +127,8 @@ class Recipe(Config):
     """The method and its hyperparameters."""
     train: TrainConfig = TrainConfig()
     stages: tuple[StageConfig, ...] = ()
-    """Trainings before, one after another; the first starts where `train.start` says."""
+    """Trainings before, one after another; the first starts where `train.start` says. None where
+    `train.epochs` is 0, so that nothing is trained."""
     encode: EncodeConfig = EncodeConfig()
     index: IndexConfig = IndexConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -186,7 +187,7 @@ class Recipe(Config):
             RecipeError: if a stage has an unknown key or a wrong value.
         """
         found: list[Recipe] = []
-        for number, stage in enumerate(self.stages):
+        for number, stage in enumerate(self.stages if self.train.epochs != 0 else ()):
             values = self.model_dump(mode="json", exclude={"stages", "published"})
             values["name"] = f"{self.name}-{stage.name}"
             values["output"] = _below(self.output, f"stages/{stage.name}")

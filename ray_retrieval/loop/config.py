@@ -94,7 +94,8 @@ class TrainConfig(Config):
     @classmethod
     def _one_length(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("steps") is not None:
-            return {"epochs": None, **values}
+            # No epochs at all: a recipe that counts in steps is asked to keep the weights of the start.
+            return {**values, "steps": None} if values.get("epochs") == 0 else {"epochs": None, **values}
         return values
 
     @model_validator(mode="after")

@@ -342,8 +342,8 @@ class Trainer:
             measured = measure(queries, tables[0], database, tables[1], k=k, threads=self.process.threads)
         found: dict[str, float] = {name: self.process.from_leader(measured[name]) for name in names}
         if has_accuracy(self.method, self.benchmark):
-            likeliest = self._describer.likeliest_classes(self.queries)
-            found["accuracy"] = float((likeliest == self.queries.table.labels).mean())
+            likeliest = self._describer.likeliest_classes(self.database)
+            found["accuracy"] = float((likeliest == self.database.table.labels).mean())
         return found
 
     def _complete(self) -> None:

@@ -52,7 +52,7 @@ def has_accuracy(method: Method, benchmark: Benchmark) -> bool:
     """Whether the accuracy is measured: the method tells classes, and the validation's are all trained."""
     if DescriptorKind.LOCAL is not method.config.form.kind:
         return False
-    given, known = benchmark.validation_queries.labels, benchmark.train.labels
+    given, known = benchmark.validation_database.labels, benchmark.train.labels
     return given.ndim == 1 and known.ndim == 1 and len(given) > 0 and bool(np.isin(given, known).all())
 
 

@@ -70,9 +70,7 @@ def evaluate(
             f"none of {counted(queries, 'query')} has a relevant row, so there is nothing to measure",
             mend="check that queries and database have labels in common; a query never counts for itself",
         )
-    itself = (
-        "every row counts" if query_ids is None else "rows with the id of the query do not count"
-    )
+    itself = "every row counts" if query_ids is None else "rows with the id of the query do not count"
     means = (
         f"mean over the {len(found):,} of {counted(queries, 'query')} that have a relevant row; "
         f"{itself}; rankings as given, of up to {counted(order.shape[1], 'row')} of {rows:,}, "

@@ -28,7 +28,7 @@ from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.search.shortlist import ShortlistSearch
 from ray_retrieval.search.vectors import VectorSegment
-from ray_retrieval.storage import Folder, check_file
+from ray_retrieval.storage import Folder, byte_range, check_file
 
 _LOCAL = fs.LocalFileSystem()
 _SAME_SCORE = 1e-4
@@ -250,9 +250,10 @@ class Index:
                 f"it does not hold image '{identifier}'", where=self.folder, mend="build it with its images"
             )
         try:
-            filesystem, inner = fs.FileSystem.from_uri(path) if "://" in path else (_LOCAL, path)
+            file, first, length = byte_range(path)
+            filesystem, inner = fs.FileSystem.from_uri(file) if "://" in file else (_LOCAL, file)
             with filesystem.open_input_file(inner) as source:
-                return bytes(source.read())
+                return bytes(source.read() if length is None else source.read_at(length, first))
         except (pa.ArrowException, OSError):
             raise ArtefactError(
                 f"the file of image '{identifier}' cannot be read",

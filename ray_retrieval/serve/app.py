@@ -25,6 +25,7 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_retrieval.cluster import connect, resources
 from ray_retrieval.config import validate
+from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError
 from ray_retrieval.model import Encoder, read_model_description
 from ray_retrieval.search import Index
@@ -57,7 +58,8 @@ def build(
         encoder: what encodes queries, called as `encoder(model_uri, threads=…, batch_size=…)`.
 
     Raises:
-        ArtefactError: if either is missing or damaged, or the index was made by another model.
+        ArtefactError: if either is missing or damaged, or the index was made by another model, or it holds
+            local features, which are not served yet.
         RecipeError: if there are fewer shards than groups of shards.
     """
     config = config or ServeConfig()
@@ -69,6 +71,12 @@ def build(
             f"the index was made by model {index.model}, the model given is {model}",
             where=index_uri,
             mend=f"give the model that made the index, or build an index with {model_uri}",
+        )
+    if index.form.kind is DescriptorKind.LOCAL:
+        raise ArtefactError(
+            "an index of local features is not served yet",
+            where=index_uri,
+            mend=f"ask it on the command line: ray-retrieval search {index_uri} IMAGE",
         )
     shards = len(index.manifest.shards)
     if config.shard_groups > shards:

@@ -64,7 +64,7 @@ layers = st.one_of(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(layers, max_size=4))
 def test_any_stack_of_layers_is_what_the_gradient_reaches(stack):
     modules = [
@@ -75,12 +75,13 @@ def test_any_stack_of_layers_is_what_the_gradient_reaches(stack):
     ]
     network = linear(nn.Sequential(*modules))
     field = receptive_field(network)
-    assume(field.size < 90)
+    assume(field.size < 60)
     rows, cell = reached(network, 100, 100, channels=1)
     first = field.stride * cell - field.padding
-    # A stride or dilation above the window leaves pixels out between the first and the last.
-    assert rows[0] == max(0, first)
-    assert rows[-1] == min(99, first + field.size - 1)
+    # A stride or dilation above the window leaves pixels out between the first and the last; so neither may be
+    # beyond the border.
+    assume(first >= 0 and first + field.size <= 100)
+    assert (rows[0], rows[-1]) == (first, first + field.size - 1)
 
 
 @pytest.mark.parametrize("shortcut", [nn.AvgPool2d(2, 2), nn.AvgPool2d(9, 2, 4), nn.Conv2d(4, 4, 8, 2, 3)])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from search_parts import draw_codes, draw_images, write
@@ -75,6 +75,7 @@ cases = {
 
 @settings(max_examples=60, deadline=None)
 @given(**cases)
+@example(seed=33888305, count=1, n=1, alpha=0.0, gathered=100)  # a query without neighbours, beside others
 def test_expanded_queries_are_those_of_the_formula(seed, count, n, alpha, gathered):
     vectors = clusters(seed, count + 5, 7)
     database, guests = vectors[:count], vectors[count:]

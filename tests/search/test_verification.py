@@ -7,12 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from local_parts import draw_set, draw_view, local_set, together
+from search_parts import draw_images, draw_vectors, write
 
 from ray_retrieval.descriptors import Local, Vectors
 from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
 from ray_retrieval.recipe import rerank_steps
+from ray_retrieval.search import Index
+from ray_retrieval.search import build as build_index
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.rerank import (
+    GeometricVerification,
     GeometricVerificationConfig,
     HeldVectors,
     QueryExpansionConfig,
@@ -178,8 +182,6 @@ def test_vectors_are_verified_by_local_features_beside_them(scene, database):
     for row in range(len(database)):
         count = 0 if row == missing else database.counts[row]
         assert read.counts[row] == count
-    from ray_retrieval.search.rerank.verification import GeometricVerification
-
     step = GeometricVerification(GeometricVerificationConfig(), held, features)
     hits = held.search(queries, len(database))
     found = rerank([step], queries, hits, features=scene)
@@ -196,6 +198,47 @@ def test_vectors_are_verified_by_local_features_beside_them(scene, database):
     assert sorted(expanded.rows[0]) == sorted(found.rows[0])
     again = build(QueryExpansionConfig(n=2), held)
     assert rerank([step, again], queries, hits, features=scene).rows.shape == hits.rows.shape
+
+
+@pytest.fixture(scope="module")
+def indices(tmp_path_factory, database):
+    """Vectors of nine images, and local features of the same in two shards but the fifth, turned round."""
+    folder = tmp_path_factory.mktemp("indices")
+    images, vectors = draw_images(len(database)), draw_vectors(len(database), 6)
+    turned = np.array([8, 7, 6, 5, 3, 2, 1, 0])
+    build_index(write(folder / "vectors", vectors, images), folder / "gem")
+    sets = write(folder / "sets", database.take(turned), images.take(turned), model="model-b")
+    build_index(sets, folder / "delf", shards=2)
+    return folder
+
+
+def test_an_index_of_local_features_is_found_by_the_images_ids(scene, database, indices):
+    gem, delf = Index.open(indices / "gem"), str(indices / "delf")
+    queries = Vectors(gem.vectors(np.array([3])))
+    hits = gem.search(queries, 9)
+    config = GeometricVerificationConfig(local=delf)
+    step = build(config, gem)
+    assert step.model == "model-b"
+    found = rerank([step], queries, hits, features=scene)
+    known = database.take(np.array([0, 1, 2, 3, 7, 5, 6, 7, 8]))  # the fifth has no features there
+    assert found.rows[0].tolist() == naive_order(scene, known, hits.rows[0].tolist(), config)
+    ids = gem.records(np.arange(9))["id"].to_pylist()
+    held = build_all([config], HeldVectors(gem.vectors()), ids=ids)
+    np.testing.assert_array_equal(rerank(held, queries, hits, features=scene).rows, found.rows)
+    with pytest.raises(ArtefactError, match=r"delf: it holds none of the 1 images.*same ids"):
+        build(config, HeldVectors(gem.vectors(np.array([0]))), ids=["elsewhere"])
+    with pytest.raises(ArtefactError, match=r"takes local features, .*gem holds vectors of 6 dimensions"):
+        build(GeometricVerificationConfig(local=str(indices / "gem")), gem)
+
+
+def test_an_index_of_local_features_is_verified_by_its_own(scene, database, indices):
+    delf = Index.open(indices / "delf")
+    config = GeometricVerificationConfig()
+    found = rerank(build_all([config], delf), scene, hits_of(range(8)))
+    turned = database.take(np.array([8, 7, 6, 5, 3, 2, 1, 0]))
+    assert found.rows[0].tolist() == naive_order(scene, turned, list(range(8)), config)
+    with pytest.raises(ArtefactError, match="vectors are asked for"):
+        build_all([QueryExpansionConfig()], delf)
 
 
 def test_local_features_go_through_verification_alone(scene, database):

@@ -155,4 +155,6 @@ def mean_with(database: Database, vectors: Floats, rows: Rows, alpha: float) -> 
     for i in range(rows.shape[1]):
         summed += weights[:, i, None] * held[places[:, i]]
     summed /= np.sqrt((summed**2).sum(axis=1, keepdims=True))
-    return summed.astype(np.float32)
+    # What nothing is added to stays as it is, whatever vectors are beside it.
+    alone = (rows == NO_ROW).all(axis=1, keepdims=True)
+    return np.where(alone, vectors, summed.astype(np.float32))

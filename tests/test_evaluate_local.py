@@ -1,0 +1,148 @@
+"""Local features against labels and against a ground truth: rankings of an index, and after verification."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from samples import coloured_benchmark, coloured_table
+from search_parts import draw_local, draw_vectors, write
+
+from ray_retrieval import search
+from ray_retrieval.data.table import ImageTable
+from ray_retrieval.descriptors import Local, concatenate
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.evaluate import EvaluateConfig, evaluate
+from ray_retrieval.evaluation import as_text, features_of
+from ray_retrieval.metrics import rankings, revisited
+from ray_retrieval.search.embeddings import Embeddings
+
+COUNT, QUERIES = 30, 6
+VERIFIED = {"rerank": [{"name": "geometric_verification", "depth": 10, "min_inliers": 4}], "at": [1, 3]}
+
+
+def moved(features, shift, seed):
+    """The same features at other places, in descriptors that are a little different."""
+    noise = np.random.default_rng(seed).normal(0, 0.02, features.data.shape)
+    data = features.data.astype(np.float32) + noise
+    data /= np.linalg.norm(data, axis=1, keepdims=True)
+    return replace(features, data=data.astype(np.float16), locations=features.locations + np.float32(shift))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Six queries, each a moved copy of the database's image of the same number, and an index."""
+    folder = tmp_path_factory.mktemp("evaluate-local")
+    rich = draw_local(COUNT, 16, most=60, seed=3)
+    queries = moved(rich.take(np.arange(QUERIES)), 15, 4)
+    table = coloured_table(COUNT, classes=COUNT, prefix="d")
+    asked = coloured_table(QUERIES, classes=COUNT, prefix="q")
+    embeddings = [
+        Embeddings.open(write(folder / name, features, images.table))
+        for name, features, images in (("q", queries, asked), ("d", rich, table))
+    ]
+    search.build(folder / "d", folder / "index", shards=2)
+    benchmark = replace(coloured_benchmark(12), queries=asked, database=table)
+    return *embeddings, search.Index.open(folder / "index"), benchmark
+
+
+def values(report):
+    return {metric["name"]: metric["value"] for metric in report["test"]}
+
+
+def test_measured_are_the_rankings_of_the_index(made):
+    queries, database, index, benchmark = made
+    report = evaluate(queries, database, EvaluateConfig(**VERIFIED), benchmark, index=index)
+    hits = index.search(queries.descriptors, COUNT)
+    expected = rankings.evaluate(hits.rows, queries.labels, database.labels, (1, 3))
+    found = values(report)
+    assert {name: found[name] for name in expected} == {n: m.value for n, m in expected.items()}
+    # Whatever is moved as a whole is found by verification.
+    counts = queries.descriptors.counts
+    assert found["recall@1/reranked"] >= (counts >= 12).mean()
+    policy = next(m["policy"] for m in report["test"] if m["name"] == "map/reranked")
+    assert "geometric_verification" in policy
+
+
+def test_a_ground_truth_counts_rows_of_the_benchmark(made, tmp_path):
+    queries, _, _, benchmark = made
+    lost = {0, 7}
+    rich = draw_local(COUNT, 16, most=60, seed=3)
+
+    def unlabelled(table):
+        images = table.table
+        return ImageTable(pa.table({"id": images["id"], "image": images["image"]}), name=table.name)
+
+    truth = tuple(
+        {"easy": np.array([row]), "hard": np.array([row + 10]), "junk": np.array([row + 20])}
+        for row in range(QUERIES)
+    )
+    benchmark = replace(
+        benchmark,
+        queries=unlabelled(benchmark.queries),
+        database=unlabelled(benchmark.database),
+        ground_truth=truth,
+        protocol="revisited",
+        ks=(1, 5),
+    )
+    database = Embeddings.open(write(tmp_path / "d", rich, benchmark.database.table, skip=lost))
+    search.build(tmp_path / "d", tmp_path / "index")
+    index = search.Index.open(tmp_path / "index")
+    report = evaluate(queries, database, EvaluateConfig(), benchmark, index=index)
+    hits = index.search(queries.descriptors, COUNT)
+    present = np.array([row for row in range(COUNT) if row not in lost])
+    ranks = np.where(hits.rows < 0, -1, present[hits.rows])
+    expected = revisited.evaluate(ranks.T, truth, "revisited", (1, 5))
+    found = values(report)
+    for protocol, metrics in expected.items():
+        for name, metric in metrics.items():
+            assert found[f"{name}/{protocol}" if "/" not in name else name] == metric.value
+    assert any("2 of 30 images" in note for note in report["notes"])
+
+
+def test_an_index_of_other_embeddings_is_refused(made, tmp_path):
+    queries, _, index, benchmark = made
+    other = Embeddings.open(write(tmp_path / "d", draw_local(COUNT, 16, seed=8), benchmark.database.table))
+    with pytest.raises(ArtefactError, match="other embeddings"):
+        evaluate(queries, other, EvaluateConfig(), benchmark, index=index)
+
+
+def test_vectors_are_verified_by_an_index_of_local_features(made, tmp_path):
+    local_queries, _, index, benchmark = made
+    asked, found = draw_vectors(QUERIES, 8, seed=1), draw_vectors(COUNT, 8, seed=2)
+    queries = Embeddings.open(write(tmp_path / "q", asked, benchmark.queries.table))
+    database = Embeddings.open(write(tmp_path / "d", found, benchmark.database.table))
+    step = {"name": "geometric_verification", "depth": COUNT, "min_inliers": 4, "local": str(index.folder)}
+    config = EvaluateConfig(rerank=[step], at=[1])
+    measured = values(evaluate(queries, database, config, benchmark, features=local_queries))
+    counts = local_queries.descriptors.counts
+    assert measured["recall@1/reranked"] >= (counts >= 12).mean() > measured["recall@1"]
+
+
+def test_features_are_those_of_the_same_images(made, tmp_path):
+    local_queries, _, _, benchmark = made
+    vectors = draw_vectors(QUERIES, 8, seed=1)
+    queries = Embeddings.open(write(tmp_path / "q", vectors, benchmark.queries.table, skip={2}))
+    fewer = draw_local(QUERIES, 16, most=9, seed=5)
+    features = Embeddings.open(write(tmp_path / "f", fewer, benchmark.queries.table, skip={0}))
+    found = features_of(queries, features)
+    nothing = fewer.take(np.zeros(0, np.int64))
+    assert isinstance(nothing, Local)
+    assert found.counts.tolist() == [0, *fewer.counts[[1, 3, 4, 5]].tolist()]
+    np.testing.assert_array_equal(found.data, concatenate([fewer.take(np.array([1, 3, 4, 5]))]).data)
+    assert local_queries.rows == QUERIES
+
+
+def test_the_text_is_laid_out_as_the_authors_code_does():
+    metrics = [
+        {"name": "map/medium", "value": 0.82094},
+        {"name": "map/easy", "value": 0.9185},
+        {"name": "mp@1/medium", "value": 1.0},
+        {"name": "mp@10/medium", "value": 0.8936},
+        {"name": "mr@1/medium", "value": 0.1},
+        {"name": "mr@10/medium", "value": 0.4062},
+    ]
+    assert as_text(metrics) == (
+        "easy\n  mAP=91.85\n  mP@k[] []\n  mR@k[] []\n"
+        "medium\n  mAP=82.09\n  mP@k[1 10] [100.00 89.36]\n  mR@k[1 10] [10.00 40.62]\n"
+    )
