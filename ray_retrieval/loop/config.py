@@ -24,13 +24,6 @@ class CheckpointConfig(Config):
     """How many of the newest to keep; each holds the best model so far as well."""
 
 
-class ValidationTimes(ValidationConfig):
-    """What is measured on the validation queries, and when: after epochs, and in long ones after steps."""
-
-    every_steps: int | None = Field(default=None, ge=1)
-    """Steps between two measurements inside an epoch, for long epochs."""
-
-
 class LogConfig(Config):
     """What is written down while a model trains."""
 
@@ -75,7 +68,7 @@ class TrainConfig(Config):
     """`bf16`, `float32`, or `auto`: bfloat16 where the hardware has instructions for it."""
     select: Literal["best", "last"] = "best"
     """Which model the run goes on with: the best on validation queries, or that of the last epoch."""
-    validation: ValidationTimes = ValidationTimes()
+    validation: ValidationConfig = ValidationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
     tensorboard: bool = False

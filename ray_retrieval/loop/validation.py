@@ -30,6 +30,8 @@ class ValidationConfig(Config):
 
     every: int = Field(default=1, ge=1)
     """Epochs between two measurements; the last epoch is always measured."""
+    every_steps: int | None = Field(default=None, ge=1)
+    """Steps between two measurements inside an epoch, for long epochs."""
     metric: ValidationMetric = "map"
     """What the best model has most of, and what a `plateau` schedule follows: `map`, or of vectors also
     `map@r` or `recall@1`, or of a method that learns from classes `accuracy`. All that the method's kind has
@@ -50,10 +52,13 @@ def refuse_unmeasured(metric: ValidationMetric, kind: DescriptorKind) -> None:
 
 def has_accuracy(method: Method, benchmark: Benchmark) -> bool:
     """Whether the accuracy is measured: the method tells classes, and the validation's are all trained."""
-    if DescriptorKind.LOCAL is not method.config.form.kind:
+    if method.config.form.kind is not DescriptorKind.LOCAL:
         return False
-    given, known = benchmark.validation_database.labels, benchmark.train.labels
-    return given.ndim == 1 and known.ndim == 1 and len(given) > 0 and bool(np.isin(given, known).all())
+    trained, asked = benchmark.train, benchmark.validation_database
+    # Tables of other classes number them from 0 too: it is the list of classes that tells.
+    if (trained.classes, trained.class_names) != (asked.classes, asked.class_names) or not len(asked):
+        return False
+    return asked.labels.ndim == 1 and bool(np.isin(asked.labels, trained.labels).all())
 
 
 def measure(

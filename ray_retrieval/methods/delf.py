@@ -300,14 +300,15 @@ class Delf(Method):
         vectors = [np.zeros((0, self.config.form.vectors), np.float32)]
         for some in torch.split(images, pyramid.images_at_once(*images.shape[2:])):
             gathered: list[Tensor] = []
-            found += pyramid.extract(
-                self.normalised(some),
-                functools.partial(self._observed, gathered),
-                self.attention,
-                project,
-                threshold=threshold,
-            )
-            vectors.append(self._combined(gathered, len(some)))
+            observed = functools.partial(self._observed, gathered)
+            normalised = self.normalised(some)
+            found += pyramid.extract(normalised, observed, self.attention, project, threshold=threshold)
+            if self.global_projection is not None:
+                if not gathered:  # the image is too small for the pyramid, and described as it is
+                    gathered.append(l2_normalised(wide(self._global(self._features(normalised)))))
+                vectors.append(_array(l2_normalised(torch.stack(gathered).mean(dim=0))))
+            else:
+                vectors.append(np.zeros((len(some), 0), np.float32))
         return found, np.concatenate(vectors)
 
     def _observed(self, gathered: list[Tensor], images: Tensor, scale: float) -> Tensor:
@@ -316,12 +317,6 @@ class Delf(Method):
         if scale in self._global_scales():
             gathered.append(l2_normalised(wide(self._global(features))))
         return features
-
-    def _combined(self, gathered: list[Tensor], images: int) -> npt.NDArray[np.float32]:
-        """Global descriptors of all scales as one: float32 [images, g]."""
-        if not gathered:
-            return np.zeros((images, self.config.form.vectors), np.float32)
-        return _array(l2_normalised(torch.stack(gathered).mean(dim=0)))
 
     def _global_scales(self) -> set[float]:
         """The scales of the pyramid that the global descriptor is made at."""

@@ -78,8 +78,7 @@ def test_any_stack_of_layers_is_what_the_gradient_reaches(stack):
     assume(field.size < 60)
     rows, cell = reached(network, 100, 100, channels=1)
     first = field.stride * cell - field.padding
-    # A stride or dilation above the window leaves pixels out between the first and the last; so neither may be
-    # beyond the border.
+    # Dilation leaves pixels out between the first and the last, so the box must be within the image.
     assume(first >= 0 and first + field.size <= 100)
     assert (rows[0], rows[-1]) == (first, first + field.size - 1)
 

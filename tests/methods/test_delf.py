@@ -181,6 +181,9 @@ def test_a_global_descriptor_comes_from_the_same_pass():
     assert found.vectors.shape == (3, 6)
     np.testing.assert_allclose(np.linalg.norm(found.vectors, axis=1), 1, atol=1e-5)
     assert method.config.form.vectors == 6
+    tiny = method.describe(images(2, height=9, width=9))  # below the least side of the pyramid
+    assert tiny.counts.tolist() == [0, 0]
+    np.testing.assert_allclose(np.linalg.norm(tiny.vectors, axis=1), 1, atol=1e-5)
 
 
 def test_a_network_that_was_only_tuned_has_no_local_features():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from samples import coloured_table
 
 from ray_retrieval.config import validate
-from ray_retrieval.data.mixed import each_size
+from ray_retrieval.data.mixed import each_size, groups_of
 from ray_retrieval.data.source import ImageSource
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.errors import DataError, RecipeError
@@ -42,7 +42,8 @@ def encoder(made, table):
             return each_size(work or made, source.batch(rows))
 
     def totals(rows, work):
-        parts = [encode(rows[place : place + 1], work) for place in range(len(rows))]
+        with ImageSource(table, made.preprocessing, memory_bytes=0, threads=1) as source, torch.no_grad():
+            parts = [work(images) for _, images in groups_of(source.batch(rows))]
         return {name: torch.stack([part[name] for part in parts]).sum(dim=0) for name in parts[0]}
 
     encode.totals = totals
