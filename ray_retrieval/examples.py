@@ -4,12 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from ray_retrieval.compute import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
+from ray_retrieval.descriptors import Descriptors, Local
 from ray_retrieval.pictures import Example, Shown, cropped
 from ray_retrieval.query import example, hits_of, label_names
-from ray_retrieval.search import Index
+from ray_retrieval.search import Hits, Index
 from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.rerank import GeometricVerificationConfig, build_all, rerank
 
 _POSITIVE = ("easy", "hard", "ok")
 """The lists whose images are right, of the revisited benchmarks under the protocol medium."""
@@ -34,7 +37,7 @@ def of_benchmark(
     chosen = np.linspace(0, queries.rows - 1, min(count, queries.rows)).astype(np.int64)
     described = queries.descriptors.take(chosen)
     # Where the queries are in the index, each finds itself, which is no example of anything.
-    found = index.search(described, hits + benchmark.queries_in_database)
+    found = _search(index, described, hits + benchmark.queries_in_database)
     table = benchmark.queries
     positions = {name: row for row, name in enumerate(table.ids)}
     rows = [positions[queries.ids[row]] for row in chosen]
@@ -50,6 +53,14 @@ def of_benchmark(
         made = example(index, shown, near[:hits])
         examples.append(made if lists is None else _judged(made, lists[number]))
     return examples
+
+
+def _search(index: Index, queries: Descriptors, k: int) -> Hits:
+    """As the command line searches: local features are verified."""
+    if not isinstance(queries, Local):
+        return index.search(queries, k)
+    steps = build_all([GeometricVerificationConfig()], index, threads=cores())
+    return rerank(steps, queries, index.search(queries, max(k, steps[0].depth)))
 
 
 def _lists(benchmark: Benchmark, queries: list[int]) -> list[dict[str, str]] | None:

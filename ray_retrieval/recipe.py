@@ -153,6 +153,10 @@ class Recipe(Config):
                 f"makes {kind.value}"
             )
         self._check_reranking(kind)
+        if self.method.needs_start and self.train.start is None and not self.stages:
+            raise ValueError(
+                f"{self.method.name} leaves untrained what it describes with: state 'train.start' or 'stages'"
+            )
         if self.index.search != "exact" and kind is not DescriptorKind.VECTORS:
             raise ValueError(f"'index.search' is exact for {self.method.name}, which makes {kind.value}")
         method = METHODS[self.method.name][1]

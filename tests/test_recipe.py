@@ -26,7 +26,8 @@ def test_every_recipe_in_jobs_is_valid_and_reads_back_the_same(path, tmp_path):
 def test_published_results_are_of_the_recipes_own_benchmark(path):
     for member in recipe.load_study(path):
         own = {about(member.data).name}
-        if isinstance(member.data, SfmConfig | Gldv2Config):  # measured on any of these, which `data.test` names
+        if isinstance(member.data, SfmConfig | Gldv2Config):
+            # Measured on any of these, which `data.test` names.
             own = {published.title for published in PUBLISHED.values()}
         assert {row.benchmark for row in member.published} <= own
         assert all(member.method.form.size in row.values for row in member.published)

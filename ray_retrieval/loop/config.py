@@ -95,7 +95,8 @@ class TrainConfig(Config):
     def _check(self) -> "TrainConfig":
         if (self.epochs is None) == (self.steps is None):
             found = "neither" if self.steps is None else "both"
-            raise ValueError(f"either 'epochs' or 'steps' says how long to train, got {found}")
+            mend = "" if self.steps is None else ": set 'epochs' to null"
+            raise ValueError(f"either 'epochs' or 'steps' says how long to train, got {found}{mend}")
         if self.batch_size < 2 * self.workers:
             raise ValueError(
                 f"'batch_size' is 2 or more for each of {self.workers} workers, got {self.batch_size}"

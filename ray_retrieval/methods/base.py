@@ -161,6 +161,11 @@ class MethodConfig(Config):
         raise NotImplementedError
 
     @property
+    def needs_start(self) -> bool:
+        """Whether something that is not trained is of no use unless it comes from another model."""
+        return False
+
+    @property
     def training_image(self) -> Preprocessing:
         """How an image is prepared for training, and for the validation in between."""
         return self.image

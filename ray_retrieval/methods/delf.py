@@ -105,12 +105,18 @@ class DelfConfig(MethodConfig):
     @model_validator(mode="after")
     def _check(self) -> "DelfConfig":
         if self.reduction.name == "autoencoder" and self.stage == "tuning":
-            raise ValueError("'reduction: autoencoder' is trained with the attention: set 'stage' to joint")
+            raise ValueError(
+                "'reduction: autoencoder' is trained with the attention: 'stage' is attention or joint"
+            )
         if not self.crop.square:
             raise ValueError("'crop' makes squares: 'crop.resize' is squash or short_side")
         if self.image.resize == "short_side" or self.image.shapes == "pad":
             raise ValueError("'image' is described whole: 'image.resize' is long_side, without 'shapes: pad'")
         return self
+
+    @property
+    def needs_start(self) -> bool:
+        return self.stage == "attention" and self.global_head is not None
 
     @property
     def training_image(self) -> Preprocessing:

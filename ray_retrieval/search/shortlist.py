@@ -42,6 +42,8 @@ _RECALL_K = 100
 """Images that are usually looked at more closely."""
 _MOST_COMPARED = 10**10
 """Pairs of features that are compared to measure a shortlist: a minute or two on two cores."""
+_FEWEST = 50
+"""Features of a query, those of the highest scores, with which a shortlist is still measured."""
 _TRAINING_SEED, _RECALL_SEED = 0, 1
 _SUFFIX = {"votes": "faiss", "asmk": "asmk"}
 _BELOW_ONE = np.nextafter(np.float32(1), np.float32(0))
@@ -193,14 +195,17 @@ def build_shortlist(
 
 def _recall(search: ShortlistSearch, shards: Sequence[Shard], total: int, threads: int) -> Recall | None:
     """Compare with the exact votes, for some images as queries, none of which counts for itself."""
-    most = _MOST_COMPARED * search.images // max(total, 1) ** 2
-    count = min(search.config.recall_queries, search.images, most)
     k = min(_RECALL_K, search.images - 1)
-    if search.kind == "exact" or count < 1 or k < 1:
+    asked = min(search.config.recall_queries, search.images)
+    features = _MOST_COMPARED // max(total * asked, 1)
+    if features < _FEWEST:  # a very large database: fewer queries, each with the fewest features
+        features, asked = _FEWEST, _MOST_COMPARED // (total * _FEWEST)
+    if search.kind == "exact" or asked < 1 or k < 1:
         return None
-    rows = np.sort(np.random.default_rng(_RECALL_SEED).choice(search.images, count, replace=False))
+    rows = np.sort(np.random.default_rng(_RECALL_SEED).choice(search.images, asked, replace=False))
     queries = descriptors_of(shards, rows)
     assert isinstance(queries, Local)
+    queries = _strongest(queries, features)
     exact = search_votes(
         search.features, queries, k + 1, search.config, images=search.images, threads=threads
     )
@@ -208,7 +213,23 @@ def _recall(search: ShortlistSearch, shards: Sequence[Shard], total: int, thread
     if (wanted.rows == NO_ROW).all():
         return None
     found = without(search.search(queries, k + 1, threads=threads), rows)
-    return Recall(k=k, value=recall_of_votes(wanted, found), queries=count)
+    return Recall(k=k, value=recall_of_votes(wanted, found), queries=asked)
+
+
+def _strongest(sets: Local, count: int) -> Local:
+    """The sets without features beyond the first `count` of each, which have the highest scores."""
+    counts = np.minimum(sets.counts, count)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    kept = np.arange(offsets[-1]) + np.repeat(sets.offsets[:-1] - offsets[:-1], counts)
+    return Local(
+        offsets,
+        sets.data[kept],
+        sets.locations[kept],
+        sets.scales[kept],
+        sets.scores[kept],
+        sets.sizes,
+        sets.vectors,
+    )
 
 
 def _features(shards: "dict[int, Shard]", entries: Sequence[ShardEntry]) -> list[FeatureSegment]:
