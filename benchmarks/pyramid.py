@@ -60,14 +60,9 @@ class Network:
         return features @ self.projection.T
 
     def ours(self, images: Tensor) -> list[Found]:
-        together = self.pyramid.images_at_once(*images.shape[2:])
-        return [
-            found
-            for some in images.split(together)
-            for found in self.pyramid.extract(
-                some, lambda resized, _: self.below(resized), self.attention, self.project
-            )
-        ]
+        return self.pyramid.extract(
+            images, lambda resized, _: self.below(resized), self.attention, self.project
+        )
 
     def padded(self, image: Tensor, square: int) -> Found:
         """The features of one image [1, 3, h, w] by one batch of squares."""

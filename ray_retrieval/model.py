@@ -21,7 +21,7 @@ from ray_retrieval.data.mixed import Images, MixedImages, Positions, groups_of
 from ray_retrieval.data.sizes import inside
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, prepare
-from ray_retrieval.descriptors import Descriptors, Form, Local, assembled
+from ray_retrieval.descriptors import DescriptorKind, Descriptors, Form, Local, assembled
 from ray_retrieval.errors import DataError, ModelError, StoreError
 from ray_retrieval.methods import METHODS, build
 from ray_retrieval.methods.base import Method
@@ -249,7 +249,10 @@ class Encoder:
         """
         failures: dict[int, str] = {}
         probabilities = np.zeros((len(images), self.classes), np.float32)
-        for rows, batch in self._batches(len(images), images.__getitem__, _no_box, failures):
+        # As the classes were learned, which may be otherwise than descriptors are made.
+        as_trained = self.method.config.training_image
+        batches = self._batches(len(images), images.__getitem__, _no_box, failures, as_trained)
+        for rows, batch, _ in batches:
             for positions, some in groups_of(batch):
                 with torch.inference_mode(), autocast(self.precision, self.device):
                     found = self.method.class_probabilities(some.to(self.device, non_blocking=True))
@@ -279,60 +282,86 @@ class Encoder:
     ) -> tuple[Descriptors, dict[int, str]]:
         failures: dict[int, str] = {}
         parts = [
-            (rows, self._in_the_whole(self.describe(batch), rows, read, box))
-            for rows, batch in self._batches(count, read, box, failures)
+            (rows, _in_the_whole(self.describe(batch), places))
+            for rows, batch, places in self._batches(count, read, box, failures, self.preprocessing)
         ]
         return assembled(self.form, count, parts), failures
 
-    def _in_the_whole(
-        self, found: Descriptors, rows: Positions, read: Callable[[int], bytes], box: Box
-    ) -> Descriptors:
-        """Local features with their places in the images as they are in their files; others as given."""
-        if not isinstance(found, Local):
-            return found
-        sizes = np.array([upright_size(read(int(row))) for row in rows], np.int32).reshape(-1, 2)
-        boxes = [
-            (0, 0, width, height) if (part := box(int(row))) is None else inside(part, (width, height))
-            for row, (width, height) in zip(rows, sizes.tolist(), strict=True)
-        ]
-        corners = np.array(boxes, np.float64).reshape(-1, 4)
-        # Pixels of the file a pixel of the prepared image, along x and y.
-        steps = (corners[:, 2:] - corners[:, :2]) / found.sizes
-        of = np.repeat(np.arange(len(found)), found.counts)
-        places = (found.locations + 0.5) * steps[of] - 0.5 + corners[of, :2]
-        scales = found.scales / np.sqrt(steps.prod(axis=1))[of]
-        return replace(
-            found, locations=places.astype(np.float32), scales=scales.astype(np.float32), sizes=sizes
-        )
-
     def _batches(
-        self, count: int, read: Callable[[int], bytes], box: Box, failures: dict[int, str]
-    ) -> Iterator[tuple[Positions, Images]]:
-        """Positions and prepared images; those that fail go into `failures`."""
-        pending = self._decode(read, box, 0, count)
+        self,
+        count: int,
+        read: Callable[[int], bytes],
+        box: Box,
+        failures: dict[int, str],
+        preprocessing: Preprocessing,
+    ) -> Iterator[tuple[Positions, Images, list["_Place"]]]:
+        """Positions, prepared images, and where these are; those that fail go into `failures`."""
+        pending = self._decode(read, box, preprocessing, 0, count)
         for start in range(0, count, self.batch_size):
             decoded = [future.result() for future in pending]
-            pending = self._decode(read, box, start + self.batch_size, count)
-            good = [offset for offset, image in enumerate(decoded) if isinstance(image, np.ndarray)]
-            for offset, image in enumerate(decoded):
-                if isinstance(image, str):
-                    failures[start + offset] = image
+            pending = self._decode(read, box, preprocessing, start + self.batch_size, count)
+            good = []
+            for offset, found in enumerate(decoded):
+                if isinstance(found, str):
+                    failures[start + offset] = found
+                else:
+                    good.append((start + offset, *found))
             if good:
-                images = [decoded[offset] for offset in good]
-                square = self.preprocessing.square
-                batch = torch.from_numpy(np.stack(images)) if square else MixedImages(images)
-                yield start + np.array(good, np.int64), batch
+                rows, images, places = zip(*good, strict=True)
+                square = preprocessing.square
+                batch = torch.from_numpy(np.stack(images)) if square else MixedImages(list(images))
+                yield np.array(rows, np.int64), batch, list(places)
 
-    def _decode(self, read: Callable[[int], bytes], box: Box, start: int, count: int) -> list[Any]:
+    def _decode(
+        self, read: Callable[[int], bytes], box: Box, preprocessing: Preprocessing, start: int, count: int
+    ) -> list[Any]:
         rows = range(start, min(start + self.batch_size, count))
-        return [self._decoders.submit(self._prepare, read, box, row) for row in rows]
+        return [self._decoders.submit(self._prepare, read, box, preprocessing, row) for row in rows]
 
     def _prepare(
-        self, read: Callable[[int], bytes], box: Box, row: int
-    ) -> "np.ndarray[Any, np.dtype[np.uint8]] | str":
+        self, read: Callable[[int], bytes], box: Box, preprocessing: Preprocessing, row: int
+    ) -> "tuple[np.ndarray[Any, np.dtype[np.uint8]], _Place] | str":
         try:
-            return prepare(read(row), self.preprocessing, box(row))
+            data, part = read(row), box(row)
+            pixels = prepare(data, preprocessing, part)
+            local = self.form.kind is DescriptorKind.LOCAL
+            return pixels, _place(data, part) if local else _NOWHERE
         except StoreError:
             raise
         except DataError as error:
             return error.problem
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a prepared image is of its file: width and height of that, and the box that counts, in pixels."""
+
+    size: tuple[int, int]
+    box: tuple[int, int, int, int]
+
+
+_NOWHERE = _Place((0, 0), (0, 0, 0, 0))
+"""Of images whose descriptors lie nowhere."""
+
+
+def _place(data: bytes, box: "Sequence[float] | None") -> _Place:
+    size = upright_size(data)
+    return _Place(size, (0, 0, *size) if box is None else inside(box, size))
+
+
+def _in_the_whole(found: Descriptors, places: list[_Place]) -> Descriptors:
+    """Local features with their places in the images as they are in their files; others as given."""
+    if not isinstance(found, Local):
+        return found
+    corners = np.array([place.box for place in places], np.float64).reshape(-1, 4)
+    # Pixels of the file a pixel of the prepared image, along x and y.
+    steps = (corners[:, 2:] - corners[:, :2]) / found.sizes
+    of = np.repeat(np.arange(len(found)), found.counts)
+    locations = (found.locations + 0.5) * steps[of] - 0.5 + corners[of, :2]
+    scales = found.scales / np.sqrt(steps.prod(axis=1))[of]
+    return replace(
+        found,
+        locations=locations.astype(np.float32),
+        scales=scales.astype(np.float32),
+        sizes=np.array([place.size for place in places], np.int32).reshape(-1, 2),
+    )

@@ -18,7 +18,10 @@ from ray_retrieval.config import Config
 from ray_retrieval.layers.pooling import l2_normalised
 from ray_retrieval.layers.receptive_field import ReceptiveField, locations
 
-_PIXELS = 1 << 22  # through a ResNet-50 in float32, their activations take about 1 GB
+_PIXELS = 1 << 22
+"""Of images that go through the network together: of a ResNet-50 in float32, activations take about 1 GB."""
+_BYTES = 1024
+"""Of a GPU's free memory for each pixel more: four times what activations take."""
 
 
 class PyramidConfig(Config):
@@ -77,10 +80,18 @@ class Pyramid:
     def __init__(self, config: PyramidConfig, field: ReceptiveField, channels: int) -> None:
         self.config, self.field, self.channels = config, field, channels
 
-    def images_at_once(self, height: int, width: int) -> int:
-        """How many images of that shape may go through the network together without much memory, ≥ 1."""
-        largest = max(self.config.scales) ** 2 * height * width
-        return max(1, int(_PIXELS / largest))
+    def images_at_once(self, height: int, width: int, device: torch.device | None = None) -> int:
+        """How many images may go through the network together without much memory, at least 1.
+
+        Args:
+            height: of the images as they go through it.
+            width: likewise.
+            device: where the network is; a GPU with more memory takes more.
+        """
+        pixels = _PIXELS
+        if device is not None and device.type == "cuda":
+            pixels = max(pixels, torch.cuda.mem_get_info(device)[0] // _BYTES)
+        return max(1, pixels // (height * width))
 
     def extract(
         self,
@@ -95,8 +106,9 @@ class Pyramid:
 
         Args:
             images: float32 [n, 3, h, w], normalised as the network takes them.
-            backbone: from images [n, 3, h', w'] and their scale to a map [n, channels, h'', w'']. Called once
-                for each scale at which the images are not too small, in the configuration's order.
+            backbone: from some of the images, [m, 3, h', w'], and their scale to a map
+                [m, channels, h'', w'']. Called for each scale at which the images are not too small, in the
+                configuration's order, with runs of as many images as `images_at_once` says.
             attention: from such a map to scores [n, h'', w'']. A score that is NaN makes no feature.
             project: from features of length 1, float32 [m, channels], to [m, d], of any length; called once,
                 and without autocast.
@@ -113,10 +125,12 @@ class Pyramid:
             sides = round(height * scale), round(width * scale)
             if min(sides) < self.config.min_side:
                 continue
-            resized = _resized(images, sides)
-            features = backbone(resized, scale)
-            scores = attention(features).float()
-            level = self._level(features, scores, least, scale, (sides[1] / width, sides[0] / height))
+            ratios = sides[1] / width, sides[0] / height
+            levels = []
+            for some in torch.split(images, self.images_at_once(*sides, images.device)):
+                features = backbone(_resized(some, sides), scale)
+                levels.append(self._level(features, attention(features).float(), least, scale, ratios))
+            level = _Candidates(*(torch.cat(parts) for parts in zip(*levels, strict=True)))
             best = level if best is None else self._merged(best, level)
         return _found(self._none(images) if best is None else best, project)
 

@@ -14,7 +14,6 @@ training that has scores ends, the principal components of the features that the
 model. An image is described at several scales by the features of the highest scores.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -42,6 +41,8 @@ from ray_retrieval.methods.hashing import wide
 
 _SEED = int.from_bytes(b"delf", "big")
 """Of the training images that principal components and threshold are learned from."""
+_OF_THE_HEAD = ("above.", "global_pooling.", "global_projection.")
+_NO_FEATURES = "no features were found in the training images: there is nothing to learn from"
 
 
 class ReductionConfig(Config):
@@ -89,6 +90,9 @@ class DelfConfig(MethodConfig):
     dimension: int = Field(default=40, ge=1)
     """Of a descriptor; published: 40, and later 128."""
     reduction: ReductionConfig = ReductionConfig()
+    normalised_scores: bool = False
+    """Divide the scores of a map by their mean before they weigh its features in training, so that a factor
+    common to all of them has no gradient; published without."""
     attention_weight: float = Field(default=1.0, gt=0)
     """Of the attention's loss."""
     autoencoder_weight: float = Field(default=10.0, gt=0)
@@ -194,13 +198,13 @@ class Delf(Method):
     def _classified(self, features: Tensor) -> Outputs:
         outputs: Outputs = {}
         if self.classifier is not None:
-            outputs["logits"] = wide(self.classifier(self._global(features)))
+            outputs["logits"] = _widely(self.classifier, self._global(features))
         if self.attention_classifier is not None:
             # The scores learn from what the backbone gives, and do not change it.
             fixed = features.detach()
             rebuilt = self._rebuilt(fixed)
             pooled = self._attended(fixed, rebuilt)
-            outputs["attention_logits"] = wide(self.attention_classifier(pooled))
+            outputs["attention_logits"] = _widely(self.attention_classifier, pooled)
             if self.autoencoder is not None:
                 outputs["rebuilding"] = reconstruction_losses(fixed, rebuilt)
         return outputs
@@ -215,16 +219,26 @@ class Delf(Method):
     def _attended(self, features: Tensor, shown: Tensor) -> Tensor:
         """The features that are shown, pooled by the scores of the features: [n, channels]."""
         assert self.attention is not None
-        return attentive_pooling(shown, self.attention(features))
+        normalised = self.config.normalised_scores
+        return attentive_pooling(shown, self.attention(features), normalised_scores=normalised)
 
     def _global(self, features: Tensor) -> Tensor:
         """What the tuned classifier sees of conv4's map: [n, width]."""
         assert self.above is not None
         top = self.above(features)
         if self.global_pooling is None or self.global_projection is None:
-            return wide(top).mean(dim=(2, 3)).to(features.dtype)
-        projected: Tensor = self.global_projection(self.global_pooling(top).to(features.dtype))
-        return projected
+            return wide(top).mean(dim=(2, 3))
+        return _widely(self.global_projection, self.global_pooling(top))
+
+    def started_from(self, lacking: list[str]) -> None:
+        """Refuse a start that lacks what this stage leaves as it is."""
+        names = [name for name in lacking if name.startswith(_OF_THE_HEAD)]
+        if self.config.stage == "attention" and names:
+            raise ModelError(
+                f"its global head, which stage attention leaves as it is, lacks {', '.join(names[:3])}",
+                where="train.start",
+                mend="start from a model that was tuned with the same method.global_head",
+            )
 
     def start_training(self, table: ImageTable, device: torch.device) -> None:  # noqa: ARG002
         if table.labels.ndim == 2:
@@ -251,18 +265,27 @@ class Delf(Method):
     # What validation looks at
 
     def compared(self, images: Tensor) -> Tensor:
-        """Unit vectors of whole images: what the classifier of the stage sees, or that of the attention."""
+        """Unit vectors of whole images: what the classifier that the stage trains sees.
+
+        Where a stage trains both, that of the attention; with a global head the global descriptor, which
+        makes the shortlists.
+        """
         features = self._features(self.normalised(images))
-        if self.attention is None:
-            return l2_normalised(wide(self._global(features)))
-        return l2_normalised(self._attended(features, self._rebuilt(features)))
+        if self._by_attention:
+            return l2_normalised(self._attended(features, self._rebuilt(features)))
+        return l2_normalised(self._global(features))
 
     def class_probabilities(self, images: Tensor) -> Tensor:
+        """Of the classifier that `compared` looks at."""
         outputs = self._classified(self._features(self.normalised(images)))
-        if "attention_logits" in outputs:
+        if self._by_attention:
             return outputs["attention_logits"].softmax(dim=1)
         head = self.config.global_head
         return (outputs["logits"] * (head.scale if head else 1.0)).softmax(dim=1)
+
+    @property
+    def _by_attention(self) -> bool:
+        return self.attention is not None and (self.classifier is None or self.config.global_head is None)
 
     def pictures(self, images: Tensor) -> dict[str, Tensor]:
         """The scores over each image, brightest where they are highest."""
@@ -278,7 +301,8 @@ class Delf(Method):
 
     def describe(self, images: Tensor) -> Local:
         """Sets of features of images of one size; locations and sizes are in these images' pixels."""
-        found, vectors = self._found(images, self._project, threshold=float(self.threshold))
+        gathered: dict[float, list[Tensor]] = {scale: [] for scale in sorted(self._global_scales())}
+        found = self._found(images, self._project, threshold=float(self.threshold), gathered=gathered)
         height, width = images.shape[2:]
         counts = [len(one.scores) for one in found]
         return Local(
@@ -288,41 +312,49 @@ class Delf(Method):
             _joined([one.scales for one in found]),
             _joined([one.scores for one in found]),
             np.tile(np.array([width, height], np.int32), (len(found), 1)),
-            vectors,
+            self._combined(images, gathered),
         )
 
     def _found(
-        self, images: Tensor, project: Callable[[Tensor], Tensor], *, threshold: float = float("-inf")
-    ) -> tuple[list[Found], npt.NDArray[np.float32]]:
-        """Features of each image, and global descriptors [n, g]; a few images at a time."""
+        self,
+        images: Tensor,
+        project: Callable[[Tensor], Tensor],
+        *,
+        threshold: float = float("-inf"),
+        gathered: dict[float, list[Tensor]] | None = None,
+    ) -> list[Found]:
+        """Features of each image.
+
+        Args:
+            images: uint8 [n, 3, h, w].
+            project: as for `Pyramid.extract`.
+            threshold: the least score.
+            gathered: by the scales that count, global descriptors of runs of the images are added to it.
+        """
         if self.attention is None:
             raise ModelError(
                 "a network that was only tuned does not know which features to take",
                 where="method.stage",
                 mend="train the stage attention from it, or the stage joint",
             )
-        pyramid = Pyramid(self.config.pyramid, self._field, self.centre.shape[0])
-        found: list[Found] = []
-        vectors = [np.zeros((0, self.config.form.vectors), np.float32)]
-        for some in torch.split(images, pyramid.images_at_once(*images.shape[2:])):
-            gathered: list[Tensor] = []
-            observed = functools.partial(self._observed, gathered)
-            normalised = self.normalised(some)
-            found += pyramid.extract(normalised, observed, self.attention, project, threshold=threshold)
-            if self.global_projection is not None:
-                if not gathered:  # the image is too small for the pyramid, and described as it is
-                    gathered.append(l2_normalised(wide(self._global(self._features(normalised)))))
-                vectors.append(_array(l2_normalised(torch.stack(gathered).mean(dim=0))))
-            else:
-                vectors.append(np.zeros((len(some), 0), np.float32))
-        return found, np.concatenate(vectors)
 
-    def _observed(self, gathered: list[Tensor], images: Tensor, scale: float) -> Tensor:
-        """The map of images at one scale; their global descriptors at the scales that count are gathered."""
-        features = self._features(images)
-        if scale in self._global_scales():
-            gathered.append(l2_normalised(wide(self._global(features))))
-        return features
+        def look(resized: Tensor, scale: float) -> Tensor:
+            features = self._features(resized)
+            if gathered is not None and scale in gathered:
+                gathered[scale].append(l2_normalised(self._global(features)))
+            return features
+
+        pyramid = Pyramid(self.config.pyramid, self._field, self.centre.shape[0])
+        return pyramid.extract(self.normalised(images), look, self.attention, project, threshold=threshold)
+
+    def _combined(self, images: Tensor, gathered: dict[float, list[Tensor]]) -> npt.NDArray[np.float32]:
+        """Global descriptors of all scales as one, float32 [n, g]; g is 0 without a global head."""
+        if self.global_projection is None:
+            return np.zeros((len(images), 0), np.float32)
+        scales = [torch.cat(parts) for parts in gathered.values() if parts]
+        if not scales:  # the images are too small for the pyramid, and described as they are
+            scales = [l2_normalised(self._global(self._features(self.normalised(images))))]
+        return _array(l2_normalised(torch.stack(scales).mean(dim=0)))
 
     def _global_scales(self) -> set[float]:
         """The scales of the pyramid that the global descriptor is made at."""
@@ -348,18 +380,20 @@ class Delf(Method):
         if self.config.keep_share is not None:
             scores = encode(rows, self._scores)["scores"].double().cpu().numpy()
             chosen = scores[np.isfinite(scores)]
+            if not len(chosen):
+                raise DataError(_NO_FEATURES)
             self.threshold.fill_(float(np.quantile(chosen, 1 - self.config.keep_share)))
 
     def _learn_components(self, rows: Rows, encode: Encode) -> None:
         def sums(images: Tensor) -> Outputs:
-            found, _ = self._found(images, _unchanged)
+            found = self._found(images, _unchanged)
             features = torch.cat([one.descriptors for one in found]).double()
             count = torch.tensor(len(features), dtype=torch.float64, device=features.device)
             return {"count": count, "sum": features.sum(dim=0), "products": features.T @ features}
 
         totals = {name: value.cpu().numpy() for name, value in encode.totals(rows, sums).items()}
         if totals["count"] < 2:
-            raise DataError("no features were found in the training images: there is nothing to learn from")
+            raise DataError(_NO_FEATURES)
         statistics = PairStatistics.of_sums(int(totals["count"]), totals["sum"], totals["products"])
         shrinkage = 1.0 if self.config.reduction.whiten else 0.0
         mean, projection = pca(statistics, self.config.dimension, shrinkage=shrinkage)
@@ -368,12 +402,19 @@ class Delf(Method):
 
     def _scores(self, images: Tensor) -> Outputs:
         """The scores of the chosen features, [n, most], infinite where there are fewer."""
-        found, _ = self._found(images, _unchanged)
+        found = self._found(images, _unchanged)
         most = self.config.pyramid.max_features
         filled = torch.full((len(found), most), float("inf"), device=images.device)
         for row, one in zip(filled, found, strict=True):
             row[: len(one.scores)] = one.scores
         return {"scores": filled}
+
+
+def _widely(layer: nn.Module, values: Tensor) -> Tensor:
+    """A layer in float32 or wider whatever autocast says: of many classes, logits are near each other."""
+    with torch.autocast(values.device.type, enabled=False):
+        found: Tensor = layer(wide(values))
+    return found
 
 
 def _unchanged(features: Tensor) -> Tensor:

@@ -226,9 +226,20 @@ def test_cells_of_suppressed_neighbours_are_on_a_coarser_grid(network, projectio
 
 def test_how_many_images_go_at_once():
     pyramid = Pyramid(PyramidConfig(), receptive_field(nn.Identity()), 3)
-    assert pyramid.images_at_once(480, 640) == 3  # 1.2 million pixels each at scale 2, of 4.2
+    assert pyramid.images_at_once(960, 1280) == 3  # 1.2 million pixels each, of 4.2
     assert pyramid.images_at_once(3000, 4000) == 1
-    assert Pyramid(PyramidConfig(scales=(0.5,)), pyramid.field, 3).images_at_once(512, 512) == 64
+    assert pyramid.images_at_once(256, 256) == 64
+
+
+def test_runs_of_images_are_put_together(monkeypatch, network, projection):
+    images, config = images_of(5, 40, 56), PyramidConfig(max_features=20)
+    expected = extract(images, network, projection, config)
+    monkeypatch.setattr("ray_retrieval.layers.pyramid._PIXELS", 2 * 80 * 112)  # two images at scale 2
+    found = extract(images, network, projection, config)
+    assert len(found) == 5
+    for one, other in zip(expected, found, strict=True):
+        for mine, theirs in zip(one, other, strict=True):
+            torch.testing.assert_close(mine, theirs)
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_components_and_threshold_are_learned_of_the_models_own_features():
     method = built(**settings, keep_share=0.25).eval()
     method.after_training(Encode(pictures))
     with torch.no_grad():
-        found, _ = method._found(pictures, lambda features: features)
+        found = method._found(pictures, lambda features: features)
     features = torch.cat([one.descriptors for one in found]).numpy()
     reference = PCA(n_components=8).fit(features.astype(np.float64))
     np.testing.assert_allclose(method.centre.numpy(), reference.mean_, atol=1e-6)
@@ -168,7 +168,7 @@ def test_whitened_components_have_one_variance():
     method = built(stage="attention", reduction={"whiten": True}, dimension=4).eval()
     method.after_training(Encode(images(8, 32, 32)))
     with torch.no_grad():
-        found, _ = method._found(images(8, 32, 32), lambda features: features)
+        found = method._found(images(8, 32, 32), lambda features: features)
     projected = method._project(torch.cat([one.descriptors for one in found])).numpy()
     np.testing.assert_allclose(np.cov(projected.T), np.eye(4), atol=0.02)
 
@@ -211,6 +211,41 @@ def test_the_attention_starts_from_a_tuned_model(tmp_path):
     lacking = model.start_from(method, str(tmp_path))
     assert all(name.startswith("attention") for name in lacking)
     assert torch.equal(method.backbone[0].weight, tuned.backbone[0].weight)
+
+
+def test_a_start_without_its_global_head_is_refused():
+    method = built(stage="attention", global_head={"dimension": 6})
+    with pytest.raises(ModelError, match="tuned with the same"):
+        method.started_from(["global_projection.weight", "attention.score.weight"])
+    method.started_from(["attention.score.weight"])
+    built(stage="joint", global_head={"dimension": 6}).started_from(["global_projection.weight"])
+
+
+@pytest.mark.parametrize("stage", ["tuning", "attention", "joint"])
+def test_logits_are_not_rounded_to_bfloat16(stage):
+    method = built(stage=stage).eval()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = method(images())
+    logits = outputs["logits" if stage == "tuning" else "attention_logits"]
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.to(torch.bfloat16).float())
+
+
+def test_with_a_global_head_its_descriptor_is_validated():
+    method = built(stage="joint", global_head={"dimension": 6}).eval()
+    assert method.compared(images()).shape == (4, 6)
+    assert built(stage="joint").eval().compared(images()).shape == (4, 64)
+    attended = built(stage="attention", global_head={"dimension": 6}).eval()
+    assert attended.compared(images()).shape == (4, 64)
+
+
+def test_normalised_scores_have_no_scale():
+    method = built(stage="attention", normalised_scores=True).eval()
+    before = terms(method, images())["attention"]
+    fixed = method.backbone(method.normalised(images()))
+    doubled = 2 * method.attention(fixed)
+    method.attention.forward = lambda _: doubled
+    assert terms(method, images())["attention"].item() == pytest.approx(before.item(), rel=1e-5)
 
 
 def test_features_lie_where_they_are_in_the_file(tmp_path):
