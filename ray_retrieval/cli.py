@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ray_retrieval.cli_submit import submit_app
 from ray_retrieval.errors import RetrievalError
 from ray_retrieval.progress import Display
 
@@ -28,6 +29,7 @@ index_app = typer.Typer(help="Build, describe and check an index.", no_args_is_h
 app.add_typer(index_app, name="index")
 gldv2_app = typer.Typer(help="Fetch and build Google Landmarks v2, to learn from.", no_args_is_help=True)
 app.add_typer(gldv2_app, name="gldv2")
+app.add_typer(submit_app, name="submit")
 
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe file; ready-made ones are in jobs/.")
@@ -113,6 +115,24 @@ def train(
     measured = ", ".join(f"validation {name} {_number(value)}" for name, value in validation)
     typer.echo(f"model   {_short(f'{job.folder}/model')} ({fingerprint}), {measured}")
     typer.echo(f"next    {next_command}")
+
+
+@app.command()
+def tune(
+    recipe: RecipeArgument, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
+) -> None:
+    """Search for hyperparameters as the recipe's `tune` block says; run again, it goes on."""
+    from ray_retrieval.recipe import template
+    from ray_retrieval.tables import print_trials
+    from ray_retrieval.tune import Search
+
+    tuned = Search(template(recipe, overrides), fresh=fresh, display=Display()).all()
+    if as_json:
+        _print_json(tuned.as_json())
+        return
+    print_trials(tuned.as_json())
+    typer.echo(f"model   {_short(f'{tuned.folder}/model')}, of trial {tuned.best[0].name}")
+    typer.echo(f"report  {_short(tuned.report)}")
 
 
 @app.command()
@@ -438,29 +458,39 @@ def search(
     from ray_retrieval.recipe import rerank_steps
 
     searcher = Searcher(index, model, rerank=rerank_steps(rerank or []))
-    answers = searcher.search(images, k, box=box)
+    answers = searcher.answers(images, k, box=box)
     if picture is not None:
-        examples = [searcher.example(image, hits) for image, hits in zip(images, answers, strict=True)]
+        examples = [
+            searcher.example(image, answer.hits) for image, answer in zip(images, answers, strict=True)
+        ]
         pictures.save(pictures.grid(examples), picture)
     if as_json:
         found = zip(images, answers, strict=True)
         _print_json(
             {
                 "queries": [
-                    {"image": str(image), "hits": [hit.as_json() for hit in hits]} for image, hits in found
+                    {
+                        "image": str(image),
+                        "hits": [hit.as_json() for hit in answer.hits],
+                        "notes": answer.notes,
+                    }
+                    for image, answer in found
                 ]
             }
         )
         return
-    for image, hits in zip(images, answers, strict=True):
-        score = ["score"] if any(hit.score is not None for hit in hits) else []
-        columns = ("rank", *score, "distance", "label", "id", "path")
+    for image, answer in zip(images, answers, strict=True):
+        # What verification has found is told in the place of its score.
+        scored = any(hit.score is not None for hit in answer.hits) and answer.hits[0].inliers is None
+        columns = ("rank", *(["score"] if scored else []), "distance", "label", "id", "path")
         table = Table(*columns, title=escape(str(image)), title_justify="left")
-        for hit in hits:
-            first = [str(hit.rank)] if hit.score is None else [str(hit.rank), f"{hit.score:.4f}"]
-            far = searcher.index.form.in_words(hit.distance)
+        for hit in answer.hits:
+            first = [str(hit.rank), f"{hit.score:.4f}"] if scored else [str(hit.rank)]
+            far = hit.in_words(searcher.index.form)
             table.add_row(*map(escape, (*first, far, ", ".join(hit.labels), hit.id, hit.path or "")))
         Console().print(table)
+        for note in answer.notes:
+            typer.echo(f"note: {note}")
     if picture is not None:
         typer.echo(f"picture {picture}")
 
@@ -488,7 +518,7 @@ def predict(
         shown = None if picture is None else str(picture)
         _print_json({"image": str(image), **prediction.as_json(), "picture": shown})
         return
-    far = searcher.index.form.in_words(prediction.nearest.distance)
+    far = prediction.nearest.in_words(searcher.index.form)
     print_prediction(prediction.as_json(), far)
     if picture is not None:
         typer.echo(f"picture  {picture}")
@@ -589,7 +619,7 @@ def serve(
     chosen = [f"{key}={value}" for key, value in named.items() if value is not None]
     config = from_settings(ServeConfig, [*(settings or []), *chosen])
     display = Display()
-    found = model or query.model_of(Folder(index)).uri
+    found = model or query.model_of(Folder(index), mend=query.NAME_MODEL).uri
     display.say("starting the server …")
     with run_server(index, found, config, blocking=True) as url:
         display.say(f"serving {index}: page {url}, API {url}/docs; Ctrl-C stops it")

@@ -143,9 +143,10 @@ class Local:
     def take(self, rows: "npt.NDArray[np.int64]") -> "Local":
         """The sets of some images, in the order asked."""
         rows = np.asarray(rows, np.int64)
-        counts = self.counts[rows]
+        starts = self.offsets[:-1][rows]
+        counts = self.offsets[1:][rows] - starts  # of these alone: there may be millions of others
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        features = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][rows] - offsets[:-1], counts)
+        features = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
         return Local(
             offsets,
             self.data[features],
@@ -212,20 +213,29 @@ class Form:
     def similarity(self, distance: float) -> float:
         """1 for equal codes or vectors: the share of equal bits, or the cosine; of local features the score.
 
-        The distance of sets of local features is their score with the sign turned: the whole part is the
-        number of matches that agree on where things are, the rest orders images that have as many.
+        The distance of sets of local features is their score in a search with the sign turned: 0 for images
+        that have nothing in common, and below 1, however alike they are.
         """
         if self.kind is DescriptorKind.LOCAL:
             return -distance
         return 1 - distance / (self.size if self.kind is DescriptorKind.CODES else 2)
 
-    def in_words(self, distance: float) -> str:
-        """A distance as people read it: `3 bits`, `cosine 0.8125`, `42 inliers` or `score 0.1250`."""
+    def in_words(self, distance: float, inliers: int | None = None) -> str:
+        """A distance as people read it: `3 bits`, `cosine 0.8125` or `score 0.1250`.
+
+        Args:
+            distance: of a search.
+            inliers: where the image was verified, the features that agree on where things are, or 0 if there
+                are too few. They are what counts then: `42 inliers`, `no match`, `42 inliers, cosine 0.8125`.
+        """
+        if inliers is not None:
+            found = f"{inliers} inlier{'' if inliers == 1 else 's'}" if inliers else "no match"
+            return found if self.kind is DescriptorKind.LOCAL else f"{found}, {self.in_words(distance)}"
         if self.kind is DescriptorKind.CODES:
             return f"{distance} bit{'' if distance == 1 else 's'}"
         if self.kind is DescriptorKind.VECTORS:
             return f"cosine {self.similarity(distance):.4f}"
-        return f"{int(-distance)} inliers" if distance <= -1 else f"score {-distance:.4f}"
+        return f"score {self.similarity(distance):.4f}"
 
     def as_json(self) -> dict[str, Any]:
         """`{"kind": "codes", "bits": 48}` or `{"kind": "vectors", "dimension": 128}`.

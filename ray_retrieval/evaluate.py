@@ -1,7 +1,7 @@
 """Embeddings against the benchmark's protocol."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,10 +16,14 @@ from ray_retrieval.evaluate_local import of_local
 from ray_retrieval.evaluation import (
     Rows,
     Side,
+    check_features,
+    depth_of,
     features_of,
+    ignored_rows,
     in_order,
     named_reranked,
     notes_on_missing,
+    own_rows,
     plain,
     rows_in,
     side,
@@ -28,7 +32,13 @@ from ray_retrieval.metrics import hamming, retrieval, revisited
 from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW
-from ray_retrieval.search.rerank import HeldVectors, RerankConfigs, build_all, rerank
+from ray_retrieval.search.rerank import (
+    GeometricVerificationConfig,
+    HeldVectors,
+    RerankConfigs,
+    build_all,
+    rankings,
+)
 
 _AT = (1, 10, 100, 1000)
 _DEPTH = 1000
@@ -74,6 +84,9 @@ def evaluate(
     vector are never found, and queries without one do not count. Local features are measured by the rankings
     of their index, which end where no image has anything in common with the query.
 
+    Geometric verification takes the first hits of those that count: what a protocol ignores, and the query
+    itself, is left out before. It gives a ranking for each protocol then, by which that one is measured.
+
     Args:
         queries: of the test queries.
         database: of the database, made by the same model; the same as `queries` where these are the database.
@@ -84,14 +97,15 @@ def evaluate(
             each query counts four times: when it is measured, as the steps are prepared, when it is
             re-ranked, and when that is measured.
         index: of the database; local features need it.
-        features: of the queries, local ones, for steps that verify vectors by another index.
+        features: of the queries, local ones, for steps that verify by another index, made by its model.
 
     Returns:
         {"test": [{"name", "value", "policy"}, …], "pr_curve": {"radius", "recall", "precision"} or None where
         there is none, "notes"}.
 
     Raises:
-        ArtefactError: if the two were made by different models, or of other images than the benchmark's.
+        ArtefactError: if the two were made by different models, or of other images than the benchmark's, or
+            the features by another than that of the index by which hits are verified.
         DataError: if one of them has no labels, or codes are to be measured by a ground truth.
     """
     if queries.model != database.model:
@@ -99,10 +113,11 @@ def evaluate(
             f"queries were encoded by model {queries.model}, the database by {database.model}",
             mend="encode both with the same model",
         )
+    check_features(config.rerank, features)
     if queries.form.kind is DescriptorKind.LOCAL:
         assert index is not None, "local features are measured by their index"
         at = config.at or benchmark.ks or _AT
-        return of_local(queries, database, index, config.rerank, at, benchmark, threads, progress)
+        return of_local(queries, database, index, config.rerank, at, benchmark, threads, progress, features)
     if benchmark.ground_truth is not None:
         local = None if features is None else features_of(queries, features)
         return _by_ground_truth(queries, database, config, benchmark, threads, progress, local)
@@ -141,13 +156,13 @@ def _measure(
     }
     metrics = list(retrieval.evaluate(**asked, progress=progress).values())
     if config.rerank:
-        own = np.full(len(queries), NO_ROW)
+        own = [np.zeros(0, np.int64)] * len(queries)
         if itself:
-            own = np.arange(len(queries))
+            own = list(np.arange(len(queries))[:, None])
         elif told_by_ids:
-            places = {identifier: row for row, identifier in enumerate(database.ids.tolist())}
-            own = np.array([places.get(identifier, NO_ROW) for identifier in queries.ids.tolist()])
-        order = _reranked(queries, database, own, config, max(at), threads, progress)
+            own = own_rows(queries.ids.tolist(), database.ids.tolist())
+        rows = np.array([row[0] if len(row) else NO_ROW for row in own], np.int64)
+        (order,) = _reranked(queries, database, rows, [own], config, max(at), threads, progress)
         again = retrieval.evaluate_reranked(**asked, order=order, progress=progress)
         metrics += named_reranked(again.values(), config.rerank, itself=itself)
     return plain(metrics, [])
@@ -192,8 +207,17 @@ def _by_ground_truth(
             Side(some, np.zeros(len(some), np.int64), np.array(given.ids, np.str_), local)
             for some, given, local in ((asked, queries, features), (found, database, None))
         ]
-        order = _reranked(sides[0], sides[1], own, config, max(at), threads, progress)
-        again = revisited.evaluate_reranked(**measured, order=order, progress=_in_queries(progress, *counts))
+        ignored = ignored_rows(lists, benchmark.protocol, present)
+        if not any(isinstance(step, GeometricVerificationConfig) for step in config.rerank):
+            ignored = {"": [np.zeros(0, np.int64)] * len(asked)}  # one ranking for all protocols
+        orders = _reranked(
+            sides[0], sides[1], own, list(ignored.values()), config, max(at), threads, progress
+        )
+        tick = _in_queries(progress, counts[0], counts[1] * len(orders))
+        again: revisited.Report = {}
+        for protocol, order in zip(ignored, orders, strict=True):
+            report = revisited.evaluate_reranked(**measured, order=order, progress=tick)
+            again |= {protocol: report[protocol]} if protocol else report
         metrics += named_reranked(in_order(again), config.rerank)
     notes = notes_on_missing(benchmark, query_rows, lists, present)
     return plain(metrics, notes)
@@ -218,17 +242,21 @@ def _reranked(
     queries: Side,
     database: Side,
     own: Rows,
+    ignored: Sequence[Sequence[Rows]],
     config: EvaluateConfig,
     at: int,
     threads: int,
     progress: Callable[[int], None] | None = None,
-) -> npt.NDArray[np.int32]:
-    """The first rows of each query's ranking after all steps, int32 [queries, as deep as the steps look].
+) -> list[npt.NDArray[np.int32]]:
+    """The first rows of each query's ranking after all steps, for each protocol.
+
+    Each is int32 [queries, as deep as the steps look]; `NO_ROW` instead of rows that were left out.
 
     Args:
         queries: of the test.
         database: what they search.
         own: which row of the database each query is, or `NO_ROW`.
+        ignored: for each protocol and query the rows that are left out before geometric verification.
         config: the steps.
         at: the largest cut-off that is measured.
         threads: processor threads.
@@ -250,18 +278,21 @@ def _reranked(
     steps = build_all(config.rerank, held, ids=database.ids.tolist(), threads=threads, progress=prepare)
     if progress is not None:
         progress(count - shared)  # of steps that prepare nothing
-    depth = min(len(held), max(_DEPTH, at, *(step.depth for step in steps)) + 1)
-    order = np.full((count, depth), NO_ROW, np.int32)
+    depth = min(len(held), max(_DEPTH, at, *(depth_of(step, ignored) for step in steps)) + 1)
+    orders = [np.full((count, depth), NO_ROW, np.int32) for _ in ignored]
     # Queries do not depend on each other, but for a step that looks at all of them together.
     block = count if any(step.joint for step in steps) else _RERANKED
     for start in range(0, count, block):
         some = np.arange(start, min(start + block, count))
         part = queries.descriptors.take(some)
         local = None if queries.features is None else queries.features.take(some)
-        order[some] = rerank(steps, part, held.search(part, depth), own[some], local).rows
+        left_out = [rows[start : start + block] for rows in ignored]
+        made = rankings(steps, part, held.search(part, depth), left_out, own[some], local)
+        for order, hits in zip(orders, made, strict=True):
+            order[some] = hits.rows
         if progress is not None:
             progress(len(part))
-    return order
+    return orders
 
 
 def _of_codes(

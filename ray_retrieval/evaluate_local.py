@@ -1,6 +1,6 @@
 """An index of local features against the benchmark's protocol: its search, and after re-ranking."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,13 +8,25 @@ import numpy as np
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.descriptors import Local
 from ray_retrieval.errors import ArtefactError, DataError
-from ray_retrieval.evaluation import Rows, in_order, named_reranked, notes_on_missing, plain, rows_in
-from ray_retrieval.metrics import rankings, revisited
+from ray_retrieval.evaluation import (
+    Rows,
+    depth_of,
+    features_of,
+    ignored_rows,
+    in_order,
+    named_reranked,
+    notes_on_missing,
+    own_rows,
+    plain,
+    rows_in,
+)
+from ray_retrieval.metrics import rankings as by_rankings
+from ray_retrieval.metrics import revisited
 from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW
-from ray_retrieval.search.rerank import RerankConfigs, build_all, rerank
+from ray_retrieval.search.rerank import RerankConfigs, build_all, rankings
 
 _DEPTH = 1000
 """Images of each query's ranking, at the least; what is not among them is never found."""
@@ -31,6 +43,7 @@ def of_local(
     benchmark: Benchmark,
     threads: int,
     progress: Callable[[int], None] | None,
+    features: Embeddings | None = None,
 ) -> dict[str, Any]:
     """The metrics of one model as plain values; see `evaluate.evaluate`.
 
@@ -43,6 +56,7 @@ def of_local(
         benchmark: whose protocol it is.
         threads: processor threads.
         progress: called with the number of queries done; see `evaluate.evaluate`.
+        features: of the queries, for steps that verify by another index.
 
     Raises:
         ArtefactError: if the index is of other embeddings.
@@ -58,58 +72,103 @@ def of_local(
             where=queries.folder,
             mend="take a method that makes vectors",
         )
-    before, after = _rankings(queries, index, steps, max(_DEPTH, *at), threads, progress)
+    ignored = _ignored(queries, database, benchmark)
+    local = None if features is None else features_of(queries, features)
+    before, after = _rankings(queries, index, steps, ignored, max(_DEPTH, *at), local, threads, progress)
     measured = _by_ground_truth if benchmark.ground_truth is not None else _by_labels
-    metrics, notes = measured(before, queries, database, at, benchmark)
-    if after is not None:
+    metrics, notes = measured(dict.fromkeys(ignored, before), queries, database, at, benchmark)
+    if steps:
         metrics += named_reranked(measured(after, queries, database, at, benchmark)[0], steps)
     return plain(metrics, notes)
+
+
+def _ignored(queries: Embeddings, database: Embeddings, benchmark: Benchmark) -> dict[str, list[Rows]]:
+    """By protocol, for each query the rows of the index that do not count; one protocol without a truth."""
+    if benchmark.ground_truth is not None:
+        assert benchmark.protocol is not None
+        asked, present = rows_in(queries, benchmark.queries), rows_in(database, benchmark.database)
+        lists = [benchmark.ground_truth[row] for row in asked.tolist()]
+        return ignored_rows(lists, benchmark.protocol, present)
+    if benchmark.queries_in_database:
+        return {"labels": own_rows(queries.ids, database.ids)}
+    return {"labels": [np.zeros(0, np.int64)] * queries.rows}
 
 
 def _rankings(
     queries: Embeddings,
     index: Index,
     steps: RerankConfigs,
+    ignored: Mapping[str, list[Rows]],
     depth: int,
+    features: Local | None,
     threads: int,
     progress: Callable[[int], None] | None,
-) -> tuple[Rows, Rows | None]:
-    """Rows of the index for each query, int64 [queries, m]: as it finds them, and after the steps if any."""
-    features = queries.descriptors
-    assert isinstance(features, Local)
+) -> tuple[Rows, dict[str, Rows]]:
+    """Rows of the index for each query, int64 [queries, m]: as found, and by protocol after the steps.
+
+    Args:
+        queries: of the test.
+        index: that is searched.
+        steps: of re-ranking; there may be none.
+        ignored: by protocol, for each query the rows that do not count.
+        depth: of the rankings, at the least.
+        features: of the queries, for steps that verify by another index.
+        threads: processor threads.
+        progress: called with the number of queries done.
+    """
+    given = queries.descriptors
+    assert isinstance(given, Local)
     built = build_all(steps, index, threads=threads) if steps else []
     # One more than is asked for: the query itself may be among them.
-    depth = min(index.rows, max([depth, *(step.depth for step in built)]) + 1)
-    before, after = [], []
-    for start in range(0, len(features), _AT_ONCE):
-        some = features.take(np.arange(start, min(start + _AT_ONCE, len(features))))
+    depth = min(index.rows, max([depth, *(depth_of(step, ignored.values()) for step in built)]) + 1)
+    before: list[Rows] = []
+    after: dict[str, list[Rows]] = {name: [] for name in ignored}
+    for start in range(0, len(given), _AT_ONCE):
+        part = np.arange(start, min(start + _AT_ONCE, len(given)))
+        some = given.take(part)
         hits = index.search(some, depth)
         before.append(hits.rows)
         if built:
-            after.append(rerank(built, some, hits).rows)
+            left_out = [rows[start : start + _AT_ONCE] for rows in ignored.values()]
+            local = None if features is None else features.take(part)
+            made = rankings(built, some, hits, left_out, features=local)
+            for name, found in zip(ignored, made, strict=True):
+                after[name].append(found.rows)
         if progress is not None:
             progress(len(some) * (4 if built else 1))
-    return np.concatenate(before), np.concatenate(after) if after else None
+    return np.concatenate(before), {name: np.concatenate(rows) for name, rows in after.items() if rows}
 
 
 def _by_labels(
-    order: Rows, queries: Embeddings, database: Embeddings, at: Sequence[int], benchmark: Benchmark
+    orders: Mapping[str, Rows],
+    queries: Embeddings,
+    database: Embeddings,
+    at: Sequence[int],
+    benchmark: Benchmark,
 ) -> tuple[list[Metric], list[str]]:
     labels, rows = queries.labels, database.labels
     if labels is None or rows is None:
         raise DataError("evaluation needs labels of queries and database", where=queries.folder)
     ids = (queries.ids, database.ids) if benchmark.queries_in_database else (None, None)
-    return list(rankings.evaluate(order, labels, rows, at, *ids).values()), []
+    (order,) = orders.values()
+    return list(by_rankings.evaluate(order, labels, rows, at, *ids).values()), []
 
 
 def _by_ground_truth(
-    order: Rows, queries: Embeddings, database: Embeddings, at: Sequence[int], benchmark: Benchmark
+    orders: Mapping[str, Rows],
+    queries: Embeddings,
+    database: Embeddings,
+    at: Sequence[int],
+    benchmark: Benchmark,
 ) -> tuple[list[Metric], list[str]]:
     assert benchmark.ground_truth is not None
     assert benchmark.protocol is not None
     asked, present = rows_in(queries, benchmark.queries), rows_in(database, benchmark.database)
     lists = [benchmark.ground_truth[row] for row in asked.tolist()]
-    # Rows of the benchmark, whose ground truth counts images that could not be decoded, too.
-    named = np.where(order == NO_ROW, NO_ROW, present[order])
-    report = revisited.evaluate(named.T, lists, benchmark.protocol, at, rows=len(benchmark.database))
+    report = {}
+    for name, order in orders.items():
+        # Rows of the benchmark, whose ground truth counts images that could not be decoded, too.
+        named = np.where(order == NO_ROW, NO_ROW, present[order])
+        rows = len(benchmark.database)
+        report[name] = revisited.evaluate(named.T, lists, benchmark.protocol, at, rows=rows)[name]
     return in_order(report), notes_on_missing(benchmark, asked, lists, present)

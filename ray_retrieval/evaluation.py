@@ -13,10 +13,17 @@ from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Descriptors, Local, assembled
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.metrics import revisited
+from ray_retrieval.metrics.ground_truth import LISTS, POSITIVE, Protocol
 from ray_retrieval.metrics.metric import Metric
+from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW
-from ray_retrieval.search.rerank import KReciprocalConfig
+from ray_retrieval.search.rerank import (
+    GeometricVerification,
+    GeometricVerificationConfig,
+    KReciprocalConfig,
+    Step,
+)
 
 Rows = npt.NDArray[np.int64]
 
@@ -62,6 +69,61 @@ def features_of(embeddings: Embeddings, features: Embeddings) -> Local:
     found = assembled(features.form, embeddings.rows, [(rows[:, 0], given.take(rows[:, 1]))])
     assert isinstance(found, Local)
     return found
+
+
+def check_features(steps: Iterable[Config], features: Embeddings | None) -> None:
+    """Raise ArtefactError where steps verify by an index of another model than the queries' features."""
+    for step in steps:
+        if not isinstance(step, GeometricVerificationConfig) or step.local is None:
+            continue
+        made_by = Index.open(step.local).model
+        if features is None or features.model != made_by:
+            found = "there are none" if features is None else f"those given are of {features.model}"
+            raise ArtefactError(
+                f"the index is of model {made_by}; of the queries' local features {found}",
+                where=step.local,
+                mend="encode the queries with the model that made the index",
+            )
+
+
+def ignored_rows(
+    lists: Sequence[Mapping[str, Rows]], protocol: Protocol, present: Rows
+) -> dict[str, list[Rows]]:
+    """By protocol, for each query the rows that are removed from its ranking: int64 [m].
+
+    Args:
+        lists: of the ground truth, one mapping a query.
+        protocol: which lists there are.
+        present: int64 [n], ascending: the row in the ground truth's numbers of each row that is there.
+    """
+    found = {}
+    for name, positive in POSITIVE[protocol].items():
+        others = [key for key in LISTS[protocol] if key not in positive]
+        found[name] = [
+            _places(present, np.concatenate([np.asarray(one[key], np.int64) for key in others]))
+            for one in lists
+        ]
+    return found
+
+
+def _places(present: Rows, rows: Rows) -> Rows:
+    """Where some rows are in an ascending list; those that are not there are left out."""
+    places = np.searchsorted(present, rows)
+    there = places < len(present)
+    there[there] = present[places[there]] == rows[there]
+    return places[there]
+
+
+def depth_of(step: Step, ignored: Iterable[Sequence[Rows]]) -> int:
+    """How many hits of a search a step makes use of, where a protocol ignores some before it verifies."""
+    most = max((len(rows) for of_protocol in ignored for rows in of_protocol), default=0)
+    return step.depth + (most if isinstance(step, GeometricVerification) else 0)
+
+
+def own_rows(ids: Sequence[str], database_ids: Sequence[str]) -> list[Rows]:
+    """For each query the row of the database that is the query itself, int64 [1], or none."""
+    places = {identifier: row for row, identifier in enumerate(database_ids)}
+    return [np.array([places[name]] if name in places else [], np.int64) for name in ids]
 
 
 def named_reranked(
@@ -172,4 +234,6 @@ def _in_words(step: Config, *, alone: bool) -> str:
     words = [f"{key} {value}" for key, value in settings.items()]
     if alone and isinstance(step, KReciprocalConfig) and not step.joint:
         words.append("each query is re-ranked alone with the database")
+    if isinstance(step, GeometricVerificationConfig):
+        words.append("rows that do not count for a query are left out before the first are taken")
     return f"{name} ({', '.join(words)})"

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from ray_retrieval.answers import Hit, example, hits_of, label_names, verified
 from ray_retrieval.compute import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Descriptors, Local
 from ray_retrieval.pictures import Example, Shown, cropped
-from ray_retrieval.query import example, hits_of, label_names
-from ray_retrieval.search import Hits, Index
+from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.rerank import GeometricVerificationConfig, build_all, rerank
 
@@ -47,7 +47,7 @@ def of_benchmark(
     examples = []
     for number, row in enumerate(rows):
         shown = Shown(_picture(table, row), table.ids[row], label_names(labels[number], table.class_names))
-        near = hits_of(index, found, number)
+        near = found[number]
         if benchmark.queries_in_database:
             near = [hit for hit in near if hit.id != shown.id]
         made = example(index, shown, near[:hits])
@@ -55,12 +55,15 @@ def of_benchmark(
     return examples
 
 
-def _search(index: Index, queries: Descriptors, k: int) -> Hits:
-    """As the command line searches: local features are verified."""
+def _search(index: Index, queries: Descriptors, k: int) -> list[list[Hit]]:
+    """The hits of each query, as the command line searches: local features are verified."""
     if not isinstance(queries, Local):
-        return index.search(queries, k)
-    steps = build_all([GeometricVerificationConfig()], index, threads=cores())
-    return rerank(steps, queries, index.search(queries, max(k, steps[0].depth)))
+        found = index.search(queries, k)
+        return [hits_of(index, found, query) for query in range(len(queries))]
+    (step,) = build_all([GeometricVerificationConfig()], index, threads=cores())
+    found = index.search(queries, max(k, step.depth))
+    ordered = rerank([step], queries, found)
+    return [verified(index, found, ordered, step, query, k) for query in range(len(queries))]
 
 
 def _lists(benchmark: Benchmark, queries: list[int]) -> list[dict[str, str]] | None:

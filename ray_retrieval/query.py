@@ -1,51 +1,28 @@
 """Images in, nearest images of an index and their labels out."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ray_retrieval.answers import Answer, Hit, example, hits_of, scored, verified
 from ray_retrieval.compute import cores
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Local, Vectors
-from ray_retrieval.errors import ArtefactError, QueryError, RecipeError, RetrievalError
+from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
 from ray_retrieval.model import DESCRIPTION, Encoder, read_model_description
 from ray_retrieval.report import Example, Shown
 from ray_retrieval.search import Hits, Index
-from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationConfig, build_all
+from ray_retrieval.search.hits import NO_ROW
+from ray_retrieval.search.rerank import (
+    AnyRerankConfig,
+    GeometricVerificationConfig,
+    build_all,
+)
 from ray_retrieval.search.rerank import rerank as rerank_hits
 from ray_retrieval.search.vectors import distances_to
 from ray_retrieval.storage import Folder
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One image found.
-
-    Attributes:
-        rank: 1 is the nearest.
-        id: of the image.
-        distance: Hamming distance in bits, squared Euclidean distance of unit vectors, or of local features
-            the score with the sign turned.
-        similarity: share of equal bits, cosine, or of local features the score: see `descriptors.Form`.
-        score: by which re-ranking has put it in its place, the lowest first; None where there is none.
-        labels: names of its classes, or their numbers where they have no names; empty where unknown.
-        path: of the image file, or None where the index holds the image itself.
-        row: of the index.
-    """
-
-    rank: int
-    id: str
-    distance: float
-    similarity: float
-    labels: list[str]
-    path: str | None
-    row: int
-    score: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -81,59 +58,14 @@ class Prediction:
         return asdict(self)
 
 
-def label_names(label: int | list[int] | None, class_names: list[str] | None) -> list[str]:
-    """Names of a row's classes; their numbers where they have no names."""
-    numbers = [] if label is None else label if isinstance(label, list) else [label]
-    return [class_names[number] if class_names else str(number) for number in numbers]
-
-
-def example(index: Index, query: Shown, hits: list[Hit]) -> Example:
-    """A query and its hits as pictures show them; a hit is right where it shares a label with the query."""
-    known = set(query.labels)
-    shown = [
-        Shown(
-            _image_of(index, hit.row),
-            hit.id,
-            hit.labels,
-            index.form.in_words(hit.distance),
-            bool(known & set(hit.labels)) if known and hit.labels else None,
-        )
-        for hit in hits
-    ]
-    return Example(query, shown)
-
-
-def _image_of(index: Index, row: int) -> bytes | None:
-    try:
-        data: bytes = index.image_bytes(row)
-        return data
-    except RetrievalError:
-        return None  # the file has gone since: the picture shows a placeholder
-
-
-def hits_of(index: Index, hits: Hits, query: int) -> list[Hit]:
-    """The hits of one query with what the index knows of them, nearest first."""
-    rows = hits.rows[query]
-    rows = rows[rows >= 0]
-    records = index.records(rows).to_pylist()
-    return [
-        Hit(
-            rank,
-            record["id"],
-            distance.item(),
-            index.form.similarity(distance.item()),
-            label_names(record.get("label"), index.class_names),
-            record.get("path"),
-            int(row),
-        )
-        for rank, (record, row, distance) in enumerate(
-            zip(records, rows, hits.distances[query], strict=False), start=1
-        )
-    ]
-
-
-def model_of(index: Folder) -> Folder:
+def model_of(
+    index: Folder, *, mend: str = "put the folder of the model that made it beside the index"
+) -> Folder:
     """The model that made an index, where it lies beside it as a run leaves them.
+
+    Args:
+        index: an index directory.
+        mend: what to do where there is none, for the error.
 
     Raises:
         ArtefactError: if no folder beside the index holds a model of that fingerprint.
@@ -150,7 +82,7 @@ def model_of(index: Folder) -> Folder:
     raise ArtefactError(
         f"the index was made by model {fingerprint}; beside it {listed}",
         where=index,
-        mend="name the model's folder with --model",
+        mend=mend,
     )
 
 
@@ -193,7 +125,7 @@ class Searcher:
         threads = threads or cores()
         folder = Folder(index)
         self.index = Index.open(folder, threads=threads)
-        found = Folder(model) if model is not None else model_of(folder)
+        found = Folder(model) if model is not None else model_of(folder, mend=NAME_MODEL)
         self.encoder = Encoder(found, threads=threads)
         if self.encoder.fingerprint != self.index.model:
             raise ArtefactError(
@@ -202,8 +134,8 @@ class Searcher:
                 mend="name the model that encoded the database",
             )
         if rerank is None:
-            verified = self.index.form.kind is DescriptorKind.LOCAL
-            rerank = (GeometricVerificationConfig(),) if verified else ()
+            verifies = self.index.form.kind is DescriptorKind.LOCAL
+            rerank = (GeometricVerificationConfig(),) if verifies else ()
         self._steps = build_all(rerank, self.index, threads=threads) if rerank else []
         local = local_index(rerank)
         self._local = None if local is None else Encoder(model_of(Folder(local)), threads=threads)
@@ -235,13 +167,29 @@ class Searcher:
         Raises:
             QueryError: if k < 1, an image is missing or cannot be decoded, or nothing of it is in the box.
         """
+        return [answer.hits for answer in self.answers(images, k, box=box)]
+
+    def answers(
+        self, images: Sequence[str | Path | bytes], k: int = 10, *, box: Sequence[float] | None = None
+    ) -> list[Answer]:
+        """What `search` returns for every image given, with what a reader has to know of it.
+
+        Args:
+            images: files, or their bytes.
+            k: hits of each.
+            box: as for `search`.
+
+        Raises:
+            QueryError: as `search`.
+        """
         if k < 1:
             raise QueryError(f"k is {k}", mend="ask for 1 hit or more")
         queries = self.encode(images, box)
         depth = max([k, *(step.depth for step in self._steps)])
         found = self.index.search(queries, depth)
         if not self._steps:
-            return [hits_of(self.index, found, query) for query in range(len(images))]
+            hits = [hits_of(self.index, found, query) for query in range(len(images))]
+            return [self._noted(queries, query, some) for query, some in enumerate(hits)]
         assert not isinstance(queries, Codes)
         features = None
         if self._local is not None:
@@ -250,18 +198,32 @@ class Searcher:
             assert isinstance(given, Local)
             features = given
         ordered = rerank_hits(self._steps, queries, found, features=features)
-        return [self._answer(queries, ordered, query, k) for query in range(len(images))]
+        made = [self._reranked(queries, found, ordered, query, k) for query in range(len(images))]
+        return [self._noted(queries, query, some) for query, some in enumerate(made)]
 
-    def _answer(self, queries: Vectors | Local, ordered: Hits, query: int, k: int) -> list[Hit]:
+    def _reranked(
+        self, queries: Vectors | Local, found: Hits, ordered: Hits, query: int, k: int
+    ) -> list[Hit]:
         """The first hits of one query after re-ranking, with their own distances and the steps' scores."""
-        first = Hits(ordered.distances[query : query + 1, :k], ordered.rows[query : query + 1, :k])
         if isinstance(queries, Local):
-            return hits_of(self.index, first, 0)  # what verification has made of them is their distance
-        rows = first.rows[0][first.rows[0] >= 0]
+            return verified(self.index, found, ordered, self._steps[-1], query, k)
+        rows = ordered.rows[query, :k]
+        rows = rows[rows != NO_ROW]
         own = queries.data[query : query + 1]
         real = Hits(distances_to(self.index.vectors(rows), own, np.arange(len(rows))[None]), rows[None])
-        pairs = zip(hits_of(self.index, real, 0), first.distances[0].tolist(), strict=False)
-        return [replace(hit, score=score) for hit, score in pairs]
+        return scored(hits_of(self.index, real, 0), ordered.distances[query, : len(rows)], self._steps[-1])
+
+    def _noted(self, queries: Descriptors, query: int, hits: list[Hit]) -> Answer:
+        """The hits of one query, with why there are none, or that none of them is a match."""
+        notes = []
+        if not hits:
+            if isinstance(queries, Local) and not queries.counts[query]:
+                notes.append("the model finds no features in the image")
+            else:
+                notes.append("no image of the index has features like those of the image")
+        elif hits[0].inliers == 0:
+            notes.append("no match found: no image agrees with the query on where things are")
+        return Answer(hits, notes)
 
     def predict(self, image: str | Path | bytes, *, classes: int = 5) -> Prediction:
         """The nearest image of the index, and what the model's class head says where it has one.
@@ -271,11 +233,12 @@ class Searcher:
             classes: how many of the likeliest classes.
 
         Raises:
-            QueryError: if the image is missing or cannot be decoded, or nothing is in the index.
+            QueryError: if the image is missing or cannot be decoded, or nothing in the index is like it.
         """
-        hits = self.search([image], k=_AS_NEAR)[0]
+        answer = self.answers([image], k=_AS_NEAR)[0]
+        hits = answer.hits
         if not hits:
-            raise QueryError("the index is empty", where=self.index.folder)
+            raise QueryError(answer.notes[0], where="the image" if isinstance(image, bytes) else image)
         probabilities, failures = self.encoder.class_probabilities([_read(image)])
         _refuse([image], failures)
         guesses = None
@@ -285,9 +248,13 @@ class Searcher:
             guesses = [
                 ClassGuess(int(n), names[n] if names else str(n), float(probabilities[0, n])) for n in order
             ]
-        itself = [hit for hit in hits if hit.similarity > _SAME and _same_file(image, hit.path)]
-        notes = [f"the image itself is in the index, as {hit.id}" for hit in itself]
+        itself = [hit for hit in hits if self._as_near(hit) and _same_file(image, hit.path)]
+        notes = [*answer.notes, *(f"the image itself is in the index, as {hit.id}" for hit in itself)]
         return Prediction(hits[0], guesses, notes)
+
+    def _as_near(self, hit: Hit) -> bool:
+        """Whether a hit may be the image that is asked about; scores of local features do not tell."""
+        return self.index.form.kind is DescriptorKind.LOCAL or hit.similarity > _SAME
 
     def example(self, image: str | Path | bytes, hits: list[Hit]) -> Example:
         """A query image and its hits as `pictures.grid` shows them.
@@ -300,6 +267,9 @@ class Searcher:
         labels = [folder] if folder in (self.index.class_names or []) else []
         return example(self.index, Shown(_read(image), Path(image).name, labels), hits)
 
+
+NAME_MODEL = "name the model's folder with --model"
+"""What to do on the command line where the model of an index is not beside it."""
 
 _SAME = 0.999
 """Similarity of a descriptor to one made of the same pixels, perhaps in another batch."""

@@ -11,6 +11,7 @@ combination.
 import copy
 import itertools
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,12 +27,15 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.encode import EncodeConfig
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.evaluate import EvaluateConfig
+from ray_retrieval.layers.backbones import stage_channels
 from ray_retrieval.loop import TrainConfig
 from ray_retrieval.loop.validation import MEASURED
 from ray_retrieval.methods import METHODS, AnyMethodConfig
+from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationConfig
 from ray_retrieval.search.votes import LocalSearchConfig
+from ray_retrieval.tuning.config import TuneConfig
 
 # What may differ between two runs that give the same model: how fast it is made, and what comes after.
 _NOT_OF_THE_MODEL: dict[str, Any] = {
@@ -51,7 +55,13 @@ _NOT_OF_THE_MODEL: dict[str, Any] = {
     "evaluate": True,
     "report": True,
     "published": True,
+    "tune": True,
 }
+
+_NOT_OF_A_STAGE = {"stages", "encode", "index", "evaluate", "report", "published", "tune"}
+
+_LENGTHS = {"train.epochs": "train.steps", "train.steps": "train.epochs"}
+"""Either says how long to train: a setting of one takes the place of the other."""
 
 _STUDIED = {"method.bits": "{}bits", "method.dimension": "{}d", "seed": "seed{}"}
 """What may be a list in a study, and what a member's folder is called after its value."""
@@ -100,15 +110,19 @@ class StageConfig(Config):
     name: str = Field(pattern="^[a-z0-9_-]+$")
     """Of its folder, in `stages/`."""
     settings: dict[str, Any] = Field(min_length=1)
-    """What differs from the recipe, by dotted keys of `method` and `train`: `{method.stage: tuning}`."""
+    """What differs from the recipe, by dotted keys of `method` and `train`: `{method.stage: tuning}`. One of
+    `train.epochs` and `train.steps` takes the place of the other."""
 
     @model_validator(mode="after")
     def _check(self) -> "StageConfig":
         for key in self.settings:
-            if key.split(".")[0] not in ("method", "train") or key == "train.start":
-                raise ValueError(
-                    f"a stage has settings of 'method' and 'train' but 'train.start', got '{key}'"
-                )
+            section, _, field = key.partition(".")
+            if section not in ("method", "train"):
+                raise ValueError(f"a stage has settings of 'method' and 'train', got '{key}'")
+            if not field:  # a whole section would take the recipe's own settings away
+                raise ValueError(f"a stage has single settings such as '{section}.…', got all of '{key}'")
+            if key == "train.start":
+                raise ValueError("a stage starts from the one before it, got 'train.start'")
         return self
 
 
@@ -135,6 +149,8 @@ class Recipe(Config):
     report: ReportConfig = ReportConfig()
     published: tuple[PublishedConfig, ...] = ()
     """What the results are compared with."""
+    tune: TuneConfig | None = None
+    """The search for hyperparameters that `ray-retrieval tune` makes; the other verbs leave it out."""
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
@@ -152,7 +168,11 @@ class Recipe(Config):
                 f"'train.validation.metric' is {' or '.join(MEASURED[kind])} for {self.method.name}, which "
                 f"makes {kind.value}"
             )
+        if self.tune is not None:
+            self.tune.check_metrics(kind, self.train.validation.metric)
         self._check_reranking(kind)
+        self._check_local_features()
+        self._check_stages()
         if self.method.needs_start and self.train.start is None and not self.stages:
             raise ValueError(
                 f"{self.method.name} leaves untrained what it describes with: state 'train.start' or 'stages'"
@@ -184,15 +204,47 @@ class Recipe(Config):
                     f"{self.method.name}"
                 )
 
+    def _check_local_features(self) -> None:
+        """What building the index, or the network, would refuse after images were read or models trained."""
+        method, config = self.method, self.index.local
+        if not isinstance(method, DelfConfig):
+            return
+        if config.shortlist == "global" and not method.form.vectors:
+            raise ValueError(
+                "'index.local.shortlist' is global, and the model has no global vectors: set it to votes, or "
+                "give the method a 'method.global_head'"
+            )
+        if config.factory is not None and config.shortlist not in ("auto", "votes"):
+            raise ValueError(
+                f"'index.local.factory' is for the shortlist votes, not for {config.shortlist}: leave it out"
+            )
+        try:
+            channels, _ = stage_channels(method.backbone.name)
+        except RecipeError as error:
+            raise ValueError(f"'{error.where}': {error.problem}: {error.mend}") from None
+        if method.dimension > channels:
+            raise ValueError(
+                f"'method.dimension' is at most {channels}, the channels of {method.backbone.name}, got "
+                f"{method.dimension}"
+            )
+
+    def _check_stages(self) -> None:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two of the 'stages' are called '{name}', and each has a folder of its own")
+
     def stage_recipes(self) -> "list[Recipe]":
         """The trainings before, each a recipe of its own whose output lies in `stages/`.
+
+        They only train: what is said of embeddings, index and measurement is not theirs.
 
         Raises:
             RecipeError: if a stage has an unknown key or a wrong value.
         """
         found: list[Recipe] = []
         for number, stage in enumerate(self.stages if self.train.epochs != 0 else ()):
-            values = self.model_dump(mode="json", exclude={"stages", "published"})
+            values = self.model_dump(mode="json", exclude=_NOT_OF_A_STAGE)
             values["name"] = f"{self.name}-{stage.name}"
             values["output"] = _below(self.output, f"stages/{stage.name}")
             if number:
@@ -219,14 +271,36 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         RecipeError: if the file is missing or no YAML, if a key is unknown or has a wrong value, or if the
             file states a study of several runs.
     """
-    merged = _with_settings(_read(path), overrides or [], where=path)
-    for key, values in _studied(merged, where=path).items():
-        raise RecipeError(
-            f"'{key}' is a list: this is a study of several runs",
-            where=path,
-            mend=f"read it with ray_retrieval.recipe.load_study, or choose one, e.g. {key}={values[0]}",
-        )
-    return validate(Recipe, _resolved(merged, where=path), where=path)
+    return template(path, overrides)({})
+
+
+def template(path: str | Path, overrides: list[str] | None = None) -> Callable[[Mapping[str, Any]], Recipe]:
+    """A recipe file, read once, of which recipes are made that differ in some values.
+
+    Args:
+        path: a YAML file.
+        overrides: as for `load`.
+
+    Returns:
+        Gives the recipe with values for dotted keys in place of the file's; raises as `load`.
+
+    Raises:
+        RecipeError: if the file is missing or no YAML.
+    """
+    read = _read(path)
+
+    def made(values: Mapping[str, Any]) -> Recipe:
+        settings = [*(overrides or []), *(f"{key}={yaml.safe_dump(value)}" for key, value in values.items())]
+        merged = _with_settings(read, settings, where=path)
+        for key, listed in _studied(merged, where=path).items():
+            raise RecipeError(
+                f"'{key}' is a list: this is a study of several runs",
+                where=path,
+                mend=f"read it with ray_retrieval.recipe.load_study, or choose one, e.g. {key}={listed[0]}",
+            )
+        return validate(Recipe, _resolved(merged, where=path), where=path)
+
+    return made
 
 
 def load_study(path: str | Path, overrides: list[str] | None = None) -> list[Recipe]:
@@ -317,9 +391,18 @@ def _with_settings(values: dict[str, Any], settings: list[str], *, where: object
             key, _, text = setting.partition("=")
             # A whole section replaces the old one: its keys may belong to another kind.
             OmegaConf.update(merged, key, yaml.safe_load(text), merge=False, force_add=True)
-        return merged
+        return _with_one_length(merged, settings)
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise RecipeError(" ".join(str(error).split()), where=where) from None
+
+
+def _with_one_length(merged: DictConfig, settings: list[str]) -> DictConfig:
+    """Without the length of training in epochs where the settings give it in steps, and the other way."""
+    given = {key for key, _, text in (s.partition("=") for s in settings) if yaml.safe_load(text) is not None}
+    for key, other in _LENGTHS.items():
+        if key in given and other not in given:
+            OmegaConf.update(merged, other, None, merge=False, force_add=True)
+    return merged
 
 
 def _resolved(merged: DictConfig, *, where: object) -> Any:

@@ -6,7 +6,7 @@ killed goes on where it stood.
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +30,7 @@ from ray_retrieval.encode import EncodeJob, encode
 from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.evaluate import evaluate
 from ray_retrieval.evaluation import as_text
-from ray_retrieval.loop import TrainConfig
+from ray_retrieval.loop import Outcome, TrainConfig
 from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
 from ray_retrieval.model import DESCRIPTION, read_model_description
@@ -38,6 +38,7 @@ from ray_retrieval.progress import Advance, Display
 from ray_retrieval.query import local_index, model_of
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.reuse import reuse
+from ray_retrieval.run_checks import refuse_codes, refuse_unmeasurable
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder, fingerprint
 from ray_retrieval.train import read_history, starting, train
@@ -80,24 +81,35 @@ class Run:
         recipe: what to do.
         fresh: delete what an earlier run left there.
         display: where progress is shown.
+        training: trains a model as `train` does, perhaps in another place.
 
     Raises:
         RecipeError: if the folder holds a run of a recipe that gives another model, or, with `fresh`,
             something that is no run.
     """
 
-    def __init__(self, recipe: Recipe, *, fresh: bool = False, display: Display | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        fresh: bool = False,
+        display: Display | None = None,
+        training: Callable[..., Outcome] = train,
+    ) -> None:
         self.recipe, self.folder = recipe, Folder(recipe.output)
+        self._train = training
         self.display = display or Display(quiet=True)
         if fresh:
             self._remove()
         self._refuse_another_recipe()
         # A recipe that states no stages is one training; else those before it are runs that only train.
-        self._before = [Run(stage, display=self.display) for stage in recipe.stage_recipes()]
+        self._before = [
+            Run(stage, display=self.display, training=training) for stage in recipe.stage_recipes()
+        ]
 
     def all(self) -> Finished:
         """Every stage, on the cluster that RAY_ADDRESS names or on a local Ray."""
-        benchmark = self.prepare()
+        benchmark = self.prepare(measured=True)
         with connect():
             self.train(benchmark)
             self.encode(benchmark)
@@ -105,8 +117,11 @@ class Run:
         metrics = self.evaluate(benchmark)
         return Finished(self.folder, metrics, self.report(benchmark))
 
-    def prepare(self) -> Benchmark:
+    def prepare(self, *, measured: bool = False) -> Benchmark:
         """Find everything that the run needs before anything is started.
+
+        Args:
+            measured: whether the model is going to be measured too, so that what this needs is looked for.
 
         Returns:
             The benchmark without the training images that cannot be decoded, which `errors/` lists.
@@ -116,10 +131,10 @@ class Run:
         """
         existed, begun = self.folder.exists(), self.folder.exists("recipe.yaml")
         try:
-            benchmark = self._load_data()
+            benchmark = self._load_data(measured=measured)
             if benchmark.untrainable:
                 self._take_model(benchmark)
-            else:
+            elif not self.folder.exists(f"model/{DESCRIPTION}"):
                 for number, job in enumerate([*self._before, self]):
                     job._foresee(benchmark, follows=number > 0)
         except RetrievalError:
@@ -156,35 +171,14 @@ class Run:
             method.warnings(benchmark.train, config.total_steps(method.rounds * len(sizes)))
         )
 
-    def _load_data(self) -> Benchmark:
+    def _load_data(self, *, measured: bool) -> Benchmark:
         with self._stage("data"):
             benchmark = datasets.load(self.recipe.data, seed=self.recipe.seed, splits=self.folder / "split")
             self.folder.write_text("recipe.yaml", recipes.dump(self.recipe))
-            self._refuse_codes(benchmark)
+            refuse_codes(self.recipe, benchmark)
+            if measured:
+                refuse_unmeasurable(self.recipe, benchmark)
             return self._without_broken(benchmark)
-
-    def _refuse_codes(self, benchmark: Benchmark) -> None:
-        """The metrics of codes leave no query out of its own results, and know no ground truth."""
-        if self.recipe.method.form.kind is not DescriptorKind.CODES:
-            return
-        if benchmark.ground_truth is not None:
-            raise RecipeError(
-                f"{benchmark.name} is measured with vectors, and {self.recipe.method.name} makes codes",
-                where="data",
-                mend="take a method that makes vectors, such as gem",
-            )
-        pairs = {
-            "queries": (benchmark.queries, benchmark.database),
-            "validation queries": (benchmark.validation_queries, benchmark.validation_database),
-        }
-        for role, (queries, database) in pairs.items():
-            if queries is database:
-                raise RecipeError(
-                    f"the {role} of {benchmark.name} are searched in themselves, and "
-                    f"{self.recipe.method.name} makes codes, whose measures would count each as its own hit",
-                    where="data",
-                    mend="take a method that makes vectors, such as xbm, or give queries apart",
-                )
 
     def _take_model(self, benchmark: Benchmark) -> None:
         """Take the model that the recipe starts from for the trained one, where nothing can be trained.
@@ -212,32 +206,25 @@ class Run:
         reuse(config.start, self.recipe.method, folder)
 
     def train(self, benchmark: Benchmark) -> None:
-        """Train, unless `model/` is complete."""
-        folder = self.folder / "model"
+        """Train, unless `model/` is complete: then the trainings before it need not be there any more."""
         if benchmark.untrainable:
             self._take_model(benchmark)
             self.display.say(f"train: the model is taken as it is, {benchmark.untrainable}")
             return
-        for job in self._before:
+        if self._is_complete(benchmark):
+            self.display.say("train: the model is complete")
+            return
+        for job in self._stages_to_train(benchmark):
             self.display.say(f"stage {job.recipe.name}")
             job.folder.write_text("recipe.yaml", recipes.dump(job.recipe))
             job.train(benchmark)
+        self._refuse_another_beginning(benchmark)
         key = self.training_key(benchmark)
-        begun = self.folder.read_json("training.json")["key"] if self.folder.exists("training.json") else key
-        if begun != key:
-            raise RecipeError(
-                "the training or validation images are not those that this run was begun with",
-                where=self.folder,
-                mend="bring them back, choose another output=… or delete the run with --fresh",
-            )
-        if folder.exists(DESCRIPTION) and read_model_description(folder)[0]["training"]["key"] == key:
-            self.display.say("train: the model is complete")
-            return
-        self.folder.write_json("training.json", {"key": key})
+        self.folder.write_json("training.json", {"key": key, "start": self._start()})
         length, unit = self.recipe.train.length
         earlier = read_history(self.folder)
         with self._stage("train") as stage, self.display.task("train", length, unit) as advance:
-            train(
+            self._train(
                 self.recipe.method,
                 self._training,
                 benchmark,
@@ -260,9 +247,66 @@ class Run:
     def training_key(self, benchmark: Benchmark) -> str:
         """A fingerprint of what determines the model: the recipe, the training images, and the start."""
         tables = (getattr(benchmark, role) for role in _TRAINED_ON)
-        start = self._training.start
-        before = [] if start is None else [read_model_description(Folder(start))[1]]
+        start = self._start()
+        before = [] if start is None else [start]
         return fingerprint([self.recipe.of_the_model(), *(table.fingerprint for table in tables), *before])
+
+    def _start(self) -> str | None:
+        """Fingerprint of the model that the training starts from; if that is gone, as it was when begun.
+
+        Raises:
+            ArtefactError: if it is not there, and the run has not been begun from it.
+        """
+        start = self._training.start
+        if start is None:
+            return None
+        known: str | None = None if Folder(start).exists(DESCRIPTION) else self._begun().get("start")
+        return known or read_model_description(Folder(start))[1]
+
+    def _begun(self) -> dict[str, Any]:
+        """`key` and `start` of the training that was begun here; empty before."""
+        return self.folder.read_json("training.json") if self.folder.exists("training.json") else {}
+
+    def _is_complete(self, benchmark: Benchmark) -> bool:
+        """Whether `model/` is what the training would give.
+
+        Raises:
+            RecipeError: as `_refuse_another_beginning`.
+        """
+        start = self._training.start
+        known = start is None or "start" in self._begun() or Folder(start).exists(DESCRIPTION)
+        if not known:
+            return False  # it follows a stage that has not been trained yet
+        self._refuse_another_beginning(benchmark)
+        folder = self.folder / "model"
+        if not folder.exists(DESCRIPTION):
+            return False
+        found: str = read_model_description(folder)[0]["training"]["key"]
+        return found == self.training_key(benchmark)
+
+    def _stages_to_train(self, benchmark: Benchmark) -> list["Run"]:
+        """The trainings before that are not complete, and of which no later one is."""
+        for number in reversed(range(len(self._before))):
+            if self._before[number]._is_complete(benchmark):
+                return self._before[number + 1 :]
+        return self._before
+
+    def _refuse_another_beginning(self, benchmark: Benchmark) -> None:
+        """Raise RecipeError if a training was begun here with other images, or from another model."""
+        begun, start = self._begun(), self._start()
+        if begun.get("start", start) != start:
+            raise RecipeError(
+                f"this run was begun from another model than {self._training.start} now is",
+                where=self.folder,
+                mend="bring it back, choose another output=… or delete the run with --fresh",
+            )
+        key = self.training_key(benchmark)
+        if begun.get("key", key) != key:
+            raise RecipeError(
+                "the training or validation images are not those that this run was begun with",
+                where=self.folder,
+                mend="bring them back, choose another output=… or delete the run with --fresh",
+            )
 
     @property
     def _training(self) -> TrainConfig:
@@ -278,7 +322,12 @@ class Run:
             raise RecipeError("no trained model here", where=self.folder, mend="run `train` or `run` first")
 
     def encode(self, benchmark: Benchmark) -> None:
-        """Encode queries and database with every model that is measured; finished parts are kept."""
+        """Encode queries and database with every model that is measured; finished parts are kept.
+
+        Raises:
+            RecipeError: if the model could not be measured afterwards.
+        """
+        refuse_unmeasurable(self.recipe, benchmark)
         with self._stage("encode") as stage:
             jobs = [
                 EncodeJob(self.folder / model, getattr(benchmark, role), self._embeddings(model, role))
@@ -399,8 +448,8 @@ class Run:
 
     def _without_broken(self, benchmark: Benchmark) -> Benchmark:
         """Look at every training and validation image once, whatever number of workers trains later."""
-        if benchmark.untrainable:
-            return benchmark  # they may be missing, and are not needed
+        if benchmark.untrainable or benchmark.decoded:
+            return benchmark  # they may be missing, and are not needed; or were looked at before
         tables = {role: getattr(benchmark, role) for role in _TRAINED_ON}
         # One table may play several roles: its errors are found once, under the first of them.
         listed = {id(table): role for role, table in reversed(tables.items())}

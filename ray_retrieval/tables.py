@@ -79,6 +79,29 @@ def print_models(models: list[dict[str, Any]]) -> None:
     Console(highlight=False).print(table)
 
 
+def print_trials(tuned: dict[str, Any]) -> None:
+    """The trials of a search, the best ones marked, and what its model reaches on the test queries."""
+    objectives, fields = list(tuned["objectives"]), list(tuned["trials"][0]["parameters"])
+    table = _table("trial", *fields, *objectives, "epochs", "state")
+    best = [trial["number"] for trial in tuned["best"]]
+    for trial in tuned["trials"]:
+        values = [number((trial["values"] or {}).get(name)) for name in objectives]
+        chosen = [
+            escape(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in trial["parameters"].values()
+        ]
+        mark = " *" if trial["number"] in best else ""
+        state = "failed: " + escape(trial["error"]) if trial["state"] == "failed" else trial["state"]
+        table.add_row(f"{trial['number']:04d}{mark}", *chosen, *values, str(trial["epochs"]), state)
+    console = Console(highlight=False)
+    console.print(table)
+    metrics = tuned["metrics"]
+    for metric in metrics["models"][metrics["selected"]]["test"][:1] if metrics else ():
+        console.print(
+            f"{metric['name']} {number(metric['value'])} on the test queries, by trial {best[0]:04d}"
+        )
+        console.print(f"{metric['name']}: {escape(metric['policy'])}.", style="dim")
+
+
 def print_prediction(prediction: dict[str, Any], far: str) -> None:
     """The nearest image, and the likeliest classes where the model has a class head."""
     nearest, classes = prediction["nearest"], prediction["classes"]

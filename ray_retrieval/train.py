@@ -5,7 +5,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import ray
 import ray.train
 import torch
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ray_retrieval import model
@@ -23,6 +23,7 @@ from ray_retrieval.cluster import reraise, resources
 from ray_retrieval.compute import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import ClusterError
+from ray_retrieval.history import HISTORY, History, read_history
 from ray_retrieval.loop import STATE, Outcome, Process, TrainConfig, Trainer, read_outcome
 from ray_retrieval.loop.steplog import STEPS, read_steps
 from ray_retrieval.loop.tensorboard import refuse_remote
@@ -30,7 +31,8 @@ from ray_retrieval.methods import AnyMethodConfig, build
 from ray_retrieval.methods.base import Method, MethodConfig
 from ray_retrieval.storage import Folder
 
-HISTORY = "history.jsonl"
+__all__ = ["checkpoint_folder", "for_training", "read_history", "save_models", "starting", "train"]
+
 _NAME = "checkpoints"
 _TIMEOUT_S = 300  # how long workers wait for a lost one before the group is built anew
 
@@ -44,6 +46,7 @@ def train(
     run: Folder,
     provenance: dict[str, Any],
     progress: Callable[[int, dict[str, Any]], None] = lambda _done, _record: None,
+    callbacks: Sequence[UserCallback] = (),
 ) -> Outcome:
     """Train on the connected Ray, from the newest checkpoint in `run` where there is one.
 
@@ -57,6 +60,7 @@ def train(
         provenance: kept in `model.json`.
         progress: called here, on the driver, with how many more epochs are done (or steps, where they say how
             long to train) and their newest record.
+        callbacks: called by Ray Train's controller, among others after every checkpoint.
 
     Returns:
         The best and the last model, which are also written to `model/` (the selected one) and, where they
@@ -69,18 +73,11 @@ def train(
     if config.tensorboard:
         refuse_remote(run)
     asked = _worker_resources(config.workers)
-    none = np.zeros(0, np.int64)
-    needed = replace(
-        benchmark,
-        queries=benchmark.queries.take(none),
-        database=benchmark.database.take(none),
-        gallery_draws=(),
-    )
     # The starting weights are made here, once: files and downloads need not be on every node.
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         start = starting(method, config, benchmark)[0].state_dict()
-    inputs = ray.put((needed, method, config, start))
+    inputs = ray.put((for_training(benchmark), method, config, start))
     trainer = TorchTrainer(
         _work,
         train_loop_config={"inputs": [inputs], "seed": seed, "run": run.uri},
@@ -94,6 +91,7 @@ def train(
             storage_filesystem=run.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             failure_config=FailureConfig(max_failures=config.max_failures),
+            callbacks=list(callbacks),  # type: ignore[arg-type]  # the stubs are of the older Train
         ),
     )
     try:
@@ -104,8 +102,33 @@ def train(
     assert result.checkpoint is not None, "the loop always ends with a checkpoint"
     with result.checkpoint.as_directory() as folder:
         outcome = read_outcome(Path(folder))
-    _save_models(outcome, method, config, benchmark, run, provenance)
+    save_models(outcome, method, config, benchmark, run, provenance)
     return outcome
+
+
+@contextmanager
+def checkpoint_folder(run: Folder) -> Iterator[Path | None]:
+    """The newest checkpoint that `train` has left in a run's folder, made local; None before the first."""
+    if not (run / _NAME).exists("checkpoint_manager_snapshot.json"):
+        yield None
+        return
+    result = ray.train.Result.from_path(f"{run.path}/{_NAME}", storage_filesystem=run.filesystem)
+    if result.checkpoint is None:
+        yield None
+        return
+    with result.checkpoint.as_directory() as folder:
+        yield Path(folder)
+
+
+def for_training(benchmark: Benchmark) -> Benchmark:
+    """The part of a benchmark that is sent to where a model is trained: all but the test images."""
+    none = np.zeros(0, np.int64)
+    return replace(
+        benchmark,
+        queries=benchmark.queries.take(none),
+        database=benchmark.database.take(none),
+        gallery_draws=(),
+    )
 
 
 def starting(method: MethodConfig, config: TrainConfig, benchmark: Benchmark) -> tuple[Method, list[str]]:
@@ -162,8 +185,7 @@ class _RayReporter:
     """Checkpoints through Ray Train, and the history of epochs as a file that a restart rewrites."""
 
     def __init__(self, run: Folder) -> None:
-        self._run = run
-        self._history: list[str] = []
+        self._history = History(run)
         self._fetched = tempfile.TemporaryDirectory(prefix="checkpoint-")
 
     def latest(self) -> Path | None:
@@ -171,13 +193,11 @@ class _RayReporter:
         if checkpoint is None:
             return None
         folder = Path(checkpoint.to_directory(self._fetched.name))
-        history = json.loads((folder / STATE).read_text())["history"]
-        self._history = [json.dumps(record) for record in history]
+        self._history.restart(json.loads((folder / STATE).read_text())["history"])
         return folder
 
     def epoch_done(self, record: dict[str, Any]) -> None:
-        self._history.append(json.dumps(record))
-        self._run.write_text(HISTORY, "".join(f"{line}\n" for line in self._history))
+        self._history.add(record)
 
     def checkpoint(self, name: str, metrics: dict[str, float], write: Callable[[Path], None] | None) -> None:
         if write is None:
@@ -239,14 +259,7 @@ def _following(
         look()
 
 
-def read_history(run: Folder) -> list[dict[str, Any]]:
-    """The records of all finished epochs of a run; none before the first."""
-    if not run.exists(HISTORY):
-        return []
-    return [json.loads(line) for line in run.read_bytes(HISTORY).decode().splitlines()]
-
-
-def _save_models(
+def save_models(
     outcome: Outcome,
     method: AnyMethodConfig,
     config: TrainConfig,
@@ -254,6 +267,7 @@ def _save_models(
     run: Folder,
     provenance: dict[str, Any],
 ) -> None:
+    """Write `model/`, and `model-best/` or `model-last/` where the other one differs."""
     selected = outcome.weights[config.select]
     for which, weights in outcome.weights.items():
         if which != config.select and weights is selected:

@@ -1,6 +1,7 @@
 """One local Ray for all tests that need it."""
 
 import os
+from functools import partialmethod
 
 import pytest
 
@@ -25,13 +26,18 @@ os.environ.update(
 def local_ray():
     """A Ray with more logical processors than the machine may have, so that nothing waits for a place."""
     import ray
+    from ray._private.parameter import RayParams
 
-    ray.init(
-        num_cpus=4,
-        num_gpus=0,
-        object_store_memory=256 << 20,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    any_port = partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)
+    with pytest.MonkeyPatch.context() as patch:
+        # Jobs are taken at a port that Ray does not let one choose here: of several on a machine, one has it.
+        patch.setattr(RayParams, "__init__", any_port)
+        ray.init(
+            num_cpus=4,
+            num_gpus=0,
+            object_store_memory=256 << 20,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
     yield
     ray.shutdown()

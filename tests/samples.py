@@ -45,6 +45,16 @@ def coloured_table(
     return ImageTable(pa.Table.from_pylist(rows, schema=schema), name=prefix, classes=classes)
 
 
+def write_images(folder, count):
+    """Such images of three classes as files, a folder for each class; returns the folder."""
+    table = coloured_table(count)
+    for row in range(count):
+        path = folder / ("red", "green", "blue")[row % 3] / f"{row:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(table.image_bytes(row))
+    return folder
+
+
 def coloured_benchmark(train=60, **settings):
     """A benchmark of such images with disjoint parts."""
 

@@ -100,6 +100,90 @@ def test_settings_replace_the_files_values():
     assert (loaded.train.optimizer.lr, loaded.method.bits, loaded.seed) == (0.5, 12, 3)
 
 
+DELF = QUICKSTART.with_name("delf_views_cpu.yaml")  # counts in epochs, and so does its stage
+GLDV2 = QUICKSTART.with_name("delf_gldv2_resnet50.yaml")  # counts in steps
+DELG = QUICKSTART.with_name("delg_gldv2_resnet50.yaml")  # has a global head, and searches by it
+
+
+@pytest.mark.parametrize(
+    ("path", "settings", "length", "of_stages"),
+    [
+        (DELF, [], (3, "epochs"), [(3, "epochs")]),
+        (DELF, ["train.steps=100"], (100, "steps"), [(100, "steps")]),
+        (DELF, ["train.steps=100", "train.epochs=null"], (100, "steps"), [(100, "steps")]),
+        (GLDV2, ["train.epochs=2"], (2, "epochs"), [(2, "epochs")]),
+        (GLDV2, ["train.epochs=0"], (0, "epochs"), []),
+        (DELF, ["train={epochs: 4}", "train.steps=7"], (7, "steps"), [(7, "steps")]),
+        (DELF, ["stages=[{name: a, settings: {train.steps: 9}}]"], (3, "epochs"), [(9, "steps")]),
+        (GLDV2, ["stages=[{name: a, settings: {train.epochs: 1}}]"], (500000, "steps"), [(1, "epochs")]),
+        (
+            DELF,
+            ["train.steps=5", "stages=[{name: a, settings: {train.epochs: 1}}]"],
+            (5, "steps"),
+            [(1, "epochs")],
+        ),
+    ],
+)
+def test_a_length_replaces_one_in_the_other_unit(path, settings, length, of_stages):
+    loaded = recipe.load(path, settings)
+    assert loaded.train.length == length
+    assert [stage.train.length for stage in loaded.stage_recipes()] == of_stages
+
+
+def test_two_lengths_at_once_are_refused():
+    with pytest.raises(RecipeError, match="got both: set one of them to null"):
+        recipe.load(DELF, ["train.steps=100", "train.epochs=2"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("[{name: a, settings: {method.hidden: 8}}, {name: a, settings: {method.hidden: 9}}]", "called 'a'"),
+        (
+            "[{name: a, settings: {train: {epochs: 1}}}]",
+            r"single settings such as 'train\.…', got all of 'train'",
+        ),
+        ("[{name: a, settings: {method: {name: gem}}}]", "got all of 'method'"),
+        (
+            "[{name: a, settings: {train.start: elsewhere}}]",
+            r"starts from the one before it, got 'train\.start'",
+        ),
+        ("[{name: a, settings: {index.shards: 3}}]", r"of 'method' and 'train', got 'index\.shards'"),
+    ],
+)
+def test_mistakes_in_stages_are_named(settings, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe.load(DELF, [f"stages={settings}"])
+
+
+@pytest.mark.parametrize(
+    ("path", "setting", "message"),
+    [
+        (DELF, "index.local.shortlist=global", r"'index\.local\.shortlist' is global.*'method\.global_head'"),
+        (DELG, "method.global_head=null", r"'index\.local\.shortlist' is global"),
+        (
+            DELF,
+            "index.local={shortlist: exact, factory: Flat}",
+            r"'index\.local\.factory' is for .* not for exact",
+        ),
+        (DELG, "index.local.factory=Flat", r"'index\.local\.factory' is for .* not for global: leave it out"),
+        (DELF, "method.dimension=97", r"'method\.dimension' is at most 96, the channels of mobilenet_v2"),
+        (DELF, "method.backbone.name=vgg16", r"'method\.backbone\.name': vgg16 is not cut .*choose one of"),
+    ],
+)
+def test_what_an_index_of_local_features_would_refuse_is_refused_in_the_recipe(path, setting, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe.load(path, [setting])
+
+
+def test_stages_are_not_held_to_what_is_done_with_the_final_model():
+    tuning = "stages=[{name: tuning, settings: {method.stage: tuning, method.reduction: {name: pca},"
+    (stage,) = recipe.load(DELG, [f"{tuning} method.global_head: null}}}}]"]).stage_recipes()
+    assert (stage.method.stage, stage.method.global_head) == ("tuning", None)
+    assert stage.index == recipe.IndexConfig()
+    assert recipe.load(DELF, ["index.local={factory: Flat}"]).index.local.factory == "Flat"
+
+
 def test_one_field_can_refer_to_another():
     loaded = recipe.load(QUICKSTART, ["output=runs/${method.bits}bits"])
     assert loaded.output == "runs/32bits"

@@ -41,6 +41,8 @@ class Benchmark:
         protocol: which lists these are; None without a ground truth.
         untrainable: why nothing can be learned here, in words; empty where it can. A model that exists can
             be measured all the same. The training images may then be missing, or none.
+        decoded: whether each image of training and validation has been decoded before, when its collection
+            was built, so that no run need look for those that cannot be.
         notes: what whoever reads the numbers should know.
     """
 
@@ -57,6 +59,7 @@ class Benchmark:
     ground_truth: tuple[Mapping[str, IntArray], ...] | None = None
     protocol: Literal["revisited", "classic"] | None = None
     untrainable: str = ""
+    decoded: bool = False
     notes: list[str] = field(default_factory=list)
 
     def tables(self) -> dict[str, ImageTable]:

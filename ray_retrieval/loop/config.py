@@ -87,15 +87,14 @@ class TrainConfig(Config):
     @classmethod
     def _one_length(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("steps") is not None:
-            # No epochs at all: a recipe that counts in steps is asked to keep the weights of the start.
-            return {**values, "steps": None} if values.get("epochs") == 0 else {"epochs": None, **values}
+            return {"epochs": None, **values}
         return values
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         if (self.epochs is None) == (self.steps is None):
             found = "neither" if self.steps is None else "both"
-            mend = "" if self.steps is None else ": set 'epochs' to null"
+            mend = ": set one" if self.steps is None else ": set one of them to null"
             raise ValueError(f"either 'epochs' or 'steps' says how long to train, got {found}{mend}")
         if self.batch_size < 2 * self.workers:
             raise ValueError(

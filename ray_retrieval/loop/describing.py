@@ -47,26 +47,35 @@ class Describer:
         """Where the network is."""
         return self._process.device
 
-    def describe(self, source: ImageSource) -> Descriptors:
-        """What validation compares of all images of a source; the same on all processes."""
+    def describe(self, source: ImageSource, *, classes: bool = False) -> tuple[Descriptors, Rows | None]:
+        """What validation looks at, of all images of a source in one pass; the same on all processes.
+
+        Args:
+            source: of the images.
+            classes: whether to ask the method, which has a class head, for the likeliest class of each.
+
+        Returns:
+            What is compared of them; and int64 [n], the likeliest classes, or None.
+        """
 
         def work(images: Tensor) -> Outputs:
-            return {"descriptors": self._method.compared(images)}
+            outputs = {"descriptors": self._method.compared(images)}
+            if classes:
+                probabilities = self._method.class_probabilities(images)
+                assert probabilities is not None
+                outputs["classes"] = probabilities.argmax(dim=1)
+            return outputs
 
-        found = self.rows(source, np.arange(len(source.table)), work)
-        data, form = found["descriptors"].cpu().numpy(), self._method.config.form
+        found = {
+            name: value.cpu().numpy()
+            for name, value in self.rows(source, np.arange(len(source.table)), work).items()
+        }
+        data, form = found["descriptors"], self._method.config.form
         # Vectors that will be whitened, and cut, at the end are longer until then.
-        return form.with_rows(data) if form.kind is DescriptorKind.CODES else Vectors(data)
-
-    def likeliest_classes(self, source: ImageSource) -> Rows:
-        """Of all images of a source by a method with a class head, int64 [n]; the same on all processes."""
-
-        def work(images: Tensor) -> Outputs:
-            probabilities = self._method.class_probabilities(images)
-            assert probabilities is not None
-            return {"classes": probabilities.argmax(dim=1)}
-
-        return self.rows(source, np.arange(len(source.table)), work)["classes"].cpu().numpy()
+        described = (
+            form.with_rows(data) if form.kind is DescriptorKind.CODES else Vectors(data.astype(np.float32))
+        )
+        return described, found.get("classes")
 
     def rows(self, source: ImageSource, rows: Rows, work: Work) -> Outputs:
         """What `work` makes of some rows of a source, in their order; the same on all processes.

@@ -52,7 +52,7 @@ class Monitor:
             self._board.line(record)
 
     def show(self, method: Method, queries: ImageSource, describer: Describer, step: int) -> None:
-        """Keep the method's pictures of a few validation queries, evenly spread."""
+        """Keep the method's pictures of a few validation queries, or of what they are taken from."""
         if self._board is None:
             return
         count = min(_SHOWN, len(queries.table))

@@ -37,7 +37,7 @@ from ray_retrieval.loop.gradients import Gradients
 from ray_retrieval.loop.monitor import Monitor
 from ray_retrieval.loop.process import Process
 from ray_retrieval.loop.steplog import Window
-from ray_retrieval.loop.validation import MEASURED, has_accuracy, measure
+from ray_retrieval.loop.validation import MEASURED, has_accuracy, measure, rows_of_queries
 from ray_retrieval.methods.base import Batch, Clock, Method, Rows
 from ray_retrieval.optim import build_optimizer, set_learning_rate
 from ray_retrieval.storage import Folder
@@ -76,11 +76,13 @@ class Trainer:
         # Where crops are cut at random, training images are prepared whole.
         image = method.config.training_image
         whole = config.augmentation.source(image)
+        queries, database = benchmark.validation_queries, benchmark.validation_database
+        self._query_rows = rows_of_queries(queries, database)
         self.train_images, self.queries, self.database = sources_of(
             [
                 (benchmark.train, whole),
-                (benchmark.validation_queries, image),
-                (benchmark.validation_database, image),
+                (queries if self._query_rows is None else database, image),
+                (database, image),
             ],
             memory_bytes=int(config.cache_memory),
             threads=process.threads,
@@ -280,7 +282,8 @@ class Trainer:
         record = progress.end_epoch(rate=self._rate, planned=planned, images=images, seconds=seconds)
         self._refuse_divergence(record["loss"])
         by_steps = times.every_steps is not None and progress.step % times.every_steps == 0
-        due = progress.epoch % times.every == 0 or by_steps or self._finished
+        by_epochs = times.every is not None and progress.epoch % times.every == 0
+        due = by_epochs or by_steps or self._finished
         measured = self._validated() if due else None
         if measured is not None:
             record["validation"] = measured
@@ -332,18 +335,21 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """How the validation queries find their like in the validation database, and which class they get."""
         self.method.eval()
-        queries = self._describer.describe(self.queries)
-        database = queries if self.database is self.queries else self._describer.describe(self.database)
+        benchmark, accuracy = self.benchmark, has_accuracy(self.method, self.benchmark)
+        database, likeliest = self._describer.describe(self.database, classes=accuracy)
+        if self._query_rows is None:
+            queries, _ = self._describer.describe(self.queries)
+        else:
+            queries = database.take(self._query_rows)
         names = [name for name in MEASURED[self.method.config.form.kind] if name != "accuracy"]
         measured: dict[str, float] = dict.fromkeys(names, 0.0)
         if self.process.leads:
-            tables = (self.queries.table, self.database.table)
-            k = self.config.validation.k or self.benchmark.k
+            tables = (benchmark.validation_queries, benchmark.validation_database)
+            k = self.config.validation.k or benchmark.k
             measured = measure(queries, tables[0], database, tables[1], k=k, threads=self.process.threads)
         found: dict[str, float] = {name: self.process.from_leader(measured[name]) for name in names}
-        if has_accuracy(self.method, self.benchmark):
-            likeliest = self._describer.likeliest_classes(self.database)
-            found["accuracy"] = float((likeliest == self.database.table.labels).mean())
+        if likeliest is not None:
+            found["accuracy"] = float((likeliest == benchmark.validation_database.labels).mean())
         return found
 
     def _complete(self) -> None:

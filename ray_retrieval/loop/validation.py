@@ -10,7 +10,7 @@ from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Vectors
 from ray_retrieval.errors import RecipeError
-from ray_retrieval.methods.base import Method
+from ray_retrieval.methods.base import Method, Rows
 from ray_retrieval.metrics import retrieval
 from ray_retrieval.metrics.hamming import mean_average_precision
 
@@ -28,10 +28,11 @@ MEASURED: dict[DescriptorKind, tuple[ValidationMetric, ...]] = {
 class ValidationConfig(Config):
     """What is measured on the validation queries, and when."""
 
-    every: int = Field(default=1, ge=1)
-    """Epochs between two measurements; the last epoch is always measured."""
+    every: int | None = Field(default=1, ge=1)
+    """Epochs between two measurements; the last step of a training is always measured. Unset: the end of an
+    epoch is nothing special."""
     every_steps: int | None = Field(default=None, ge=1)
-    """Steps between two measurements inside an epoch, for long epochs."""
+    """Steps between two measurements, for long epochs."""
     metric: ValidationMetric = "map"
     """What the best model has most of, and what a `plateau` schedule follows: `map`, or of vectors also
     `map@r` or `recall@1`, or of a method that learns from classes `accuracy`. All that the method's kind has
@@ -59,6 +60,24 @@ def has_accuracy(method: Method, benchmark: Benchmark) -> bool:
     if (trained.classes, trained.class_names) != (asked.classes, asked.class_names) or not len(asked):
         return False
     return asked.labels.ndim == 1 and bool(np.isin(asked.labels, trained.labels).all())
+
+
+def rows_of_queries(queries: ImageTable, database: ImageTable) -> Rows | None:
+    """Where each query stands in the database, int64 [queries]; None unless all are there, as they are.
+
+    Ids tell where to look; paths, boxes and the bytes in the tables whether it is the same image.
+    """
+    if queries is database:
+        return np.arange(len(database))
+    places = {name: row for row, name in enumerate(database.ids)}
+    if not all(name in places for name in queries.ids):
+        return None
+    rows = np.array([places[name] for name in queries.ids], np.int64)
+    if database.take(rows).fingerprint != queries.fingerprint:
+        return None
+    inline = np.flatnonzero(queries.inline_lengths() >= 0).tolist()
+    same = (queries.image_bytes(row) == database.image_bytes(int(rows[row])) for row in inline)
+    return rows if all(same) else None
 
 
 def measure(

@@ -1,14 +1,17 @@
 """Whether pairs of features agree on where things are: an affine map or a homography, and who fits it.
 
 A model that maps the locations of one image into the other is estimated from pairs of which many are wrong.
-Pairs that it maps to within a threshold are its inliers. How many there are says how alike the images are:
+Pairs that it maps to within a threshold τ agree on it. One spot of an image is found at several scales and in
+neighbouring cells of a map, and what takes it for a spot of another image does so several times: such pairs
+are no independent evidence. So both images are cut into cells of side τ, and
 
-    inliers         each location of either image counted once
+    inliers         pairs within τ of the model, of which no two lie in one cell of either image
     significance    -log10 P[Binomial(M - s, p) ≥ k - s],  p = π τ² / (W H)
 
-of k inliers among M pairs, where s pairs are what a model takes (3 or 4), and p is the chance that a pair at
-random falls within the threshold τ of where the model puts it. It can be compared between images of any size
-and number of pairs; that the model is the best of many is not taken into account, so chance reaches 3 or 4.
+of k inliers, where M counts the different pairs of cells that there are, s pairs are what a model takes (3 or
+4), and p is the chance that a pair at random falls within τ of where the model puts it. It can be compared
+between images of any size and number of pairs; that the model is the best of many is not taken into account,
+so chance reaches 3 or 4, and more where the features of an image crowd in a part of it.
 
 OpenCV's USAC (Raguram et al. 2013) with the score of MAGSAC++ (Barath et al. 2020) is the default. Its
 PROSAC sampler (Chum and Matas 2005) tries pairs in the order given, best first, and so finds few right ones
@@ -30,6 +33,7 @@ from ray_retrieval.errors import RecipeError
 Points = npt.NDArray[np.float32]
 Flags = npt.NDArray[np.bool_]
 Doubles = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
 Size = tuple[int, int]
 """Width and height in pixels."""
 
@@ -42,6 +46,8 @@ _AREAS = {"affine": (0.1, 10.0), "homography": (0.05, 20.0)}
 """How many times a model may change areas, anywhere among its inliers; both images as large as `_SIDE`."""
 _STRETCH = 4.0
 """How many times it may lengthen one direction more than another, amid its inliers."""
+_MOST_CELLS = 1 << 31
+"""More than there are in a column of an image."""
 _TRIES = 2
 """Repeated windows may make an impossible model the best one: then it is tried without what agrees on it."""
 
@@ -69,7 +75,7 @@ class Geometry:
     Attributes:
         matrix: float64 [3, 3]: maps (x, y, 1) of the first image to the second, up to a factor; the last
             entry is 1.
-        inliers: bool [k]: which of the pairs fit it; no location of either image belongs to two of them.
+        inliers: bool [k]: which of the pairs count as its inliers, see above.
         significance: see above; at least 0.
     """
 
@@ -92,17 +98,20 @@ def estimate(
         seed: 0 to 2³¹ - 1, of the sampling.
 
     Returns:
-        None where there are fewer different pairs than a model takes, or nothing is found but models that no
-        two views have: that mirror, fold or crush the image.
+        None where the pairs lie in fewer different pairs of cells than a model takes, or nothing is found but
+        models that no two views have: that mirror, fold or crush the image.
 
     Raises:
         RecipeError: if the estimator is not installed.
     """
-    distinct, sample = _distinct(points_a, points_b), SAMPLE[config.model]
-    if len(distinct) < sample:
+    sample = SAMPLE[config.model]
+    if len(points_a) < sample:
         return None
     scale_a, scale_b = _SIDE / max(size_a), _SIDE / max(size_b)
     a, b = points_a * np.float32(scale_a), points_b * np.float32(scale_b)
+    cells = np.stack([_cells(a, config.threshold), _cells(b, config.threshold)], axis=1)
+    # Copies of a pair would outvote others. MAGSAC has also failed on equal ones (OpenCV issue 19639).
+    distinct = np.sort(np.unique(cells, axis=0, return_index=True)[1])
     find = _by_opencv if config.estimator == "opencv" else _by_skimage
     tried = distinct
     for _ in range(_TRIES):
@@ -111,7 +120,7 @@ def estimate(
             return None
         residuals = residuals_of(matrix, a, b)
         fits = residuals <= config.threshold
-        inliers = _one_to_one(points_a, points_b, residuals, tried[fits[tried]])
+        inliers = _spots(cells, residuals, np.flatnonzero(fits))
         if _possible(matrix, a[inliers], config.model):
             break
         tried = tried[~fits[tried]]
@@ -160,29 +169,29 @@ def significance(inliers: int, pairs: int, chance: float, sample: int) -> float:
     return max(0.0, -float(tail) / math.log(10))
 
 
-def _distinct(points_a: Points, points_b: Points) -> npt.NDArray[np.int64]:
-    """The first of equal pairs, in the order given: MAGSAC has failed on duplicates (OpenCV issue 19639)."""
-    keys = (_keys(points_b), _keys(points_a))
-    order = np.lexsort(keys)
-    same = np.ones(max(0, len(order) - 1), np.bool_)
-    for key in keys:
-        same &= key[order][1:] == key[order][:-1]
-    return np.sort(order[np.concatenate([np.ones(min(1, len(order)), np.bool_), ~same])])
+def _cells(points: Points, side: float) -> Rows:
+    """int64 [k]: a number for each point that is the same for those in one cell of a grid of such a side."""
+    columns = np.floor(points.astype(np.float64) / side).astype(np.int64)
+    return columns[:, 0] * _MOST_CELLS + columns[:, 1]
 
 
-def _keys(points: Points) -> npt.NDArray[np.uint64]:
-    """Equal integers for equal points. Adding 0 turns -0 into 0."""
-    return np.ascontiguousarray(points + np.float32(0)).view(np.uint64).reshape(-1)
+def _spots(cells: Rows, residuals: Doubles, chosen: Rows) -> list[int]:
+    """Those of the chosen pairs that share no cell with one that fits better.
 
-
-def _one_to_one(
-    points_a: Points, points_b: Points, residuals: Doubles, chosen: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """Those of the chosen pairs that share no location, the ones that fit best first."""
-    kept = chosen[np.lexsort((chosen, residuals[chosen]))]
-    for points in (points_a, points_b):
-        _, firsts = np.unique(_keys(points[kept]), return_index=True)
-        kept = kept[np.sort(firsts)]
+    Args:
+        cells: int64 [k, 2], of each pair in both images.
+        residuals: float64 [k].
+        chosen: int64 [m], numbers of pairs.
+    """
+    kept: list[int] = []
+    taken_a: set[int] = set()
+    taken_b: set[int] = set()
+    ordered = chosen[np.lexsort((chosen, residuals[chosen]))]
+    for pair, (cell_a, cell_b) in zip(ordered.tolist(), cells[ordered].tolist(), strict=True):
+        if cell_a not in taken_a and cell_b not in taken_b:
+            kept.append(pair)
+            taken_a.add(cell_a)
+            taken_b.add(cell_b)
     return kept
 
 

@@ -162,9 +162,9 @@ def test_a_view_finds_the_others_of_its_picture(finished, files):
     hits = found["queries"][0]["hits"]
     picture = {hit["id"].split("#")[0] for hit in hits[: VIEWS - 1]}
     assert len(picture) == 1
-    # Inliers and a fraction, and below the floor the fraction alone.
-    assert all(hit["similarity"] >= 12 for hit in hits[: VIEWS - 1])
-    assert all(hit["similarity"] < 1 for hit in hits[VIEWS - 1 :])
+    assert all(hit["inliers"] >= 12 for hit in hits[: VIEWS - 1])
+    assert all(hit["inliers"] == 0 for hit in hits[VIEWS - 1 :])
+    assert all(0 <= hit["similarity"] < 1 for hit in hits)
 
 
 def test_two_views_match_and_two_pictures_do_not(finished, files, tmp_path):

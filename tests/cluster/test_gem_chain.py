@@ -44,6 +44,7 @@ def settings_of(photographs, tmp_path, name, *further):
         "train.epochs=2",
         "train.augmentation={}",
         "train.precision=float32",
+        "encode.workers=1",
         "report.examples=2",
         f"output={tmp_path}/{name}",
         *further,
@@ -65,10 +66,12 @@ def test_gem_goes_the_whole_way_and_a_model_is_gone_on_from(local_ray, photograp
     searcher = Searcher(f"{tmp_path}/first/index")
     (hits,) = searcher.search([embeddings.read_part(0)["image"][0].as_py()["bytes"]], k=3)
     assert hits[0].similarity == pytest.approx(1, abs=1e-4)
+    assert (tmp_path / "first" / "report.html").is_file()
 
     # The same network, described at two sizes and whitened for them, without another training.
     further = [f"train.start={trained}", "train.epochs=0", "method.scales=[1, 0.5]", "train.workers=1"]
-    again = Run(recipes.load(QUICKSTART, settings_of(photographs, tmp_path, "second", *further))).all()
+    again = Run(recipes.load(QUICKSTART, settings_of(photographs, tmp_path, "second", *further)))
+    again.train(again.prepare())
     assert read_history(again.folder) == []
     other = model.load(str(tmp_path / "second" / "model"))
     weights, before = other.method.state_dict(), made.method.state_dict()
@@ -77,7 +80,6 @@ def test_gem_goes_the_whole_way_and_a_model_is_gone_on_from(local_ray, photograp
     )
     assert not np.array_equal(weights["whitening.weight"], before["whitening.weight"])
     assert other.fingerprint != made.fingerprint
-    assert (tmp_path / "second" / "report.html").is_file()
 
     with pytest.raises(ModelError, match=r"a model of gem on small: .* tensors"):
         model.start_from(_with_another_backbone(), Folder(trained))

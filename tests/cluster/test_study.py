@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from samples import coloured_table
+from samples import write_images
 
 from ray_retrieval import recipe as recipes
 from ray_retrieval.errors import RecipeError
@@ -14,15 +14,6 @@ from ray_retrieval.study import Study
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
-
-
-def write_images(folder, count):
-    table = coloured_table(count)
-    for row in range(count):
-        path = folder / ("red", "green", "blue")[row % 3] / f"{row:03d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(table.image_bytes(row))
-    return folder
 
 
 def test_a_study_of_two_lengths_goes_on_compares_and_predicts(local_ray, tmp_path):
@@ -35,6 +26,7 @@ def test_a_study_of_two_lengths_goes_on_compares_and_predicts(local_ray, tmp_pat
         "train.epochs=1",
         "train.batch_size=16",
         "train.precision=float32",
+        "encode.workers=1",
         "published=[{source: the paper, metric: map@all, values: {8: 0.0, 12: 1.0}, tolerance: 0}]",
     ]
     members = recipes.load_study(QUICKSTART, settings)

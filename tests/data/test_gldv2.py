@@ -102,6 +102,7 @@ class TestBenchmark:
         assert np.bincount(benchmark.validation_queries.labels).tolist() == [2, 0, 2, 0, 0, 3]
         assert set(benchmark.validation_queries.ids) <= set(database.ids)
         assert benchmark.queries_in_database
+        assert benchmark.decoded  # by the build
         assert not [note for note in benchmark.notes if "no relevant image" in note]
         assert [note for note in benchmark.notes if "no test of its own" in note]
 

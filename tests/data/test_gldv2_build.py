@@ -216,25 +216,27 @@ class TestBuild:
         assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
     def test_what_is_missing_is_left_out_and_told(self, source, tmp_path, jpeg):
-        gone, empty, damaged = ids_of(55)[3], ids_of(12)[0], ids_of(9)[0]
+        gone, empty, damaged, cut = ids_of(55)[3], ids_of(12)[0], ids_of(9)[0], ids_of(7)[1]
         (source / path_of(gone)).unlink()
+        (source / path_of(cut)).write_bytes(jpeg[cut][:-40])  # its header is sound
         (source / path_of(empty)).write_bytes(b"")
         (source / path_of(damaged)).write_bytes(b"<html>")
         made = built(source, tmp_path / "out")
-        assert (made["images"], made["missing"], made["classes"]) == (len(LANDMARK_OF) - 3, 3, len(SIZES))
+        assert (made["images"], made["missing"], made["classes"]) == (len(LANDMARK_OF) - 4, 4, len(SIZES))
         header, *lines = csv.reader((tmp_path / "out" / "missing.csv").read_text().splitlines())
         assert header == ["id", "landmark_id", "reason"]
         told = {name: rest for name, *rest in lines}
         assert told[gone] == ["55", "missing"]
         assert told[empty] == ["12", "the file is empty"]
         assert told[damaged][0] == "9"
+        assert told[cut][1].startswith("the image cannot be decoded")
         assert (source / path_of(damaged)).exists()
         ids = [
             name
             for part in ("train", "validation")
             for name in open_images(f"{tmp_path}/out/{part}.parquet").ids
         ]
-        assert sorted(ids) == sorted(set(LANDMARK_OF) - {gone, empty, damaged})
+        assert sorted(ids) == sorted(set(LANDMARK_OF) - {gone, empty, damaged, cut})
 
     def test_a_killed_build_goes_on(self, source, tmp_path, monkeypatch):
         whole = built(source, tmp_path / "whole")

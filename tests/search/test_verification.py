@@ -1,6 +1,7 @@
 """Geometric verification of many images, and the step of re-ranking by it, against plain loops."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from ray_retrieval.search.rerank import (
     QueryExpansionConfig,
     build,
     build_all,
+    rankings,
     rerank,
 )
-from ray_retrieval.search.rerank.verification import MatchedFeatures, scores
+from ray_retrieval.search.rerank.verification import NOT_VERIFIED, MatchedFeatures, inliers_of, scores
 from ray_retrieval.search.verify import VerifyConfig, compare, verify
 
 SHARED = (0, 40, 5, 25, 60, 0, 30)
@@ -76,12 +78,12 @@ def test_inliers_are_found_on_views_of_the_scene_alone(scene, database):
     assert found.inliers.dtype == np.int64
     for row, shared in enumerate(SHARED):
         if shared >= 25:
-            assert shared - 3 <= found.inliers[row] <= shared + 5
+            assert 0.85 * shared <= found.inliers[row] <= shared + 5
             assert found.significance[row] > 15
         else:
             assert found.inliers[row] < 12
     assert found.inliers[-2] == found.significance[-2] == 0
-    assert found.inliers[-1] == 120
+    assert 110 <= found.inliers[-1] <= 120  # but for those that share a cell
 
 
 @settings(max_examples=15, deadline=None)
@@ -135,6 +137,8 @@ def test_the_score_is_the_number_of_inliers_and_a_fraction(scene, database):
     whole = np.floor(-found.distances[0]).astype(int)
     assert found.rows[0].tolist() == [4, 1, 0, 2, 3, 6]
     assert whole.tolist() == [wanted[4], wanted[1], 0, 0, 0, 0]
+    read = [wanted[4], wanted[1], 0, 0, NOT_VERIFIED, NOT_VERIFIED]
+    assert inliers_of(found.distances[0], 4).tolist() == read
     rest = -found.distances[0] - whole
     np.testing.assert_allclose(rest, [1 / 5, 3 / 5, 4 / 5, 2 / 5, 1 / 10, 1 / 15], atol=1e-5)
 
@@ -156,6 +160,66 @@ def test_scores_are_lexicographic_and_never_tied(depth, count, inliers):
     keys = [(-capped[place] if place < depth else 1, place) for place in range(count)]
     assert np.argsort(-made, kind="stable").tolist() == sorted(range(count), key=lambda place: keys[place])
     assert (made > 0).all()
+    read = inliers_of(-made, depth)
+    np.testing.assert_array_equal(read[: len(some)], capped)
+    assert (read[len(some) :] == NOT_VERIFIED).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), depth=st.integers(1, 4))
+def test_what_a_protocol_ignores_does_not_take_places_among_the_verified(scene, database, data, depth):
+    """Each ranking is that of a shortlist without the ignored rows; no two images are compared twice."""
+    config = GeometricVerificationConfig(depth=depth)
+    step = build(config, HeldLocal(database))
+    order = data.draw(st.permutations(range(len(database))))
+    subsets = st.lists(st.lists(st.sampled_from(order), unique=True), min_size=1, max_size=3)
+    ignored = [np.array(rows, np.int64) for rows in data.draw(subsets)]
+    compared = []
+    read = step._features.descriptors
+    step._features = SimpleNamespace(descriptors=lambda rows: (compared.extend(rows.tolist()), read(rows))[1])
+    made = rankings([step], scene, hits_of(order), [[rows] for rows in ignored])
+    assert len(set(compared)) == len(compared)
+    for rows, found in zip(ignored, made, strict=True):
+        left = [row for row in order if row not in rows]
+        wanted = naive_order(scene, database, left, config)
+        assert found.rows[0].tolist() == wanted + [NO_ROW] * len(rows)
+        assert np.isfinite(found.distances[0]).sum() == len(left)
+
+
+def test_steps_beside_verification_take_what_is_left(scene, database):
+    """Those before it are taken once, those after it for each protocol."""
+    generator = np.random.default_rng(6)
+    vectors = generator.standard_normal((len(database), 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    held, queries = HeldVectors(vectors), Vectors(vectors[:1])
+    hits = held.search(queries, len(database))
+    step = GeometricVerification(GeometricVerificationConfig(depth=2), held, HeldLocal(database))
+    expansion = build(QueryExpansionConfig(n=2), held)
+    nothing, some = np.zeros(0, np.int64), hits.rows[0, 1:4]
+    ignored = [[nothing], [some]]
+    more = GeometricVerification(GeometricVerificationConfig(), held, HeldLocal(database))
+    made = rankings([expansion, step, more], queries, hits, ignored, features=scene)
+    whole = rerank([expansion, step, more], queries, hits, features=scene)
+    np.testing.assert_array_equal(made[0].rows, whole.rows)
+    assert set(made[1].rows[0].tolist()) == set(range(len(database))) - set(some.tolist()) | {NO_ROW}
+    # What has nothing to verify ignores nothing: it re-ranks as ever, for all protocols the same.
+    plain = rankings([expansion], queries, hits, ignored)
+    for found in plain:
+        np.testing.assert_array_equal(found.rows, rerank([expansion], queries, hits).rows)
+
+
+def test_features_of_two_models_are_never_compared(scene, database, indices):
+    """An index of local features verified by another one of a second model of as many dimensions."""
+    own = HeldLocal(database)
+    config = GeometricVerificationConfig(local=str(indices / "delf"))
+    ids = Index.open(indices / "gem").records(np.arange(9))["id"].to_pylist()
+    (step,) = build_all([config], own, ids=ids)
+    unlike = draw_set(120, seed=77)  # what the first model makes of the query
+    found = rerank([step], unlike, hits_of(range(9)), features=scene)
+    known = database.take(np.array([0, 1, 2, 3, 7, 5, 6, 7, 8]))
+    assert found.rows[0].tolist() == naive_order(scene, known, list(range(9)), config)
+    with pytest.raises(QueryError, match=r"takes the local features of 1 queries, got those of 0.*the index"):
+        rerank([step], scene, hits_of(range(9)))
 
 
 def test_missing_hits_stay_missing(scene, database):

@@ -9,9 +9,10 @@
 which single images are read in any order.
 
 The validation searches photographs of whole classes, and asks with those of them that have another of their
-class to find. No photograph to test on
-belongs to the collection: `test` names one of the benchmarks of landmarks (`landmarks`). A model is then
-measured whether the photographs that it learned from are there or not.
+class to find. The collection has no photographs to test on: `test` names one of the benchmarks of landmarks
+(`landmarks`). A model is then measured whether the photographs that it learned from are there or not.
+
+The build has decoded each photograph and left out those that cannot be: no run looks at all of them again.
 
 Reference: Weyand et al., Google Landmarks Dataset v2, CVPR 2020; the clean subset: Yokoo et al., Two-stage
 Discriminative Re-ranking for Large-scale Landmark Retrieval, 2020.
@@ -150,6 +151,7 @@ def _to_learn_from(config: Gldv2Config) -> Benchmark:
         queries=queries,
         database=validation,
         queries_in_database=True,
+        decoded=True,
         notes=_notes(built, len(validation)),
     )
 

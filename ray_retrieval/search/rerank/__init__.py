@@ -9,7 +9,8 @@ What depends on the database alone is done when a step is built. What a step ret
 depend on the queries beside it, so that what is measured with a set of queries is what is served to one. Only
 the joint form of k-reciprocal re-ranking is another matter, and says so.
 
-Geometric verification compares local features: those of the queries, or `features` given beside them.
+Geometric verification compares local features: those of the queries, or `features` given beside them. What
+does not count for a query is left out before it: `rankings` says how, for each protocol of a benchmark.
 
 Steps compose: each works on the queries and hits that the one before returns. `build_all` gives each step the
 database that the step before it has made, if it makes one. `check_order` says which orders make no sense.
@@ -18,6 +19,7 @@ database that the step before it has made, if it makes one. `check_order` says w
 from collections.abc import Sequence
 from typing import Annotated
 
+import numpy as np
 import pyarrow as pa
 from pydantic import AfterValidator, Field
 
@@ -67,6 +69,7 @@ __all__ = [
     "build",
     "build_all",
     "check_order",
+    "rankings",
     "rerank",
 ]
 
@@ -176,26 +179,84 @@ def rerank(
 
     Args:
         steps: as `build_all` makes them.
-        queries: those that the hits are of.
+        queries: vectors or local features that the hits are of.
         hits: of a search in the database.
         query_rows: int64 [q]: which row of the database each query is, or `NO_ROW`. None: the nearest row,
             where its vector equals the query. Several steps are told, so that a query that an earlier one has
             changed is still not added to itself; a single one looks for itself.
-        features: the queries' local features, for geometric verification of a database of vectors.
+        features: the queries' local features, for geometric verification by another index.
 
     Raises:
         ArtefactError: if queries and database are of different dimensions, or not of the kind that a step
             re-ranks.
         QueryError: if hits, `query_rows` or `features` do not fit the queries or the database.
     """
+    nothing = [np.zeros(0, np.int64)] * len(queries)
+    return rankings(steps, queries, hits, [nothing], query_rows, features)[0]
+
+
+def rankings(
+    steps: Sequence[Step],
+    queries: Vectors | Local,
+    hits: Hits,
+    ignored: Sequence[Sequence[Rows]],
+    query_rows: Rows | None = None,
+    features: Local | None = None,
+) -> list[Hits]:
+    """The hits after all steps, once for each protocol of a benchmark, which may ignore rows.
+
+    What a protocol ignores is left out before geometric verification, so that it verifies as many of the rows
+    that count as are asked for. Other steps take it for the images that it is; the steps before the first
+    verification are taken once.
+
+    Args:
+        steps: as for `rerank`.
+        queries: as for `rerank`.
+        hits: as for `rerank`.
+        ignored: for each protocol and query the rows of the database that it ignores, int64 [m].
+        query_rows: as for `rerank`.
+        features: as for `rerank`.
+
+    Returns:
+        For each protocol hits as `rerank` makes them. After a step that verifies, without the ignored rows,
+        and with `NO_ROW` at the end instead of them; what searches anew after it may find them again.
+
+    Raises:
+        ArtefactError: as `rerank`.
+        QueryError: as `rerank`.
+    """
     if len(steps) > 1 and query_rows is None and isinstance(queries, Vectors):
         check(steps[0].given, queries, hits, None)
         query_rows = rows_of_queries(steps[0].given, queries.data, hits.rows[:, :1])
-    for step in steps:
+    for number, step in enumerate(steps):
         if isinstance(step, GeometricVerification):
-            hits = step(queries, hits, query_rows, features)[1]
-        elif isinstance(queries, Vectors):
-            queries, hits = step(queries, hits, query_rows)
-        else:
-            raise ArtefactError("the queries are local features, the step re-ranks vectors")
+            return [
+                _after(steps[number + 1 :], queries, found, query_rows, features)
+                for found in step.rankings(queries, hits, ignored, features)
+            ]
+        queries, hits = _taken(step, queries, hits, query_rows, features)
+    return [hits] * len(ignored)
+
+
+def _after(
+    steps: Sequence[Step],
+    queries: Vectors | Local,
+    hits: Hits,
+    query_rows: Rows | None,
+    features: Local | None,
+) -> Hits:
+    """The hits after some more steps."""
+    for step in steps:
+        queries, hits = _taken(step, queries, hits, query_rows, features)
     return hits
+
+
+def _taken(
+    step: Step, queries: Vectors | Local, hits: Hits, query_rows: Rows | None, features: Local | None
+) -> tuple[Vectors | Local, Hits]:
+    """Queries and hits after one step."""
+    if isinstance(step, GeometricVerification):
+        return step(queries, hits, query_rows, features)
+    if isinstance(queries, Vectors):
+        return step(queries, hits, query_rows)
+    raise ArtefactError("the queries are local features, the step re-ranks vectors")

@@ -6,7 +6,10 @@ ids, and an image that it lacks has no features.
 
 Scores are lexicographic, so that nothing is tied: the number of inliers, 0 where there are too few to mean
 anything, and a fraction that keeps the order of the hits as they come. The distance is the score with the
-sign turned.
+sign turned. `inliers_of` reads the number of inliers from it.
+
+Where a protocol removes rows from a query's ranking, they must not take the places of those that count among
+the first hits, which are verified: `rankings` leaves them out before, and compares no two images twice.
 """
 
 from collections.abc import Sequence
@@ -28,6 +31,9 @@ Queries = TypeVar("Queries", bound=Vectors | Local)
 
 _MOST_INLIERS = 4095
 """With them, and `depth` at its most, all scores are different numbers in float32."""
+
+NOT_VERIFIED = -1
+"""Stands for the inliers of hits that are deeper than what is verified."""
 
 
 class LocalDatabase(Protocol):
@@ -57,7 +63,8 @@ class GeometricVerification(Step):
 
     Attributes:
         model: fingerprint of the model whose local features are compared, where `local` names an index; the
-            queries' local features have to be of it.
+            queries' local features are given beside the queries then, whatever these are, and are of it. None
+            where the features are of the model that made the database.
 
     Args:
         config: the numbers above.
@@ -94,7 +101,8 @@ class GeometricVerification(Step):
             queries: those that the hits are of.
             hits: of a search in the database, or of another step; what is used of them are their rows.
             query_rows: is not used: a query that is a row of the database is a hit like others.
-            features: the queries' local features; None where the queries are local features.
+            features: the queries' local features, of the index that `local` names; None where the queries are
+                the local features that are compared.
 
         Returns:
             The queries, and as many hits for each, with distances as `scores` makes them.
@@ -103,20 +111,63 @@ class GeometricVerification(Step):
             ArtefactError: if features are of different dimensions.
             QueryError: if hits do not fit queries or database, or the queries' local features are missing.
         """
+        nothing = [np.zeros(0, np.int64)] * len(queries)
+        return queries, self.rankings(queries, hits, [nothing], features)[0]
+
+    def rankings(
+        self,
+        queries: Vectors | Local,
+        hits: Hits,
+        ignored: Sequence[Sequence[Rows]],
+        features: Local | None = None,
+    ) -> list[Hits]:
+        """Hits as `__call__` returns them, once for each protocol, without the rows that it ignores.
+
+        Args:
+            queries: those that the hits are of.
+            hits: of a search in the database, or of another step.
+            ignored: for each protocol and query the rows that are left out before the first `depth` are
+                taken, int64 [m].
+            features: as for `__call__`.
+
+        Returns:
+            For each protocol as many hits for each query; `NO_ROW` at the end instead of those left out. An
+            image is compared with a query once, however many protocols it counts for.
+
+        Raises:
+            ArtefactError: if features are of different dimensions.
+            QueryError: if hits do not fit queries or database, or the queries' local features are missing.
+        """
         check_rows("hits", hits.rows, len(queries), len(self.database))
-        own = queries if isinstance(queries, Local) else features
+        own = self._own(queries, features)
+        made = [hits.rows.copy() for _ in ignored]
+        distances = [np.full(hits.rows.shape, np.inf, np.float32) for _ in ignored]
+        for number in range(len(queries)):
+            for rows, left_out in zip(made, ignored, strict=True):
+                rows[number, np.isin(rows[number], left_out[number])] = NO_ROW
+            there = [np.flatnonzero(rows[number] != NO_ROW) for rows in made]
+            first = [places[: self.depth] for places in there]
+            verified = np.unique(np.concatenate(first))
+            inliers = self._inliers(own.take(np.array([number])), hits.rows[number, verified])
+            for of_protocol, places, some in zip(distances, there, first, strict=True):
+                known = inliers[np.searchsorted(verified, some)]
+                of_protocol[number, places] = -scores(known, len(places), self.depth)
+        return [in_order(*both) for both in zip(distances, made, strict=True)]
+
+    def _own(self, queries: Vectors | Local, features: Local | None) -> Local:
+        """The local features of the queries that are compared with those of `features`.
+
+        Raises:
+            QueryError: if they are missing.
+        """
+        own = queries if isinstance(queries, Local) and self.model is None else features
         if own is None or len(own) != len(queries):
             raise QueryError(
                 f"geometric verification takes the local features of {len(queries)} queries, "
                 f"got those of {0 if own is None else len(own)}",
                 mend="encode the queries with the model that made the index of local features",
             )
-        distances = np.full(hits.rows.shape, np.inf, np.float32)
-        for number in range(len(queries)):
-            there = np.flatnonzero(hits.rows[number] != NO_ROW)
-            inliers = self._inliers(own.take(np.array([number])), hits.rows[number, there[: self.depth]])
-            distances[number, there] = -scores(inliers, len(there), self.depth)
-        return queries, in_order(distances, hits.rows)
+        return own
 
     def _inliers(self, query: Local, rows: Rows) -> Rows:
         """int64 [m]: those that some rows share with one query, 0 where they are too few."""
@@ -141,6 +192,18 @@ def scores(inliers: Rows, count: int, depth: int) -> Floats:
     found = np.where(ranks < depth, depth - ranks, 1 / np.maximum(ranks - depth + 2, 1)) / (depth + 1)
     found[: len(inliers)] += np.minimum(inliers, _MOST_INLIERS)
     return found.astype(np.float32)
+
+
+def inliers_of(distances: Floats, depth: int) -> Rows:
+    """int64: the inliers that `scores` has made distances of, or `NOT_VERIFIED`.
+
+    Args:
+        distances: float32, of any shape, as a step returns them; infinity where there is no row.
+        depth: of the step.
+    """
+    found = np.where(np.isfinite(distances), -distances.astype(np.float64), 0)
+    # The last of those verified has 1 / (depth + 1), the first of the others half of it.
+    return np.where(found < 0.75 / (depth + 1), NOT_VERIFIED, np.floor(found)).astype(np.int64)
 
 
 class MatchedFeatures:

@@ -2,19 +2,23 @@
 
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NoReturn
 
 import ray
 import ray.exceptions
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from ray_retrieval.compute import cores
-from ray_retrieval.errors import ClusterError, RetrievalError
+from ray_retrieval.errors import ClusterError, RecipeError, RetrievalError
+from ray_retrieval.progress import Display
 
-_SETTINGS = {
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # A worker's own folder would make every relative path of a recipe mean something else.
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -25,6 +29,7 @@ _SETTINGS = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+"""Environment variables of Ray that everything here counts on, unless they are set otherwise."""
 
 
 @contextmanager
@@ -39,7 +44,7 @@ def connect() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _SETTINGS.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     for noisy in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what they log as errors is raised as well
@@ -54,6 +59,8 @@ def connect() -> Iterator[None]:
         where = f"RAY_ADDRESS={address}" if address else "local Ray"
         raise ClusterError(f"Ray did not start: {str(error).splitlines()[0]}", where=where) from error
     try:
+        if wanted := os.environ.get(AWAIT):
+            await_nodes(Needs.read(wanted))
         yield
     finally:
         ray.shutdown()
@@ -63,6 +70,67 @@ def resources() -> dict[str, float]:
     """What the connected cluster has in all: `CPU` (logical processors), `GPU` and others."""
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return found
+
+
+AWAIT = "RAY_RETRIEVAL_AWAIT"
+"""The environment variable that says what to wait for before work begins: `CPU=8,GPU=8,seconds=1800`."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a cluster that grows by demand has to have before work begins, and how long it may take."""
+
+    cpus: int = 0
+    gpus: int = 0
+    seconds: float = 1800
+
+    @classmethod
+    def read(cls, text: str) -> "Needs":
+        """From the value of RAY_RETRIEVAL_AWAIT.
+
+        Raises:
+            RecipeError: if it has another form.
+        """
+        found = dict(re.findall(r"(CPU|GPU|seconds)=([0-9]+)(?:,|$)", text))
+        if ",".join(f"{key}={value}" for key, value in found.items()) != text:
+            raise RecipeError("not of the form CPU=8,GPU=8,seconds=1800", where=f"{AWAIT}={text}")
+        return cls(
+            cpus=int(found.get("CPU", 0)),
+            gpus=int(found.get("GPU", 0)),
+            seconds=float(found.get("seconds", cls.seconds)),
+        )
+
+    def __str__(self) -> str:
+        return f"CPU={self.cpus},GPU={self.gpus},seconds={self.seconds:.0f}"
+
+
+def await_nodes(needs: Needs) -> None:
+    """Wait until the connected cluster has those processors and GPUs free, one processor beside each GPU.
+
+    A cluster that grows by demand starts nodes for them. They are asked for by a placement group, which goes
+    with this process however it ends: nothing is left that would keep the nodes.
+
+    Raises:
+        ClusterError: if they are not there in time.
+    """
+    bundles = [{"GPU": 1.0, "CPU": 1.0}] * needs.gpus + [{"CPU": 1.0}] * max(0, needs.cpus - needs.gpus)
+    if not bundles:
+        return
+    group = placement_group(bundles)
+    try:
+        if group.wait(1):
+            return
+        words = f"{max(needs.cpus, needs.gpus)} CPUs and {needs.gpus} GPUs"
+        Display().say(f"waiting up to {needs.seconds:.0f} s until {words} are free …")
+        if not group.wait(max(0, needs.seconds - 1)):
+            there = resources()
+            raise ClusterError(
+                f"{words} were not free within {needs.seconds:.0f} s; the cluster has "
+                f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs",
+                mend="ask for less, wait longer, or raise max_workers of the cluster",
+            )
+    finally:
+        remove_placement_group(group)
 
 
 # Ray's core warns of how Ray Data itself makes its actors: https://github.com/ray-project/ray/issues/53727

@@ -1,0 +1,82 @@
+"""What is refused before a run starts: a method, a benchmark and a way to measure that do not go together."""
+
+from ray_retrieval.compute import cores
+from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.methods.delf import DelfConfig
+from ray_retrieval.query import local_index, model_of
+from ray_retrieval.recipe import Recipe
+from ray_retrieval.search import Index
+from ray_retrieval.search.rerank.verification import matched
+from ray_retrieval.storage import Folder
+
+
+def refuse_codes(recipe: Recipe, benchmark: Benchmark) -> None:
+    """The metrics of codes leave no query out of its own results, and know no ground truth.
+
+    Raises:
+        RecipeError: if the benchmark needs that, in the test or in the validation.
+    """
+    if recipe.method.form.kind is not DescriptorKind.CODES:
+        return
+    if benchmark.ground_truth is not None:
+        raise RecipeError(
+            f"{benchmark.name} is measured with vectors, and {recipe.method.name} makes codes",
+            where="data",
+            mend="take a method that makes vectors, such as gem",
+        )
+    pairs = {
+        "queries": (benchmark.queries, benchmark.database),
+        "validation queries": (benchmark.validation_queries, benchmark.validation_database),
+    }
+    for role, (queries, database) in pairs.items():
+        if queries is database:
+            raise RecipeError(
+                f"the {role} of {benchmark.name} are searched in themselves, and "
+                f"{recipe.method.name} makes codes, whose measures would count each as its own hit",
+                where="data",
+                mend="take a method that makes vectors, such as xbm, or give queries apart",
+            )
+
+
+def refuse_unmeasurable(recipe: Recipe, benchmark: Benchmark) -> None:
+    """What would end the measurement of a model is found before it is trained.
+
+    Raises:
+        RecipeError: if the model is one that describes no image, its kind is not measured by the benchmark,
+            or what verifies its hits is not there.
+    """
+    if isinstance(recipe.method, DelfConfig) and recipe.method.stage == "tuning":
+        raise RecipeError(
+            "a network that is only tuned does not know which features to take",
+            where="method.stage",
+            mend="set it to joint, or to attention after a stage of tuning; `train` alone leaves a tuned one",
+        )
+    if benchmark.gallery_draws and recipe.method.form.kind is DescriptorKind.LOCAL:
+        raise RecipeError(
+            f"the gallery of {benchmark.name} is drawn several times, which takes one index a draw of the "
+            f"local features that {recipe.method.name} makes",
+            where="data",
+            mend="take a method that makes vectors, or another benchmark",
+        )
+    _refuse_local_index(recipe, benchmark)
+
+
+def _refuse_local_index(recipe: Recipe, benchmark: Benchmark) -> None:
+    """Raise RecipeError if vectors cannot be verified by the index that the steps of re-ranking name."""
+    path = local_index(recipe.evaluate.rerank)
+    if path is None:
+        return
+    try:
+        index = Index.open(Folder(path), threads=cores())
+        if index.form.kind is not DescriptorKind.LOCAL:
+            raise ArtefactError(f"it holds {index.form}, not local features", where=path)
+        model_of(index.folder)
+        matched(index, benchmark.database.ids)
+    except ArtefactError as error:
+        raise RecipeError(
+            f"'local' names {error.where or path}: {error.problem}",
+            where="evaluate.rerank",
+            mend="name an index of local features of the same images, beside the model that made it",
+        ) from None

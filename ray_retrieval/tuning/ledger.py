@@ -1,0 +1,182 @@
+"""The records of a search: `study.json` says what is searched, `trials.jsonl` what came of every trial."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from ray_retrieval import recipe as recipes
+from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.storage import Folder, read_description, write_description
+from ray_retrieval.tuning.space import Parameters
+
+STUDY, TRIALS = "study.json", "trials.jsonl"
+DATA = "data"
+"""The folder of what was found out about the images, before the search was begun."""
+_KIND, _VERSION = "tuning", 1
+
+State = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass
+class Trial:
+    """One trial as `trials.jsonl` has it, a line each.
+
+    Attributes:
+        number: counted from 0; its folder is called after it.
+        parameters: values by dotted keys.
+        state: `running` is also what a killed search leaves: then it is continued.
+        values: of the objectives by name, of the model that the trial keeps; None before the first.
+        curve: what was measured of the first measured objective, [epoch, value].
+        epochs: trained so far.
+        seconds: since it was started, over all attempts.
+        failures: how often it failed.
+        final: whether it would fail alike however often it is tried.
+        error: what it failed of the last time, or what stopped it.
+        selected: of the model that the trial keeps, the metric that models are selected by.
+    """
+
+    number: int
+    parameters: Parameters
+    state: State = "running"
+    values: dict[str, float] | None = None
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    epochs: int = 0
+    seconds: float = 0.0
+    failures: int = 0
+    final: bool = False
+    error: str | None = None
+    selected: float | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"{self.number:04d}"
+
+    @property
+    def folder(self) -> str:
+        """Where its run lies in the folder of the search."""
+        return f"trials/{self.name}"
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Trial":
+        return Trial(**{**values, "curve": [(int(epoch), float(value)) for epoch, value in values["curve"]]})
+
+
+class Ledger:
+    """The trials of a search in its folder, every change of which is written down at once.
+
+    Args:
+        folder: of the search.
+        identity: what makes it this search and no other, as plain values.
+    """
+
+    def __init__(self, folder: Folder, identity: dict[str, Any]) -> None:
+        self.folder, self.identity = folder, identity
+        self.trials: dict[int, Trial] = {trial.number: trial for trial in read_trials(folder)}
+
+    def check(self) -> None:
+        """Refuse to go on with another search.
+
+        Raises:
+            RecipeError: naming what differs from the search in the folder, or that it holds something else.
+        """
+        if not self.folder.exists(STUDY):
+            if _is_foreign(self.folder):
+                raise RecipeError(
+                    "the output folder holds something that is no search",
+                    where=self.folder,
+                    mend="choose another output=…",
+                )
+            return
+        old = read_description(self.folder, STUDY, kind=_KIND, version=_VERSION)
+        changed = recipes.differences({key: old.get(key) for key in self.identity}, self.identity)
+        if changed:
+            more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise RecipeError(
+                f"the folder holds another search ({'; '.join(changed[:3])}{more})",
+                where=self.folder,
+                mend="choose another output=… or delete that search with --fresh",
+            )
+
+    def begin(self) -> None:
+        """Write `study.json`, where it is not there yet."""
+        if not self.folder.exists(STUDY):
+            write_description(self.folder, STUDY, kind=_KIND, version=_VERSION, body=self.identity)
+
+    def write(self) -> None:
+        """Bring `trials.jsonl` up to date."""
+        lines = [
+            json.dumps(asdict(self.trials[number]), ensure_ascii=False) for number in sorted(self.trials)
+        ]
+        self.folder.write_text(TRIALS, "".join(f"{line}\n" for line in lines))
+
+    def in_order(self) -> list[Trial]:
+        """All trials by their numbers."""
+        return [self.trials[number] for number in sorted(self.trials)]
+
+
+def read_trials(folder: Folder) -> list[Trial]:
+    """The trials of the search in a folder, by their numbers; none before the first.
+
+    Raises:
+        ArtefactError: if a line of `trials.jsonl` is none of ours.
+    """
+    if not folder.exists(TRIALS):
+        return []
+    found = []
+    for number, line in enumerate(folder.read_bytes(TRIALS).decode().splitlines(), start=1):
+        try:
+            found.append(Trial.from_json(json.loads(line)))
+        except (ValueError, TypeError, KeyError):
+            raise ArtefactError(
+                f"line {number} does not describe a trial", where=f"{folder}/{TRIALS}", mend="remove the line"
+            ) from None
+    return found
+
+
+def remove(folder: Folder) -> None:
+    """Delete a search with all its trials.
+
+    Raises:
+        RecipeError: if there is something in the folder that is no search.
+    """
+    if _is_foreign(folder):
+        raise RecipeError(
+            "the output folder holds something that is no search, so --fresh does not delete it",
+            where=folder,
+            mend="choose another output=…",
+        )
+    folder.remove()
+
+
+def _is_foreign(folder: Folder) -> bool:
+    """Whether there is something in a folder that no search left, nor began to."""
+    return not folder.exists(STUDY) and bool(set(folder.names()) - {DATA})
+
+
+def front(trials: Iterable[Trial], objectives: dict[str, Literal["max", "min"]]) -> list[Trial]:
+    """The trials of which no other one is at least as good in all objectives and better in one, best first.
+
+    They are of those that ran to their end, or if none did, of those that were stopped. With one objective
+    they are the best trial, and those that equal it. Ordered by the objectives one after another, then by
+    their numbers.
+    """
+    measured = [trial for trial in trials if trial.values is not None]
+    for state in ("finished", "stopped"):
+        those = [(trial, _gains(trial, objectives)) for trial in measured if trial.state == state]
+        if those:
+            best = [pair for pair in those if not any(_dominates(other, pair[1]) for _, other in those)]
+            best.sort(key=lambda pair: ([-gain for gain in pair[1]], pair[0].number))
+            return [trial for trial, _ in best]
+    return []
+
+
+def _gains(trial: Trial, objectives: dict[str, Literal["max", "min"]]) -> list[float]:
+    """The objectives so that more is better."""
+    assert trial.values is not None
+    return [trial.values[name] * (1 if mode == "max" else -1) for name, mode in objectives.items()]
+
+
+def _dominates(one: list[float], other: list[float]) -> bool:
+    return one != other and all(a >= b for a, b in zip(one, other, strict=True))

@@ -1,0 +1,244 @@
+"""The course of a search: which trial is next, which is stopped, and how each ended. It knows no Ray."""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ray_retrieval.config import validate
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.recipe import Recipe, dump
+from ray_retrieval.storage import Folder
+from ray_retrieval.tuning import space
+from ray_retrieval.tuning.config import SIZES, TuneConfig
+from ray_retrieval.tuning.ledger import Ledger, Trial
+from ray_retrieval.tuning.proposals import propose
+from ray_retrieval.tuning.space import Parameters
+from ray_retrieval.tuning.stopping import stops
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a trial says while it trains.
+
+    Attributes:
+        epoch: epochs trained.
+        validation: what was measured after it.
+        last: whether the training has ended with it.
+        kept: whether these are the values of the finished model, whatever was measured before.
+    """
+
+    epoch: int
+    validation: dict[str, float]
+    last: bool = False
+    kept: bool = False
+
+
+def reports(history: list[dict[str, Any]], recipe: Recipe) -> list[Report]:
+    """What a training's history has to say, a report for each epoch after which something was measured."""
+    length, unit = recipe.train.length
+    key = "epoch" if unit == "epochs" else "step"
+    return [
+        Report(record["epoch"], record["validation"], last=record[key] >= length)
+        for record in history
+        if record.get("validation")
+    ]
+
+
+class Trials:
+    """Trials that are handed out, followed and concluded, each change of which is written to the ledger.
+
+    Args:
+        recipe: with its `tune` block.
+        make: gives the recipe of parameters.
+        ledger: of the search, begun; trials in it that are running go on, and failed ones are tried again.
+        said: called with a trial whose state has changed.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        make: Callable[[Parameters], Recipe],
+        ledger: Ledger,
+        *,
+        said: Callable[[Trial], None] = lambda _trial: None,
+    ) -> None:
+        assert recipe.tune is not None
+        self.config: TuneConfig = recipe.tune
+        self.objectives = self.config.objectives(recipe.train.validation.metric)
+        self._selected_by = recipe.train.validation.metric
+        self._make, self._ledger, self._said = make, ledger, said
+        self._count = space.count(self.config)
+        self._since: dict[int, float] = {}
+        known = ledger.in_order()
+        self._waiting = deque(trial for trial in known if self._is_open(trial))
+        self._recipes: dict[int, Recipe] = {}
+
+    def _is_open(self, trial: Trial) -> bool:
+        if trial.number >= self._count:
+            return False
+        again = trial.state == "failed" and not trial.final and trial.failures <= self.config.max_failures
+        return trial.state == "running" or again
+
+    @property
+    def running(self) -> int:
+        """Trials that are handed out and have not ended."""
+        return len(self._since)
+
+    @property
+    def left(self) -> int:
+        """Trials that have not ended for good."""
+        ended = sum(
+            not self._is_open(trial) for trial in self._ledger.in_order() if trial.number < self._count
+        )
+        return self._count - ended
+
+    def recipe(self, trial: Trial) -> Recipe:
+        """The recipe of a trial, whose output is its folder.
+
+        Raises:
+            RecipeError: if its parameters make none.
+        """
+        if trial.number not in self._recipes:
+            made = self._make(trial.parameters)
+            # A trial that is stopped keeps its best model: there is a checkpoint of every epoch.
+            often = {"every_epochs": 1, "min_seconds": 0.0}
+            checkpoint = made.train.checkpoint.model_copy(update=often)
+            train = made.train.model_copy(update={"workers": self.config.workers, "checkpoint": checkpoint})
+            changes = {
+                "name": f"{made.name}-{trial.name}",
+                "output": (self._ledger.folder / trial.folder).uri,
+                "train": train,
+                "tune": None,
+            }
+            values = made.model_copy(update=changes).model_dump(mode="json")
+            self._recipes[trial.number] = validate(Recipe, values, where=f"trial {trial.name}")
+        return self._recipes[trial.number]
+
+    def next(self) -> Trial | None:
+        """A trial to train now: one that was interrupted, failed, or is new; None where there is none."""
+        while self._waiting or len(self._ledger.trials) < self._count:
+            trial = self._waiting.popleft() if self._waiting else self._new()
+            self._since[trial.number] = time.monotonic()
+            trial.state = "running"
+            try:
+                recipe = self.recipe(trial)
+            except RecipeError as error:
+                self.failed(trial.number, str(error), final=True)
+                continue
+            Folder(recipe.output).write_text("recipe.yaml", dump(recipe))
+            self._ledger.write()
+            return trial
+        return None
+
+    def _new(self) -> Trial:
+        trials = self._ledger.trials
+        number = next(number for number in range(self._count) if number not in trials)
+        trials[number] = Trial(number, propose(self.config, self.objectives, trials.values(), number))
+        return trials[number]
+
+    def reported(self, number: int, report: Report) -> bool:
+        """Take in what a trial has measured; whether it is to stop."""
+        trial = self._ledger.trials[number]
+        new = report.epoch > trial.epochs
+        if not (new or report.kept):
+            return False  # done again after a loss
+        trial.epochs = report.epoch
+        chosen = report.validation[self._selected_by]
+        recipe = self.recipe(trial)
+        if report.kept or recipe.train.select == "last" or trial.selected is None or chosen > trial.selected:
+            trial.selected = chosen
+            trial.values = {
+                name: float(recipe.method.form.size) if name in SIZES else report.validation[name]
+                for name in self.objectives
+            }
+        if new:
+            trial.curve.append((report.epoch, report.validation[self._guide]))
+        self._clock(trial)
+        stop = new and not report.last and not report.kept and self._stops(number)
+        if stop:
+            trial.state = "stopped"
+            trial.error = f"stopped by {self.config.scheduler} after epoch {trial.epochs}"
+        self._ledger.write()
+        self._said(trial)
+        return stop
+
+    @property
+    def _guide(self) -> str:
+        """The objective that trials are compared by while they train."""
+        return next(name for name in self.objectives if name not in SIZES)
+
+    def _stops(self, number: int) -> bool:
+        sign = 1 if self.objectives[self._guide] == "max" else -1
+        curves = {
+            trial.number: [(epoch, sign * value) for epoch, value in trial.curve]
+            for trial in self._ledger.in_order()
+            if trial.curve
+        }
+        return stops(self.config, curves, number)
+
+    def completed(self, number: int) -> Trial:
+        """Note that a trial has ended without an error."""
+        trial = self._ledger.trials[number]
+        if trial.state != "stopped":
+            trial.state, trial.error = "finished", None
+        return self._ended(trial)
+
+    def failed(self, number: int, error: str, *, final: bool = False) -> Trial:
+        """Note that a trial has failed; it is tried again unless it was too often, or would fail alike."""
+        trial = self._ledger.trials[number]
+        trial.state, trial.error, trial.final = "failed", error, final
+        trial.failures += 1
+        if self._is_open(trial):
+            self._waiting.append(trial)
+        return self._ended(trial)
+
+    def _ended(self, trial: Trial) -> Trial:
+        self._clock(trial)
+        del self._since[trial.number]
+        self._ledger.write()
+        self._said(trial)
+        return trial
+
+    def _clock(self, trial: Trial) -> None:
+        now = time.monotonic()
+        trial.seconds = round(trial.seconds + now - self._since[trial.number], 2)
+        self._since[trial.number] = now
+
+
+def identity(recipe: Recipe) -> dict[str, Any]:
+    """What two starts of one search have in common: how it searches, and what all its trials share."""
+    assert recipe.tune is not None
+    shared = recipe.of_the_model()
+    for key in recipe.tune.space:
+        _drop(shared, key.split("."))
+    return {"recipe": shared, "tune": recipe.tune.identity()}
+
+
+def _drop(values: Any, path: list[str]) -> None:
+    """Take a field out of nested mappings, where it is there."""
+    *above, last = path
+    for part in above:
+        values = values.get(part) if isinstance(values, dict) else None
+    if isinstance(values, dict):
+        values.pop(last, None)
+
+
+def check(recipe: Recipe, make: Callable[[Parameters], Recipe]) -> None:
+    """Find unknown fields and listed values that make no recipe, before anything is started.
+
+    Raises:
+        RecipeError: naming the field, and the parameters that make no recipe.
+    """
+    assert recipe.tune is not None
+    for parameters in space.to_check(recipe.tune):
+        try:
+            make(parameters)
+        except RecipeError as error:
+            chosen = ", ".join(f"{key}={value}" for key, value in parameters.items())
+            raise RecipeError(
+                f"a trial of 'tune.space' makes no recipe ({chosen}): {error.problem}",
+                where=error.where,
+                mend=error.mend,
+            ) from None

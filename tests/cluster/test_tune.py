@@ -1,0 +1,158 @@
+"""Searches on a local Ray: killed and resumed, with failed and stopped trials, and with several workers each."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from samples import write_images
+
+from ray_retrieval import recipe as recipes
+from ray_retrieval.errors import ClusterError, RecipeError
+from ray_retrieval.history import read_history
+from ray_retrieval.model import load, read_model_description
+from ray_retrieval.results import read_run
+from ray_retrieval.run import Run
+from ray_retrieval.storage import Folder
+from ray_retrieval.tune import Search
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+
+QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
+RATES = "{searcher: grid, concurrent: 1, space: {train.optimizer.lr: {grid: [0.05, 1.0e+30, 1.0e-7, 0.02]}}}"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("photos"), 90)
+
+
+def settings(photos, folder, tune, *more):
+    return [
+        f"data={{name: images, database: {photos}}}",
+        f"output={folder}",
+        "method.bits=8",
+        "method.image={size: 16}",
+        "train.epochs=3",
+        "train.batch_size=16",
+        "train.precision=float32",
+        "train.validation.every=1",
+        f"tune={tune}",
+        *more,
+    ]
+
+
+def lines(folder):
+    file = Path(folder) / "trials.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def killed(given, folder):
+    """Start the command and kill all its processes when one trial is finished and another has begun."""
+    command = [sys.executable, "-m", "ray_retrieval.cli", "tune", str(QUICKSTART), *given]
+    process = subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 200
+    while [line["state"] for line in lines(folder)] != ["finished", "running"]:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def tuned(local_ray, photos, tmp_path_factory):
+    """A search that was killed and has gone on, and when its first trial's model was written."""
+    folder = tmp_path_factory.mktemp("tune") / "search"
+    given = settings(photos, folder, RATES)
+    killed(given, folder)
+    stamp = (folder / "trials/0000/model/model.safetensors").stat().st_mtime_ns
+    return Search(recipes.template(QUICKSTART, given)).all(), stamp
+
+
+def test_a_killed_search_goes_on_without_doing_anything_twice(tuned):
+    found, stamp = tuned
+    folder = Path(found.folder.path)
+    assert (folder / "trials/0000/model/model.safetensors").stat().st_mtime_ns == stamp
+    assert [trial.number for trial in found.trials] == [0, 1, 2, 3]
+    assert [line["parameters"]["train.optimizer.lr"] for line in lines(folder)] == [0.05, 1e30, 1e-7, 0.02]
+    assert found.trials[0].state == "finished"
+    assert [epoch for epoch, _ in found.trials[0].curve] == [1, 2, 3]
+
+
+def test_failed_and_stopped_trials_are_kept_with_what_they_have(tuned):
+    found, _ = tuned
+    failed, stopped = found.trials[1:3]
+    assert (failed.state, failed.failures, failed.final) == ("failed", 1, True)
+    assert "the loss is not finite in epoch 1" in failed.error
+    assert (stopped.state, stopped.epochs) == ("stopped", 1)
+    training = read_model_description(found.folder / "trials/0002/model")[0]["training"]
+    assert (training["unfinished"], training["epoch"], training["of_epochs"]) == (True, 1, 1)
+    load(found.folder / "trials/0002/model")
+
+
+def test_the_best_model_is_kept_with_its_recipe_and_metrics(tuned):
+    found, _ = tuned
+    best = found.best[0]
+    assert best.state == "finished"
+    assert best.values["map"] == max(t.values["map"] for t in found.trials if t.state == "finished")
+    trial = found.folder / f"trials/{best.name}"
+    assert load(found.folder / "model").fingerprint == load(trial / "model").fingerprint
+    kept = recipes.load(f"{found.folder.path}/recipe.yaml")
+    assert (kept.output, kept.train.optimizer.lr) == (trial.uri, best.parameters["train.optimizer.lr"])
+    assert found.metrics == found.folder.read_json("metrics.json")
+    assert read_run(trial)["metrics"] == found.metrics["models"]["best"]["test"], "it is a run like others"
+    assert "Trials across the space" in Path(found.report).read_text()
+
+
+def test_a_trial_is_trained_as_the_ordinary_verb_trains_it(tuned, tmp_path):
+    found, _ = tuned
+    trial = found.folder / found.trials[0].folder
+    recipe = recipes.load(f"{trial.path}/recipe.yaml", [f"output={tmp_path}/again"])
+    run = Run(recipe)
+    run.train(run.prepare())
+    assert load(run.folder / "model").fingerprint == load(trial / "model").fingerprint
+    untimed = [
+        [{k: v for k, v in record.items() if "second" not in k} for record in read_history(folder)]
+        for folder in (run.folder, trial)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_a_finished_search_only_reports_and_another_is_refused(tuned, photos):
+    found, _ = tuned
+    given = settings(photos, found.folder.path, RATES)
+    again = Search(recipes.template(QUICKSTART, given)).all()
+    assert again.as_json() == found.as_json()
+    with pytest.raises(RecipeError, match="another search .*recipe.train.epochs: 3 → 4"):
+        Search(recipes.template(QUICKSTART, [*given, "train.epochs=4"]))
+
+
+def test_trials_of_several_workers_are_stopped_and_leave_their_model(local_ray, photos, tmp_path):
+    tune = (
+        "{searcher: grid, workers: 2, space: {train.optimizer.lr: {grid: [0.05, 1.0e-7]}}, evaluate: false}"
+    )
+    made = recipes.template(QUICKSTART, settings(photos, tmp_path / "search", tune, "train.epochs=2"))
+    found = Search(made).all()
+    assert [(trial.state, trial.epochs) for trial in found.trials] == [("finished", 2), ("stopped", 1)]
+    for number, whole in ((0, True), (1, False)):
+        folder = Folder(tmp_path / f"search/trials/000{number}")
+        assert recipes.load(f"{folder.path}/recipe.yaml").train.workers == 2
+        training = load(folder / "model").description["training"]
+        assert ("unfinished" not in training) == whole
+    assert found.metrics is None
+    assert not (tmp_path / "search/metrics.json").exists()
+
+
+def test_a_plan_without_room_is_refused_before_anything_is_written(local_ray, photos, tmp_path):
+    tune = "{workers: 4, space: {train.optimizer.lr: {uniform: [0.1, 0.2]}}}"
+    made = recipes.template(QUICKSTART, settings(photos, tmp_path / "search", tune))
+    with pytest.raises(ClusterError, match=r"4 workers × 1 CPU \+ 0.01 for its driver\) = 4.01 CPUs"):
+        Search(made).all()
+    assert not (tmp_path / "search").exists()

@@ -1,0 +1,128 @@
+"""What would end a run after its expensive part is refused before anything starts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from samples import coloured_benchmark
+from search_parts import draw_local, draw_vectors, write
+from test_run import QUICKSTART, run_on
+
+from ray_retrieval import model, recipe, run, search
+from ray_retrieval.data import datasets
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.methods import build
+from ray_retrieval.run_checks import refuse_unmeasurable
+from ray_retrieval.storage import Folder
+
+DELF = (
+    "method={name: delf, backbone: {name: small, weights: none}, image: {size: 24, resize: long_side},"
+    " crop: {size: 16}, hidden: 8, dimension: 8}"
+)
+GEM = (
+    "method={name: gem, backbone: {name: small, weights: none}, image: {size: 16}, whitening: {name: none},"
+    " loss: {name: contrastive, negatives: 2}}"
+)
+PLAIN = "train={epochs: 1, batch_size: 8}"
+"""As the quickstart, for images of any size."""
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The data of every recipe."""
+    made = coloured_benchmark(12)
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: replace(made, notes=[]))
+    return made
+
+
+def recipe_of(*settings):
+    return recipe.load(QUICKSTART, ["output=unused", PLAIN, *settings])
+
+
+def verified_by(*folders):
+    steps = [f"{{name: geometric_verification, local: {folder}}}" for folder in folders]
+    return f"evaluate.rerank=[{', '.join(steps)}]"
+
+
+def test_a_network_that_is_only_tuned_is_trained_but_not_run(tmp_path, benchmark):
+    job = run_on(tmp_path / "out", DELF, PLAIN, "method.stage=tuning")
+    with pytest.raises(RecipeError, match=r"method\.stage: .*set it to joint") as caught:
+        job.all()
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert len(job.prepare().train) == len(benchmark.train)
+
+
+def test_galleries_that_are_drawn_are_refused_for_local_features(tmp_path, benchmark, monkeypatch):
+    drawn = replace(benchmark, queries=benchmark.database, gallery_draws=(np.arange(4),))
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: drawn)
+    with pytest.raises(RecipeError, match=r"data: the gallery of coloured is drawn several times"):
+        run_on(tmp_path / "out", DELF, PLAIN).all()
+    refuse_unmeasurable(recipe_of(GEM), drawn)
+
+
+class TestIndexOfLocalFeatures:
+    @pytest.fixture
+    def local(self, tmp_path, benchmark):
+        """An index of the benchmark's database, beside a model that made it."""
+        config = recipe_of(DELF).method
+        torch.manual_seed(0)
+        model.save(
+            Folder(tmp_path / "delf" / "model"),
+            config=config.model_dump(mode="json"),
+            weights=build(config, classes=3, pretrained=False).state_dict(),
+            classes=3,
+            class_names=None,
+            precision="float32",
+            training={},
+            metrics={},
+        )
+        made_by = model.read_model_description(Folder(tmp_path / "delf" / "model"))[1]
+        return self.indexed(tmp_path / "delf", benchmark.database.table, draw_local(12, 8, seed=1), made_by)
+
+    @staticmethod
+    def indexed(folder, table, descriptors, made_by="model-a"):
+        write(folder / "embeddings", descriptors, table, model=made_by)
+        search.build(folder / "embeddings", folder / "index", shards=1)
+        return folder / "index"
+
+    @pytest.mark.usefixtures("benchmark")
+    def test_one_that_is_there_is_taken(self, tmp_path, local):
+        run_on(tmp_path / "out", GEM, PLAIN, verified_by(local)).prepare(measured=True)
+
+    def test_one_that_is_not_there_is_named(self, tmp_path, benchmark):
+        with pytest.raises(RecipeError, match=r"evaluate\.rerank: 'local' names .*nowhere.*missing"):
+            run_on(tmp_path / "out", GEM, PLAIN, verified_by(tmp_path / "nowhere")).all()
+        assert not (tmp_path / "out").exists()
+        # What is only trained may be verified by an index that is still to be made.
+        run_on(tmp_path / "out", GEM, PLAIN, verified_by(tmp_path / "nowhere")).prepare()
+        with pytest.raises(RecipeError, match=r"evaluate\.rerank"):
+            run_on(tmp_path / "out", GEM, PLAIN, verified_by(tmp_path / "nowhere")).encode(benchmark)
+
+    def test_it_needs_the_model_beside_it(self, local, benchmark):
+        (local.parent / "model" / "model.json").unlink()
+        with pytest.raises(RecipeError, match=r"evaluate\.rerank: .*made by model .* there is none"):
+            refuse_unmeasurable(recipe_of(GEM, verified_by(local)), benchmark)
+
+    def test_it_holds_local_features_of_the_same_images(self, tmp_path, local, benchmark):
+        vectors = self.indexed(tmp_path / "gem", benchmark.database.table, draw_vectors(12, 8))
+        with pytest.raises(RecipeError, match=r"evaluate\.rerank: .*holds vectors.*, not local features"):
+            refuse_unmeasurable(recipe_of(GEM, verified_by(vectors)), benchmark)
+        other = replace(benchmark, database=coloured_benchmark(12).queries)
+        with pytest.raises(RecipeError, match=r"evaluate\.rerank: .*none of the 9 images"):
+            refuse_unmeasurable(recipe_of(GEM, verified_by(local)), other)
+
+    def test_there_is_one(self, tmp_path, local, benchmark):
+        with pytest.raises(RecipeError, match="one index of local features, got"):
+            refuse_unmeasurable(recipe_of(GEM, verified_by(local, tmp_path / "other")), benchmark)
+
+
+@pytest.mark.parametrize("decoded", [False, True])
+def test_images_that_were_decoded_before_are_not_looked_at_again(tmp_path, benchmark, monkeypatch, decoded):
+    looked = []
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: replace(benchmark, decoded=decoded))
+    monkeypatch.setattr(run, "check_images", lambda table, **_: looked.append(table.name) or [])
+    made = run_on(tmp_path / "out", PLAIN).prepare()
+    assert looked == ([] if decoded else ["database", "validation"])
+    assert len(made.train) == len(benchmark.train)
