@@ -224,7 +224,7 @@ def _described(job: Any) -> dict[str, Any]:
         "exit_code": job.exit_code,
         "started": _clock(job.started_ms),
         "ended": _clock(job.ended_ms),
-        "message": job.message.strip(),
+        "message": job.message,
     }
 
 

@@ -235,10 +235,11 @@ def _warnings(found: list[tuple[str, str]]) -> Iterator[str]:
     for key, value in dict.fromkeys(found):
         if is_uri(value):
             continue
+        named = value if key == value else f"{key}: {value}"
         if _is_rooted(value):
-            yield f"{key}: {value} has to be there on every node, or be a URI (s3://…)"
+            yield f"{named} has to be there on every node, or be a URI (s3://…)"
         elif Path(value).exists():
-            yield f"{key}: {value} is here, but does not travel with the job: give a URI (s3://…)"
+            yield f"{named} is here, but does not travel with the job: give a URI (s3://…)"
 
 
 def _is_rooted(value: str) -> bool:

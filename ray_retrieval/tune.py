@@ -21,13 +21,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ray_retrieval.cluster import connect, resources
+from ray_retrieval.cluster import connect, reraise, resources
 from ray_retrieval.compute import cores
 from ray_retrieval.config import validate
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import ClusterError, DataError, RecipeError, RetrievalError
 from ray_retrieval.history import read_history
-from ray_retrieval.loop import Outcome, read_outcome
+from ray_retrieval.loop import read_outcome
 from ray_retrieval.model import DESCRIPTION, read_model_description
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
@@ -173,7 +173,7 @@ class Search:
         folder = self.folder.uri
 
         def work(config: dict[str, Any]) -> None:
-            _work(config["number"], Folder(folder), ray.get(shared), planned)
+            _work(config["number"], Folder(folder), [shared], planned)
 
         # Tune's files say nothing that is not in ours.
         (self.folder / _TUNE).remove()
@@ -182,7 +182,10 @@ class Search:
             ray.tune.Tuner(
                 ray.tune.with_resources(work, {"cpu": planned.cpus}),
                 tune_config=ray.tune.TuneConfig(
-                    search_alg=searcher, scheduler=_Scheduler(self.trials), num_samples=-1
+                    search_alg=searcher,
+                    scheduler=_Scheduler(self.trials),
+                    num_samples=-1,
+                    reuse_actors=planned.here,  # a new process takes seconds to import what it needs
                 ),
                 run_config=ray.tune.RunConfig(
                     name=_TUNE,
@@ -202,7 +205,9 @@ class Search:
             raise ClusterError(f"every trial failed; the last one: {last}", where=self.folder)
         metrics = None
         chosen = Folder(self.trials.recipe(best[0]).output)
-        if self.config.evaluate:
+        if best[0].state != "finished":
+            self.display.say("note: no trial came to its end; the best of those that were stopped is kept")
+        elif self.config.evaluate:
             self.display.say(f"trial {best[0].name} is the best; it is measured on the test queries")
             metrics = Run(self.trials.recipe(best[0]), display=self.display).all().metrics
         _copy(chosen, self.folder, measured=metrics is not None)
@@ -307,31 +312,57 @@ def _quiet() -> Iterator[None]:
 # In a trial's process
 
 
-def _work(number: int, search: Folder, benchmark: Benchmark, planned: Plan) -> None:
-    """Train one trial; Tune is told of every checkpoint, and of an error."""
+def _work(number: int, search: Folder, shared: list[Any], planned: Plan) -> None:
+    """Train one trial; Tune is told of every checkpoint, and of an error.
+
+    Args:
+        number: of the trial.
+        search: the folder of the search.
+        shared: a reference to the benchmark, in a list, so that it is not fetched for nothing.
+        planned: says where to train.
+    """
     text = (search / Trial(number, {}).folder).read_bytes("recipe.yaml")
     try:
-        _train_trial(validate(Recipe, yaml.safe_load(text)), benchmark, planned)
+        recipe = validate(Recipe, yaml.safe_load(text))
+        if planned.here:
+            _train_here(recipe, ray.get(shared[0]), planned.threads)
+        else:
+            _train_with_workers(recipe, shared)
     except RetrievalError as error:
         # The same recipe would be as wrong the next time; anything else may have been an accident.
         _tell_failure(str(error), final=isinstance(error, RecipeError | DataError))
+        return
     except Exception as error:
         _tell_failure(f"{type(error).__name__}: {error}".splitlines()[0], final=False)
-
-
-def _train_trial(recipe: Recipe, benchmark: Benchmark, planned: Plan) -> None:
-    trial = Folder(recipe.output)
-    if planned.here:
-        teller = _Teller(recipe)
-        how: Callable[..., Outcome] = partial(
-            train_here, threads=planned.threads, after_checkpoint=teller.checkpoint
-        )
-    else:
-        how = partial(train, callbacks=[_Forward(recipe)])
-    Run(recipe, training=how).train(benchmark)
-    made = read_model_description(trial / "model")[0]
+        return
+    made = read_model_description(Folder(recipe.output) / "model")[0]
     epochs = max(made["training"]["of_epochs"], 1)
     _tell(Report(epochs, made["metrics"]["validation"], last=True, kept=True))
+
+
+def _train_here(recipe: Recipe, benchmark: Benchmark, threads: int) -> None:
+    teller = _Teller(recipe)
+    training = partial(train_here, threads=threads, after_checkpoint=teller.checkpoint)
+    Run(recipe, training=training).train(benchmark)
+
+
+def _train_with_workers(recipe: Recipe, shared: list[Any]) -> None:
+    """Train with Ray Train, looked after by a process that Ray ends when the trial is stopped.
+
+    The workers' processors are then freed by an actor of Ray Train, which asks the cluster whether the
+    training is still controlled. Where several clusters run on a machine it does not know which one it is
+    in, unless RAY_ADDRESS says so; it inherits the variable from that process.
+    """
+    address = ray.get_runtime_context().gcs_address
+    beside = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": {"RAY_ADDRESS": address}})(_fit)
+    try:
+        ray.get(beside.remote(recipe, shared, _Forward(recipe)))
+    except ray.exceptions.RayError as error:
+        reraise(error, "training")
+
+
+def _fit(recipe: Recipe, shared: list[Any], forward: "_Forward") -> None:
+    Run(recipe, training=partial(train, callbacks=[forward])).train(ray.get(shared[0]))
 
 
 def _tell(report: Report) -> None:
@@ -363,7 +394,7 @@ class _Teller:
 
 
 class _Forward(TuneReportCallback):
-    """Tells Tune what the workers of a trial have reported; it runs where Ray Train's controller does."""
+    """Tells Tune what a trial's workers have reported, from where Ray Train's controller runs."""
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -1,7 +1,9 @@
 """The training loop: exact under data parallelism, exact after an interruption."""
 
+import gc
 import json
 import multiprocessing
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -271,12 +273,26 @@ def _train_in_groups(rank, folder):
             _train(group, folder, Process())
     for group in GROUPS:
         for world in worlds_of(group)[1:]:
-            if rank < world:
-                address = f"file://{folder}/{group}-{world}"
-                dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
-                _train(group, folder, Process(rank, world))
-                dist.destroy_process_group()
-    _train_with_uneven_shares(rank, folder)
+            with _group(folder / f"{group}-{world}", rank, world) as process:
+                if process is not None:
+                    _train(group, folder, process)
+    with _group(folder / "uneven", rank, 2) as process:
+        if process is not None:
+            _train_with_uneven_shares(folder, process)
+
+
+@contextmanager
+def _group(meeting, rank, world):
+    """A process in a group of so many that meet by a file; None for those that are not in it."""
+    if rank >= world:
+        yield None
+        return
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    yield Process(rank, world)
+    # Now, while others can run: a network that outlives the group ends its threads with Python's lock held,
+    # and waits for them for ever if they need it.
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def _train(group, folder, process):
@@ -316,27 +332,23 @@ def sums_of(method):
     return lambda images: {"sum": next(iter(method(images).values())).double().sum(dim=0)}
 
 
-def _train_with_uneven_shares(rank, folder):
+def _train_with_uneven_shares(folder, process):
     """Batches of three on two processes, in two parts, with less to validate on than there are processes."""
-    if rank >= 2:
-        return
-    dist.init_process_group("gloo", init_method=f"file://{folder}/uneven", rank=rank, world_size=2)
     benchmark = coloured_benchmark(6)
     benchmark.validation_queries = benchmark.validation_queries.take(np.array([0]))
-    made = trainer(
-        config(epochs=1, accumulate=2, batch_size=4), process=Process(rank, 2), benchmark=benchmark
-    )
+    made = trainer(config(epochs=1, accumulate=2, batch_size=4), process=process, benchmark=benchmark)
     totals = [made.encode.totals(rows, sums_of(made.method))["sum"] for rows in SUMMED]
-    torch.save(totals, folder / f"totals-{rank}.pt")
-    history = made.fit(LocalReporter(folder / f"checkpoints-uneven-{rank}"))
-    (folder / f"uneven-{rank}.json").write_text(json.dumps(loss_curve(history)))
-    dist.destroy_process_group()
+    torch.save(totals, folder / f"totals-{process.rank}.pt")
+    history = made.fit(LocalReporter(folder / f"checkpoints-uneven-{process.rank}"))
+    (folder / f"uneven-{process.rank}.json").write_text(json.dumps(loss_curve(history)))
 
 
 def test_one_two_and_four_workers_train_alike(tmp_path):
     # What takes long to import is imported once, before the processes part.
     multiprocessing.set_forkserver_preload(["ray_retrieval.loop", "ray_retrieval.methods"])
-    mp.start_processes(_train_in_groups, args=(tmp_path,), nprocs=PROCESSES, start_method="forkserver")
+    mp.start_processes(
+        _train_in_groups, args=(tmp_path,), nprocs=PROCESSES, daemon=True, start_method="forkserver"
+    )
 
     def left(group, world, rank):
         file = tmp_path / f"{group}-{world}-{rank}"

@@ -140,7 +140,7 @@ def test_paths_that_a_cluster_may_not_see_are_named(tmp_path, monkeypatch):
     study = submit.prepare(["run", str(QUICKSTART), "output=/mnt/runs", "train.start=/mnt/m", "seed=[0,1,2]"])
     assert [warning.split(":")[0] for warning in study.warnings] == ["output", "train.start"] + ["output"] * 2
     made = submit.prepare(["search", "/mnt/index", "photos", "-k", "5"])
-    assert [warning.split(" ")[1] for warning in made.warnings] == ["/mnt/index", "photos"]
+    assert [warning.split(" ")[0] for warning in made.warnings] == ["/mnt/index", "photos"]
 
 
 def test_a_jobs_name_is_its_own():

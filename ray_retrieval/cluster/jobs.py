@@ -20,6 +20,8 @@ from ray_retrieval.errors import ClusterError
 # What jobs are submitted to when nothing else is said: the dashboard, here or forwarded to here.
 _DASHBOARD = "http://127.0.0.1:8265"
 _ANSWER_S = 10.0  # for a connection
+_STOP_S = "60"  # from asking a job to end until it is killed; a server has to take its processes down
+_PACKAGING = "_private.runtime_env.packaging"
 _NO_AGENT = "No available agent"
 _START_S = 60.0  # for a head that has just started, until it takes jobs
 
@@ -37,7 +39,7 @@ class Job:
     exit_code: int | None
     """Of its process, where that ended by itself."""
     message: str
-    """What Ray says of it."""
+    """What Ray says of it, without what it has written."""
     started_ms: int | None
     """When, in milliseconds since 1970."""
     ended_ms: int | None
@@ -68,8 +70,8 @@ class JobServer:
 
             # Ray asks the environment first, whatever it is told.
             self._client = JobSubmissionClient(self.address)
-        for noisy in ("dashboard_sdk", "job.sdk"):
-            logging.getLogger(f"ray.dashboard.modules.{noisy}").setLevel(logging.ERROR)
+        for noisy in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", _PACKAGING):
+            logging.getLogger(f"ray.{noisy}").setLevel(logging.ERROR)  # each step, told on the terminal
 
     def submit(
         self,
@@ -96,7 +98,7 @@ class JobServer:
         """
         environment: dict[str, Any] = {
             "working_dir": str(folder),
-            "env_vars": {**SETTINGS, **variables},
+            "env_vars": {**SETTINGS, "RAY_JOB_STOP_WAIT_TIME_S": _STOP_S, **variables},
         }
         if pip:
             environment["pip"] = list(pip)
@@ -201,7 +203,7 @@ def _job(details: Any) -> Job:
         status=str(getattr(details.status, "value", details.status)),
         command=(details.metadata or {}).get("command", details.entrypoint),
         exit_code=details.driver_exit_code,
-        message=details.message or "",
+        message=(details.message or "").partition(", last available logs")[0].strip(),
         started_ms=details.start_time,
         ended_ms=details.end_time,
     )

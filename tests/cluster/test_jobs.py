@@ -40,14 +40,9 @@ def test_a_job_trains_with_what_was_uploaded(submit, cli_call, server, tmp_path)
     settings = [*SHORT, f"output={tmp_path / 'run'}"]
     code, out, err = submit("--no-wait", "--name", "digits", "--", "train", recipe, *settings)
     assert code == 0
+    assert err.count("\n") == 1
     assert f"output: {tmp_path / 'run'} has to be there on every node" in err
     name = out.strip()
-
-    # Beside it one that fails there, and not here: the model is looked for where the job runs.
-    code, out, err = submit("--json", "--", "evaluate", recipe, f"output={tmp_path / 'none'}")
-    assert (code, json.loads(out)["exit_code"]) == (2, 2)
-    assert "error: " in err
-    assert "model" in err
 
     code, out, _ = cli_call("submit", "logs", name, "--follow", "--address", server.address)
     assert code == 0, out
@@ -57,6 +52,14 @@ def test_a_job_trains_with_what_was_uploaded(submit, cli_call, server, tmp_path)
     assert json.loads(out)["status"] == "SUCCEEDED"
     assert json.loads(out)["command"] == shlex.join(["train", str(recipe), *settings])
     assert name in [job.name for job in server.jobs()]
+
+
+def test_the_exit_code_of_a_job_comes_back(server, tmp_path):
+    server.submit("echo no; exit 3", name="fails", command="", folder=tmp_path, variables={})
+    shown = []
+    assert follow(server, "fails", shown.append) == 3
+    assert "".join(shown).endswith("no\n")
+    assert server.job("fails").message == "Job entrypoint command failed with exit code 3"
 
 
 def test_a_job_has_the_uploaded_package_and_can_be_stopped(server):
