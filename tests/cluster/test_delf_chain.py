@@ -11,14 +11,13 @@ from typer.testing import CliRunner
 
 from ray_retrieval import model
 from ray_retrieval import recipe as recipes
-from ray_retrieval import run as running
 from ray_retrieval.cli import app
 from ray_retrieval.data import datasets
 from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.run import Run
 from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import Embeddings
-from ray_retrieval.train import read_history
+from ray_retrieval.train import read_history, train
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -85,7 +84,7 @@ def finished(local_ray, tmp_path_factory):
 
 def _train_the_first_stage_only(settings):
     """As a run leaves it that is killed when its second training starts."""
-    begun, train = [], running.train
+    begun = []
 
     def one_training(config, *arguments, **further):
         begun.append(config.stage)
@@ -93,10 +92,8 @@ def _train_the_first_stage_only(settings):
             raise KeyboardInterrupt
         return train(config, *arguments, **further)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "train", one_training)
-        with pytest.raises(KeyboardInterrupt):
-            Run(recipes.load(QUICKSTART, settings)).all()
+    with pytest.raises(KeyboardInterrupt):
+        Run(recipes.load(QUICKSTART, settings), training=one_training).all()
     assert begun == ["tuning", "attention"]
 
 
