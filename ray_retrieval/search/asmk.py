@@ -68,7 +68,9 @@ def train(words: int, sample: Floats, seed: int) -> bytes:
     # The cells of an inverted file are what is wanted.
     trained = approximate.train(f"IVF{words},Flat", sample, seed)
     index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
-    centres: Floats = index.quantizer.reconstruct_n(0, words)
+    centres = np.empty((words, sample.shape[1]), np.float32)
+    # Into an array that is given: with faiss.contrib.torch_utils imported, FAISS would make a tensor.
+    index.quantizer.reconstruct_n(0, words, centres)
     return centres.tobytes()
 
 

@@ -132,6 +132,8 @@ def test_faiss_with_its_search_replaced_for_tensors_does(tmp_path):
         "sys.path[:0] = sys.argv[2:]\n"
         "import test_approximate as tests\n"
         "tests.test_looking_at_everything_is_the_exact_search(Path(sys.argv[1]), 'IVF8,SQ8')\n"
+        "import test_asmk\n"
+        "test_asmk.test_a_codebook_has_the_centres_of_clusters()\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
