@@ -255,14 +255,9 @@ PROCESSES = 4
 
 
 def worlds_of(group):
-    """One, four and, of one group of each method, two processes: to show it of all takes minutes."""
-    if group.startswith("delf"):
-        return (1, 2)
-    return (
-        (1, 2, PROCESSES)
-        if group in ("greedyhash, labels", "cross, labels", "bank, labels", "xbm", "gem")
-        else (1, PROCESSES)
-    )
+    """One and two processes, and four of one group of each method: to show it of all takes minutes."""
+    several = group in ("greedyhash, labels", "cross, labels", "bank, labels", "xbm", "gem")
+    return (1, 2, PROCESSES) if several else (1, 2)
 
 
 def _train_in_groups(rank, folder):
@@ -301,7 +296,7 @@ def _train(group, folder, process):
     mixed = group.startswith("gem")
     made = trainer(
         config(
-            epochs=3 if "xbm" in group else 2,
+            epochs=2,
             batch_size=30 if "xbm" in group or "listwise" in group else 32,
             clip_norm=5.0,
             # At a higher rate the hardest triplets multiply what rounding has left.

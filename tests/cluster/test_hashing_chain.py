@@ -43,6 +43,7 @@ def lite(tmp_path):
     return COCO_LITE if COCO_LITE.is_dir() else made_lite(tmp_path / "lite")
 
 
+@pytest.mark.long
 def test_hashnet_goes_the_whole_way_with_two_workers(local_ray, lite, tmp_path):
     method = (
         "{name: hashnet, preset: deephash, bits: 16, image: {size: 32, resize: short_side, resize_to: 36},"

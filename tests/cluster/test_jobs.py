@@ -34,6 +34,7 @@ def submit(cli_call, server):  # noqa: F811
     return call
 
 
+@pytest.mark.long
 def test_a_job_trains_with_what_was_uploaded(submit, cli_call, server, tmp_path):  # noqa: F811
     recipe = tmp_path / "my recipe.yaml"
     recipe.write_text(QUICKSTART.read_text())

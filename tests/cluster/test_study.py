@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
 
 
+@pytest.mark.long
 def test_a_study_of_two_lengths_goes_on_compares_and_predicts(local_ray, tmp_path):
     photos = write_images(tmp_path / "photos", 90)
     settings = [

@@ -127,6 +127,7 @@ def assert_processors_are_free():
         time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_trials_of_several_workers_are_stopped_and_leave_their_model(local_ray, photos, tmp_path):
     tune = (
         "{searcher: grid, workers: 2, space: {train.optimizer.lr: {grid: [0.05, 1.0e-7]}}, evaluate: false}"
