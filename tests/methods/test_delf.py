@@ -48,6 +48,19 @@ def terms(method, pictures, labels=None):
     return method.objective(method(pictures), batch, Clock(seed=0))
 
 
+def save(method, folder):
+    model.save(
+        Folder(folder),
+        config=method.config.model_dump(mode="json"),
+        weights=method.state_dict(),
+        classes=CLASSES,
+        class_names=None,
+        precision="float32",
+        training={"epoch": 1},
+        metrics={},
+    )
+
+
 class Encode:
     """All training images at once, on one process."""
 
@@ -196,16 +209,7 @@ def test_a_network_that_was_only_tuned_has_no_local_features():
 
 def test_the_attention_starts_from_a_tuned_model(tmp_path):
     tuned = built(stage="tuning")
-    model.save(
-        Folder(tmp_path),
-        config=tuned.config.model_dump(mode="json"),
-        weights=tuned.state_dict(),
-        classes=CLASSES,
-        class_names=None,
-        precision="float32",
-        training={"epoch": 1},
-        metrics={},
-    )
+    save(tuned, tmp_path)
     torch.manual_seed(1)
     method = Delf(config(stage="attention"), classes=CLASSES)
     lacking = model.start_from(method, str(tmp_path))
@@ -251,16 +255,7 @@ def test_normalised_scores_have_no_scale():
 def test_features_lie_where_they_are_in_the_file(tmp_path):
     """An image is made smaller, and a box of it is described: places and scales are those of the file."""
     method = built(stage="attention")
-    model.save(
-        Folder(tmp_path),
-        config=method.config.model_dump(mode="json"),
-        weights=method.state_dict(),
-        classes=CLASSES,
-        class_names=None,
-        precision="float32",
-        training={"epoch": 1},
-        metrics={},
-    )
+    save(method, tmp_path)
     pixels = np.random.default_rng(1).integers(0, 256, (100, 150, 3), dtype=np.uint8)
     encoder = model.Encoder(str(tmp_path))
     for box, corner, part in ((None, (0, 0), (150, 100)), ((30, 20, 130, 90), (30, 20), (100, 70))):

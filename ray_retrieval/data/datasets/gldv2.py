@@ -35,7 +35,6 @@ from ray_retrieval.data.datasets.gldv2_plan import PARTS
 from ray_retrieval.data.datasets.landmarks import Distractors, LandmarksName
 from ray_retrieval.data.datasets.lists import Listed
 from ray_retrieval.data.table import ImageTable, IntArray
-from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder, check_file, read_description
 
 TITLE = "Google Landmarks v2"
@@ -87,20 +86,15 @@ def load(config: Gldv2Config, *, seed: int, splits: Folder) -> Benchmark:  # noq
     """
     if config.download and config.test != "none":
         landmarks.fetch_sources(config.test, config.test_root)
-    benchmark = _to_learn_from(config)
-    if config.test != "none":
-        test = landmarks.read_test(config.test, config.test_root, config.distractors)
-        benchmark = landmarks.with_test(benchmark, test)
-    elif benchmark.untrainable:
-        raise DataError(
-            benchmark.untrainable,
-            where=location.expand(config.root),
-            mend="`ray-retrieval gldv2 build` makes it; data.root says where it is",
-        )
-    else:
-        benchmark.notes.insert(0, landmarks.without_test(TITLE))
-    benchmark.check()
-    return benchmark
+    return landmarks.completed(
+        _to_learn_from(config),
+        config.test,
+        config.test_root,
+        config.distractors,
+        title=TITLE,
+        root=config.root,
+        mend="`ray-retrieval gldv2 build` makes it; data.root says where it is",
+    )
 
 
 def listed(config: Gldv2Config) -> dict[str, Listed]:

@@ -211,7 +211,41 @@ def read_test(name: LandmarksName, root: str, distractors: Distractors = None) -
     return LandmarksTest(title, queries, database, found.lists, published.protocol, notes)
 
 
-def with_test(benchmark: Benchmark, test: LandmarksTest) -> Benchmark:
+def completed(
+    benchmark: Benchmark,
+    test: LandmarksName | Literal["none"],
+    test_root: str,
+    distractors: Distractors,
+    *,
+    title: str,
+    root: str,
+    mend: str,
+) -> Benchmark:
+    """A collection to learn from, with landmarks to test on, or tested on its own validation.
+
+    Args:
+        benchmark: the collection, its test that of the validation; untrainable where its images are missing.
+        test: the landmarks.
+        test_root: folder that holds `test/`.
+        distractors: further photographs to test in.
+        title: of the collection.
+        root: where the collection is looked for.
+        mend: how it is got.
+
+    Raises:
+        DataError: if a photograph to test on is missing, or the collection is and there is no test either.
+    """
+    if test != "none":
+        benchmark = _with_test(benchmark, read_test(test, test_root, distractors))
+    elif benchmark.untrainable:
+        raise DataError(benchmark.untrainable, where=location.expand(root), mend=mend)
+    else:
+        benchmark.notes.insert(0, _without_test(title))
+    benchmark.check()
+    return benchmark
+
+
+def _with_test(benchmark: Benchmark, test: LandmarksTest) -> Benchmark:
     """What was to be learned from and validated on, with landmarks to test on."""
     return replace(
         benchmark,
@@ -226,7 +260,7 @@ def with_test(benchmark: Benchmark, test: LandmarksTest) -> Benchmark:
     )
 
 
-def without_test(title: str) -> str:
+def _without_test(title: str) -> str:
     """A note on the numbers of a collection that is tested on its own validation."""
     return (
         f"{title} has no test of its own: its numbers are those of the validation, by which the model is "

@@ -119,21 +119,16 @@ def load(config: SfmConfig, *, seed: int, splits: Folder) -> Benchmark:  # noqa:
     """
     if config.download:
         _download(config)
-    benchmark = _to_learn_from(config)
-    if config.test != "none":
-        test = landmarks.read_test(config.test, config.root, config.distractors)
-        benchmark = landmarks.with_test(benchmark, test)
-    elif benchmark.untrainable:
-        raise DataError(
-            benchmark.untrainable,
-            where=location.expand(config.root),
-            mend=f"`ray-retrieval datasets sfm-{config.variant}` says where they come from; data.root says "
-            "where they are",
-        )
-    else:
-        benchmark.notes.insert(0, landmarks.without_test(config.variant))
-    benchmark.check()
-    return benchmark
+    return landmarks.completed(
+        _to_learn_from(config),
+        config.test,
+        config.root,
+        config.distractors,
+        title=config.variant,
+        root=config.root,
+        mend=f"`ray-retrieval datasets sfm-{config.variant}` says where they come from; data.root says "
+        "where they are",
+    )
 
 
 def _to_learn_from(config: SfmConfig) -> Benchmark:
