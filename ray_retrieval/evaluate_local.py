@@ -1,6 +1,7 @@
 """An index of local features against the benchmark's protocol: its search, and after re-ranking."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -72,23 +73,52 @@ def of_local(
             where=queries.folder,
             mend="take a method that makes vectors",
         )
-    ignored = _ignored(queries, database, benchmark)
+    truth = None if benchmark.ground_truth is None else _Truth.of(queries, database, benchmark)
+    ignored = _ignored(queries, database, benchmark, truth)
     local = None if features is None else features_of(queries, features)
     before, after = _rankings(queries, index, steps, ignored, max(_DEPTH, *at), local, threads, progress)
-    measured = _by_ground_truth if benchmark.ground_truth is not None else _by_labels
-    metrics, notes = measured(dict.fromkeys(ignored, before), queries, database, at, benchmark)
+
+    def measured(orders: Mapping[str, Rows]) -> list[Metric]:
+        if truth is None:
+            return _by_labels(orders, queries, database, at, benchmark)
+        return _by_ground_truth(orders, truth, at, benchmark)
+
+    metrics = measured(dict.fromkeys(ignored, before))
     if steps:
-        metrics += named_reranked(measured(after, queries, database, at, benchmark)[0], steps)
+        metrics += named_reranked(measured(after), steps)
+    notes = [] if truth is None else notes_on_missing(benchmark, truth.asked, truth.lists, truth.present)
     return plain(metrics, notes)
 
 
-def _ignored(queries: Embeddings, database: Embeddings, benchmark: Benchmark) -> dict[str, list[Rows]]:
-    """By protocol, for each query the rows of the index that do not count; one protocol without a truth."""
-    if benchmark.ground_truth is not None:
-        assert benchmark.protocol is not None
-        asked, present = rows_in(queries, benchmark.queries), rows_in(database, benchmark.database)
+@dataclass(frozen=True)
+class _Truth:
+    """The ground truth of the queries that have descriptors.
+
+    Attributes:
+        asked: int64, their rows among the benchmark's queries.
+        present: int64, the rows of the benchmark's database that have descriptors: one a row of the index.
+        lists: of each query.
+    """
+
+    asked: Rows
+    present: Rows
+    lists: list[Mapping[str, Rows]]
+
+    @staticmethod
+    def of(queries: Embeddings, database: Embeddings, benchmark: Benchmark) -> "_Truth":
+        assert benchmark.ground_truth is not None
+        asked = rows_in(queries, benchmark.queries)
         lists = [benchmark.ground_truth[row] for row in asked.tolist()]
-        return ignored_rows(lists, benchmark.protocol, present)
+        return _Truth(asked, rows_in(database, benchmark.database), lists)
+
+
+def _ignored(
+    queries: Embeddings, database: Embeddings, benchmark: Benchmark, truth: _Truth | None = None
+) -> dict[str, list[Rows]]:
+    """By protocol, for each query the rows of the index that do not count; one protocol without a truth."""
+    if truth is not None:
+        assert benchmark.protocol is not None
+        return ignored_rows(truth.lists, benchmark.protocol, truth.present)
     if benchmark.queries_in_database:
         return {"labels": own_rows(queries.ids, database.ids)}
     return {"labels": [np.zeros(0, np.int64)] * queries.rows}
@@ -145,30 +175,23 @@ def _by_labels(
     database: Embeddings,
     at: Sequence[int],
     benchmark: Benchmark,
-) -> tuple[list[Metric], list[str]]:
+) -> list[Metric]:
     labels, rows = queries.labels, database.labels
     if labels is None or rows is None:
         raise DataError("evaluation needs labels of queries and database", where=queries.folder)
     ids = (queries.ids, database.ids) if benchmark.queries_in_database else (None, None)
     (order,) = orders.values()
-    return list(by_rankings.evaluate(order, labels, rows, at, *ids).values()), []
+    return list(by_rankings.evaluate(order, labels, rows, at, *ids).values())
 
 
 def _by_ground_truth(
-    orders: Mapping[str, Rows],
-    queries: Embeddings,
-    database: Embeddings,
-    at: Sequence[int],
-    benchmark: Benchmark,
-) -> tuple[list[Metric], list[str]]:
-    assert benchmark.ground_truth is not None
+    orders: Mapping[str, Rows], truth: _Truth, at: Sequence[int], benchmark: Benchmark
+) -> list[Metric]:
     assert benchmark.protocol is not None
-    asked, present = rows_in(queries, benchmark.queries), rows_in(database, benchmark.database)
-    lists = [benchmark.ground_truth[row] for row in asked.tolist()]
     report = {}
     for name, order in orders.items():
         # Rows of the benchmark, whose ground truth counts images that could not be decoded, too.
-        named = np.where(order == NO_ROW, NO_ROW, present[order])
+        named = np.where(order == NO_ROW, NO_ROW, truth.present[order])
         rows = len(benchmark.database)
-        report[name] = revisited.evaluate(named.T, lists, benchmark.protocol, at, rows=rows)[name]
-    return in_order(report), notes_on_missing(benchmark, asked, lists, present)
+        report[name] = revisited.evaluate(named.T, truth.lists, benchmark.protocol, at, rows=rows)[name]
+    return in_order(report)
