@@ -102,6 +102,8 @@ def start(
     for warning in submission.warnings:
         display.say(f"warning {warning}")
     server = JobServer(address)
+    # Said before: who interrupts the upload has to know what to look for.
+    display.say(f"submit  {submission.name} to {server.address}")
     with submission.staged() as folder:
         server.submit(
             submission.entrypoint(python) + (" --debug" if "--debug" in sys.argv else ""),
@@ -115,7 +117,7 @@ def start(
     if no_wait:
         _print({"job": job, "address": server.address}, as_json, line=job)
         return
-    display.say(f"job     {job} on {server.address}; Ctrl-C asks whether it shall go on")
+    display.say("follow  Ctrl-C asks whether it shall go on")
     try:
         code = follow(server, job, lambda text: typer.echo(text, nl=False, err=as_json))
     except KeyboardInterrupt:

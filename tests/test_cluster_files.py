@@ -162,6 +162,11 @@ def test_a_manifest_has_only_fields_of_kuberay(path):
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
 
 
+def test_manifests_can_be_applied_beside_one_another():
+    names = [yaml.safe_load(path.read_text())["metadata"]["name"] for path in MANIFESTS]
+    assert len(set(names)) == len(names)  # KubeRay names the service of a cluster's head after it
+
+
 def test_the_check_of_manifests_finds_a_wrong_field():
     wrong = manifest("RayJob")
     wrong["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplica"] = 3

@@ -60,7 +60,7 @@ class JobServer:
     """
 
     def __init__(self, address: str | None = None) -> None:
-        if address is not None and "://" not in address:
+        if address not in (None, "auto") and "://" not in address:
             address = f"http://{address}"
         named = (os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
         self.address = (address or next(filter(None, named), _DASHBOARD)).rstrip("/")
