@@ -75,7 +75,7 @@ def run(
         return
     _print_metrics(finished.metrics)
     typer.echo(f"report  {_short(finished.report)}")
-    index = _short(f"{finished.folder}/index")
+    index = _short(finished.folder.uri_of("index"))
     # Local features are not served yet.
     verb = "search {} IMAGE" if recipes[0].method.form.kind is DescriptorKind.LOCAL else "serve {}"
     typer.echo(f"next    ray-retrieval {verb.format(index)}")
@@ -109,30 +109,45 @@ def train(
         job.train(benchmark)
     description, fingerprint = read_model_description(job.folder / "model")
     if as_json:
-        _print_json({**description, "fingerprint": fingerprint, "folder": f"{job.folder}/model"})
+        _print_json({**description, "fingerprint": fingerprint, "folder": job.folder.uri_of("model")})
         return
     validation = description["metrics"]["validation"].items()
     measured = ", ".join(f"validation {name} {_number(value)}" for name, value in validation)
-    typer.echo(f"model   {_short(f'{job.folder}/model')} ({fingerprint}), {measured}")
+    typer.echo(f"model   {_short(job.folder.uri_of('model'))} ({fingerprint}), {measured}")
     typer.echo(f"next    {next_command}")
 
 
 @app.command()
 def tune(
-    recipe: RecipeArgument, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    retry: Annotated[
+        bool,
+        typer.Option("--retry", help="Try trials again that failed for good, once what they say is mended."),
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Search for hyperparameters as the recipe's `tune` block says; run again, it goes on."""
+    from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import template
     from ray_retrieval.tables import print_trials
     from ray_retrieval.tune import Search
 
-    tuned = Search(template(recipe, overrides), fresh=fresh, display=Display()).all()
+    search = Search(template(recipe, overrides), fresh=fresh, retry=retry, display=Display())
+    tuned = search.all()
     if as_json:
         _print_json(tuned.as_json())
         return
     print_trials(tuned.as_json())
-    typer.echo(f"model   {_short(f'{tuned.folder}/model')}, of trial {tuned.best[0].name}")
+    typer.echo(f"model   {_short(tuned.folder.uri_of('model'))}, of trial {tuned.best[0].name}")
     typer.echo(f"report  {_short(tuned.report)}")
+    best = tuned.folder / tuned.best[0].folder
+    if tuned.metrics is None:
+        typer.echo(f"next    ray-retrieval run {_short(best.uri_of('recipe.yaml'))}")
+        return
+    verb = "search {} IMAGE" if search.recipe.method.form.kind is DescriptorKind.LOCAL else "serve {}"
+    typer.echo(f"next    ray-retrieval {verb.format(_short(best.uri_of('index')))}")
 
 
 @app.command()
@@ -170,7 +185,7 @@ def compare(
         str | None, typer.Option("--out", help="Where comparison.json and comparison.html go.")
     ] = None,
     figure: Annotated[
-        Path | None, typer.Option(help="Save the precision-recall curves (.svg, .png, .pdf).")
+        str | None, typer.Option(help="Save the precision-recall curves (.svg, .png, .pdf).")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -332,7 +347,7 @@ def embed(
         list[str],
         typer.Argument(metavar="IMAGES...", help="Images, folders, lists (.txt), CSV or Parquet of images."),
     ],
-    out: Annotated[Path | None, typer.Option("--out", help="A file for them: .npy or .parquet.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="A file for them: .npy or .parquet.")] = None,
     root: Annotated[
         str | None, typer.Option(help="The folder that paths in a list or CSV start from.")
     ] = None,
@@ -351,7 +366,7 @@ def embed(
     if out is not None:
         embedding.save(made, out)
     if as_json:
-        _print_json(made.as_json() if out is None else {**made.summary(), "file": str(out)})
+        _print_json(made.as_json() if out is None else {**made.summary(), "file": out})
         return
     for identifier, reason in made.failures:
         typer.echo(f"left out {identifier}: {reason}", err=True)
@@ -435,7 +450,7 @@ def search(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Query images.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Hits for each query.")] = 10,
     picture: Annotated[
-        Path | None, typer.Option(help="Save a picture of queries and hits (.png, .jpg).")
+        str | None, typer.Option(help="Save a picture of queries and hits (.png, .jpg).")
     ] = None,
     model: ModelOption = None,
     box: Annotated[
@@ -500,7 +515,7 @@ def predict(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image asked about.")],
     picture: Annotated[
-        Path | None, typer.Option(help="Save a picture of the image and its nearest (.png, .jpg).")
+        str | None, typer.Option(help="Save a picture of the image and its nearest (.png, .jpg).")
     ] = None,
     model: ModelOption = None,
     as_json: AsJson = False,
@@ -515,8 +530,7 @@ def predict(
     if picture is not None:
         pictures.save(pictures.grid([searcher.example(image, [prediction.nearest])]), picture)
     if as_json:
-        shown = None if picture is None else str(picture)
-        _print_json({"image": str(image), **prediction.as_json(), "picture": shown})
+        _print_json({"image": str(image), **prediction.as_json(), "picture": picture})
         return
     far = prediction.nearest.in_words(searcher.index.form)
     print_prediction(prediction.as_json(), far)
@@ -532,7 +546,7 @@ def match(
     first: Annotated[str, typer.Argument(metavar="IMAGE", help="A photograph.")],
     second: Annotated[str, typer.Argument(metavar="IMAGE", help="Another.")],
     picture: Annotated[
-        Path | None, typer.Option(help="Save both side by side with what agrees (.png, .jpg).")
+        str | None, typer.Option(help="Save both side by side with what agrees (.png, .jpg).")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -552,7 +566,7 @@ def match(
     if picture is not None:
         pictures.save(match_picture.picture(found), picture)
     if as_json:
-        _print_json({**found.as_json(), "picture": None if picture is None else str(picture)})
+        _print_json({**found.as_json(), "picture": picture})
         return
     typer.echo(f"{found.verdict}: {match_picture.in_words(found)}")
     if picture is not None:
@@ -698,7 +712,8 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as stop:
         if stop.code == _INTERRUPTED:
-            typer.echo("interrupted; the same command goes on where this one stopped", err=True)
+            same = "without --fresh the same command" if "--fresh" in arguments else "the same command"
+            typer.echo(f"interrupted; {same} goes on where this one stopped", err=True)
         raise
 
 

@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from ray_retrieval.charts import COLOURS, Line, names_in, pr_chart, pr_figure, pr_line, stroke_of
 from ray_retrieval.compare import FACTS, value_of
+from ray_retrieval.data.location import name_of
 from ray_retrieval.errors import RetrievalError
 from ray_retrieval.report import environment
 from ray_retrieval.storage import Folder
@@ -52,18 +53,18 @@ def save_figure(comparison: dict[str, Any], path: str | Path) -> None:
     Raises:
         RetrievalError: if the suffix is another, no run has a curve, or the file cannot be written.
     """
-    target = Path(path).expanduser()
-    kind = target.suffix.lower().removeprefix(".")
+    name = name_of(str(path))
+    kind = Path(name).suffix.lower().removeprefix(".")
     if kind not in ("svg", "png", "pdf"):
         raise RetrievalError(
-            f"a figure cannot be saved as '{kind or target.name}'",
+            f"a figure cannot be saved as '{kind or name}'",
             where=path,
             mend="end the name in .svg, .png or .pdf",
         )
     lines = _lines(comparison["runs"])
     if not lines:
         raise RetrievalError("none of the runs has a precision-recall curve", where=path)
-    Folder(target.parent).write_bytes(target.name, pr_figure(lines, kind))
+    Folder(str(path)).parent.write_bytes(name, pr_figure(lines, kind))
 
 
 def _lines(runs: list[dict[str, Any]]) -> list[Line]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_retrieval.compute import cores
+from ray_retrieval.data import location
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Codes, Descriptors, Form, Local, Vectors, concatenate
 from ray_retrieval.errors import DataError, RecipeError
@@ -138,16 +139,17 @@ def _as_json(descriptors: Descriptors) -> list[dict[str, Any]]:
 
 def check_suffix(out: str | Path) -> None:
     """Raise RecipeError if `save` cannot write a file of that name."""
-    if Path(out).suffix not in SUFFIXES:
+    name = location.name_of(str(out))
+    if Path(name).suffix not in SUFFIXES:
         raise RecipeError(
-            f"descriptors cannot be saved as '{Path(out).suffix or Path(out).name}'",
+            f"descriptors cannot be saved as '{Path(name).suffix or name}'",
             where=out,
             mend=f"end the name in {' or '.join(SUFFIXES)}",
         )
 
 
 def save(embedded: Embedded, out: str | Path) -> None:
-    """Write descriptors as one file, whole or not at all.
+    """Write descriptors as one file at a path or URI, whole or not at all.
 
     `.parquet`: columns id · path · the descriptors, as `search.columns` has them, and the model's fingerprint
     in the metadata. `.npy`: float32 [n, dimension] or uint8 [n, ceil(bits / 8)], and the ids of the rows as a
@@ -158,13 +160,13 @@ def save(embedded: Embedded, out: str | Path) -> None:
         ArtefactError: if the file cannot be written.
     """
     check_suffix(out)
-    folder, name = Folder(Path(out).parent), Path(out).name
-    if Path(out).suffix == ".npy":
+    folder, name = Folder(str(out)).parent, location.name_of(str(out))
+    if Path(name).suffix == ".npy":
         if isinstance(embedded.descriptors, Local):
             raise RecipeError(
                 "sets of local features are no one array", where=out, mend="end the name in .parquet"
             )
-        folder.write_json(f"{Path(out).stem}.ids.json", embedded.ids)
+        folder.write_json(f"{Path(name).stem}.ids.json", embedded.ids)
         with folder.writing(name) as stream:
             np.save(stream, embedded.descriptors.data, allow_pickle=False)
         return

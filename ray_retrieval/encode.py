@@ -112,6 +112,8 @@ def _run(
     workers, threads, asked = _pool(config)
     workers = min(workers, len(items))
     slices = _share(jobs, items)
+    # Ray Data's own error does not take along what it came from.
+    ray.data.DataContext.get_current().raise_original_map_exception = True
     work = [_Work(job.model.uri, job.out.uri) for job in jobs]
     results = ray.data.from_items(items, override_num_blocks=len(items)).map(
         _PartEncoder,  # type: ignore[arg-type]

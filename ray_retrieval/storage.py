@@ -3,8 +3,10 @@
 An artefact is a directory with one JSON file that describes it (format, version, fingerprint) beside its
 data. It lives at a URI: a local path, `s3://…` or `gs://…`. Every file is written under a temporary name
 and renamed, so a reader sees the old file or the new one and a killed writer leaves nothing that counts.
+Credentials of a store are those of its own environment variables, profiles and roles, never of a URI.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote
 
 import pyarrow
 from pyarrow import fs
@@ -22,50 +25,73 @@ from pyarrow import fs
 from ray_retrieval.errors import ArtefactError
 
 _TEMPORARY = ".tmp-"
+_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
+"""Schemes of stores that are asked over the network."""
+_WITHOUT_FOLDERS = ("s3", "gcs")
+"""Stores that need no folder to be made before a file: pyarrow would ask for each one on the way."""
+_CHUNK = 1 << 24
+_COPIED_AT_ONCE = 5 << 30
+"""Bytes of the largest object that S3 copies in one request, and so can rename."""
 
 
 class Folder:
     """A directory of artefact files.
 
     Args:
-        uri: a local path (`~` and environment variables are expanded) or a `scheme://` URI of pyarrow.fs.
+        uri: a local path (`~` and environment variables are expanded) or a `scheme://` URI of pyarrow.fs. A
+            store is not asked before something of it is wanted, and whatever asks it raises as `store_at`.
 
     Raises:
-        ArtefactError: if the URI's scheme is unknown or its store cannot be reached.
+        ArtefactError: if the URI's scheme is unknown, or it holds a password.
     """
 
     def __init__(self, uri: "str | Path | Folder") -> None:
         self.uri: str
         text = uri.uri if isinstance(uri, Folder) else os.path.expandvars(os.path.expanduser(str(uri)))
         if "://" in text:
-            try:
-                self.filesystem, self.path = fs.FileSystem.from_uri(text)
-            except (pyarrow.ArrowInvalid, OSError) as error:
-                raise ArtefactError(f"cannot be opened: {error}", where=text) from None
+            refuse_password(text)
             self.uri = text.rstrip("/")
+            if text.partition("://")[0] not in _STORES:
+                store_at(text)
         else:
-            self.filesystem, self.path = fs.LocalFileSystem(), os.path.abspath(text)
-            self.uri = self.path
-        self.path = self.path.rstrip("/")
+            self.uri = os.path.abspath(text)
+
+    @functools.cached_property
+    def _store(self) -> tuple[fs.FileSystem, str]:
+        return store_at(self.uri) if "://" in self.uri else (fs.LocalFileSystem(), self.uri)
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """What it lies on."""
+        return self._store[0]
+
+    @property
+    def path(self) -> str:
+        """Where it lies there."""
+        return self._store[1].rstrip("/")
 
     @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __truediv__(self, name: str) -> "Folder":
-        base, query = self._split()
-        return Folder(f"{base}/{name}{query}")
+        return Folder(self.uri_of(name))
 
     @property
     def parent(self) -> "Folder":
         """The folder that this one lies in."""
         base, query = self._split()
-        return Folder(f"{base.rpartition('/')[0]}{query}")
+        return Folder(f"{base.rpartition('/')[0] or '/'}{query}")
 
     def _split(self) -> tuple[str, str]:
         """Address and query (`?endpoint_override=…`) of a URI; a local path is all address."""
         base, question, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
         return base, question + query
+
+    def uri_of(self, name: str) -> str:
+        """Path or URI of a file or folder inside; of this one without a name."""
+        base, query = self._split()
+        return f"{base}/{name}{query}" if name else self.uri
 
     def __str__(self) -> str:
         return self.uri
@@ -88,24 +114,32 @@ class Folder:
 
     def size(self, name: str) -> int:
         """Bytes of a file. Raises ArtefactError where it is missing."""
-        info = self.filesystem.get_file_info(self._at(name))
+        with self._guarded(name):
+            info = self.filesystem.get_file_info(self._at(name))
         if info.type == fs.FileType.NotFound:
-            raise ArtefactError("the file is missing", where=f"{self.uri}/{name}")
+            raise ArtefactError("the file is missing", where=self.uri_of(name))
         return int(info.size)
 
     @contextmanager
     def reading(self, name: str) -> Iterator[pyarrow.NativeFile]:
-        """A random-access file for reading. Raises ArtefactError where it is missing."""
-        try:
-            source = self.filesystem.open_input_file(self._at(name))
-        except FileNotFoundError:
-            raise ArtefactError("the file is missing", where=f"{self.uri}/{name}") from None
+        """A random-access file for reading. Raises ArtefactError where it is missing or may not be read."""
+        with self._guarded(name):
+            try:
+                source = self.filesystem.open_input_file(self._at(name))
+            except FileNotFoundError:
+                raise ArtefactError("the file is missing", where=self.uri_of(name)) from None
         with source:
             yield source
 
     def read_bytes(self, name: str) -> bytes:
-        with self.reading(name) as source:
+        with self._guarded(name), self.reading(name) as source:
             return bytes(source.read())
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The bytes of a file in pieces. Raises ArtefactError where it is missing or cannot be read."""
+        with self._guarded(name), self.reading(name) as source:
+            while chunk := source.read(_CHUNK):
+                yield chunk
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
@@ -113,7 +147,8 @@ class Folder:
         target = self._at(name)
         temporary = f"{target}{_TEMPORARY}{uuid.uuid4().hex[:12]}"
         with self._guarded(name):
-            self.filesystem.create_dir(os.path.dirname(target), recursive=True)
+            if self.filesystem.type_name not in _WITHOUT_FOLDERS:
+                self.filesystem.create_dir(os.path.dirname(target), recursive=True)
             try:
                 if self.is_local:
                     with open(temporary, "wb") as local:
@@ -124,11 +159,31 @@ class Folder:
                 else:
                     with self.filesystem.open_output_stream(temporary) as remote:
                         yield remote
-                    self.filesystem.move(temporary, target)
+                        size = remote.tell()
+                    self._rename(temporary, target, size)
             except BaseException:
                 with suppress(OSError):
                     self.filesystem.delete_file(temporary)
                 raise
+
+    def _rename(self, temporary: str, target: str, size: int) -> None:
+        """Rename a file of a store; one that is too large for the store to copy goes through this process."""
+        if size <= _COPIED_AT_ONCE:
+            self.filesystem.move(temporary, target)
+            return
+        try:
+            with (
+                self.filesystem.open_input_stream(temporary) as source,
+                self.filesystem.open_output_stream(target) as copy,
+            ):
+                while chunk := source.read(_CHUNK):
+                    copy.write(chunk)
+        except BaseException:
+            # What was copied until then became the file when it was closed.
+            with suppress(OSError):
+                self.filesystem.delete_file(target)
+            raise
+        self.filesystem.delete_file(temporary)
 
     def write_bytes(self, name: str, data: bytes) -> None:
         with self.writing(name) as stream:
@@ -142,7 +197,7 @@ class Folder:
         try:
             return json.loads(self.read_bytes(name))
         except ValueError as error:
-            raise ArtefactError(f"not valid JSON: {error}", where=f"{self.uri}/{name}") from None
+            raise ArtefactError(f"not valid JSON: {error}", where=self.uri_of(name)) from None
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -160,35 +215,40 @@ class Folder:
     def sweep(self) -> None:
         """Delete what killed writers left behind directly inside."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
-        for info in self.filesystem.get_file_info(selector):
+        with self._guarded():
+            found = self.filesystem.get_file_info(selector)
+        for info in found:
             if _TEMPORARY in os.path.basename(info.path):
                 self.remove(os.path.basename(info.path))
 
     def local_path(self, name: str) -> Path:
         """A local path of the file, for memory mapping; a remote file is fetched once into a cache.
 
+        The cache is a folder of the user's own where temporary files go, see `tempfile.gettempdir`. A file
+        there is found again while the remote one has the same size and time; nothing is ever deleted.
+
         Raises:
-            ArtefactError: if the file is missing.
+            ArtefactError: if the file is missing or cannot be fetched.
         """
         if self.is_local:
             if not self.exists(name):
-                raise ArtefactError("the file is missing", where=f"{self.uri}/{name}")
+                raise ArtefactError("the file is missing", where=self.uri_of(name))
             return Path(self._at(name))
-        info = self.filesystem.get_file_info(self._at(name))
-        key = digest(f"{self.uri}/{name}|{info.size}|{info.mtime_ns}".encode())[:24]
-        cache = Folder(Path(tempfile.gettempdir()) / "ray_retrieval-cache")
+        with self._guarded(name):
+            info = self.filesystem.get_file_info(self._at(name))
+        key = digest(f"{self.uri_of(name)}|{info.size}|{info.mtime_ns}".encode())[:24]
+        cache = _cache()
         if not cache.exists(key):
-            with self.reading(name) as source, cache.writing(key) as target:
-                while chunk := source.read(1 << 24):
+            with cache.writing(key) as target:
+                for chunk in self.chunks(name):
                     target.write(chunk)
         return Path(cache.path) / key
 
     def checksum(self, name: str) -> str:
         """sha256 of the file's bytes, in hexadecimal. Raises ArtefactError where it is missing."""
         state = hashlib.sha256()
-        with self.reading(name) as source:
-            while chunk := source.read(1 << 24):
-                state.update(chunk)
+        for chunk in self.chunks(name):
+            state.update(chunk)
         return state.hexdigest()
 
     @contextmanager
@@ -197,15 +257,73 @@ class Folder:
         try:
             yield
         except OSError as error:
-            reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
-            raise ArtefactError(
-                f"the store refuses: {reason}",
-                where=f"{self.uri}/{name}".rstrip("/"),
-                mend="check the path, the rights and the space left",
-            ) from error
+            raise refusal(error, self.uri_of(name)) from error
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
+
+
+def refusal(error: OSError, where: object) -> ArtefactError:
+    """What to say of a store that refuses: no rights, no space, a file where a folder should be."""
+    reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+    return ArtefactError(
+        f"the store refuses: {reason}", where=where, mend="check the path, the rights and the space left"
+    )
+
+
+def store_at(uri: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem that a `scheme://` URI lies on, and its path there; one client for each bucket.
+
+    The path is taken as it stands, a key of a store may hold `%`; but that of `file://` is percent-decoded.
+
+    Raises:
+        ArtefactError: if the scheme is unknown, the store cannot be reached, or the URI holds a password.
+    """
+    refuse_password(uri)
+    base, question, query = uri.partition("?")
+    scheme, _, rest = base.partition("://")
+    authority, _, inside = rest.partition("/")
+    try:
+        filesystem, root = _client(f"{scheme}://{authority}{question}{query}")
+    except (pyarrow.ArrowException, OSError, ImportError) as error:
+        raise ArtefactError(
+            f"cannot be opened: {error}", where=uri, mend="use a local path, s3:// or gs://"
+        ) from None
+    inside = unquote(inside) if scheme == "file" else inside
+    return filesystem, f"{root.rstrip('/')}/{inside.strip('/')}"
+
+
+def refuse_password(uri: str) -> None:
+    """Raise ArtefactError if a URI holds a password: URIs are written into logs, recipes and artefacts."""
+    scheme, _, rest = uri.partition("://")
+    who, _, host = re.split(r"[/?]", rest, maxsplit=1)[0].rpartition("@")
+    if ":" in who:
+        raise ArtefactError(
+            "a key or password does not belong into a URI, which is written into logs and recipes",
+            where=f"{scheme}://…@{host}",
+            mend="give it by environment variables, such as AWS_SECRET_ACCESS_KEY, or by a profile",
+        )
+
+
+# Making a client costs round trips: for the region of the bucket, and for credentials of a role.
+@functools.lru_cache(maxsize=64)
+def _client(address: str) -> tuple[fs.FileSystem, str]:
+    filesystem, path = fs.FileSystem.from_uri(address + "/" if address == "file://" else address)
+    return filesystem, str(path)
+
+
+def _cache() -> Folder:
+    """The folder of fetched files, which nobody else may write."""
+    user = os.getuid()
+    cache = Folder(Path(tempfile.gettempdir()) / f"ray_retrieval-cache-{user}")
+    with cache._guarded():
+        os.makedirs(cache.path, mode=0o700, exist_ok=True)
+        owner = os.stat(cache.path).st_uid
+    if owner != user:
+        raise ArtefactError(
+            "the cache belongs to somebody else", where=cache, mend="set TMPDIR to a folder of your own"
+        )
+    return cache
 
 
 _PART = re.compile(r"#bytes=([0-9]+)-([0-9]+)(?=$|\?)")
@@ -272,7 +390,7 @@ def check_file(folder: Folder, entry: dict[str, Any], *, content: bool) -> None:
     Raises:
         ArtefactError: naming the file, if it is missing, truncated or changed.
     """
-    where, mend = f"{folder.uri}/{entry['file']}", "restore the file or make the artefact anew"
+    where, mend = folder.uri_of(entry["file"]), "restore the file or make the artefact anew"
     size = folder.size(entry["file"])
     if size != entry["bytes"]:
         raise ArtefactError(f"damaged: {size} bytes, {entry['bytes']} were written", where=where, mend=mend)

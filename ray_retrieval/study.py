@@ -56,7 +56,7 @@ class Study:
             with connect():
                 run.train(benchmark)
             description, fingerprint = read_model_description(run.folder / "model")
-            models.append({**description, "fingerprint": fingerprint, "folder": f"{run.folder}/model"})
+            models.append({**description, "fingerprint": fingerprint, "folder": run.folder.uri_of("model")})
         return models
 
     def evaluate(self) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from typing import Any, Protocol
 from ray_retrieval.config import Config
 from ray_retrieval.data.location import is_uri
 from ray_retrieval.errors import ClusterError, RecipeError
-from ray_retrieval.recipe import load_study
+from ray_retrieval.recipe import load_study, template
+from ray_retrieval.storage import refuse_password
+from ray_retrieval.tuning.trials import check
 
 TAKES_RECIPE = ("run", "train", "tune", "evaluate")
 """The verbs whose first argument is a recipe."""
@@ -31,6 +33,7 @@ _RECIPES = "recipes"  # where recipes lie in the job's working directory
 _NOT_SENT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 _MOST_BYTES = 32 << 20
 _NO_PATHS = {"name", "source", "metric", "benchmark", "published"}  # keys of a recipe whose text is no path
+_OUTPUTS = {"output", "--out", "--picture", "--figure"}  # what names a place to write to
 _STOPPED = 130  # as a command that was interrupted
 _LOST_S = 300.0
 
@@ -92,6 +95,7 @@ def prepare(arguments: Sequence[str], *, name: str | None = None) -> Submission:
         RecipeError: if there is no verb, if the recipe is wrong or missing, if the name has other characters
             than letters, digits, `-` and `_`, or if results would be written to a relative path, and so
             into the job's own folder, which is deleted after it.
+        ArtefactError: if a URI holds a password.
     """
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError("no verb to submit", mend="e.g. ray-retrieval submit -- run RECIPE output=s3://…")
@@ -107,6 +111,8 @@ def prepare(arguments: Sequence[str], *, name: str | None = None) -> Submission:
         else:
             sent.append(argument)
     found = list(_settings_of(arguments))
+    for _, value in found:
+        refuse_password(value)
     _refuse_relative_outputs(found)
     return Submission(
         arguments=tuple(sent),
@@ -189,9 +195,12 @@ def _settings_of(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     Of a recipe these are all its fields, with the settings that follow it; a recipe that is wrong is refused.
     """
     verb, *rest = arguments
-    if verb in TAKES_RECIPE and rest and not rest[0].startswith("-"):
-        settings = [text for text in rest[1:] if "=" in text and not text.startswith("-")]
-        for recipe in load_study(rest[0], settings):
+    given = [text for text in rest if not text.startswith("-")]
+    if verb in TAKES_RECIPE and given:
+        if verb == "tune":
+            made = template(given[0], given[1:])
+            check(made({}), made)
+        for recipe in load_study(given[0], given[1:]):
             yield from _texts(recipe, "")
         return
     option = ""
@@ -222,7 +231,7 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def _refuse_relative_outputs(found: list[tuple[str, str]]) -> None:
     for key, value in found:
-        if key in ("output", "--out") and not is_uri(value) and not _is_rooted(value):
+        if key in _OUTPUTS and not is_uri(value) and not _is_rooted(value):
             raise RecipeError(
                 "a relative path would lie in the job's own folder, which is deleted after it",
                 where=f"{key}={value}",

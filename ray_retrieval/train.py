@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,36 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ray_retrieval import model
-from ray_retrieval.cluster import reraise, resources
+from ray_retrieval.cluster import fewer_or_more, reraise, resources
 from ray_retrieval.compute import cores
 from ray_retrieval.data.benchmark import Benchmark
-from ray_retrieval.errors import ClusterError
+from ray_retrieval.errors import ArtefactError, ClusterError
 from ray_retrieval.history import HISTORY, History, read_history
 from ray_retrieval.loop import STATE, Outcome, Process, TrainConfig, Trainer, read_outcome
+from ray_retrieval.loop.checkpoints import Weights
+from ray_retrieval.loop.folders import fetch_newest, newer
 from ray_retrieval.loop.steplog import STEPS, read_steps
 from ray_retrieval.loop.tensorboard import refuse_remote
 from ray_retrieval.methods import AnyMethodConfig, build
 from ray_retrieval.methods.base import Method, MethodConfig
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, refusal
 
-__all__ = ["checkpoint_folder", "for_training", "read_history", "save_models", "starting", "train"]
+__all__ = [
+    "CHECKPOINTS_HERE",
+    "checkpoint_folder",
+    "for_training",
+    "read_history",
+    "save_models",
+    "start_weights",
+    "starting",
+    "train",
+]
 
 _NAME = "checkpoints"
+CHECKPOINTS_HERE = "checkpoints-here"
+"""Where a training without Ray Train keeps its own, which `train` goes on from as well."""
+_LIST, _COPY = "checkpoint_manager_snapshot.json", "checkpoints.json"
+"""Ray's list of the checkpoints that count, and a copy of it."""
 _TIMEOUT_S = 300  # how long workers wait for a lost one before the group is built anew
 
 
@@ -47,6 +62,7 @@ def train(
     provenance: dict[str, Any],
     progress: Callable[[int, dict[str, Any]], None] = lambda _done, _record: None,
     callbacks: Sequence[UserCallback] = (),
+    make_start: Callable[..., Weights] | None = None,
 ) -> Outcome:
     """Train on the connected Ray, from the newest checkpoint in `run` where there is one.
 
@@ -61,6 +77,7 @@ def train(
         progress: called here, on the driver, with how many more epochs are done (or steps, where they say how
             long to train) and their newest record.
         callbacks: called by Ray Train's controller, among others after every checkpoint.
+        make_start: what `start_weights` does, where the weights are.
 
     Returns:
         The best and the last model, which are also written to `model/` (the selected one) and, where they
@@ -74,10 +91,10 @@ def train(
         refuse_remote(run)
     asked = _worker_resources(config.workers)
     # The starting weights are made here, once: files and downloads need not be on every node.
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        start = starting(method, config, benchmark)[0].state_dict()
+    start = (make_start or start_weights)(method, config, benchmark, seed=seed)
     inputs = ray.put((for_training(benchmark), method, config, start))
+    _mend_list(run / _NAME)
+    _copy_list(run / _NAME)
     trainer = TorchTrainer(
         _work,
         train_loop_config={"inputs": [inputs], "seed": seed, "run": run.uri},
@@ -91,25 +108,28 @@ def train(
             storage_filesystem=run.filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             failure_config=FailureConfig(max_failures=config.max_failures),
-            callbacks=list(callbacks),  # type: ignore[arg-type]  # the stubs are of the older Train
+            # The stubs are of the older Train.
+            callbacks=[_KeepList(run.uri), *callbacks],  # type: ignore[list-item]
         ),
     )
     try:
         with _interruptible(), _following(run, config, progress):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        reraise(error, "training")
+        reraise(error, "training", store=run / _NAME)
     assert result.checkpoint is not None, "the loop always ends with a checkpoint"
     with result.checkpoint.as_directory() as folder:
         outcome = read_outcome(Path(folder))
     save_models(outcome, method, config, benchmark, run, provenance)
+    (run / CHECKPOINTS_HERE).remove()
     return outcome
 
 
 @contextmanager
 def checkpoint_folder(run: Folder) -> Iterator[Path | None]:
     """The newest checkpoint that `train` has left in a run's folder, made local; None before the first."""
-    if not (run / _NAME).exists("checkpoint_manager_snapshot.json"):
+    _mend_list(run / _NAME)
+    if not (run / _NAME).exists(_LIST):
         yield None
         return
     result = ray.train.Result.from_path(f"{run.path}/{_NAME}", storage_filesystem=run.filesystem)
@@ -118,6 +138,42 @@ def checkpoint_folder(run: Folder) -> Iterator[Path | None]:
         return
     with result.checkpoint.as_directory() as folder:
         yield Path(folder)
+
+
+class _KeepList(UserCallback):
+    """Copies the list of the checkpoints that count, which Ray writes over where it lies.
+
+    Args:
+        run: address of the run's folder.
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+
+    def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:  # noqa: ARG002
+        _copy_list(Folder(self._run) / _NAME)
+
+
+def _copy_list(folder: Folder) -> None:
+    """Copy the list of the checkpoints that count, where there is one. Stores write whole or nothing."""
+    if folder.is_local and folder.exists(_LIST):
+        folder.write_bytes(_COPY, folder.read_bytes(_LIST))
+
+
+def _mend_list(folder: Folder) -> None:
+    """Put the copy in the place of a list that was cut off: by a full disk, or a machine that stopped.
+
+    The checkpoints that the copy names are there then: Ray deletes old ones after it has written the list.
+    """
+    if not folder.is_local or not folder.exists(_LIST):
+        return
+    try:
+        folder.read_json(_LIST)
+    except ArtefactError:
+        if folder.exists(_COPY):
+            folder.write_bytes(_LIST, folder.read_bytes(_COPY))
+        else:
+            folder.remove(_LIST)
 
 
 def for_training(benchmark: Benchmark) -> Benchmark:
@@ -142,6 +198,13 @@ def starting(method: MethodConfig, config: TrainConfig, benchmark: Benchmark) ->
     return built, [] if config.start is None else model.start_from(built, config.start)
 
 
+def start_weights(method: MethodConfig, config: TrainConfig, benchmark: Benchmark, *, seed: int) -> Weights:
+    """All weights that a training begins with, the same wherever they are made; raises as `starting`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return starting(method, config, benchmark)[0].state_dict()
+
+
 def _worker_resources(workers: int) -> dict[str, float]:
     """What one worker asks for; threads are shared out separately, by the cores that a node really has."""
     found = resources()
@@ -150,7 +213,7 @@ def _worker_resources(workers: int) -> dict[str, float]:
         raise ClusterError(
             f"{workers} workers of 1 CPU each, but the cluster has {available:g} CPUs",
             where="train.workers",
-            mend=f"set it to {int(available)} or fewer",
+            mend=fewer_or_more(int(available)),
         )
     gpus = found.get("GPU", 0)
     if not gpus:
@@ -159,7 +222,7 @@ def _worker_resources(workers: int) -> dict[str, float]:
         raise ClusterError(
             f"{workers} workers of 1 GPU each, but the cluster has {gpus:g} GPUs",
             where="train.workers",
-            mend=f"set it to {int(gpus)} or fewer",
+            mend=fewer_or_more(int(gpus)),
         )
     return {"CPU": 1, "GPU": 1}
 
@@ -185,14 +248,17 @@ class _RayReporter:
     """Checkpoints through Ray Train, and the history of epochs as a file that a restart rewrites."""
 
     def __init__(self, run: Folder) -> None:
+        self._run = run
         self._history = History(run)
         self._fetched = tempfile.TemporaryDirectory(prefix="checkpoint-")
 
     def latest(self) -> Path | None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        checkpoint, fetched = ray.train.get_checkpoint(), Path(self._fetched.name)
+        mine = None if checkpoint is None else Path(checkpoint.to_directory(str(fetched / "newest")))
+        # A trial of a search may have been trained without Ray Train so far.
+        folder = newer(mine, fetch_newest(self._run / CHECKPOINTS_HERE, fetched / "here"))
+        if folder is None:
             return None
-        folder = Path(checkpoint.to_directory(self._fetched.name))
         self._history.restart(json.loads((folder / STATE).read_text())["history"])
         return folder
 
@@ -208,6 +274,10 @@ class _RayReporter:
             write(Path(folder))
             checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint, checkpoint_dir_name=name)
+        except OSError as error:
+            with suppress(ArtefactError):
+                (self._run / _NAME).remove(name)  # a part of it is of no use and takes space
+            raise refusal(error, (self._run / _NAME).uri_of(name)) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -44,6 +44,14 @@ def test_remote_folders_behave_like_local_ones(tmp_path):
     assert remote.local_path("a.json").read_bytes() == remote.read_bytes("a.json")
 
 
+def test_names_in_uris_may_hold_spaces(tmp_path):
+    folder = Folder(f"file://{tmp_path}/a folder/50%25")
+    folder.write_text("x y", "z")
+    assert (tmp_path / "a folder" / "50%" / "x y").read_text() == "z"
+    assert Folder(folder.uri_of("x y")).parent.names() == ["x y"]
+    assert Folder("/a").parent.uri == "/"
+
+
 def test_unknown_scheme_names_the_address():
     with pytest.raises(ArtefactError, match="nosuch://x"):
         Folder("nosuch://x")

@@ -18,7 +18,8 @@ from ray_retrieval.cluster import Needs, jobs
 from ray_retrieval.cluster.jobs import Job
 from ray_retrieval.errors import ClusterError, RecipeError
 
-QUICKSTART = Path(__file__).parents[1] / "jobs" / "quickstart.yaml"
+JOBS = Path(__file__).parents[1] / "jobs"
+QUICKSTART, DIGITS = JOBS / "quickstart.yaml", JOBS / "tune_digits.yaml"
 OUT = "output=s3://bucket/run"
 
 
@@ -106,6 +107,9 @@ def test_too_much_to_upload_is_refused_by_name(monkeypatch, tmp_path):
         (["run", "nowhere.yaml", OUT], "nowhere.yaml: no such recipe"),
         (["run", str(QUICKSTART), OUT, "train.epoch=2"], "unknown key 'train.epoch' .*'epochs'"),
         (["run", str(QUICKSTART)], "output=runs/quickstart: a relative path .*s3://"),
+        (["run", "--fresh", str(QUICKSTART)], "output=runs/quickstart: a relative path .*s3://"),
+        (["tune", str(DIGITS), OUT, "tune.space={method.bit: {choice: [8]}}"], "unknown key"),
+        (["search", "s3://b/index", "s3://b/x.jpg", "--picture", "x.png"], "--picture=x.png: a relative"),
         (
             ["run", str(QUICKSTART), "output=runs/x", "method.bits=[16,32]"],
             "output=runs/x/16bits: a relative",
@@ -256,7 +260,7 @@ def test_no_verb_is_called_like_a_command_about_jobs():
     }
     about = {c.name or c.callback.__name__ for c in cli_submit.submit_app.registered_commands}
     assert not verbs & about
-    assert set(submit.TAKES_RECIPE) - {"tune"} <= verbs
+    assert set(submit.TAKES_RECIPE) <= verbs
 
 
 def test_nobody_at_the_address_is_found_out_at_once(monkeypatch):

@@ -1,16 +1,18 @@
 """Training in this process: interrupted anywhere, it ends like an undisturbed one."""
 
 import pytest
+import ray.train
 import torch
 from loop_parts import LocalReporter
 from samples import coloured_benchmark, sized
 
 from ray_retrieval.history import read_history
-from ray_retrieval.loop import STATE, Process, TrainConfig, Trainer
+from ray_retrieval.loop import STATE, Process, TrainConfig, Trainer, read_outcome
 from ray_retrieval.methods import build
 from ray_retrieval.model import load
 from ray_retrieval.storage import Folder
-from ray_retrieval.tuning.here import outcome_here, train_here
+from ray_retrieval.train import _RayReporter, start_weights
+from ray_retrieval.tuning.here import newest_checkpoint, train_here
 
 METHOD = sized("greedyhash", 8, backbone={"name": "small", "weights": "none"}, image={"size": 16})
 CONFIG = TrainConfig(
@@ -23,11 +25,15 @@ def benchmark():
     return coloured_benchmark(30)
 
 
-def trained(run, benchmark, after=lambda _run: None):
+def trained(run, benchmark, after=lambda _run: None, **settings):
     provenance = {"key": "k", "data": "d", "images": "i", "seed": 3}
-    return train_here(
-        METHOD, CONFIG, benchmark, seed=3, run=run, provenance=provenance, threads=1, after_checkpoint=after
-    )
+    given = {"seed": 3, "run": run, "provenance": provenance, "threads": 1, "after_checkpoint": after}
+    return train_here(METHOD, CONFIG, benchmark, **given, **settings)
+
+
+def epochs_of_newest(run):
+    with newest_checkpoint(run) as newest:
+        return None if newest is None else read_outcome(newest).epochs["last"]
 
 
 def untimed(run):
@@ -83,12 +89,58 @@ def test_only_the_newest_checkpoints_are_kept_and_hold_the_model_so_far(benchmar
         trained(run, benchmark, killed_after(3))
     folder = run / "checkpoints-here"
     assert folder.names() == ["epoch_0002", "epoch_0003"]
-    outcome = outcome_here(run)
-    assert outcome.epochs["last"] == 3
+    assert epochs_of_newest(run) == 3
     # Half deleted: the oldest one no longer counts.
     (folder / "epoch_0003").remove(STATE)
-    assert outcome_here(run).epochs["last"] == 2
+    assert epochs_of_newest(run) == 2
 
 
-def test_before_the_first_checkpoint_there_is_no_outcome(tmp_path):
-    assert outcome_here(Folder(tmp_path / "nothing")) is None
+def test_before_the_first_checkpoint_there_is_none(tmp_path):
+    assert epochs_of_newest(Folder(tmp_path / "nothing")) is None
+
+
+def test_ray_train_goes_on_from_where_it_was_trained_here(whole, benchmark, tmp_path, monkeypatch):
+    """As `run` does with the recipe of a trial that was stopped."""
+    run = Folder(tmp_path / "cut")
+    with pytest.raises(KilledError):
+        trained(run, benchmark, killed_after(2))
+    method = build(METHOD, classes=3)
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
+    reporter = _RayReporter(run)
+    monkeypatch.setattr(ray.train, "report", lambda *_, **__: None)
+    Trainer(method, benchmark, CONFIG, seed=3, process=Process(threads=1)).fit(reporter)
+    kept = load(whole / "model").method.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in method.state_dict().items())
+    assert untimed(run) == untimed(whole)
+
+
+def test_of_both_kinds_the_newer_checkpoint_counts(benchmark, tmp_path, monkeypatch):
+    here, other = Folder(tmp_path / "here"), Folder(tmp_path / "other")
+    for run, epochs in ((here, 1), (other, 2)):
+        with pytest.raises(KilledError):
+            trained(run, benchmark, killed_after(epochs))
+    found = ray.train.Checkpoint(f"{other.path}/checkpoints-here/epoch_0002")
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: found)
+    for run in (here, other):
+        reporter = _RayReporter(run)
+        assert read_outcome(reporter.latest()).epochs["last"] == 2
+
+
+def test_progress_and_weights_that_are_made_elsewhere(whole, benchmark, tmp_path):
+    told, asked = [], []
+
+    def made(method, config, benchmark, *, seed):
+        asked.append(seed)
+        return start_weights(method, config, benchmark, seed=seed)
+
+    run = Folder(tmp_path / "run")
+    trained(
+        run, benchmark, progress=lambda done, record: told.append((done, record["epoch"])), make_start=made
+    )
+    assert (told, asked) == ([(1, 1), (1, 2), (1, 3), (1, 4)], [3])
+    assert load(run / "model").fingerprint == load(whole / "model").fingerprint
+
+
+def test_what_it_does_not_know_is_refused(benchmark, tmp_path):
+    with pytest.raises(TypeError, match="callbacks"):
+        trained(Folder(tmp_path), benchmark, callbacks=[])

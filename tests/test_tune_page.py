@@ -1,6 +1,7 @@
 """The report of a search: charts, importance, and the page as it is read."""
 
 import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from scipy.stats import spearmanr
 from tuning_parts import SPACE, config, recipes
 
 from ray_retrieval.storage import Folder
+from ray_retrieval.tables import print_trials
 from ray_retrieval.tuning import charts, importance, page
 from ray_retrieval.tuning.config import Range
 from ray_retrieval.tuning.ledger import Trial
@@ -46,8 +48,15 @@ def test_the_field_that_matters_has_the_largest_share():
     assert next(iter(found.shares)) == "train.optimizer.lr"
     assert sum(found.shares.values()) == pytest.approx(1)
     assert found.by.startswith("Functional analysis of variance")
-    assert found.by.endswith("over 9 trials")
+    assert "over 9 trials" in found.by
     assert found == importance.importance(config(), MAP, trials())
+
+
+def test_what_importance_counts_is_told():
+    early = importance.importance(config(), MAP, trials()).by
+    assert early.endswith("over 9 trials, 1 of which ended early and count with the best they had by then")
+    whole = [trial for trial in trials() if trial.state == "finished"]
+    assert importance.importance(config(), MAP, whole).by.endswith("over 8 trials")
 
 
 def test_without_optuna_ranks_tell(monkeypatch):
@@ -114,6 +123,22 @@ def test_the_best_of_each_size_is_told():
     assert charts.size_chart("method.bits", "map", "max", one) is None
 
 
+def test_trials_that_leave_the_size_to_the_network_are_not_in_the_chart_of_sizes(tmp_path):
+    found = trials()
+    for trial in found[:3]:
+        trial.parameters["method.bits"] = None
+    chart = charts.size_chart("method.bits", "map", "max", found)
+    assert chart.svg.count("<circle") == 6
+    space = {**SPACE, "method.bits": {"choice": [None, 8, 16, 32]}}
+    assert charts.parallel_coordinates(config(space=space), MAP, found, []).svg.count(">None<") == 1
+
+
+def test_the_best_so_far_is_one_that_can_be_kept():
+    found = trials()
+    found[8].state = "stopped"
+    assert charts.progress_chart("map", "max", found).summary.endswith("to 0.7 at best.")
+
+
 def test_labels_are_escaped_and_cut():
     space = {"method.a<b>&": {"choice": ["<script>", "x" * 50]}}
     named = Trial(0, {"method.a<b>&": "<script>"}, "finished", {"map": 0.5})
@@ -169,4 +194,20 @@ def test_a_page_without_any_value_is_still_a_page(tmp_path):
     made = recipes(tmp_path)({})
     text = page.render(made, MAP, trials()[9:], [], history=[], metrics=None, text="")
     assert "lost" in text
+    assert "error.txt" in text
     assert SPACE.keys() <= set(re.findall(r'<th scope="col">([^<]*)</th>', text))
+
+
+def test_the_table_on_the_terminal_has_every_trial(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    found = trials()
+    tuned = {
+        "objectives": MAP,
+        "best": [asdict(found[8])],
+        "trials": [asdict(trial) for trial in found],
+        "metrics": None,
+    }
+    print_trials(tuned)
+    lines = capsys.readouterr().out.splitlines()
+    assert any("0008 *" in line and "0.8000" in line and "finished" in line for line in lines)
+    assert any("0009" in line and "failed: lost <b>&</b>" in line for line in lines)

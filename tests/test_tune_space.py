@@ -10,8 +10,9 @@ from tuning_parts import SPACE, config, recipes
 from ray_retrieval import recipe
 from ray_retrieval.config import validate
 from ray_retrieval.errors import RecipeError
+from ray_retrieval.storage import Folder
 from ray_retrieval.tuning import space
-from ray_retrieval.tuning.config import TuneConfig
+from ray_retrieval.tuning.config import SHARED, TuneConfig
 from ray_retrieval.tuning.ledger import Trial
 from ray_retrieval.tuning.proposals import propose
 from ray_retrieval.tuning.trials import check
@@ -31,6 +32,7 @@ MAP = {"map": "max"}
         ({"space": {"data.root": {"choice": ["a"]}}}, "fields of 'method' and 'train'"),
         ({"space": {"method": {"choice": [{}]}}}, "fields of 'method' and 'train'"),
         ({"space": {"train.workers": {"choice": [1]}}}, "the same in all trials"),
+        ({"space": {"train.validation.k": {"choice": [1, 9]}}}, "the same in all trials"),
         ({"searcher": "grid"}, "so 'train.optimizer.lr' needs a list"),
         ({"space": LISTS, "searcher": "optuna"}, "which optuna does not search"),
         ({"metric": ["map", "bits"]}, "'scheduler' is none where there are several metrics"),
@@ -46,11 +48,19 @@ def test_what_cannot_be_searched_is_refused(settings, message):
 
 @pytest.mark.parametrize(
     ("metric", "message"),
-    [("recall@1", "one of map, bits"), ("bits", "needs something that is measured")],
+    [
+        ("recall@1", "one of map, bits for"),
+        ("bits", "needs something that is measured"),
+        ("dimension", "one of map, bits for"),
+    ],
 )
 def test_the_metric_is_one_of_the_validation(tmp_path, metric, message):
     with pytest.raises(RecipeError, match=message):
         recipes(tmp_path, metric=metric)({})
+
+
+def test_what_trials_share_is_what_changes_no_model_and_how_models_are_compared():
+    assert set(SHARED) == {*recipe._NOT_OF_THE_MODEL["train"], "start", "validation"}
 
 
 def test_more_is_better_but_of_sizes():
@@ -93,6 +103,19 @@ def test_a_grid_is_every_combination_once():
     assert (space.count(config()), space.count(config(trials=3))) == (12, 3)
 
 
+@pytest.mark.parametrize("searcher", ["grid", "random", "optuna"])
+def test_the_order_of_the_fields_does_not_matter(searcher):
+    lists = LISTS if searcher == "grid" else SPACE
+    orders = [
+        config(space=dict(order), searcher=searcher) for order in (lists.items(), list(lists.items())[::-1])
+    ]
+    if searcher == "optuna":
+        pytest.importorskip("optuna")
+    found = [[propose(order, MAP, [], number) for number in range(3)] for order in orders]
+    assert found[0] == found[1]
+    assert list(found[0][0]) == list(lists), "told in the recipe's own order"
+
+
 def test_with_random_search_the_values_of_a_grid_come_in_turn():
     mixed = config(space={**SPACE, "method.penalty": {"grid": [1, 2, 3]}})
     assert [space.drawn(mixed, number)["method.penalty"] for number in range(5)] == [1, 2, 3, 1, 2]
@@ -104,12 +127,28 @@ def test_with_random_search_the_values_of_a_grid_come_in_turn():
         ({"method.penlty": {"uniform": [0, 1]}}, "unknown key 'method.penlty'.*did you mean 'penalty'"),
         ({"method.bits": {"choice": [8, 0]}}, r"makes no recipe \(method.bits=0\).*greater than or equal to"),
         ({"train.batch_size": {"grid": [8, 1]}}, r"makes no recipe \(train.batch_size=1\)"),
+        ({"train.epochs": {"choice": [2, 0]}}, r"makes no recipe \(train.epochs=0\): nothing is trained"),
     ],
 )
 def test_what_makes_no_recipe_is_found_before_anything_starts(tmp_path, tried, message):
     make = recipes(tmp_path, space=tried)
     with pytest.raises(RecipeError, match=message):
         check(make({}), make)
+
+
+def test_workers_that_have_no_images_are_found_before_anything_starts(tmp_path):
+    make = recipes(tmp_path, workers=16)
+    with pytest.raises(RecipeError, match="2 or more for each of 16 workers, got 16"):
+        check(make({}), make)
+
+
+def test_events_on_a_store_are_refused_before_anything_starts(tmp_path, monkeypatch):
+    make = recipes(tmp_path)
+    made = make({"train.tensorboard": True})
+    check(made, make)
+    monkeypatch.setattr(Folder, "is_local", property(lambda _folder: False))
+    with pytest.raises(RecipeError, match="TensorBoard's events are written to a local folder"):
+        check(made, make)
 
 
 def test_many_combinations_are_checked_value_by_value():

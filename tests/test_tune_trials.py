@@ -7,13 +7,16 @@ import pytest
 from tuning_parts import SPACE, begun, recipes
 
 from ray_retrieval import recipe
-from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError
+from ray_retrieval.errors import ArtefactError, ClusterError, DataError, RecipeError
+from ray_retrieval.run import Run
 from ray_retrieval.storage import Folder
 from ray_retrieval.tuning import ledger
+from ray_retrieval.tuning import trials as tuning_trials
 from ray_retrieval.tuning.config import TuneConfig
 from ray_retrieval.tuning.ledger import Ledger, Trial, front
 from ray_retrieval.tuning.plan import Plan, plan
-from ray_retrieval.tuning.trials import Report, identity, reports
+from ray_retrieval.tuning.reports import Report, reports
+from ray_retrieval.tuning.trials import identity
 
 
 def report(epoch, value, **settings):
@@ -56,6 +59,17 @@ def test_trials_are_handed_out_followed_and_written_down(tmp_path):
     assert written[0]["curve"] == [[1, 0.5], [2, 0.4]]
 
 
+def test_the_model_that_a_trial_starts_from_need_not_be_where_it_trains(tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning_trials, "read_model_description", lambda folder: ({}, f"print of {folder}"))
+    trials = begun(tmp_path, space={**SPACE, "train.batch_size": {"choice": [8]}})
+    make = trials._make
+    trials._make = lambda values: make({**values, "train.start": "/somewhere/model"})
+    trials.next()
+    noted = Folder(tmp_path / "search/trials/0000").read_json("training.json")
+    assert noted == {"start": "print of /somewhere/model"}
+    assert Run(trials.recipe(trials._ledger.trials[0]))._start() == "print of /somewhere/model"
+
+
 def test_the_last_model_counts_where_it_is_selected(tmp_path):
     trials = begun(tmp_path, space={**SPACE, "train.select": {"choice": ["last"]}})
     assert run(trials, [0.5, 0.4]).values == {"map": 0.4}
@@ -70,6 +84,18 @@ def test_what_is_done_again_after_a_loss_counts_once_and_the_model_has_the_last_
     ended = trials.completed(0)
     assert ended.curve == [(1, 0.1), (2, 0.3)]
     assert ended.values == {"map": 0.25}
+
+
+def test_a_trial_that_went_on_after_its_last_epoch_keeps_its_curve(tmp_path):
+    """The model that it keeps is of an earlier epoch, by which others must not be judged at the last one."""
+    said = []
+    trials = begun(tmp_path, said=lambda trial: said.append(trial.state))
+    trials.next()
+    trials.reported(0, report(1, 0.9))
+    trials.reported(0, report(9, 0.9, last=True, kept=True))
+    ended = trials.completed(0)
+    assert (ended.curve, ended.epochs, ended.values) == ([(1, 0.9)], 9, {"map": 0.9})
+    assert said == ["running", "finished"], "once each"
 
 
 def test_poor_trials_are_stopped_and_the_last_epoch_never_stops_one(tmp_path):
@@ -103,6 +129,24 @@ def test_failed_trials_are_tried_again_up_to_the_limit_unless_they_would_fail_al
     # The next start of the command does not try them again either, unless it is allowed to.
     assert begun(tmp_path, trials=2, max_failures=1).next() is None
     assert begun(tmp_path, trials=2, max_failures=2).next().number == 0
+
+
+def test_lost_nodes_are_counted_apart_and_not_for_ever(tmp_path):
+    trials = begun(tmp_path, trials=1, max_failures=0)
+    for _ in range(6):
+        trials.failed(trials.next().number, "the node was lost", node_lost=True)
+    assert trials.next() is None
+    assert [(line["failures"], line["losses"]) for line in lines(tmp_path)] == [(0, 6)]
+
+
+def test_what_failed_for_good_is_tried_again_when_asked_for(tmp_path):
+    trials = begun(tmp_path, trials=3, max_failures=0)
+    run(trials, [0.5] * 9)
+    trials.failed(trials.next().number, "an image is missing", final=True)
+    trials.failed(trials.next().number, "weights are missing")
+    assert begun(tmp_path, trials=3, max_failures=0).left == 0
+    again = begun(tmp_path, trials=3, max_failures=0, retry=True)
+    assert [again.next().number, again.next().number, again.next()] == [1, 2, None]
 
 
 def test_drawn_values_that_make_no_recipe_are_failed_trials(tmp_path):
@@ -169,17 +213,56 @@ def test_fields_that_are_searched_and_what_does_not_change_models_may_change(tmp
     assert known != identity(first({"train.epochs": 2}))
 
 
-def test_folders_of_others_are_left_alone(tmp_path):
-    (tmp_path / "search").mkdir()
-    (tmp_path / "search" / "mine.txt").write_text("mine")
-    with pytest.raises(RecipeError, match="holds something that is no search"):
+@pytest.mark.parametrize("name", ["mine.txt", "data/photo.jpg", "images/photo.jpg", "study.json"])
+def test_folders_of_others_are_left_alone(tmp_path, name):
+    mine = tmp_path / "search" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text('{"mine": true}')
+    with pytest.raises((RecipeError, ArtefactError), match=r"that is no search|does not describe"):
         begun(tmp_path)
     with pytest.raises(RecipeError, match="--fresh does not delete it"):
         ledger.remove(Folder(tmp_path / "search"))
-    (tmp_path / "search" / "mine.txt").unlink()
+    assert mine.read_text() == '{"mine": true}'
+    mine.unlink()
+    if mine.parent.name != "search":
+        mine.parent.rmdir()
     begun(tmp_path).next()
     ledger.remove(Folder(tmp_path / "search"))
     assert not (tmp_path / "search").exists()
+
+
+def test_other_images_are_refused_with_every_start(tmp_path):
+    trials = begun(tmp_path)
+    trials._ledger.keep_images("those")
+    for _ in range(2):
+        again = begun(tmp_path)
+        with pytest.raises(RecipeError, match="images are not those that the search was begun with"):
+            again._ledger.keep_images("others")
+        again._ledger.keep_images("those")
+
+
+def begin(search):
+    with search.beginning():
+        search.folder.write_text("images/recipe.yaml", "of this start")
+        raise DataError("no such images")
+
+
+def test_nothing_is_left_of_a_search_that_could_not_begin(tmp_path):
+    made = recipes(tmp_path)({})
+    search = Ledger(Folder(made.output), identity(made))
+    for there in (False, True):
+        if there:
+            with search.beginning():
+                search.folder.write_text("images/data.json", "of the first start")
+        with pytest.raises(DataError):
+            begin(search)
+        assert search.folder.exists() == there
+        assert search.folder.exists("images/data.json") == there
+
+
+def test_a_fresh_ledger_knows_nothing_of_the_folder(tmp_path):
+    begun(tmp_path).next()
+    assert Ledger(Folder(tmp_path / "search"), {}, fresh=True).trials == {}
 
 
 def test_a_damaged_line_is_named(tmp_path):
@@ -229,31 +312,58 @@ def test_the_front_has_no_trial_that_another_beats():
 # Resources
 
 
-def asked(resources, *, left=12, nodes=1, cores=4, **settings):
+GIB = 1 << 30
+
+
+def asked(*nodes, left=12, images=0, **settings):
     searched = TuneConfig(space={"method.bits": {"choice": [8]}}, **settings)
-    return plan(searched, resources, left=left, nodes=nodes, cores=cores)
+    return plan(searched, list(nodes), left=left, images=images)
 
 
 def test_trials_take_the_room_that_there_is():
-    assert asked({"CPU": 4}) == Plan(concurrent=4, here=True, threads=1)
-    assert asked({"CPU": 4}, left=1) == Plan(concurrent=1, here=True, threads=4)
-    assert asked({"CPU": 8}, nodes=2) == Plan(concurrent=8, here=True, threads=1)
-    assert asked({"CPU": 8}, nodes=2, concurrent=4) == Plan(concurrent=4, here=True, threads=2)
+    assert asked({"CPU": 4}) == Plan(concurrent=4, here=True)
+    assert asked({"CPU": 4}, left=1) == Plan(concurrent=1, here=True)
+    assert asked({"CPU": 4}, {"CPU": 4}) == Plan(concurrent=8, here=True)
+    assert asked({"memory": 9 * GIB}, {"CPU": 2}) == Plan(concurrent=2, here=True), "a head without work"
     # A driver beside two workers: of 4 processors, one pair of workers only.
     assert asked({"CPU": 4}, workers=2).concurrent == 1
     assert asked({"CPU": 5}, workers=2).concurrent == 2
-    assert asked({"CPU": 64, "GPU": 3}) == Plan(concurrent=3, here=False, threads=1)
+    assert asked({"CPU": 64, "GPU": 3}) == Plan(concurrent=3, here=False)
     assert asked({"CPU": 64, "GPU": 3}, workers=2).concurrent == 1
     assert asked({"CPU": 4}).cpus == 1
     assert 0 < asked({"CPU": 64, "GPU": 3}).cpus < 1
 
 
+def test_memory_counts_unless_the_recipe_says_how_many():
+    small = {"CPU": 8, "memory": 7 * GIB}
+    assert asked(small, images=2 * GIB).concurrent == 2
+    assert asked(small, {"CPU": 1, "memory": 7 * GIB}, images=2 * GIB).concurrent == 3
+    assert asked(small, images=9 * GIB).concurrent == 1, "one at least"
+    assert asked(small, images=2 * GIB, concurrent=8).concurrent == 8
+
+
+def test_threads_are_never_more_than_a_node_has_for_all_trials_on_it():
+    assert Plan(concurrent=1, here=True).threads(cpus=4, cores=2) == 2
+    assert Plan(concurrent=2, here=True).threads(cpus=8, cores=8) == 4
+    assert Plan(concurrent=9, here=True).threads(cpus=4, cores=8) == 2, "four fit on the node"
+    assert Plan(concurrent=9, here=True).threads(cpus=0.5, cores=1) == 1
+
+
 @pytest.mark.parametrize(
     ("resources", "settings", "message"),
     [
-        ({"CPU": 2}, {"concurrent": 3}, r"3 trials × \(1 worker × 1 CPU\) = 3 CPUs, but the cluster has 2"),
-        ({"CPU": 2}, {"workers": 2}, r"1 trial × \(2 workers × 1 CPU \+ 0.01 .*\) = 2.01 CPUs, but .* has 2"),
+        (
+            {"CPU": 2},
+            {"concurrent": 3},
+            r"concurrent: 3 trials × \(1 worker × 1 CPU\) = 3 CPUs, but the cluster has 2 .*set it to 2 or",
+        ),
+        (
+            {"CPU": 2},
+            {"workers": 2},
+            r"workers: 1 trial × \(2 workers × 1 CPU \+ 0.01 .*\) = 2.01 CPUs, but .* has 2 .*set it to 1 or",
+        ),
         ({"CPU": 9, "GPU": 1}, {"concurrent": 2}, r"and 2 GPUs, but the cluster has 9 CPUs and 1 GPUs"),
+        ({"memory": GIB}, {}, r"= 1 CPUs, but the cluster has 0 CPUs"),
     ],
 )
 def test_an_impossible_plan_is_refused_with_the_sum(resources, settings, message):

@@ -29,11 +29,12 @@ def recipes(folder, **tune):
     return template(file, [f"tune={block}"])
 
 
-def begun(folder, **tune):
+def begun(folder, *, retry=False, said=lambda _trial: None, **tune):
     """The trials of a search in a folder, which goes on where one there stopped."""
     make = recipes(folder, **tune)
     recipe = make({})
     ledger = Ledger(Folder(recipe.output), identity(recipe))
     ledger.check()
-    ledger.begin()
-    return Trials(recipe, make, ledger)
+    with ledger.beginning():
+        pass
+    return Trials(recipe, make, ledger, retry=retry, said=said)

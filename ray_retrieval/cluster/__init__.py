@@ -1,5 +1,6 @@
 """Joining a Ray cluster, or starting a local one and closing it again."""
 
+import errno
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray_retrieval.compute import cores
 from ray_retrieval.errors import ClusterError, RecipeError, RetrievalError
 from ray_retrieval.progress import Display
+from ray_retrieval.storage import refusal
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -70,6 +72,12 @@ def resources() -> dict[str, float]:
     """What the connected cluster has in all: `CPU` (logical processors), `GPU` and others."""
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return found
+
+
+def fewer_or_more(most: int) -> str:
+    """How to mend that more was asked for than a cluster has, which is enough for `most`."""
+    grow = "let the cluster grow first: submit --cpus or --gpus"
+    return f"set it to {most} or fewer, or {grow}" if most else grow
 
 
 AWAIT = "RAY_RETRIEVAL_AWAIT"
@@ -174,23 +182,29 @@ def hushed() -> Iterator[None]:
             os.close(terminal)
 
 
-def reraise(error: BaseException, what: str) -> NoReturn:
+def reraise(error: BaseException, what: str, *, store: object = None) -> NoReturn:
     """Raise what a remote process died of.
 
     Args:
         error: what Ray raised.
         what: the work that failed, for the message.
+        store: where Ray itself writes for the work, if it does.
 
     Raises:
         RetrievalError: the mendable error in the process, where there was one.
+        ArtefactError: if the store was full, or may not be written.
         ClusterError: if the process itself was lost.
         BaseException: `error` as it is, if it was anything else: a bug.
     """
     failures = list(getattr(error, "worker_failures", {}).values()) or [error]
     causes = [cause for failure in failures for cause in _chain(failure)]
     for cause in causes:
-        if isinstance(cause, RetrievalError):
+        # Ray's error of a task is made to look like its cause, with the text of the whole traceback.
+        if isinstance(cause, RetrievalError) and not isinstance(cause, ray.exceptions.RayError):
             raise cause from None
+    for cause in causes:
+        if store is not None and isinstance(cause, OSError) and cause.errno in _REFUSED:
+            raise refusal(cause, store) from error
     lost = [cause for cause in causes if isinstance(cause, _LOST)]
     if not lost:
         raise error
@@ -198,6 +212,7 @@ def reraise(error: BaseException, what: str) -> NoReturn:
     raise ClusterError(f"{what} failed: {line.strip()}") from error
 
 
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _LOST = (
     ray.exceptions.RayActorError,
     ray.exceptions.WorkerCrashedError,
@@ -213,4 +228,6 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
     inner: BaseException | None = error
     while inner is not None:
         yield inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
+        # As Ray has it in errors of tasks, and of Ray Train's controller.
+        wrapped = getattr(inner, "cause", None) or getattr(inner, "controller_failure", None)
+        inner = wrapped or inner.__cause__

@@ -8,12 +8,13 @@ import functools
 import os
 import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow
 from pyarrow import fs
 
-from ray_retrieval.errors import DataError, StoreError
-from ray_retrieval.storage import byte_range
+from ray_retrieval.errors import ArtefactError, DataError, StoreError
+from ray_retrieval.storage import byte_range, store_at
 
 
 def expand(location: str) -> str:
@@ -40,8 +41,16 @@ def join(folder: str, name: str) -> str:
 
 
 def parent(location: str) -> str:
-    """The folder that holds a file."""
-    return posixpath.dirname(location.partition("?")[0]) if is_uri(location) else os.path.dirname(location)
+    """The folder that holds a file; that of a URI with a query has the query too."""
+    if not is_uri(location):
+        return os.path.dirname(location)
+    base, question, query = location.partition("?")
+    return f"{posixpath.dirname(base)}{question}{query}"
+
+
+def name_of(location: str) -> str:
+    """The last part of a path or URI, without the query of a URI."""
+    return (location.partition("?")[0] if is_uri(location) else location).rpartition("/")[2]
 
 
 def find(location: str) -> fs.FileInfo:
@@ -51,10 +60,8 @@ def find(location: str) -> fs.FileInfo:
         DataError: if the store is unknown or cannot be reached.
     """
     filesystem, path = store(location)
-    try:
+    with _listing(location):
         return filesystem.get_file_info(path)
-    except OSError as error:
-        raise DataError(f"the store cannot be reached: {error}", where=location) from None
 
 
 def exists(location: str) -> bool:
@@ -116,9 +123,14 @@ def _read(file: str, first: int, count: int) -> bytes:
 
 
 def files_in(folder: str) -> list[str]:
-    """Names of the files directly inside a folder, sorted; hidden ones are left out."""
+    """Names of the files directly inside a folder, sorted; hidden ones are left out.
+
+    Raises:
+        DataError: if the folder is not there, or may not be listed.
+    """
     filesystem, path = store(folder)
-    found = filesystem.get_file_info(fs.FileSelector(path))
+    with _listing(folder):
+        found = filesystem.get_file_info(fs.FileSelector(path))
     return sorted(i.base_name for i in found if i.type == fs.FileType.File and not _hidden(i.base_name))
 
 
@@ -126,12 +138,17 @@ def walk(folder: str) -> Iterator[str]:
     """Paths of all files below a folder, relative to it, with `/`; hidden files and folders are left out.
 
     The order is not defined: sort what comes. Links to folders are followed, each real folder once.
+
+    Raises:
+        DataError: if a folder of a store is not there, or may not be listed.
     """
     filesystem, path = store(folder)
     if isinstance(filesystem, fs.LocalFileSystem):
         yield from _walk_local(path)
         return
-    for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True)):
+    with _listing(folder):
+        found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
+    for info in found:
         name = info.path[len(path) :].lstrip("/")
         if info.type == fs.FileType.File and not any(_hidden(part) for part in name.split("/")):
             yield name
@@ -157,6 +174,16 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+@contextmanager
+def _listing(location: str) -> Iterator[None]:
+    """Say of which place a store cannot tell what is there."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"the store cannot be reached: {reason}", where=location) from None
+
+
 def _unreadable(location: str, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError("the file is missing", where=location)
@@ -172,26 +199,12 @@ def store(location: str) -> tuple[fs.FileSystem, str]:
     """
     if not is_uri(location):
         return _local(), location
-    base, _, query = location.partition("?")
-    scheme, _, rest = base.partition("://")
-    authority = rest.partition("/")[0]
-    # One client per bucket: making one can cost a round trip.
-    filesystem, root = _client(f"{scheme}://{authority}{'?' if query else ''}{query}")
-    inside = rest[len(authority) :].strip("/")
-    return filesystem, f"{root.rstrip('/')}/{inside}"
+    try:
+        return store_at(location)
+    except ArtefactError as error:
+        raise DataError(error.problem, where=error.where, mend=error.mend) from None
 
 
 @functools.lru_cache(maxsize=1)
 def _local() -> fs.FileSystem:
     return fs.LocalFileSystem()
-
-
-@functools.lru_cache(maxsize=64)
-def _client(address: str) -> tuple[fs.FileSystem, str]:
-    try:
-        filesystem, path = fs.FileSystem.from_uri(address + "/" if address == "file://" else address)
-        return filesystem, str(path)
-    except (pyarrow.ArrowInvalid, OSError, ImportError) as error:
-        raise DataError(
-            f"cannot be opened: {error}", where=address, mend="use a local path, s3:// or gs://"
-        ) from None

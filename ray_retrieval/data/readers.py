@@ -74,7 +74,7 @@ def read(uri: str, root: str | None) -> Rows:
             return _read_files(place, tables, base, where=place)
         return read_folder(place, lists=inside)
     if kind == fs.FileType.File:
-        return _read_files(location.parent(place), [place.rsplit("/", 1)[-1]], base, where=place)
+        return _read_files(location.parent(place), [location.name_of(place)], base, where=place)
     if "*" in place or "[" in place:
         return _read_files(*_matching(place), base, where=place)
     raise DataError("nothing is there", where=place, mend="check the path")
@@ -331,7 +331,7 @@ def _ids(column: pa.ChunkedArray, pieces: Sequence[tuple[str, pa.Table]]) -> pa.
         return paths
     names = []
     for file, piece in pieces:
-        stem = posixpath.splitext(file.replace(os.sep, "/").rsplit("/", 1)[-1])[0]
+        stem = posixpath.splitext(location.name_of(file.replace(os.sep, "/")))[0]
         names += [f"{stem}-{row:07d}" for row in range(len(piece))]
     return pa.array(names)
 
@@ -514,10 +514,12 @@ def _known_forms() -> str:
 
 def _matching(pattern: str) -> tuple[str, list[str]]:
     """The folder before the first wildcard, and the names below it that match, sorted."""
-    folder = re.split(r"[*\[]", pattern, maxsplit=1)[0].rsplit("/", 1)[0] or "/"
+    path, question, query = pattern.partition("?") if location.is_uri(pattern) else (pattern, "", "")
+    base = re.split(r"[*\[]", path, maxsplit=1)[0].rsplit("/", 1)[0] or "/"
+    folder = f"{base}{question}{query}"
     if location.find(folder).type != fs.FileType.Directory:
         raise DataError("the folder of this pattern is not there", where=pattern, mend="check the path")
-    inner = pattern[len(folder.rstrip("/")) + 1 :]
+    inner = path[len(base.rstrip("/")) + 1 :]
     # fnmatch lets `*` cross folders; a pattern here matches as many folders as it names.
     found = (name for name in location.walk(folder) if name.count("/") == inner.count("/"))
     names = sorted(name for name in found if fnmatch.fnmatchcase(name, inner))

@@ -1,11 +1,13 @@
 """What a checkpoint says beside the tensors, and what the last one of a training leaves."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from ray_retrieval.loop.steplog import Window
 from ray_retrieval.loop.sums import Collected
 from ray_retrieval.methods.base import Method
+from ray_retrieval.storage import refusal
 
 Weights = dict[str, Tensor]
 LAST, BEST, OPTIMIZER, STATE = "last.safetensors", "best.safetensors", "optimizer.pt", "state.json"
@@ -154,13 +157,33 @@ def write_checkpoint(
         optimizer: as it stands.
         progress: where the training stands.
         best: weights of the best model so far; None before the first measurement.
+
+    Raises:
+        ArtefactError: if there is no space left.
     """
-    safetensors.torch.save_file(weights_of(method), folder / LAST)
-    if best is not None and not progress.last_is_best:
-        safetensors.torch.save_file(best, folder / BEST)
-    tensors = {"optimizer": optimizer.state_dict(), "method": method.training_state()}
-    torch.save(tensors, folder / OPTIMIZER)
-    (folder / STATE).write_text(json.dumps(asdict(progress)))
+    with _written(folder):
+        safetensors.torch.save_file(weights_of(method), folder / LAST)
+        if best is not None and not progress.last_is_best:
+            safetensors.torch.save_file(best, folder / BEST)
+        tensors = {"optimizer": optimizer.state_dict(), "method": method.training_state()}
+        with (folder / OPTIMIZER).open("wb") as stream:
+            torch.save(tensors, stream)
+        (folder / STATE).write_text(json.dumps(asdict(progress)))
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Say where there is no space, which each library says in its own way."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal(error, folder) from error
+    except safetensors.SafetensorError as error:
+        raise refusal(OSError(str(error)), folder) from error
+    except RuntimeError as error:  # of torch, which comes upon what it has not written
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise refusal(error.__context__, folder) from error
 
 
 def read_checkpoint(

@@ -103,9 +103,10 @@ def choose(rows: int, dimension: int, memory: int | None = None, *, train_rows: 
     """
     if rows <= EXACT_ROWS:
         return Choice(None, f"{rows:,} rows are searched exactly, as all databases up to {EXACT_ROWS:,} are")
-    cells = 2 ** round(math.log2(math.sqrt(rows)))
-    while cells > 1 and cells * _ROWS_PER_CELL > min(train_rows, rows):
-        cells //= 2
+    cells, sample = 2 ** round(math.log2(math.sqrt(rows))), min(train_rows, rows)
+    as_many = "about √rows"
+    while cells > 1 and cells * _ROWS_PER_CELL > sample:
+        cells, as_many = cells // 2, f"as many as {sample:,} rows to train on allow"
     needed = 0
     for width in (2, 4, 8, 16):
         parts = 2 * -(-dimension // (2 * width))  # An even number, which is what FAISS stores.
@@ -114,7 +115,7 @@ def choose(rows: int, dimension: int, memory: int | None = None, *, train_rows: 
             filled = f"Pad{parts * width}," if parts * width != dimension else ""
             return Choice(
                 f"{filled}IVF{cells},PQ{parts}x4fs",
-                f"{rows:,} rows in {cells:,} cells (about √rows), 4 bits for every {width} dimensions: "
+                f"{rows:,} rows in {cells:,} cells ({as_many}), 4 bits for every {width} dimensions: "
                 f"{parts // 2 + 8} bytes a row, {needed / 1e6:,.0f} MB in all",
             )
     raise RecipeError(

@@ -102,13 +102,14 @@ def write_part(
         The part's entry in `embeddings.json`.
     """
     name = f"part-{number:05d}"
-    # From here on the folder is not what an earlier description says, until `finish` writes a new one.
-    folder.remove(DESCRIPTION)
     with folder.writing(f"{name}.parquet") as stream:
         # Hardly a value of a local feature comes twice: looking for such as do costs more than it saves.
         pq.write_table(
             table, stream, compression="zstd", use_dictionary="descriptors" not in table.schema.names
         )
+        stream.flush()  # an earlier artefact stays as it was where there is no space for this part
+        # From here on the folder is not what its description says, until `finish` writes a new one.
+        folder.remove(DESCRIPTION)
     images = pc.struct_field(table["image"], "bytes")
     entry = {
         **file_entry(folder, f"{name}.parquet"),

@@ -28,7 +28,7 @@ from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.search.shortlist import ShortlistSearch
 from ray_retrieval.search.vectors import VectorSegment
-from ray_retrieval.storage import Folder, byte_range, check_file
+from ray_retrieval.storage import Folder, byte_range, check_file, store_at
 
 _LOCAL = fs.LocalFileSystem()
 _SAME_SCORE = 1e-4
@@ -251,7 +251,7 @@ class Index:
             )
         try:
             file, first, length = byte_range(path)
-            filesystem, inner = fs.FileSystem.from_uri(file) if "://" in file else (_LOCAL, file)
+            filesystem, inner = store_at(file) if "://" in file else (_LOCAL, file)
             with filesystem.open_input_file(inner) as source:
                 return bytes(source.read() if length is None else source.read_at(length, first))
         except (pa.ArrowException, OSError):

@@ -68,13 +68,15 @@ def progress_chart(name: str, mode: str, trials: list[Trial]) -> Chart | None:
     if not points:
         return None
     better = max if mode == "max" else min
+    hollow = _unfinished(trials)
+    # The model that is kept is of a trial that came to its end, if one did.
+    counted = [point for point, apart in zip(points, hollow, strict=True) if not apart] or points
     line: list[tuple[float, float]] = []
-    so_far = points[0][1]
-    for x, y in points:
+    so_far = counted[0][1]
+    for x, y in counted:
         so_far = better(so_far, y)
         line += [(x, line[-1][1])] if line else []
         line.append((x, so_far))
-    hollow = _unfinished(trials)
     svg = _scatter(points, line, x_label="trial", hollow=hollow)
     summary = f"{name} from {points[0][1]:.4g} in the first trial to {so_far:.4g} at best."
     note = "The line is the best so far." + (_HOLLOW if any(hollow) else "")
@@ -88,8 +90,9 @@ def size_chart(key: str, name: str, mode: str, trials: list[Trial]) -> Chart | N
         key: the dotted key of the size, `method.bits` or `method.dimension`.
         name: the objective.
         mode: whether more or less of it is better.
-        trials: all.
+        trials: all; those that leave the size to the network are not shown.
     """
+    trials = [trial for trial in trials if trial.parameters[key] is not None]
     points = [(float(t.parameters[key]), t.values[name]) for t in trials if t.values is not None]
     sizes = sorted({x for x, _ in points})
     if len(sizes) < 2:

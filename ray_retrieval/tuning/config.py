@@ -11,6 +11,18 @@ from ray_retrieval.loop.validation import MEASURED
 
 SIZES = ("bits", "dimension")
 """Objectives that no validation measures: the size of the descriptors, of which less is better."""
+SHARED = (
+    "start",
+    "validation",
+    "workers",
+    "cache_memory",
+    "checkpoint",
+    "log",
+    "tensorboard",
+    "profile",
+    "max_failures",
+)
+"""Fields of `train` that all trials share: they change no model, or how models are compared."""
 _SCIENTIFIC = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 
 
@@ -74,8 +86,9 @@ class TuneConfig(Config):
     `{method.margin: {uniform: [0.1, 1.0]}}`. Data and seed are the same in all trials, whose values would not
     compare otherwise."""
     metric: str | tuple[str, ...] | None = None
-    """What is looked for: a metric of the validation queries, or `bits` or `dimension`; several for the
-    trials of which no other one is better in all. Unset: the recipe's `train.validation.metric`."""
+    """What is looked for: a metric of the validation queries, or `bits` of codes, or `dimension` of vectors;
+    several for the trials of which no other one is better in all. Unset: the recipe's
+    `train.validation.metric`."""
     mode: Literal["max", "min"] | tuple[Literal["max", "min"], ...] | None = None
     """Whether more or less of it is better, for each. Unset: more, but of `bits` and `dimension` less."""
     searcher: Literal["random", "grid", "optuna"] = "random"
@@ -92,11 +105,13 @@ class TuneConfig(Config):
     trials: int | None = Field(default=None, ge=1)
     """How many; unset: 12, or with a grid all combinations."""
     concurrent: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """Trials that train at the same time; `auto`: as many as the cluster has room for."""
+    """Trials that train at the same time; `auto`: as many as the cluster has room for, also when it grows. A
+    trial on a processor counts with its cache of images and a gigabyte of memory: set it where networks need
+    more."""
     workers: int = Field(default=1, ge=1)
     """Processes that train one trial together, in place of `train.workers`."""
     max_failures: int = Field(default=1, ge=0)
-    """How often a trial that failed is tried again."""
+    """How often a trial that failed is tried again; the loss of the node that it was on is no failure."""
     seed: int = Field(default=0, ge=0)
     """Determines what is drawn; the seed of the trainings is the recipe's."""
     evaluate: bool = True
@@ -110,7 +125,7 @@ class TuneConfig(Config):
                 raise ValueError(
                     f"'space' has fields of 'method' and 'train', such as 'method.bits', got '{key}'"
                 )
-            if key in ("train.workers", "train.start"):
+            if section == "train" and field.split(".")[0] in SHARED:
                 raise ValueError(f"'{key}' is the same in all trials; it cannot be in 'space'")
             if self.searcher == "grid" and values.listed is None:
                 raise ValueError(f"the searcher is grid, so '{key}' needs a list: 'grid' or 'choice'")
@@ -137,7 +152,7 @@ class TuneConfig(Config):
             kind: of the descriptors.
             selected_by: the recipe's `train.validation.metric`.
         """
-        known = [*MEASURED[kind], *SIZES]
+        known = [*MEASURED[kind], "bits" if kind is DescriptorKind.CODES else "dimension"]
         for name in self._metrics:
             if name is not None and name not in known:
                 raise ValueError(f"'tune.metric' is one of {', '.join(known)} for {kind.value}, got '{name}'")

@@ -4,23 +4,23 @@ Ray Train takes some 15 seconds to start; a search has many short trainings.
 """
 
 import json
-import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.history import History
 from ray_retrieval.loop import STATE, Outcome, Process, TrainConfig, Trainer, read_outcome
-from ray_retrieval.methods import AnyMethodConfig
+from ray_retrieval.loop.checkpoints import Weights
+from ray_retrieval.loop.folders import fetch_newest, newer, put
+from ray_retrieval.loop.tensorboard import refuse_remote
+from ray_retrieval.methods import AnyMethodConfig, build
 from ray_retrieval.storage import Folder
-from ray_retrieval.train import save_models, starting
+from ray_retrieval.train import CHECKPOINTS_HERE, checkpoint_folder, save_models, start_weights
 
-_CHECKPOINTS = "checkpoints-here"
-"""Apart from those of Ray Train, which has files of its own among them."""
+Progress = Callable[[int, dict[str, Any]], None]
 
 
 def train_here(
@@ -32,8 +32,9 @@ def train_here(
     run: Folder,
     provenance: dict[str, Any],
     threads: int,
+    progress: Progress = lambda _done, _record: None,
     after_checkpoint: Callable[[Folder], None] = lambda _run: None,
-    **_shown: Any,
+    make_start: Callable[..., Weights] = start_weights,
 ) -> Outcome:
     """Train as `ray_retrieval.train.train` does with one worker, bit for bit, but in this process.
 
@@ -42,76 +43,74 @@ def train_here(
         config: how; `workers` is 1.
         benchmark: training and validation images.
         seed: determines every random draw.
-        run: the run's folder; it goes on from the newest checkpoint there.
+        run: the run's folder; it goes on from the newest checkpoint there, whichever way it was trained.
         provenance: kept in `model.json`.
         threads: of the processor.
+        progress: called with how many more epochs are done, or steps, and their record.
         after_checkpoint: called with the run's folder after every checkpoint.
+        make_start: what `start_weights` does, where the weights are.
 
     Returns:
         The best and the last model, which are also written to `model/` and its like.
+
+    Raises:
+        RecipeError: if TensorBoard's events are asked for and the run's folder is not local.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        built = starting(method, config, benchmark)[0]
-    with _Checkpoints(run, keep=config.checkpoint.keep, after=after_checkpoint) as checkpoints:
+    if config.tensorboard:
+        refuse_remote(run)
+    built = build(method, classes=benchmark.train.classes, pretrained=False)
+    built.load_state_dict(make_start(method, config, benchmark, seed=seed))
+    with newest_checkpoint(run) as latest:
+        reporter = _Checkpoints(run, config, latest, progress=progress, after=after_checkpoint)
         trainer = Trainer(built, benchmark, config, seed=seed, process=Process(threads=threads))
-        trainer.fit(checkpoints, run)
-        newest = checkpoints.latest()
+        trainer.fit(reporter, run)
+    with newest_checkpoint(run) as newest:
         assert newest is not None, "the loop always ends with a checkpoint"
         outcome = read_outcome(newest)
     save_models(outcome, method, config, benchmark, run, provenance)
-    (run / _CHECKPOINTS).remove()
+    (run / CHECKPOINTS_HERE).remove()
     return outcome
 
 
-def outcome_here(run: Folder) -> Outcome | None:
-    """What the newest checkpoint of a training in its own process holds; None before the first."""
-    with _Checkpoints(run, keep=1) as checkpoints:
-        newest = checkpoints.latest()
-        return None if newest is None else read_outcome(newest)
+@contextmanager
+def newest_checkpoint(run: Folder) -> Iterator[Path | None]:
+    """The newest checkpoint in a run's folder, of Ray Train or of here, made local; None before the first."""
+    with (
+        tempfile.TemporaryDirectory(prefix="checkpoint-") as fetched,
+        checkpoint_folder(run) as by_ray_train,
+    ):
+        yield newer(by_ray_train, fetch_newest(run / CHECKPOINTS_HERE, Path(fetched)))
 
 
 class _Checkpoints:
-    """Checkpoints in the run's folder, each whole once its last file is there, `state.json`."""
+    """Checkpoints in the run's folder, and the history beside them."""
 
     def __init__(
-        self, run: Folder, *, keep: int, after: Callable[[Folder], None] = lambda _run: None
+        self,
+        run: Folder,
+        config: TrainConfig,
+        latest: Path | None,
+        *,
+        progress: Progress,
+        after: Callable[[Folder], None],
     ) -> None:
-        self._run, self._folder, self._keep, self._after = run, run / _CHECKPOINTS, keep, after
+        self._run, self._config, self._latest = run, config, latest
+        self._progress, self._after = progress, after
         self._history = History(run)
-        self._fetched = tempfile.TemporaryDirectory(prefix="checkpoint-")
-
-    def __enter__(self) -> "_Checkpoints":
-        return self
-
-    def __exit__(self, *_reason: object) -> None:
-        self._fetched.cleanup()
+        self._done = 0
 
     def latest(self) -> Path | None:
-        whole = [name for name in self._folder.names() if (self._folder / name).exists(STATE)]
-        if not whole:
-            return None
-        newest = self._folder / whole[-1]
-        local = Path(self._fetched.name) / whole[-1]
-        local.mkdir(exist_ok=True)
-        for name in newest.names():
-            with newest.reading(name) as source, (local / name).open("wb") as target:
-                shutil.copyfileobj(source, target)
-        self._history.restart(json.loads((local / STATE).read_text())["history"])
-        return local
+        if self._latest is not None:
+            self._history.restart(json.loads((self._latest / STATE).read_text())["history"])
+        return self._latest
 
     def epoch_done(self, record: dict[str, Any]) -> None:
         self._history.add(record)
+        now = record["epoch" if self._config.steps is None else "step"]
+        self._progress(now - self._done, record)
+        self._done = now
 
     def checkpoint(self, name: str, metrics: dict[str, float], write: Callable[[Path], None] | None) -> None:  # noqa: ARG002
         assert write is not None, "a single process leads"
-        with tempfile.TemporaryDirectory(prefix="checkpoint-") as made:
-            write(Path(made))
-            files = sorted(Path(made).iterdir(), key=lambda file: file.name == STATE)
-            for file in files:
-                with file.open("rb") as source, (self._folder / name).writing(file.name) as target:
-                    shutil.copyfileobj(source, target)
-        for old in self._folder.names()[: -self._keep]:
-            (self._folder / old).remove(STATE)  # first: what is half deleted is no checkpoint
-            (self._folder / old).remove()
+        put(self._run / CHECKPOINTS_HERE, name, write, keep=self._config.checkpoint.keep)
         self._after(self._run)

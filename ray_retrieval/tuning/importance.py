@@ -37,7 +37,8 @@ def importance(
     """The importance of each field for the first objective; None of too few trials or of equal values.
 
     By functional analysis of variance (Hutter et al., ICML 2014) where Optuna is installed; else by ranks,
-    one field at a time. Trials that were stopped count with the best value they had.
+    one field at a time. Trials that were stopped count with the best value they had, so it also tells how
+    early they were.
     """
     name = next(iter(objectives))
     measured = [trial for trial in trials if trial.values is not None and trial.state != "running"]
@@ -53,7 +54,9 @@ def importance(
             "Share of the variance of the values' ranks that goes with each field alone", shares
         )
     ordered = sorted(found.shares.items(), key=lambda item: -item[1])
-    return Importance(f"{found.by}, over {len(measured)} trials", dict(ordered))
+    early = sum(trial.state != "finished" for trial in measured)
+    counted = f", {early} of which ended early and count with the best they had by then" if early else ""
+    return Importance(f"{found.by}, over {len(measured)} trials{counted}", dict(ordered))
 
 
 def _by_variance(

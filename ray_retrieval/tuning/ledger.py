@@ -1,18 +1,19 @@
 """The records of a search: `study.json` says what is searched, `trials.jsonl` what came of every trial."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ray_retrieval import recipe as recipes
-from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.errors import ArtefactError, RecipeError, RetrievalError
 from ray_retrieval.storage import Folder, read_description, write_description
 from ray_retrieval.tuning.space import Parameters
 
 STUDY, TRIALS = "study.json", "trials.jsonl"
-DATA = "data"
-"""The folder of what was found out about the images, before the search was begun."""
+DATA = "images"
+"""The folder of what was found out about the images before the trials."""
 _KIND, _VERSION = "tuning", 1
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -31,6 +32,7 @@ class Trial:
         epochs: trained so far.
         seconds: since it was started, over all attempts.
         failures: how often it failed.
+        losses: how often the node was lost that it was on, which is no failure of its own.
         final: whether it would fail alike however often it is tried.
         error: what it failed of the last time, or what stopped it.
         selected: of the model that the trial keeps, the metric that models are selected by.
@@ -44,6 +46,7 @@ class Trial:
     epochs: int = 0
     seconds: float = 0.0
     failures: int = 0
+    losses: int = 0
     final: bool = False
     error: str | None = None
     selected: float | None = None
@@ -69,11 +72,13 @@ class Ledger:
     Args:
         folder: of the search.
         identity: what makes it this search and no other, as plain values.
+        fresh: begin anew: what is in the folder does not count.
     """
 
-    def __init__(self, folder: Folder, identity: dict[str, Any]) -> None:
+    def __init__(self, folder: Folder, identity: dict[str, Any], *, fresh: bool = False) -> None:
         self.folder, self.identity = folder, identity
-        self.trials: dict[int, Trial] = {trial.number: trial for trial in read_trials(folder)}
+        known = [] if fresh else read_trials(folder)
+        self.trials: dict[int, Trial] = {trial.number: trial for trial in known}
 
     def check(self) -> None:
         """Refuse to go on with another search.
@@ -99,10 +104,41 @@ class Ledger:
                 mend="choose another output=… or delete that search with --fresh",
             )
 
-    def begin(self) -> None:
-        """Write `study.json`, where it is not there yet."""
-        if not self.folder.exists(STUDY):
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Write `study.json` where it is not there yet: what the block adds to the folder is the search's.
+
+        Nothing is left of a search in whose beginning something was found wrong.
+        """
+        begun, existed = self.folder.exists(STUDY), self.folder.exists()
+        if not begun:
             write_description(self.folder, STUDY, kind=_KIND, version=_VERSION, body=self.identity)
+        try:
+            yield
+        except RetrievalError:
+            for name in () if begun else (DATA, STUDY):
+                self.folder.remove(name)
+            if not existed:
+                self.folder.remove()
+            raise
+
+    def keep_images(self, images: str) -> None:
+        """Note the fingerprint of the images that trials are trained and compared with.
+
+        Raises:
+            RecipeError: if the search was begun with others.
+        """
+        known = self.folder.read_json(STUDY).get("images")
+        if known is None:
+            body = {**self.identity, "images": images}
+            write_description(self.folder, STUDY, kind=_KIND, version=_VERSION, body=body)
+        elif known != images:
+            raise RecipeError(
+                "the training or validation images are not those that the search was begun with, so its "
+                "trials would not compare",
+                where=self.folder,
+                mend="bring them back, choose another output=… or delete the search with --fresh",
+            )
 
     def write(self) -> None:
         """Bring `trials.jsonl` up to date."""
@@ -136,23 +172,30 @@ def read_trials(folder: Folder) -> list[Trial]:
 
 
 def remove(folder: Folder) -> None:
-    """Delete a search with all its trials.
+    """Delete a search with all its trials; raises as `refuse_foreign`."""
+    refuse_foreign(folder)
+    folder.remove()
 
-    Raises:
-        RecipeError: if there is something in the folder that is no search.
-    """
+
+def refuse_foreign(folder: Folder) -> None:
+    """Raise RecipeError if there is something in a folder that is no search: it must not be deleted."""
     if _is_foreign(folder):
         raise RecipeError(
             "the output folder holds something that is no search, so --fresh does not delete it",
             where=folder,
             mend="choose another output=…",
         )
-    folder.remove()
 
 
 def _is_foreign(folder: Folder) -> bool:
-    """Whether there is something in a folder that no search left, nor began to."""
-    return not folder.exists(STUDY) and bool(set(folder.names()) - {DATA})
+    """Whether there is something in a folder that no search left: each begins with `study.json`."""
+    if not folder.exists(STUDY):
+        return bool(folder.names())
+    try:
+        found = folder.read_json(STUDY)
+    except ArtefactError:
+        return True
+    return not isinstance(found, dict) or found.get("format") != f"ray_retrieval/{_KIND}"
 
 
 def front(trials: Iterable[Trial], objectives: dict[str, Literal["max", "min"]]) -> list[Trial]:

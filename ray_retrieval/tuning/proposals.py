@@ -38,7 +38,7 @@ def propose(
     with quiet():
         seed = int(np.random.SeedSequence([config.seed, number]).generate_state(1)[0])
         study = optuna_study(config, objectives, trials, seed=seed)
-        asked = study.ask({key: _distribution(values) for key, values in config.space.items()})
+        asked = study.ask({key: _distribution(values) for key, values in sorted(config.space.items())})
     return {key: _value(values, asked.params[key]) for key, values in config.space.items()}
 
 
@@ -76,7 +76,9 @@ def optuna_study(
         constant_liar=True,
     )
     study = optuna.create_study(directions=[ways[mode] for mode in objectives.values()], sampler=sampler)
-    distributions = {key: _distribution(values) for key, values in config.space.items()}
+    # In an order that a recipe does not change, as draws go by it.
+    fields = sorted(config.space.items())
+    distributions = {key: _distribution(values) for key, values in fields}
     states = {
         "finished": optuna.trial.TrialState.COMPLETE,
         "stopped": optuna.trial.TrialState.PRUNED,
@@ -88,7 +90,7 @@ def optuna_study(
         study.add_trial(
             optuna.trial.create_trial(
                 state=states[trial.state],
-                params={key: _place(values, trial.parameters[key]) for key, values in config.space.items()},
+                params={key: _place(values, trial.parameters[key]) for key, values in fields},
                 distributions=distributions,
                 values=[trial.values[name] for name in objectives] if done and trial.values else None,
                 intermediate_values=dict(trial.curve) if len(objectives) == 1 else None,

@@ -1,4 +1,7 @@
-"""Trials' parameters: drawn or taken in turn, each a pure function of the seed and the trial's number."""
+"""Trials' parameters: drawn or taken in turn, each a pure function of the seed and the trial's number.
+
+Which trial has which does not depend on the order in which a recipe names the fields.
+"""
 
 import itertools
 import math
@@ -26,9 +29,9 @@ def count(config: TuneConfig) -> int:
 
 
 def from_lists(config: TuneConfig, number: int) -> Parameters:
-    """The combination of a number, from 0, of the values of all lists; the last key varies fastest."""
+    """The combination of a number, from 0, of all lists' values; the last key by alphabet varies fastest."""
     found: Parameters = {}
-    for key, values in reversed(config.space.items()):
+    for key, values in sorted(config.space.items(), reverse=True):
         assert values.listed is not None, "a grid has lists only"
         number, place = divmod(number, len(values.listed))
         found[key] = values.listed[place]
@@ -40,13 +43,13 @@ def drawn(config: TuneConfig, number: int) -> Parameters:
     generator = np.random.default_rng([config.seed, number])
     found: Parameters = {}
     turn = number
-    for key, values in config.space.items():
+    for key, values in sorted(config.space.items()):
         if values.grid is not None:
             turn, place = divmod(turn, len(values.grid))
             found[key] = values.grid[place]
         else:
             found[key] = _draw(values, generator)
-    return found
+    return {key: found[key] for key in config.space}
 
 
 def _draw(values: Range, generator: np.random.Generator) -> Any:

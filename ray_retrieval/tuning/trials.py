@@ -3,47 +3,24 @@
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ray_retrieval.config import validate
 from ray_retrieval.errors import RecipeError
+from ray_retrieval.loop.tensorboard import refuse_remote
+from ray_retrieval.model import read_model_description
 from ray_retrieval.recipe import Recipe, dump
 from ray_retrieval.storage import Folder
 from ray_retrieval.tuning import space
 from ray_retrieval.tuning.config import SIZES, TuneConfig
 from ray_retrieval.tuning.ledger import Ledger, Trial
 from ray_retrieval.tuning.proposals import propose
+from ray_retrieval.tuning.reports import Report
 from ray_retrieval.tuning.space import Parameters
 from ray_retrieval.tuning.stopping import stops
 
-
-@dataclass(frozen=True)
-class Report:
-    """What a trial says while it trains.
-
-    Attributes:
-        epoch: epochs trained.
-        validation: what was measured after it.
-        last: whether the training has ended with it.
-        kept: whether these are the values of the finished model, whatever was measured before.
-    """
-
-    epoch: int
-    validation: dict[str, float]
-    last: bool = False
-    kept: bool = False
-
-
-def reports(history: list[dict[str, Any]], recipe: Recipe) -> list[Report]:
-    """What a training's history has to say, a report for each epoch after which something was measured."""
-    length, unit = recipe.train.length
-    key = "epoch" if unit == "epochs" else "step"
-    return [
-        Report(record["epoch"], record["validation"], last=record[key] >= length)
-        for record in history
-        if record.get("validation")
-    ]
+_LOSSES = 5
+"""So many lost nodes do not count as failures of a trial that was on them."""
 
 
 class Trials:
@@ -52,7 +29,8 @@ class Trials:
     Args:
         recipe: with its `tune` block.
         make: gives the recipe of parameters.
-        ledger: of the search, begun; trials in it that are running go on, and failed ones are tried again.
+        ledger: of the search; trials in it that are running go on, and failed ones are tried again.
+        retry: try also those again that failed too often, or would fail alike.
         said: called with a trial whose state has changed.
     """
 
@@ -62,6 +40,7 @@ class Trials:
         make: Callable[[Parameters], Recipe],
         ledger: Ledger,
         *,
+        retry: bool = False,
         said: Callable[[Trial], None] = lambda _trial: None,
     ) -> None:
         assert recipe.tune is not None
@@ -72,14 +51,18 @@ class Trials:
         self._count = space.count(self.config)
         self._since: dict[int, float] = {}
         known = ledger.in_order()
+        for trial in known if retry else ():
+            if trial.state == "failed":
+                trial.failures, trial.losses, trial.final = 0, 0, False
         self._waiting = deque(trial for trial in known if self._is_open(trial))
         self._recipes: dict[int, Recipe] = {}
 
     def _is_open(self, trial: Trial) -> bool:
         if trial.number >= self._count:
             return False
-        again = trial.state == "failed" and not trial.final and trial.failures <= self.config.max_failures
-        return trial.state == "running" or again
+        if trial.state != "failed":
+            return trial.state == "running"
+        return not trial.final and trial.failures <= self.config.max_failures and trial.losses <= _LOSSES
 
     @property
     def running(self) -> int:
@@ -101,19 +84,7 @@ class Trials:
             RecipeError: if its parameters make none.
         """
         if trial.number not in self._recipes:
-            made = self._make(trial.parameters)
-            # A trial that is stopped keeps its best model: there is a checkpoint of every epoch.
-            often = {"every_epochs": 1, "min_seconds": 0.0}
-            checkpoint = made.train.checkpoint.model_copy(update=often)
-            train = made.train.model_copy(update={"workers": self.config.workers, "checkpoint": checkpoint})
-            changes = {
-                "name": f"{made.name}-{trial.name}",
-                "output": (self._ledger.folder / trial.folder).uri,
-                "train": train,
-                "tune": None,
-            }
-            values = made.model_copy(update=changes).model_dump(mode="json")
-            self._recipes[trial.number] = validate(Recipe, values, where=f"trial {trial.name}")
+            self._recipes[trial.number] = _recipe_of(trial, self._make, self._ledger.folder)
         return self._recipes[trial.number]
 
     def next(self) -> Trial | None:
@@ -128,6 +99,7 @@ class Trials:
                 self.failed(trial.number, str(error), final=True)
                 continue
             Folder(recipe.output).write_text("recipe.yaml", dump(recipe))
+            _note_start(recipe)
             self._ledger.write()
             return trial
         return None
@@ -144,7 +116,7 @@ class Trials:
         new = report.epoch > trial.epochs
         if not (new or report.kept):
             return False  # done again after a loss
-        trial.epochs = report.epoch
+        trial.epochs = max(trial.epochs, report.epoch)
         chosen = report.validation[self._selected_by]
         recipe = self.recipe(trial)
         if report.kept or recipe.train.select == "last" or trial.selected is None or chosen > trial.selected:
@@ -153,7 +125,7 @@ class Trials:
                 name: float(recipe.method.form.size) if name in SIZES else report.validation[name]
                 for name in self.objectives
             }
-        if new:
+        if not report.kept:  # which may be of an earlier epoch
             trial.curve.append((report.epoch, report.validation[self._guide]))
         self._clock(trial)
         stop = new and not report.last and not report.kept and self._stops(number)
@@ -161,7 +133,8 @@ class Trials:
             trial.state = "stopped"
             trial.error = f"stopped by {self.config.scheduler} after epoch {trial.epochs}"
         self._ledger.write()
-        self._said(trial)
+        if not report.kept:
+            self._said(trial)
         return stop
 
     @property
@@ -185,11 +158,19 @@ class Trials:
             trial.state, trial.error = "finished", None
         return self._ended(trial)
 
-    def failed(self, number: int, error: str, *, final: bool = False) -> Trial:
-        """Note that a trial has failed; it is tried again unless it was too often, or would fail alike."""
+    def failed(self, number: int, error: str, *, final: bool = False, node_lost: bool = False) -> Trial:
+        """Note that a trial has failed; it is tried again unless it was too often, or would fail alike.
+
+        Args:
+            number: of the trial.
+            error: what it failed of.
+            final: whether it would fail alike however often it is tried.
+            node_lost: whether its node was lost, which is counted apart.
+        """
         trial = self._ledger.trials[number]
         trial.state, trial.error, trial.final = "failed", error, final
-        trial.failures += 1
+        trial.losses += node_lost
+        trial.failures += not node_lost
         if self._is_open(trial):
             self._waiting.append(trial)
         return self._ended(trial)
@@ -205,6 +186,14 @@ class Trials:
         now = time.monotonic()
         trial.seconds = round(trial.seconds + now - self._since[trial.number], 2)
         self._since[trial.number] = now
+
+
+def _note_start(recipe: Recipe) -> None:
+    """Write down, as a run does, which model a trial starts from: it need not be there where it trains."""
+    first = (recipe.stage_recipes() or [recipe])[0]
+    folder, start = Folder(first.output), first.train.start
+    if start is not None and not folder.exists("training.json"):
+        folder.write_json("training.json", {"start": read_model_description(Folder(start))[1]})
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
@@ -232,9 +221,11 @@ def check(recipe: Recipe, make: Callable[[Parameters], Recipe]) -> None:
         RecipeError: naming the field, and the parameters that make no recipe.
     """
     assert recipe.tune is not None
+    if recipe.train.tensorboard:
+        refuse_remote(Folder(recipe.output))
     for parameters in space.to_check(recipe.tune):
         try:
-            make(parameters)
+            _recipe_of(Trial(0, parameters), make, Folder(recipe.output))
         except RecipeError as error:
             chosen = ", ".join(f"{key}={value}" for key, value in parameters.items())
             raise RecipeError(
@@ -242,3 +233,30 @@ def check(recipe: Recipe, make: Callable[[Parameters], Recipe]) -> None:
                 where=error.where,
                 mend=error.mend,
             ) from None
+
+
+def _recipe_of(trial: Trial, make: Callable[[Parameters], Recipe], search: Folder) -> Recipe:
+    """The recipe of a trial, whose output is its folder in the folder of the search.
+
+    Raises:
+        RecipeError: if its parameters make none.
+    """
+    made = make(trial.parameters)
+    assert made.tune is not None
+    if not made.train.length[0]:
+        raise RecipeError(
+            "nothing is trained, so nothing is measured that trials could be compared by",
+            where="train.epochs",
+            mend="set it to 1 or more",
+        )
+    # A trial that is stopped keeps its best model: there is a checkpoint of every epoch.
+    often = {"every_epochs": 1, "min_seconds": 0.0}
+    checkpoint = made.train.checkpoint.model_copy(update=often)
+    train = made.train.model_copy(update={"workers": made.tune.workers, "checkpoint": checkpoint})
+    changes = {
+        "name": f"{made.name}-{trial.name}",
+        "output": (search / trial.folder).uri,
+        "train": train,
+        "tune": None,
+    }
+    return validate(Recipe, made.model_copy(update=changes).model_dump(mode="json"))

@@ -5,15 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from samples import write_images
+from typer.testing import CliRunner
 
 from ray_retrieval import recipe as recipes
-from ray_retrieval.errors import ClusterError, RecipeError
+from ray_retrieval.cli import app
+from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError, RetrievalError
 from ray_retrieval.model import load, read_model_description
 from ray_retrieval.results import read_run
 from ray_retrieval.storage import Folder
@@ -108,6 +112,15 @@ def test_the_best_model_is_kept_with_its_recipe_and_metrics(tuned):
     assert found.metrics == found.folder.read_json("metrics.json")
     assert read_run(trial)["metrics"] == found.metrics["models"]["best"]["test"], "it is a run like others"
     assert "Trials across the space" in Path(found.report).read_text()
+    assert not (found.folder / "tune").exists(), "Tune's own files are pickles"
+
+
+def test_the_traceback_of_a_failed_trial_is_kept(tuned):
+    found, _ = tuned
+    text = (found.folder / "trials/0001").read_bytes("error.txt").decode()
+    assert text.startswith("Traceback")
+    assert "RecipeError" in text
+    assert not (found.folder / "trials/0000").exists("error.txt")
 
 
 def test_a_finished_search_only_reports_and_another_is_refused(tuned, photos):
@@ -117,6 +130,69 @@ def test_a_finished_search_only_reports_and_another_is_refused(tuned, photos):
     assert again.as_json() == found.as_json()
     with pytest.raises(RecipeError, match=r"another search .*recipe.train.epochs: 3 → 4"):
         Search(recipes.template(QUICKSTART, [*given, "train.epochs=4"]))
+
+
+def kill_a_trial(folder):
+    """Kill the process of a trial when two are under way and one of them has come past its first epoch."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        running = [line for line in lines(folder) if line["state"] == "running"]
+        if len(running) == 2 and any(line["epochs"] for line in running):
+            named = psutil.Process().children(recursive=True)
+            trials = [process for process in named if "ImplicitFunc" in " ".join(process.cmdline())]
+            if trials:
+                trials[0].send_signal(signal.SIGKILL)
+                return
+        time.sleep(0.02)
+
+
+def test_a_trial_whose_process_is_lost_is_tried_again(local_ray, photos, tmp_path):
+    pytest.importorskip("optuna")
+    folder = tmp_path / "search"
+    tune = (
+        "{searcher: optuna, scheduler: none, trials: 3, concurrent: 2, evaluate: false, "
+        "space: {method.penalty: {loguniform: [0.01, 1.0]}}}"
+    )
+    killer = threading.Thread(target=kill_a_trial, args=(folder,))
+    killer.start()
+    given = settings(photos, folder, tune, "train.epochs=15")
+    result = CliRunner().invoke(app, ["tune", str(QUICKSTART), *given, "--json"])
+    killer.join()
+    assert result.exception is None, result.output
+    told = json.loads(result.stdout)
+    assert [(trial["state"], trial["epochs"]) for trial in told["trials"]] == [("finished", 15)] * 3
+    assert [len(trial["curve"]) for trial in told["trials"]] == [15] * 3
+    assert sorted(trial["failures"] for trial in told["trials"]) == [0, 0, 1]
+    assert (told["folder"], told["metrics"]) == (str(folder), None)
+
+
+def test_records_that_cannot_be_written_end_a_search_with_their_error(
+    local_ray, photos, tmp_path, monkeypatch
+):
+    tune = "{trials: 2, concurrent: 1, evaluate: false, space: {method.penalty: {uniform: [0.1, 0.2]}}}"
+    made = recipes.template(QUICKSTART, settings(photos, tmp_path / "search", tune, "train.epochs=200"))
+    search = Search(made)
+    write = search._ledger.write
+
+    def full():
+        if any(trial.epochs == 2 for trial in search._ledger.in_order()):
+            raise ArtefactError("the store refuses: No space left on device", where="trials.jsonl")
+        write()
+
+    monkeypatch.setattr(search._ledger, "write", full)
+    with pytest.raises(ArtefactError, match="No space left"):
+        search.all()
+    assert [(line["state"], line["epochs"]) for line in lines(tmp_path / "search")] == [("running", 1)]
+
+
+def test_when_every_trial_failed_the_report_says_of_what(local_ray, photos, tmp_path):
+    tune = "{searcher: grid, concurrent: 1, space: {train.optimizer.lr: {grid: [1.0e+30]}}}"
+    made = recipes.template(QUICKSTART, settings(photos, tmp_path / "search", tune))
+    with pytest.raises(RetrievalError, match=r"every trial failed.*the loss is not finite.*--retry"):
+        Search(made).all()
+    assert "the loss is not finite" in (tmp_path / "search/report.html").read_text()
+    assert Search(made).trials.left == 0
+    assert Search(made, retry=True).trials.left == 1
 
 
 def assert_processors_are_free():
@@ -145,9 +221,15 @@ def test_trials_of_several_workers_are_stopped_and_leave_their_model(local_ray, 
     assert not (tmp_path / "search/metrics.json").exists()
 
 
-def test_a_plan_without_room_is_refused_before_anything_is_written(local_ray, photos, tmp_path):
-    tune = "{workers: 4, space: {train.optimizer.lr: {uniform: [0.1, 0.2]}}}"
-    made = recipes.template(QUICKSTART, settings(photos, tmp_path / "search", tune))
+def test_a_plan_without_room_is_refused_before_anything_is_written_or_deleted(local_ray, photos, tmp_path):
+    space = "space: {train.optimizer.lr: {uniform: [0.1, 0.2]}}"
+    made = recipes.template(QUICKSTART, settings(photos, tmp_path / "search", f"{{workers: 4, {space}}}"))
     with pytest.raises(ClusterError, match=r"4 workers × 1 CPU \+ 0.01 for its driver\) = 4.01 CPUs"):
         Search(made).all()
     assert not (tmp_path / "search").exists()
+    earlier = tmp_path / "search/study.json"
+    earlier.parent.mkdir()
+    earlier.write_text('{"format": "ray_retrieval/tuning"}')
+    with pytest.raises(ClusterError, match=r"4.01 CPUs"):
+        Search(made, fresh=True).all()
+    assert earlier.exists()

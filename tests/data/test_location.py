@@ -29,6 +29,13 @@ def test_join_keeps_what_is_absolute(folder: str, name: str, expected: str) -> N
     assert location.join(folder, name) == expected
 
 
+def test_the_folder_and_the_name_of_a_file_leave_the_query_where_it_belongs() -> None:
+    assert location.parent("/data/a/b.txt") == "/data/a"
+    assert location.parent("s3://bucket/a/b.txt?scheme=http") == "s3://bucket/a?scheme=http"
+    assert location.name_of("/data/a/b.txt") == "b.txt"
+    assert location.name_of("s3://bucket/a/b.txt?endpoint_override=http://host") == "b.txt"
+
+
 def test_a_uri_reads_as_the_local_path_does(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.bin").write_bytes(b"hello")

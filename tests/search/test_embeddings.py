@@ -163,8 +163,11 @@ def test_writing_over_another_models_embeddings_never_shows_a_mixture(tmp_path, 
         write(folder, old, images)
         with killed_at_write(monkeypatch, number, before_rename=True), pytest.raises(KilledError):
             write(folder, new, images, model="model-b", part_rows=60)
-        with pytest.raises(ArtefactError):
-            Embeddings.open(folder)
+        if number == 1:  # nothing has taken the place of anything
+            assert Embeddings.open(folder, check="content").model == "model-a"
+        else:
+            with pytest.raises(ArtefactError):
+                Embeddings.open(folder)
         write(folder, new, images, model="model-b", part_rows=60)
         assert files_in(folder) == files_in(tmp_path / "whole")
 
