@@ -195,6 +195,11 @@ class Index:
         """Rows of the opened shards that were removed and are still in their files."""
         return self._spans.rows - self.rows
 
+    @property
+    def next_row(self) -> int:
+        """One more than the greatest number of a row."""
+        return self.manifest.next_row
+
     def living(self, where: "str | Filter | None" = None) -> npt.NDArray[np.int64]:
         """The rows that a search can find, or those that pass a filter: int64, ascending.
 
@@ -202,6 +207,11 @@ class Index:
             QueryError: if the filter is not one for this index.
         """
         return self._selection(where).chosen()
+
+    def check_filter(self, where: "str | Filter") -> None:
+        """Raise QueryError if a filter is not one for this index."""
+        asked = Filter.parse(where) if isinstance(where, str) else where
+        asked.mask(self._shards[0].records.slice(0, 0), self.schema, self.class_names)
 
     def at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The rows at some places, 0 … `rows` - 1, among those that a search can find."""

@@ -1,0 +1,13 @@
+"""An index that is changed, killed and searched at random is at every step what a model of it says."""
+
+from hypothesis import HealthCheck, settings
+from soak_parts import IndexSoak
+
+TestIndexSoak = IndexSoak.TestCase
+TestIndexSoak.settings = settings(
+    max_examples=12,
+    stateful_step_count=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
