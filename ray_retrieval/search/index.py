@@ -22,17 +22,17 @@ import pyarrow as pa
 
 from ray_retrieval.descriptors import Codes, Descriptors, Form, Local, Vectors, assembled, concatenate
 from ray_retrieval.errors import ArtefactError, QueryError
-from ray_retrieval.search.approximate import ApproximateSegment, Effort, search_approximate
+from ray_retrieval.search.approximate import Effort
 from ray_retrieval.search.deletes import read_deletes
 from ray_retrieval.search.filters import Filter
-from ray_retrieval.search.hits import Hits, merge
+from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.images import read_image
 from ray_retrieval.search.manifest import Manifest, read_current, read_version
 from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.selection import FEW, Selection, Spans, is_among, search_selected
 from ray_retrieval.search.shard import Shard, aligned
 from ray_retrieval.search.shortlist import ShortlistSearch
-from ray_retrieval.search.vectors import VectorSegment
+from ray_retrieval.search.structures import StructureSearch
 from ray_retrieval.storage import Folder, check_file
 
 
@@ -55,13 +55,13 @@ class Index:
         shards: "dict[int, Shard]",
         deleted: npt.NDArray[np.int64],
         threads: int,
-        approximate: list[ApproximateSegment | None],
+        structure: StructureSearch | None,
         shortlist: ShortlistSearch | None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.shards = shards
-        self.shortlist, self._approximate = shortlist, approximate
+        self.shortlist, self._structure = shortlist, structure
         self._shards = list(shards.values())
         self._segments = [shard.segment for shard in self._shards]
         self._threads = threads
@@ -155,18 +155,15 @@ class Index:
             if file is not None:
                 check_file(folder, file.model_dump(), content=content)
         deleted = read_deletes(folder, manifest, content=content)
-        approximate: list[ApproximateSegment | None] = []
-        for number, shard in shards.items() if manifest.approximate else ():
-            assert isinstance(shard.segment, VectorSegment)
-            file = manifest.beside[number]
-            path = None if file is None else folder.local_path(file.file)
-            approximate.append(None if path is None else ApproximateSegment(path, shard.segment))
+        structure = None
+        if manifest.approximate is not None:
+            structure = StructureSearch.open(folder, manifest.approximate, shards)
         shortlist = None
         if manifest.local is not None:
             shortlist = ShortlistSearch.open(
                 folder, manifest.local, shards, manifest.shards, images=manifest.rows
             )
-        return cls(folder, manifest, shards, deleted, threads, approximate, shortlist)
+        return cls(folder, manifest, shards, deleted, threads, structure, shortlist)
 
     def __len__(self) -> int:
         return self.rows
@@ -279,29 +276,18 @@ class Index:
                 threads=self._threads,
             )
         assert isinstance(queries, Codes | Vectors)
-        built = self.manifest.approximate
-        approximate = None if built is None or exact else effort or built.effort
+        structure = None if exact else self._structure
 
         def find(some: Codes | Vectors, count: int) -> Hits:
-            if approximate is None:
+            if structure is None:
                 return search_segments(self._segments, some, count, threads=self._threads)
-            return self._search_structure(some, count, approximate)
+            assert isinstance(some, Vectors)
+            return structure.search(some, count, effort, threads=self._threads)
 
         if selection is None:
             return find(queries, k)
-        few = None if approximate is None else FEW
+        few = None if structure is None else FEW
         return search_selected(find, self._segments, selection, queries, k, few=few, threads=self._threads)
-
-    def _search_structure(self, queries: Codes | Vectors, k: int, effort: Effort) -> Hits:
-        """The approximate search, with the exact one of shards that are not in the structure."""
-        assert isinstance(queries, Vectors)
-        pairs = list(zip(self._approximate, self._segments, strict=True))
-        filled = [structure for structure, _ in pairs if structure is not None]
-        found = search_approximate(filled, queries.data, k, effort, threads=self._threads)
-        others = [segment for structure, segment in pairs if structure is None]
-        if not others:
-            return found
-        return merge([found, search_segments(others, queries, k, threads=self._threads)], k)
 
     def _selection(self, where: "str | Filter | None") -> Selection:
         """The rows that may be hits."""

@@ -6,6 +6,7 @@ are so many of them that it costs time (`extend_structure`).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +25,11 @@ from ray_retrieval.search.approximate import (
     train,
 )
 from ray_retrieval.search.files import FILES_VERSION, Fill, complete, names_of, numbers
-from ray_retrieval.search.hits import without
+from ray_retrieval.search.hits import Hits, merge, without
 from ray_retrieval.search.manifest import Approximate, FileEntry, Recall
 from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.shard import Shard, descriptors_of
-from ray_retrieval.search.vectors import VectorSegment
+from ray_retrieval.search.vectors import VectorSegment, search_vectors
 from ray_retrieval.storage import Folder, fingerprint
 
 LEFT_OUT_ROWS, LEFT_OUT_SHARE = 100_000, 0.1
@@ -37,6 +38,49 @@ LEFT_OUT_ROWS, LEFT_OUT_SHARE = 100_000, 0.1
 _RECALL_K = 10
 _TRAINING_SEED, _RECALL_SEED = 0, 1
 """Of the rows to train on and of the queries: the same embeddings give the same files and recall."""
+
+
+@dataclass(frozen=True)
+class StructureSearch:
+    """The approximate search of opened shards.
+
+    Attributes:
+        effort: how hard it looks unless told.
+        filled: the structure of each shard that has one.
+        others: the vectors of the others, which are searched exactly.
+    """
+
+    effort: Effort
+    filled: list[ApproximateSegment]
+    others: list[VectorSegment]
+
+    @classmethod
+    def open(cls, index: Folder, built: Approximate, shards: "dict[int, Shard]") -> "StructureSearch":
+        """The search of some shards; files are mapped into memory where they can be.
+
+        Args:
+            index: the index's folder.
+            built: what the manifest says of it.
+            shards: those that are opened, by their numbers.
+
+        Raises:
+            ArtefactError: if a file is missing, damaged or of other vectors.
+        """
+        files = {number: built.files[number] for number in shards}
+        filled = [
+            ApproximateSegment(index.local_path(file.file), _vectors(shards[number]))
+            for number, file in files.items()
+            if file is not None
+        ]
+        others = [_vectors(shards[number]) for number, file in files.items() if file is None]
+        return cls(built.effort, filled, others)
+
+    def search(self, queries: Vectors, k: int, effort: Effort | None = None, *, threads: int) -> Hits:
+        """The `k` nearest rows that it finds for each query, with exact distances, by (distance, row)."""
+        found = search_approximate(self.filled, queries.data, k, effort or self.effort, threads=threads)
+        if not self.others:
+            return found
+        return merge([found, search_vectors(self.others, queries.data, k, threads=threads)], k)
 
 
 def build_structure(
