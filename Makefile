@@ -46,6 +46,7 @@ bench: install
 	$(BIN)/python benchmarks/mining.py
 	$(BIN)/python benchmarks/revisited_eval.py --dimension 512
 	$(BIN)/python benchmarks/pyramid.py --short
+	$(BIN)/python benchmarks/index_soak.py --minutes 2
 
 clean:
 	rm -rf .venv runs

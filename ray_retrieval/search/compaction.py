@@ -47,17 +47,14 @@ def compact(
     """
     index = Folder(uri)
     with changing(index, "compact", threads) as (opened, previous):
-        count = shards or -(-previous.rows // max(shard.rows for shard in previous.shards))
+        largest = max(shard.rows for shard in previous.shards)
+        count = min(shards or -(-previous.rows // largest), previous.rows)
+        needless = _is_compact(previous, count)
         if dry_run:
-            needless = _is_compact(previous, count)
-            return Change(
-                previous,
-                changed=not needless,
-                removed=previous.deleted,
-                pruned=collect(index, keep, dry_run=True),
-            )
+            pruned = collect(index, keep, dry_run=True, coming=0 if needless else 1)
+            return Change(previous, changed=not needless, removed=previous.deleted, pruned=pruned)
         manifest = previous
-        if not _is_compact(previous, count):
+        if not needless:
             manifest = _written_anew(index, opened, count, threads, progress)
         pruned = collect(index, keep)
         return Change(manifest, changed=manifest != previous, removed=previous.deleted, pruned=pruned)

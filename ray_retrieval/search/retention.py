@@ -82,8 +82,14 @@ def prune(uri: str | Path | Folder, keep: int = 2, *, dry_run: bool = False) -> 
         return collect(index, keep, dry_run=dry_run)
 
 
-def collect(index: Folder, keep: int, *, dry_run: bool = False) -> Pruned:
+def collect(index: Folder, keep: int, *, dry_run: bool = False, coming: int = 0) -> Pruned:
     """As `prune`, for whoever holds the lock.
+
+    Args:
+        index: the index's folder.
+        keep: how many versions stay, at least 1.
+        dry_run: only say what would be deleted.
+        coming: versions that will be published before.
 
     Raises:
         ArtefactError: if a manifest is damaged.
@@ -92,7 +98,7 @@ def collect(index: Folder, keep: int, *, dry_run: bool = False) -> Pruned:
     if keep < 1:
         raise QueryError(f"at least the current version is kept, asked for {keep}", where=index)
     known = history(index)
-    kept, gone = known[:keep], known[keep:]
+    kept, gone = known[: max(0, keep - coming)], known[max(0, keep - coming) :]
     needed = {name for manifest in kept for name in files_of(manifest)}
     unneeded = {name: info for name, info in index.files().items() if _is_ours(name) and name not in needed}
     listed = {name for manifest in known for name in files_of(manifest)}

@@ -179,9 +179,15 @@ def fill_in(
 
 
 def measured(index: Folder, built: Approximate, shards: Sequence[Shard], threads: int) -> Approximate:
-    """A structure that all shards are filled into, with its recall measured again on rows of theirs."""
+    """A structure that all shards are filled into, with its recall measured again on rows of theirs.
+
+    A single row has nothing to find but itself: then the recall stays what it was.
+    """
+    rows = sum(shard.entry.rows for shard in shards)
+    if rows < 2:
+        return built
     files = tuple(file for file in built.files if file is not None)
-    queries = _drawn(sum(shard.entry.rows for shard in shards), built.recall.queries, _RECALL_SEED)
+    queries = _drawn(rows, built.recall.queries, _RECALL_SEED)
     found = _recall(index, shards, files, queries, built.effort, threads)
     return built.model_copy(update={"recall": found})
 

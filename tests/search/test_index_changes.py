@@ -22,6 +22,7 @@ from ray_retrieval.search import (
     compact,
     prune,
     remove,
+    rerank,
     rollback,
     structures,
     versions,
@@ -498,6 +499,14 @@ def test_few_added_rows_are_searched_exactly_and_many_are_filled_in(clustered, t
     assert hits.rows[:, 0].tolist() == list(range(0, 440, 20))
 
 
+def test_one_row_may_be_left_of_an_approximate_index(clustered, tmp_path):
+    made, vectors = clustered
+    index = shutil.copytree(made / "index", tmp_path / "index")
+    remove(index, where="id != image-0007")
+    assert compact(index).manifest.rows == 1
+    assert Index.open(index).search(vectors.take(np.array([7])), 3).rows.tolist() == [[0, NO_ROW, NO_ROW]]
+
+
 def test_compacting_fills_in_what_was_left_out(clustered, tmp_path):
     made, _ = clustered
     index = shutil.copytree(made / "index", tmp_path / "index")
@@ -577,6 +586,24 @@ def test_shortlists_are_those_of_what_is_left(tmp_path, monkeypatch, kind, few):
         filtered.rows, np.where(alone.rows == NO_ROW, NO_ROW, some[alone.rows][:, :62])
     )
     np.testing.assert_allclose(filtered.distances, alone.distances, atol=1e-6)
+
+
+def test_re_ranking_after_removals(tmp_path):
+    """Verification reads what it is asked for; what looks at all rows wants none missing."""
+    sets, vectors = draw_local(20, 8), draw_vectors(20, 4)
+    for name, descriptors in (("local", sets), ("vectors", vectors)):
+        build(write(tmp_path / f"{name}-embeddings", descriptors, draw_images(20)), tmp_path / name)
+        remove(tmp_path / name, [f"image-{row:04d}" for row in (0, 1, 5)])
+    index = Index.open(tmp_path / "local")
+    step = rerank.build(rerank.GeometricVerificationConfig(), index)
+    hits = index.search(sets.take(np.array([18, 19])), 17)
+    found = rerank.rerank([step], sets.take(np.array([18, 19])), hits)
+    assert set(found.rows.ravel().tolist()) == set(hits.rows.ravel().tolist())
+    assert found.rows[:, 0].tolist() == [18, 19]
+    index = Index.open(tmp_path / "vectors")
+    for config in (rerank.QueryExpansionConfig(), rerank.KReciprocalConfig()):
+        with pytest.raises(ArtefactError, match="rows without gaps, and 3 of the index were removed"):
+            rerank.build(config, index)
 
 
 def test_small_limits_decide_what_is_filled_in(clustered, tmp_path, monkeypatch):
