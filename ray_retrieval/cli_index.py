@@ -279,6 +279,7 @@ def _report(index: str, change: Any, as_json: bool, *, dry_run: bool = False, le
                 "added": change.added,
                 "removed": change.removed,
                 "skipped": change.skipped,
+                "dropped": change.dropped,
                 "left_out": left_out,
                 "pruned": None if pruned is None else pruned.as_json(),
             }
@@ -288,6 +289,7 @@ def _report(index: str, change: Any, as_json: bool, *, dry_run: bool = False, le
         (change.added, "added"),
         (change.removed, "would be removed" if dry_run else "removed"),
         (change.skipped, "skipped: the index holds them already"),
+        (change.dropped, "removed before have no place in the files any more"),
         (left_out, "left out: they cannot be decoded"),
     ):
         if count:

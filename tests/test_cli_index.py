@@ -72,7 +72,9 @@ def test_a_round_of_changes(cli_call, made, index, tmp_path):
     assert said(cli_call, "index", "remove", index, "--where", "label = green", "--dry-run")["removed"] > 3
     assert said(cli_call, "index", "info", index)["deleted"] == 3
     code, out, _ = cli_call("index", "compact", index, "--dry-run")
-    assert out.startswith("3 images would be removed\nwould delete versions: 1, 2;")
+    assert out.startswith(
+        "3 images removed before have no place in the files any more\nwould delete versions: 1, 2;"
+    )
     compacted = said(cli_call, "index", "compact", index, "--keep", 3)
     assert (compacted["version"], compacted["rows"], compacted["pruned"]["versions"]) == (4, 27, [1])
     back = said(cli_call, "index", "rollback", index, "--to", 2)

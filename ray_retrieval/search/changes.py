@@ -44,6 +44,7 @@ class Change:
         added: rows.
         removed: rows, those that were replaced among them.
         skipped: rows that were left out because the index holds the same image.
+        dropped: rows that had been removed before and have no place in the files any more.
         pruned: what was deleted with them; None where nothing was to be.
     """
 
@@ -52,6 +53,7 @@ class Change:
     added: int = 0
     removed: int = 0
     skipped: int = 0
+    dropped: int = 0
     pruned: Pruned | None = None
 
 

@@ -52,12 +52,12 @@ def compact(
         needless = _is_compact(previous, count)
         if dry_run:
             pruned = collect(index, keep, dry_run=True, coming=0 if needless else 1)
-            return Change(previous, changed=not needless, removed=previous.deleted, pruned=pruned)
+            return Change(previous, changed=not needless, dropped=previous.deleted, pruned=pruned)
         manifest = previous
         if not needless:
             manifest = _written_anew(index, opened, count, threads, progress)
         pruned = collect(index, keep)
-        return Change(manifest, changed=manifest != previous, removed=previous.deleted, pruned=pruned)
+        return Change(manifest, changed=manifest != previous, dropped=previous.deleted, pruned=pruned)
 
 
 def _is_compact(manifest: Manifest, shards: int) -> bool:

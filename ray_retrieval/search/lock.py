@@ -2,9 +2,11 @@
 
 It is the operating system's lock on the file `.lock` in the index's folder, so it is free at once when its
 holder dies, however that happens. Readers take no notice of it. Stores that are no local disk have no such
-lock: there a second writer finds out when it wants to publish (`manifest.publish`).
+lock, nor have some shared file systems: there a second writer finds out when it wants to publish
+(`manifest.publish`).
 """
 
+import errno
 import json
 import os
 import socket
@@ -22,6 +24,7 @@ except ImportError:  # a system without such locks
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 @contextmanager
@@ -35,22 +38,10 @@ def writing_alone(index: Folder, operation: str) -> Iterator[None]:
     Raises:
         ArtefactError: if another process, or another thread of this one, holds it; the error says who.
     """
-    if fcntl is None or not index.is_local:
+    file = _locked(index)
+    if file is None:
         yield
         return
-    try:
-        Path(index.path).mkdir(parents=True, exist_ok=True)
-        file = _take(Path(index.path) / LOCK)
-    except OSError as error:
-        raise ArtefactError(
-            f"the store refuses: {error.strerror}", where=index, mend="check the path and the rights"
-        ) from error
-    if file is None:
-        raise ArtefactError(
-            f"another writer is at work: {_holder(Path(index.path) / LOCK)}",
-            where=index,
-            mend="wait for it to end, and run it again",
-        )
     try:
         said = {
             "operation": operation,
@@ -68,21 +59,41 @@ def writing_alone(index: Folder, operation: str) -> Iterator[None]:
         os.close(file)
 
 
-def _take(path: Path) -> int | None:
-    """The locked file, open; None if somebody else holds it."""
+def _locked(index: Folder) -> int | None:
+    """The lock's file, open and locked; None where there are no locks."""
+    if fcntl is None or not index.is_local:
+        return None
+    path = Path(index.path) / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _take(path)
+    except BlockingIOError:
+        raise ArtefactError(
+            f"another writer is at work: {_holder(path)}",
+            where=index,
+            mend="wait for it to end, and run it again",
+        ) from None
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise ArtefactError(
+            f"the store refuses: {error.strerror}", where=index, mend="check the path and the rights"
+        ) from error
+
+
+def _take(path: Path) -> int:
+    """Open and lock a file; BlockingIOError if somebody else has locked it."""
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            return None
+            with suppress(FileNotFoundError):
+                # Whoever held it before may have deleted it in between.
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    return file
         except OSError:
             os.close(file)
             raise
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file), path.stat()):
-                return file
         os.close(file)
 
 

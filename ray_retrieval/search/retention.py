@@ -1,5 +1,6 @@
 """The versions of an index: which there are, and deleting those that are no longer needed."""
 
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,7 @@ from ray_retrieval.storage import Folder
 
 _OURS = ("shards", "approximate", "local", "deletes")
 """Folders whose files are all written by us."""
+_AT_THE_TOP = re.compile(rf"manifest-\d+\.json(\.tmp-.*)?|{CURRENT}\.tmp-.*")
 _RECENT_NS = 24 * 3600 * 10**9
 """Where there are no locks, files younger than a day may be those of somebody who is writing."""
 
@@ -133,7 +135,7 @@ def files_of(manifest: Manifest) -> Iterable[str]:
 def _is_ours(name: str) -> bool:
     """Whether a file can be one of an index; what somebody else has put there is left alone."""
     top, slash, _ = name.partition("/")
-    return top in _OURS if slash else top.startswith(("manifest-", f"{CURRENT}.tmp-"))
+    return top in _OURS if slash else _AT_THE_TOP.fullmatch(top) is not None
 
 
 def _in_order(files: Iterable[str]) -> list[str]:

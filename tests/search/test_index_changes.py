@@ -327,6 +327,7 @@ def test_pruning_deletes_what_no_version_needs(made, index, queries):
     assert list(index.glob("deletes/*")) == []
     assert_same(reader.search(queries, 9), hits)
     (index / "README").write_text("mine")
+    (index / "manifest-notes.txt").write_text("mine")
     (index / "shards" / "half").mkdir()
     for name in ("shards/half/codes.bin.tmp-1", "deletes/0.bin", "manifest-000009.json", "CURRENT.tmp-2"):
         (index / name).parent.mkdir(exist_ok=True)
@@ -337,6 +338,7 @@ def test_pruning_deletes_what_no_version_needs(made, index, queries):
     assert prune(index) == expected
     assert not (index / "shards" / "half").exists()
     assert (index / "README").exists()
+    assert (index / "manifest-notes.txt").exists()
     assert prune(index).files == 0
     assert Index.open(index).verify()
     with pytest.raises(QueryError, match="at least the current version is kept"):

@@ -5,7 +5,7 @@ from soak_parts import IndexSoak
 
 TestIndexSoak = IndexSoak.TestCase
 TestIndexSoak.settings = settings(
-    max_examples=12,
+    max_examples=10,
     stateful_step_count=20,
     deadline=None,
     derandomize=True,
