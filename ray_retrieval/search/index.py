@@ -29,7 +29,7 @@ from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.images import read_image
 from ray_retrieval.search.manifest import Manifest, read_current, read_version
 from ray_retrieval.search.segments import search_segments
-from ray_retrieval.search.selection import FEW, Selection, Spans, is_among, search_selected
+from ray_retrieval.search.selection import FEW, FEW_SHARE, Selection, Spans, is_among, search_selected
 from ray_retrieval.search.shard import Shard, aligned
 from ray_retrieval.search.shortlist import ShortlistSearch
 from ray_retrieval.search.structures import StructureSearch
@@ -286,7 +286,7 @@ class Index:
 
         if selection is None:
             return find(queries, k)
-        few = None if structure is None else FEW
+        few = None if structure is None else max(FEW, int(FEW_SHARE * self._spans.rows))
         return search_selected(find, self._segments, selection, queries, k, few=few, threads=self._threads)
 
     def _selection(self, where: "str | Filter | None") -> Selection:

@@ -25,8 +25,9 @@ Mask = npt.NDArray[np.bool_]
 Find = Callable[[Codes | Vectors, int], Hits]
 """The search over all rows: the `k` nearest for each query."""
 
-FEW = 20_000
-"""Rows that are compared one by one rather than looked for in a structure."""
+FEW, FEW_SHARE = 20_000, 1 / 64
+"""Rows, or such a share of all, are compared one by one rather than looked for in a structure, where a search
+would have to find so many times as many candidates."""
 _SHARE = 8  # of the rows, 1 in so many is few where each is compared anyway
 _MORE = 8  # times as many hits at the second attempt
 _SPARE = 8
