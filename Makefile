@@ -47,6 +47,7 @@ bench: install
 	$(BIN)/python benchmarks/revisited_eval.py --dimension 512
 	$(BIN)/python benchmarks/pyramid.py --short
 	$(BIN)/python benchmarks/scaling.py --short
+	$(BIN)/python benchmarks/index_soak.py --minutes 2
 
 clean:
 	rm -rf .venv runs

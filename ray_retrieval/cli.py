@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ray_retrieval.cli_index import index_app
 from ray_retrieval.cli_submit import submit_app
 from ray_retrieval.errors import RetrievalError
 from ray_retrieval.progress import Display
@@ -25,7 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-index_app = typer.Typer(help="Build, describe and check an index.", no_args_is_help=True)
 app.add_typer(index_app, name="index")
 gldv2_app = typer.Typer(help="Fetch and build Google Landmarks v2, to learn from.", no_args_is_help=True)
 app.add_typer(gldv2_app, name="gldv2")
@@ -377,73 +377,6 @@ def embed(
         typer.echo(f"saved   {len(made.ids):,} {made.form} in {out}")
 
 
-@index_app.command("build")
-def index_build(
-    embeddings: Annotated[str, typer.Argument(metavar="EMBEDDINGS", help="An embeddings directory.")],
-    out: Annotated[str, typer.Option("--out", help="Where the index goes.")],
-    shards: Annotated[int, typer.Option(min=1, help="Parts that different processes can search.")] = 1,
-    keep_images: Annotated[bool, typer.Option(help="Keep the bytes of images that came as bytes.")] = True,
-    how: Annotated[
-        str | None,
-        typer.Option(
-            "--search",
-            help="Of vectors: exact (the default), auto (by their number), or a FAISS factory string. Of "
-            "local features: auto (the default), votes, exact, asmk or global.",
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Of that search, e.g. nprobe=32."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Build an index of codes, vectors or local features."""
-    from ray_retrieval import search
-    from ray_retrieval.compute import cores
-    from ray_retrieval.descriptors import DescriptorKind
-    from ray_retrieval.recipe import from_settings
-    from ray_retrieval.search.approximate import ApproximateConfig
-    from ray_retrieval.search.embeddings import Embeddings
-    from ray_retrieval.search.votes import LocalSearchConfig
-
-    given, local, approximate = settings or [], None, None
-    if Embeddings.open(embeddings).form.kind is DescriptorKind.LOCAL:
-        local = from_settings(LocalSearchConfig, [*([f"shortlist={how}"] if how else []), *given])
-    else:
-        approximate = from_settings(ApproximateConfig, [f"search={how or 'exact'}", *given])
-    search.build(
-        embeddings,
-        out,
-        shards=shards,
-        keep_images=keep_images,
-        approximate=approximate,
-        local=local,
-        threads=cores(),
-    )
-    _describe_index(out, as_json)
-    if not as_json:
-        typer.echo(f"next    ray-retrieval search {out} IMAGE --model MODEL")
-
-
-@index_app.command("info")
-def index_info(index: Annotated[str, typer.Argument(metavar="INDEX")], as_json: AsJson = False) -> None:
-    """Describe an index."""
-    _describe_index(index, as_json)
-
-
-@index_app.command("verify")
-def index_verify(index: Annotated[str, typer.Argument(metavar="INDEX")], as_json: AsJson = False) -> None:
-    """Read every file of an index and compare checksums, row ranges and the self-test's answers."""
-    from ray_retrieval.search import Index
-
-    checks = Index.open(index).verify()
-    if as_json:
-        _print_json({"index": index, "sound": True, "checks": checks})
-        return
-    for check in checks:
-        typer.echo(f"ok      {check}")
-
-
 @app.command()
 def search(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")],
@@ -465,6 +398,10 @@ def search(
             "Local features are verified geometrically unless it is none."
         ),
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(help="Only among images like these, e.g. 'label in (cat, dog) and price < 20'."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest images of an index."""
@@ -473,7 +410,7 @@ def search(
     from ray_retrieval.recipe import rerank_steps
 
     searcher = Searcher(index, model, rerank=rerank_steps(rerank or []))
-    answers = searcher.answers(images, k, box=box)
+    answers = searcher.answers(images, k, box=box, where=where)
     if picture is not None:
         examples = [
             searcher.example(image, answer.hits) for image, answer in zip(images, answers, strict=True)
@@ -637,17 +574,6 @@ def serve(
     display.say("starting the server …")
     with run_server(index, found, config, blocking=True) as url:
         display.say(f"serving {index}: page {url}, API {url}/docs; Ctrl-C stops it")
-
-
-def _describe_index(uri: str, as_json: bool) -> None:
-    from ray_retrieval.search import Index
-
-    info = Index.open(uri).info()
-    if as_json:
-        _print_json(info)
-        return
-    for key, value in info.items():
-        typer.echo(f"{key:<12} {value}")
 
 
 def _show_comparison(comparison: dict[str, Any], folder: str | None, as_json: bool) -> None:

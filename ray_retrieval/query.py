@@ -14,9 +14,11 @@ from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
 from ray_retrieval.model import DESCRIPTION, Encoder, read_model_description
 from ray_retrieval.report import Example, Shown
 from ray_retrieval.search import Hits, Index
+from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.rerank import (
     AnyRerankConfig,
+    GeometricVerification,
     GeometricVerificationConfig,
     build_all,
 )
@@ -155,7 +157,12 @@ class Searcher:
         return found
 
     def search(
-        self, images: Sequence[str | Path | bytes], k: int = 10, *, box: Sequence[float] | None = None
+        self,
+        images: Sequence[str | Path | bytes],
+        k: int = 10,
+        *,
+        box: Sequence[float] | None = None,
+        where: str | Filter | None = None,
     ) -> list[list[Hit]]:
         """The k nearest images of the index for every image given.
 
@@ -163,14 +170,21 @@ class Searcher:
             images: files, or their bytes.
             k: hits of each.
             box: left, top, right, bottom in pixels of the upright image: all that counts of each.
+            where: which images of the index may be hits, such as `label in (cat, dog)`; see `search.filters`.
 
         Raises:
-            QueryError: if k < 1, an image is missing or cannot be decoded, or nothing of it is in the box.
+            QueryError: if k < 1, an image is missing or cannot be decoded, nothing of it is in the box, or
+                the filter is not one for this index, or for these steps of re-ranking.
         """
-        return [answer.hits for answer in self.answers(images, k, box=box)]
+        return [answer.hits for answer in self.answers(images, k, box=box, where=where)]
 
     def answers(
-        self, images: Sequence[str | Path | bytes], k: int = 10, *, box: Sequence[float] | None = None
+        self,
+        images: Sequence[str | Path | bytes],
+        k: int = 10,
+        *,
+        box: Sequence[float] | None = None,
+        where: str | Filter | None = None,
     ) -> list[Answer]:
         """What `search` returns for every image given, with what a reader has to know of it.
 
@@ -178,18 +192,21 @@ class Searcher:
             images: files, or their bytes.
             k: hits of each.
             box: as for `search`.
+            where: as for `search`.
 
         Raises:
             QueryError: as `search`.
         """
         if k < 1:
             raise QueryError(f"k is {k}", mend="ask for 1 hit or more")
+        if where is not None:
+            self._check_filter(where)
         queries = self.encode(images, box)
         depth = max([k, *(step.depth for step in self._steps)])
-        found = self.index.search(queries, depth)
+        found = self.index.search(queries, depth, where=where)
         if not self._steps:
             hits = [hits_of(self.index, found, query) for query in range(len(images))]
-            return [self._noted(queries, query, some) for query, some in enumerate(hits)]
+            return [self._noted(queries, query, some, where) for query, some in enumerate(hits)]
         assert not isinstance(queries, Codes)
         features = None
         if self._local is not None:
@@ -199,7 +216,17 @@ class Searcher:
             features = given
         ordered = rerank_hits(self._steps, queries, found, features=features)
         made = [self._reranked(queries, found, ordered, query, k) for query in range(len(images))]
-        return [self._noted(queries, query, some) for query, some in enumerate(made)]
+        return [self._noted(queries, query, some, where) for query, some in enumerate(made)]
+
+    def _check_filter(self, where: str | Filter) -> None:
+        """Refuse a filter that is none for the index, or would not hold for what steps bring in."""
+        self.index.check_filter(where)
+        others = [step for step in self._steps if not isinstance(step, GeometricVerification)]
+        if others:
+            raise QueryError(
+                f"a filter does not go with {type(others[0]).__name__}, which looks at the whole index",
+                mend="leave out the filter, or that step of re-ranking",
+            )
 
     def _reranked(
         self, queries: Vectors | Local, found: Hits, ordered: Hits, query: int, k: int
@@ -213,12 +240,14 @@ class Searcher:
         real = Hits(distances_to(self.index.vectors(rows), own, np.arange(len(rows))[None]), rows[None])
         return scored(hits_of(self.index, real, 0), ordered.distances[query, : len(rows)], self._steps[-1])
 
-    def _noted(self, queries: Descriptors, query: int, hits: list[Hit]) -> Answer:
+    def _noted(self, queries: Descriptors, query: int, hits: list[Hit], where: str | Filter | None) -> Answer:
         """The hits of one query, with why there are none, or that none of them is a match."""
         notes = []
         if not hits:
             if isinstance(queries, Local) and not queries.counts[query]:
                 notes.append("the model finds no features in the image")
+            elif where is not None:
+                notes.append("no image of the index passes the filter and has anything like the image")
             else:
                 notes.append("no image of the index has features like those of the image")
         elif hits[0].inliers == 0:

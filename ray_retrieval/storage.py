@@ -112,6 +112,14 @@ class Folder:
             found = [os.path.basename(info.path) for info in self.filesystem.get_file_info(selector)]
         return sorted(name for name in found if _TEMPORARY not in name)
 
+    def files(self) -> dict[str, fs.FileInfo]:
+        """Every file inside, however deep, by its path from here, sorted; temporary ones too."""
+        selector = fs.FileSelector(self.path, allow_not_found=True, recursive=True)
+        with self._guarded():
+            found = self.filesystem.get_file_info(selector)
+        inside = {info.path[len(self.path) + 1 :]: info for info in found if info.type == fs.FileType.File}
+        return dict(sorted(inside.items()))
+
     def size(self, name: str) -> int:
         """Bytes of a file. Raises ArtefactError where it is missing."""
         with self._guarded(name):

@@ -180,18 +180,27 @@ def fill(
         faiss.write_index(index, faiss.PyCallbackIOWriter(write))
 
 
+def emptied(path: str | Path) -> bytes:
+    """What `train` gave, from a file that `fill` wrote of it.
+
+    Raises:
+        ArtefactError: if the file is missing or damaged.
+    """
+    with _reading(path):
+        index = faiss.read_index(str(path))
+    index.reset()
+    trained: bytes = faiss.serialize_index(index).tobytes()
+    return trained
+
+
 def open_index(path: str | Path, rows: int, dimension: int) -> Any:
     """FAISS's index in a file that `fill` wrote; its codes are mapped into memory, not read, where it can.
 
     Raises:
         ArtefactError: if the file is missing, damaged, or not of so many vectors of this dimension.
     """
-    try:
+    with _reading(path):
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
-        raise ArtefactError(
-            f"damaged: {_reason(error)}", where=path, mend="restore the file, or build the index again"
-        ) from None
     if (index.ntotal, index.d) != (rows, dimension):
         raise ArtefactError(
             f"it holds {index.ntotal:,} vectors of {index.d} dimensions, the shard {[rows, dimension]}",
@@ -369,6 +378,17 @@ def _refusing(factory: str) -> Iterator[None]:
     except RuntimeError as error:
         raise RecipeError(
             f"FAISS cannot build '{factory}': {_reason(error)}", where="search", mend=_MEND
+        ) from None
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Say which file is damaged."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ArtefactError(
+            f"damaged: {_reason(error)}", where=path, mend="restore the file, or build the index again"
         ) from None
 
 

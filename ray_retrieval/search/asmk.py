@@ -25,7 +25,8 @@ Jenicek, Chum 2020, Learning and aggregating deep local descriptors, section 3, 
 
 import itertools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -186,6 +187,18 @@ def fill(
         write(bytes(-section.nbytes % 8))
 
 
+def codebook_of(path: str | Path) -> bytes:
+    """What `train` gave, from a file that `fill` wrote with it.
+
+    Raises:
+        ArtefactError: if the file is missing or damaged.
+    """
+    with _reading(path):
+        data: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
+        _, words, dimension, _, _ = _HEADER.unpack(data[: _HEADER.size].tobytes())
+    return data[_HEADER.size : _HEADER.size + 4 * words * dimension].tobytes()
+
+
 class AsmkSegment:
     """The inverted file of one shard, mapped into memory.
 
@@ -199,11 +212,9 @@ class AsmkSegment:
 
     def __init__(self, path: str | Path, features: FeatureSegment) -> None:
         self.first_row = features.first_row
-        try:
+        with _reading(path):
             data: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r")
             magic, words, dimension, images, postings = _HEADER.unpack(data[: _HEADER.size].tobytes())
-        except (OSError, ValueError, struct.error) as error:
-            raise ArtefactError(f"damaged: {error}", where=path, mend=_MEND) from None
         if magic != _MAGIC or (images, dimension) != (len(features), features.data.shape[1]):
             raise ArtefactError(
                 f"it is no inverted file of {len(features):,} images with features of "
@@ -232,24 +243,42 @@ class AsmkSegment:
         """Number of images."""
         return len(self.counts)
 
-    def search(self, query: Aggregated, k: int, similarities: Doubles) -> Hits:
+    def search(
+        self,
+        query: Aggregated,
+        k: int,
+        similarities: Doubles,
+        mask: npt.NDArray[np.bool_] | None = None,
+    ) -> Hits:
         """The `k` most similar images for one query.
 
         Args:
             query: its words.
             k: hits.
             similarities: float64 [d + 1], s(1 − 2h/D) by the number h of different bits.
+            mask: bool [images], which of them may be hits; default all.
 
         Returns:
             Hits [1, k], as those of `search_asmk`.
         """
         scores = np.zeros(len(self))
         score_postings(query.words, query.bits, self.offsets, self.images, self.bits, similarities, scores)
+        if mask is not None:
+            scores[~mask] = 0
         places = np.flatnonzero(scores)
         divisors = np.sqrt(np.float64(len(query.words)) * self.counts[places])
         found = no_hits(1, k, np.float32)
         keep_best(scores[places] / divisors, places + self.first_row, found)
         return found
+
+
+@contextmanager
+def _reading(path: str | Path) -> Iterator[None]:
+    """Say which file is damaged."""
+    try:
+        yield
+    except (OSError, ValueError, struct.error) as error:
+        raise ArtefactError(f"damaged: {error}", where=path, mend=_MEND) from None
 
 
 def search_asmk(
@@ -258,6 +287,7 @@ def search_asmk(
     k: int,
     config: LocalSearchConfig,
     *,
+    masks: Sequence[npt.NDArray[np.bool_]] | None = None,
     threads: int = 1,
 ) -> Hits:
     """The `k` most similar images over several segments, for each query.
@@ -267,6 +297,7 @@ def search_asmk(
         queries: images with or without features.
         k: hits per query.
         config: alpha, tau and the words for each feature of a query.
+        masks: bool [images] of each segment, which of them may be hits; default all.
         threads: to share the work among, at least 1; the result does not depend on it.
 
     Returns:
@@ -291,7 +322,8 @@ def search_asmk(
     parts = [no_hits(len(queries), k, np.float32) for _ in segments]
 
     def search(query: int, number: int) -> None:
-        hits = segments[number].search(asked[query], k, similarities)
+        mask = None if masks is None else masks[number]
+        hits = segments[number].search(asked[query], k, similarities, mask)
         parts[number].distances[query], parts[number].rows[query] = hits.distances[0], hits.rows[0]
 
     run_all(search, [(i, j) for i in range(len(queries)) for j in range(len(segments))], threads)

@@ -4,46 +4,20 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
-from ray_retrieval.descriptors import DescriptorKind, Local, Vectors
-from ray_retrieval.errors import ArtefactError, RecipeError
-from ray_retrieval.search.approximate import (
-    ApproximateConfig,
-    ApproximateSegment,
-    Effort,
-    choose,
-    fill,
-    recall,
-    search_approximate,
-    train,
-)
+from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.embeddings import Embeddings
-from ray_retrieval.search.files import FILES_VERSION, Fill, complete
-from ray_retrieval.search.hits import NO_ROW, without
-from ray_retrieval.search.manifest import (
-    CURRENT,
-    Approximate,
-    FileEntry,
-    LocalSearch,
-    Manifest,
-    Recall,
-    SelfTest,
-    publish,
-    read_current,
-)
-from ray_retrieval.search.segments import search_segments
-from ray_retrieval.search.shard import Shard, descriptors_of, write_shard
-from ray_retrieval.search.shortlist import ShortlistSearch, build_shortlist
-from ray_retrieval.search.vectors import VectorSegment
+from ray_retrieval.search.lock import writing_alone
+from ray_retrieval.search.manifest import CURRENT, Manifest, ShardEntry, publish, read_current
+from ray_retrieval.search.selftest import tested
+from ray_retrieval.search.shard import Shard, write_shard
+from ray_retrieval.search.shortlist import build_shortlist
+from ray_retrieval.search.sources import EmbeddedRows, RowSource
+from ray_retrieval.search.structures import build_structure
 from ray_retrieval.search.votes import LocalSearchConfig
-from ray_retrieval.storage import Folder, fingerprint
+from ray_retrieval.storage import Folder
 
-_TEST_QUERIES, _TEST_HITS = 8, 10
-_RECALL_K = 10
-_TRAINING_SEED, _RECALL_SEED = 0, 1
-"""Of the rows to train on and of the queries: the same embeddings give the same files and recall."""
 Progress = Callable[[int], None]
 
 
@@ -79,22 +53,82 @@ def build(
         The version that is now current.
 
     Raises:
-        ArtefactError: if the embeddings are missing, damaged or empty, or `out` holds another model's index.
+        ArtefactError: if the embeddings are missing, damaged or empty, `out` holds another model's index, or
+            somebody else is writing to it.
         RecipeError: if the search is not one for these embeddings.
     """
     source = Embeddings.open(Folder(embeddings), check="content")
     index = Folder(out)
     if source.rows == 0:
         raise ArtefactError("there are no rows to index", where=source.folder, mend="see its errors.parquet")
-    previous = read_current(index) if index.exists(CURRENT) else None
-    if previous is not None and previous.model != source.model:
-        raise ArtefactError(
-            f"it is an index of model {previous.model}, the embeddings are of model {source.model}",
-            where=index,
-            mend="build into another directory",
+    with writing_alone(index, "build"):
+        previous = read_current(index) if index.exists(CURRENT) else None
+        if previous is not None and previous.model != source.model:
+            raise ArtefactError(
+                f"it is an index of model {previous.model}, the embeddings are of model {source.model}",
+                where=index,
+                mend="build into another directory",
+            )
+        index.sweep()
+        entries = write_shards(
+            index, EmbeddedRows(source), shards=shards, keep_images=keep_images, progress=progress
         )
-    index.sweep()
-    done = 0
+        opened = [Shard(index, entry, source.form) for entry in entries]
+        known = None if previous is None else previous.approximate
+        structure = build_structure(
+            index, opened, source.form, approximate or ApproximateConfig(), known, threads
+        )
+        shortlist = None
+        if source.form.kind is DescriptorKind.LOCAL:
+            before = None if previous is None else previous.local
+            shortlist = build_shortlist(index, opened, local or LocalSearchConfig(), before, threads)
+        manifest = Manifest(
+            number=1 if previous is None else previous.number,
+            parent=None if previous is None else previous.parent,
+            parent_sha256=None if previous is None else previous.parent_sha256,
+            operation="build" if previous is None else previous.operation,
+            **source.form.as_json(),
+            search="shortlist" if shortlist else "approximate" if structure else "exact",
+            ties="row",
+            rows=source.rows,
+            next_row=source.rows,
+            model=source.model,
+            embeddings=source.fingerprint,
+            class_names=None if source.class_names is None else tuple(source.class_names),
+            shards=entries,
+            approximate=structure,
+            local=shortlist,
+            deletes=None,
+            self_test=(),
+        )
+        manifest = tested(index, manifest, opened, threads)
+        if manifest == previous:
+            return manifest
+        parent = None if previous is None else previous.number
+        return publish(index, manifest.model_copy(update={"operation": "build"}), parent=parent)
+
+
+def write_shards(
+    index: Folder,
+    source: RowSource,
+    *,
+    shards: int,
+    first_row: int = 0,
+    keep_images: bool,
+    progress: Progress | None,
+) -> tuple[ShardEntry, ...]:
+    """Write all rows of a source as shards of nearly equal size.
+
+    Args:
+        index: the index's folder.
+        source: of the rows, at least one.
+        shards: how many, at most.
+        first_row: number of the first row in the index.
+        keep_images: as for `build`.
+        progress: called with the number of rows written so far.
+    """
+    done, count = 0, max(1, min(shards, len(source)))
+    bounds = [len(source) * number // count for number in range(count + 1)]
 
     def advance(rows: int) -> None:
         nonlocal done
@@ -102,161 +136,15 @@ def build(
         if progress is not None:
             progress(done)
 
-    count = max(1, min(shards, source.rows))
-    bounds = [source.rows * number // count for number in range(count + 1)]
-    entries = tuple(
-        write_shard(index, source, start, stop - start, keep_images=keep_images, advance=advance)
+    return tuple(
+        write_shard(
+            index,
+            source,
+            start,
+            stop,
+            first_row=first_row + start,
+            keep_images=keep_images,
+            advance=advance,
+        )
         for start, stop in itertools.pairwise(bounds)
     )
-    opened = [Shard(index, entry, source.form) for entry in entries]
-    structure = _structure(index, opened, source, approximate or ApproximateConfig(), previous, threads)
-    shortlist = None
-    if source.form.kind is DescriptorKind.LOCAL:
-        known = None if previous is None else previous.local
-        shortlist = build_shortlist(index, opened, local or LocalSearchConfig(), known, threads)
-    manifest = Manifest(
-        number=1 if previous is None else previous.number,
-        parent=None if previous is None else previous.parent,
-        **source.form.as_json(),
-        search="shortlist" if shortlist else "approximate" if structure else "exact",
-        ties="row",
-        rows=source.rows,
-        next_row=source.rows,
-        model=source.model,
-        embeddings=source.fingerprint,
-        class_names=None if source.class_names is None else tuple(source.class_names),
-        shards=entries,
-        approximate=structure,
-        local=shortlist,
-        deletes=(),
-        self_test=_self_test(index, opened, shortlist, threads),
-    )
-    if manifest == previous:
-        return manifest
-    if previous is not None:
-        manifest = manifest.model_copy(update={"number": previous.number + 1, "parent": previous.number})
-    publish(index, manifest)
-    return manifest
-
-
-def _self_test(
-    index: Folder, shards: list[Shard], shortlist: LocalSearch | None, threads: int
-) -> tuple[SelfTest, ...]:
-    """A few rows with what a search finds for them."""
-    rows = sum(shard.entry.rows for shard in shards)
-    chosen = np.unique(np.linspace(0, rows - 1, _TEST_QUERIES).astype(np.int64))
-    queries, k = descriptors_of(shards, chosen), min(_TEST_HITS, rows)
-    if shortlist is None or not isinstance(queries, Local):
-        hits = search_segments([shard.segment for shard in shards], queries, k, threads=1)
-        asked = [query.tobytes().hex() for query in queries.data]
-    else:
-        opened, entries = dict(enumerate(shards)), [shard.entry for shard in shards]
-        search = ShortlistSearch.open(index, shortlist, opened, entries)
-        hits = search.search(queries, k, threads=threads)
-        asked = [str(row) for row in chosen]
-    return tuple(
-        SelfTest(query=query, distances=tuple(distances[real].tolist()), rows=tuple(found[real].tolist()))
-        for query, distances, found in zip(asked, hits.distances, hits.rows, strict=True)
-        for real in [found != NO_ROW]
-    )
-
-
-def _structure(
-    index: Folder,
-    shards: list[Shard],
-    source: Embeddings,
-    config: ApproximateConfig,
-    previous: Manifest | None,
-    threads: int,
-) -> Approximate | None:
-    """What the configured search needs beside the shards; None for the exact one."""
-    if config.search == "exact":
-        return None
-    if source.form.kind is not DescriptorKind.VECTORS:
-        raise RecipeError(
-            f"'{config.search}' is a search of vectors, the embeddings hold {source.form}",
-            where="search",
-            mend="set it to exact",
-        )
-    factory, why = config.search, "asked for"
-    if config.search == "auto":
-        chosen = choose(source.rows, source.form.size, config.memory, train_rows=config.train_rows)
-        if chosen.factory is None:
-            return None
-        factory, why = chosen.factory, chosen.why
-    key = fingerprint([FILES_VERSION, factory, config.train_rows, [shard.entry.folder for shard in shards]])
-    sample = _sample(source.rows, config.train_rows)
-    files = _fill_all(index, shards, sample, factory, key, threads)
-    effort = Effort(**config.model_dump(include=set(Effort.model_fields)))
-    queries = _recall_queries(source.rows, sample, config.recall_queries)
-    known = previous.approximate if previous is not None else None
-    if known is not None and (known.key, known.effort, known.recall.queries) == (key, effort, len(queries)):
-        found = known.recall
-    else:
-        segments = [
-            ApproximateSegment(index.local_path(entry.file), _vectors(shard))
-            for entry, shard in zip(files, shards, strict=True)
-        ]
-        found = _recall(shards, segments, queries, effort, threads)
-    return Approximate(key=key, factory=factory, why=why, effort=effort, files=files, recall=found)
-
-
-def _fill_all(
-    index: Folder,
-    shards: list[Shard],
-    sample: npt.NDArray[np.int64],
-    factory: str,
-    key: str,
-    threads: int,
-) -> tuple[FileEntry, ...]:
-    """Train on a sample of all rows and write a file for each shard."""
-
-    def prepare() -> Fill:
-        vectors = descriptors_of(shards, sample)
-        assert isinstance(vectors, Vectors)
-        trained = train(factory, vectors.data, _TRAINING_SEED)
-        return lambda number, write: fill(trained, _vectors(shards[number]).vectors, write)
-
-    return complete(index, f"approximate/{key}", "faiss", len(shards), prepare, threads)
-
-
-def _recall(
-    shards: list[Shard],
-    segments: list[ApproximateSegment],
-    queries: npt.NDArray[np.int64],
-    effort: Effort,
-    threads: int,
-) -> Recall:
-    """Compare with the exact search, for some rows as queries, none of which counts for itself."""
-    asked = descriptors_of(shards, queries)
-    assert isinstance(asked, Vectors)
-    k = max(1, min(_RECALL_K, sum(map(len, segments)) - 1))
-    exact = search_segments([shard.segment for shard in shards], asked, k + 1, threads=threads)
-    found = search_approximate(segments, asked.data, k + 1, effort, threads=threads)
-    value = recall(without(exact, queries), without(found, queries))
-    return Recall(k=k, value=value, queries=len(queries))
-
-
-def _sample(rows: int, count: int) -> npt.NDArray[np.int64]:
-    """At most `count` of the rows to train on, ascending, the same each time."""
-    return _drawn(rows, count, _TRAINING_SEED)
-
-
-def _recall_queries(rows: int, sample: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """At most `count` of the rows, ascending; none that was trained on where so many others are left."""
-    count, others = min(rows, count), rows - len(sample)
-    if others < count:
-        return _drawn(rows, count, _RECALL_SEED)
-    drawn = _drawn(others, count, _RECALL_SEED)  # places among the rows that are not in the sample
-    others_before = sample - np.arange(len(sample))
-    return drawn + np.searchsorted(others_before, drawn, side="right")
-
-
-def _drawn(rows: int, count: int, seed: int) -> npt.NDArray[np.int64]:
-    drawn = np.random.default_rng(seed).choice(rows, min(rows, count), replace=False)
-    return np.sort(drawn).astype(np.int64)
-
-
-def _vectors(shard: Shard) -> VectorSegment:
-    assert isinstance(shard.segment, VectorSegment)
-    return shard.segment

@@ -4,10 +4,10 @@ Beside `0.faiss` lies `0.json` with its checksum, written after it. A build that
 its description says, and writes the rest anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search.manifest import FileEntry
+from ray_retrieval.search.manifest import FileEntry, ShardEntry
 from ray_retrieval.search.threads import run_all
 from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description
 
@@ -19,7 +19,12 @@ Fill = Callable[[int, Callable[[bytes], object]], object]
 
 
 def complete(
-    index: Folder, folder: str, suffix: str, count: int, prepare: Callable[[], Fill], threads: int
+    index: Folder,
+    folder: str,
+    suffix: str,
+    names: Sequence[str],
+    prepare: Callable[[], Fill],
+    threads: int,
 ) -> tuple[FileEntry, ...]:
     """Write the files that are missing or damaged, several at a time.
 
@@ -27,7 +32,7 @@ def complete(
         index: the index's folder.
         folder: of the files, from there.
         suffix: of the files' names.
-        count: of the shards.
+        names: of the files, one for each shard: `numbers` or `names_of`.
         prepare: called once, and only if a file is to be written.
         threads: one file each.
 
@@ -35,13 +40,13 @@ def complete(
         One entry a shard, named from the index's folder.
     """
     (index / folder).sweep()
-    entries = [_finished(index, f"{folder}/{number}", suffix) for number in range(count)]
+    entries = [_finished(index, f"{folder}/{name}", suffix) for name in names]
     missing = [number for number, entry in enumerate(entries) if entry is None]
     if missing:
         fill = prepare()
 
         def write(number: int, _: int) -> None:
-            name = f"{folder}/{number}"
+            name = f"{folder}/{names[number]}"
             with index.writing(f"{name}.{suffix}") as stream:
                 fill(number, stream.write)
             entry = FileEntry(**file_entry(index, f"{name}.{suffix}"))
@@ -51,6 +56,16 @@ def complete(
 
         run_all(write, [(number, 0) for number in missing], threads)
     return tuple(entry for entry in entries if entry is not None)
+
+
+def numbers(shards: Sequence[ShardEntry]) -> list[str]:
+    """Names of the files of shards in a folder whose name stands for just these shards."""
+    return [str(number) for number in range(len(shards))]
+
+
+def names_of(shards: Sequence[ShardEntry]) -> list[str]:
+    """Names of the files of shards that came later: what stands for their content."""
+    return [shard.folder.rpartition("/")[2] for shard in shards]
 
 
 def _finished(index: Folder, name: str, suffix: str) -> FileEntry | None:

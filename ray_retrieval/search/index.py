@@ -2,12 +2,14 @@
 
     CURRENT · manifest-000001.json      see `manifest.py`
     shards/<fingerprint>/…              see `shard.py`
-    approximate/<fingerprint>/…         see `approximate.py`; missing where the search is exact
+    approximate/<fingerprint>/…         see `structures.py`; missing where the search is exact
     local/<fingerprint>/…               see `shortlist.py`, of local features
+    deletes/<fingerprint>.bin           see `deletes.py`; missing where nothing was removed
 
 A row is a number from 0, in the order of the embeddings. Hits are sorted by (distance, row), so an index
 of codes or vectors that is searched exactly gives the same hits, bit for bit, however many shards and threads
-it has; hits of groups of its shards, merged, are again the same. `building.build` makes one.
+it has; hits of groups of its shards, merged, are again the same. Rows that were removed keep their numbers
+until the index is compacted, and are never hits. `building.build` makes an index, `changes` change it.
 """
 
 from collections.abc import Sequence
@@ -17,21 +19,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyarrow import fs
 
-from ray_retrieval.descriptors import Descriptors, Form, Local, Vectors, assembled, concatenate
+from ray_retrieval.descriptors import Codes, Descriptors, Form, Local, Vectors, assembled, concatenate
 from ray_retrieval.errors import ArtefactError, QueryError
-from ray_retrieval.search.approximate import ApproximateSegment, Effort, search_approximate
-from ray_retrieval.search.hits import NO_ROW, Hits
-from ray_retrieval.search.manifest import CURRENT, Manifest, SelfTest, read_current
+from ray_retrieval.search.approximate import Effort
+from ray_retrieval.search.deletes import read_deletes
+from ray_retrieval.search.filters import Filter
+from ray_retrieval.search.hits import Hits
+from ray_retrieval.search.images import read_image
+from ray_retrieval.search.manifest import Manifest, read_current, read_version
 from ray_retrieval.search.segments import search_segments
-from ray_retrieval.search.shard import Shard
+from ray_retrieval.search.selection import FEW, FEW_SHARE, Selection, Spans, is_among, search_selected
+from ray_retrieval.search.shard import Shard, aligned
 from ray_retrieval.search.shortlist import ShortlistSearch
-from ray_retrieval.search.vectors import VectorSegment
-from ray_retrieval.storage import Folder, byte_range, check_file, store_at
-
-_LOCAL = fs.LocalFileSystem()
-_SAME_SCORE = 1e-4
+from ray_retrieval.search.structures import StructureSearch
+from ray_retrieval.storage import Folder, check_file
 
 
 class Index:
@@ -40,27 +42,37 @@ class Index:
     Attributes:
         folder: the index's folder.
         manifest: of the version.
-        rows: number of rows that a search can find: those of the opened shards.
+        schema: of what is known of its rows; columns of some shards are null in others.
+        rows: number of rows that a search can find: those of the opened shards that were not removed.
         shortlist: the search of local features; None of other kinds.
+        shards: the opened ones, by their numbers.
     """
 
     def __init__(
         self,
         folder: Folder,
         manifest: Manifest,
-        shards: list[Shard],
+        shards: "dict[int, Shard]",
+        deleted: npt.NDArray[np.int64],
         threads: int,
-        approximate: list[ApproximateSegment],
+        structure: StructureSearch | None,
         shortlist: ShortlistSearch | None,
     ) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.shortlist, self._approximate = shortlist, approximate
-        self.rows = sum(shard.entry.rows for shard in shards)
-        self._shards = shards
+        self.shards = shards
+        self.shortlist, self._structure = shortlist, structure
+        self._shards = list(shards.values())
+        self._segments = [shard.segment for shard in self._shards]
         self._threads = threads
-        self._first_rows = np.array([shard.entry.first_row for shard in shards], np.int64)
-        self._sizes = np.array([shard.entry.rows for shard in shards], np.int64)
+        self._spans = Spans(
+            np.array([shard.entry.first_row for shard in self._shards], np.int64),
+            np.array([shard.entry.rows for shard in self._shards], np.int64),
+        )
+        self._living = Selection.of(self._spans, deleted)
+        self.rows = len(self._living)
+        schemas = [shard.records.schema for shard in self._shards]
+        self.schema: pa.Schema = pa.unify_schemas(schemas, promote_options="permissive")
 
     @classmethod
     def open(
@@ -71,8 +83,9 @@ class Index:
         threads: int = 1,
         check: Literal["size", "content"] = "size",
         model: str | None = None,
+        version: int | None = None,
     ) -> "Index":
-        """The current version of an index; its files are mapped into memory, not read.
+        """A version of an index; its files are mapped into memory, not read.
 
         Args:
             uri: the index directory.
@@ -80,13 +93,14 @@ class Index:
             threads: processor threads that a search may use.
             check: compare the files' sizes with the manifest, or their checksums as well, which reads all.
             model: fingerprint of the model that queries are encoded with.
+            version: its number; default the current one.
 
         Raises:
-            ArtefactError: if there is no index, a file is missing or damaged, a shard does not exist, or the
-                index was made by another model.
+            ArtefactError: if there is no index or no such version, a file is missing or damaged, a shard does
+                not exist, or the index was made by another model.
         """
         folder = Folder(uri)
-        manifest = read_current(folder)
+        manifest = read_current(folder) if version is None else read_version(folder, version)
         if model is not None and model != manifest.model:
             raise ArtefactError(
                 f"the index was made by model {manifest.model}, the queries are of model {model}",
@@ -101,22 +115,55 @@ class Index:
             raise ArtefactError(
                 f"the index has shards 0 to {len(available) - 1}, asked for: {asked}", where=folder
             )
-        opened = [
-            Shard(folder, manifest.shards[number], manifest.form, content=check == "content")
-            for number in chosen
-        ]
-        for number in chosen if manifest.files else ():
-            check_file(folder, manifest.files[number].model_dump(), content=check == "content")
-        approximate, shortlist = [], None
+        content = check == "content"
+        try:
+            opened = {
+                number: Shard(folder, manifest.shards[number], manifest.form, content=content)
+                for number in chosen
+            }
+            return cls.of(folder, manifest, opened, threads=threads, content=content)
+        except ArtefactError:
+            # Between the looks at `CURRENT` and at its files it may have been replaced, and they pruned.
+            if version is None and read_current(folder).number != manifest.number:
+                return cls.open(uri, shards=shards, threads=threads, check=check, model=model)
+            raise
+
+    @classmethod
+    def of(
+        cls,
+        folder: Folder,
+        manifest: Manifest,
+        shards: "dict[int, Shard]",
+        *,
+        threads: int = 1,
+        content: bool = False,
+    ) -> "Index":
+        """A version with shards that are open already.
+
+        Args:
+            folder: the index's folder.
+            manifest: of the version, which need not be current.
+            shards: by their numbers, in ascending order.
+            threads: processor threads that a search may use.
+            content: compare the checksums of the files beside the shards, not just their sizes.
+
+        Raises:
+            ArtefactError: if a file is missing or damaged.
+        """
+        for number in shards if manifest.beside else ():
+            file = manifest.beside[number]
+            if file is not None:
+                check_file(folder, file.model_dump(), content=content)
+        deleted = read_deletes(folder, manifest, content=content)
+        structure = None
         if manifest.approximate is not None:
-            for number, shard in zip(chosen, opened, strict=True):
-                path = folder.local_path(manifest.approximate.files[number].file)
-                assert isinstance(shard.segment, VectorSegment)
-                approximate.append(ApproximateSegment(path, shard.segment))
+            structure = StructureSearch.open(folder, manifest.approximate, shards)
+        shortlist = None
         if manifest.local is not None:
-            by_number = dict(zip(chosen, opened, strict=True))
-            shortlist = ShortlistSearch.open(folder, manifest.local, by_number, manifest.shards)
-        return cls(folder, manifest, opened, threads, approximate, shortlist)
+            shortlist = ShortlistSearch.open(
+                folder, manifest.local, shards, manifest.shards, images=manifest.rows
+            )
+        return cls(folder, manifest, shards, deleted, threads, structure, shortlist)
 
     def __len__(self) -> int:
         return self.rows
@@ -140,8 +187,54 @@ class Index:
     def class_names(self) -> list[str] | None:
         return None if self.manifest.class_names is None else list(self.manifest.class_names)
 
+    @property
+    def deleted(self) -> int:
+        """Rows of the opened shards that were removed and are still in their files."""
+        return self._spans.rows - self.rows
+
+    @property
+    def next_row(self) -> int:
+        """One more than the greatest number of a row."""
+        return self.manifest.next_row
+
+    def living(self, where: "str | Filter | None" = None) -> npt.NDArray[np.int64]:
+        """The rows that a search can find, or those that pass a filter: int64, ascending.
+
+        Raises:
+            QueryError: if the filter is not one for this index.
+        """
+        return self._selection(where).chosen()
+
+    def check_filter(self, where: "str | Filter") -> None:
+        """Raise QueryError if a filter is not one for this index."""
+        asked = Filter.parse(where) if isinstance(where, str) else where
+        asked.mask(self._shards[0].records.slice(0, 0), self.schema, self.class_names)
+
+    def at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The rows at some places, 0 … `rows` - 1, among those that a search can find."""
+        return self._living.at(places)
+
+    def removed(self) -> npt.NDArray[np.int64]:
+        """The rows of the opened shards that no search finds any more: int64, ascending."""
+        return self._living.dead
+
+    def located(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The number of the opened shard that holds each row, and the row's place there.
+
+        Raises:
+            QueryError: if a row is not in the opened shards, or was removed.
+        """
+        places, inside = self._locate(rows)
+        return np.array(list(self.shards), np.int64)[places], inside
+
     def search(
-        self, queries: Descriptors, k: int, *, exact: bool = False, effort: Effort | None = None
+        self,
+        queries: Descriptors,
+        k: int,
+        *,
+        exact: bool = False,
+        effort: Effort | None = None,
+        where: "str | Filter | None" = None,
     ) -> Hits:
         """The `k` nearest rows of the opened shards for each query, sorted by (distance, row).
 
@@ -155,10 +248,12 @@ class Index:
             k: hits per query; where there are fewer, `NO_ROW` fills the places after the last.
             exact: look at every row, or feature, of an index that was built for an approximate search.
             effort: how hard an approximate search looks; default what the index was built with.
+            where: which rows may be hits, such as `label in (3, dog)`: see `filters`. The search is that of
+                a database of these rows alone; of codes and vectors it has `k` hits where so many rows pass.
 
         Raises:
             ArtefactError: if the queries are of another form than the index.
-            QueryError: if `k` < 1.
+            QueryError: if `k` < 1, or the filter is not one for this index.
         """
         if Form.of(queries) != self.form:
             raise ArtefactError(
@@ -166,25 +261,52 @@ class Index:
                 where=self.folder,
                 mend="encode the queries with the model that made the index",
             )
+        if k < 1:
+            raise QueryError(f"k is the number of hits to return and at least 1, got {k}")
+        selection = self._selection(where) if where is not None or self.deleted else None
         if self.shortlist is not None:
             assert isinstance(queries, Local)
-            return self.shortlist.search(queries, k, exact=exact, effort=effort, threads=self._threads)
-        built = self.manifest.approximate
-        if built is None or exact:
-            segments = [shard.segment for shard in self._shards]
-            return search_segments(segments, queries, k, threads=self._threads)
-        effort = effort or built.effort
-        assert isinstance(queries, Vectors)
-        return search_approximate(self._approximate, queries.data, k, effort, threads=self._threads)
+            return self.shortlist.search(
+                queries,
+                k,
+                exact=exact,
+                effort=effort,
+                selection=selection,
+                filtered=where is not None,
+                threads=self._threads,
+            )
+        assert isinstance(queries, Codes | Vectors)
+        structure = None if exact else self._structure
+
+        def find(some: Codes | Vectors, count: int) -> Hits:
+            if structure is None:
+                return search_segments(self._segments, some, count, threads=self._threads)
+            assert isinstance(some, Vectors)
+            return structure.search(some, count, effort, threads=self._threads)
+
+        if selection is None:
+            return find(queries, k)
+        few = None if structure is None else max(FEW, int(FEW_SHARE * self._spans.rows))
+        return search_selected(find, self._segments, selection, queries, k, few=few, threads=self._threads)
+
+    def _selection(self, where: "str | Filter | None") -> Selection:
+        """The rows that may be hits."""
+        if where is None:
+            return self._living
+        asked = Filter.parse(where) if isinstance(where, str) else where
+        masks = [asked.mask(shard.records, self.schema, self.class_names) for shard in self._shards]
+        return Selection.of(self._spans, self._living.dead, masks)
 
     def descriptors(self, rows: "npt.NDArray[np.int64] | Sequence[int] | None" = None) -> Descriptors:
         """The descriptors of some rows of the opened shards, in the order asked; all of them by default.
 
         Raises:
-            QueryError: if a row is not in the opened shards.
+            QueryError: if a row is not in the opened shards, or was removed.
         """
         if rows is None:
-            return concatenate([shard.descriptors(np.arange(shard.entry.rows)) for shard in self._shards])
+            kept = [np.flatnonzero(self._living.mask(number)) for number in range(len(self._shards))]
+            pairs = zip(self._shards, kept, strict=True)
+            return concatenate([shard.descriptors(places) for shard, places in pairs])
         wanted = np.asarray(rows, np.int64).reshape(-1)
         numbers, places = self._locate(wanted)
         here = ((number, np.flatnonzero(numbers == number)) for number in np.unique(numbers))
@@ -212,13 +334,14 @@ class Index:
             One row each, in the order asked.
 
         Raises:
-            QueryError: if a row is not in the opened shards.
+            QueryError: if a row is not in the opened shards, or was removed.
         """
         wanted = np.asarray(rows, np.int64).reshape(-1)
         numbers, places = self._locate(wanted)
         used = np.unique(numbers)
         batches = [self._shards[number].records.take(pa.array(places[numbers == number])) for number in used]
-        found = pa.Table.from_batches(batches, schema=self._shards[0].records.schema)
+        parts = [aligned(batch, self.schema) for batch in batches]
+        found = pa.concat_tables(parts or [self.schema.empty_table()])
         if len(used) < 2:
             return found
         # The rows now stand shard by shard; the inverse of that reordering brings them back.
@@ -228,8 +351,9 @@ class Index:
         """Number of the row with that id, or None; the first call sorts the ids."""
         for shard in self._shards:
             place = shard.place_of(identifier)
-            if place is not None:
-                return shard.entry.first_row + place
+            row = None if place is None else shard.entry.first_row + place
+            if row is not None and self._living.allows(np.array([row])).all():
+                return row
         return None
 
     def image_bytes(self, row: int) -> bytes:
@@ -249,17 +373,14 @@ class Index:
             raise ArtefactError(
                 f"it does not hold image '{identifier}'", where=self.folder, mend="build it with its images"
             )
-        try:
-            file, first, length = byte_range(path)
-            filesystem, inner = store_at(file) if "://" in file else (_LOCAL, file)
-            with filesystem.open_input_file(inner) as source:
-                return bytes(source.read() if length is None else source.read_at(length, first))
-        except (pa.ArrowException, OSError):
+        data = read_image(path)
+        if data is None:
             raise ArtefactError(
                 f"the file of image '{identifier}' cannot be read",
                 where=path,
                 mend="put it back where it was when the images were encoded",
-            ) from None
+            )
+        return data
 
     def verify(self) -> list[str]:
         """Read everything again and compare it with what was recorded.
@@ -270,110 +391,21 @@ class Index:
         Raises:
             ArtefactError: naming the first file that is missing, damaged or inconsistent.
         """
-        current = read_current(self.folder)
-        checks = [f"{CURRENT} names {current.name}, and its checksum agrees"]
-        self._check_ranges()
-        checks.append(
-            f"{len(self.manifest.shards)} shards hold rows 0 to {self.manifest.rows - 1} without gaps"
-        )
-        for shard in self._shards:
-            shard.check_files(content=True)
-            shard.check_rows()
-            files, size = len(shard.entry.files), shard.entry.bytes
-            checks.append(f"{shard.entry.folder}: {files} files, {size:,} bytes, checksums agree")
-        for entry in self.manifest.files:
-            check_file(self.folder, entry.model_dump(), content=True)
-            checks.append(f"{entry.file}: {entry.bytes:,} bytes, checksum agrees")
-        if self.shortlist is not None and self.rows < self.manifest.rows:
-            checks.append("test queries are left out: what is nearest is known only with all shards open")
-            return checks
-        for number, test in enumerate(self.manifest.self_test):
-            agrees = self._finds_again if self.shortlist is None else self._makes_again
-            if not agrees(test):
-                raise ArtefactError(
-                    f"test query {number} does not find what it found when the index was built",
-                    where=f"{self.folder}/{self.manifest.name}",
-                    mend="build the index anew",
-                )
-        checks.append(f"{len(self.manifest.self_test)} test queries find what they found when it was built")
-        return checks
+        from ray_retrieval.search.checking import check
+
+        return check(self)
 
     def info(self) -> dict[str, Any]:
         """What the index is, as plain values."""
-        manifest = self.manifest
-        return {
-            "folder": str(self.folder),
-            "version": manifest.number,
-            "parent": manifest.parent,
-            **manifest.form.as_json(),
-            "search": manifest.search,
-            **({} if manifest.approximate is None else manifest.approximate.info()),
-            **({} if manifest.local is None else manifest.local.info()),
-            "rows": manifest.rows,
-            **({} if manifest.local is None else self._features_in_all()),
-            "shards": len(manifest.shards),
-            "bytes": manifest.bytes,
-            "columns": self._shards[0].records.schema.names,
-            "classes": None if manifest.class_names is None else len(manifest.class_names),
-            "model": manifest.model,
-            "embeddings": manifest.embeddings,
-        }
+        from ray_retrieval.search.checking import describe
 
-    def _locate(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
-        """The opened shard of each row, and the place in it."""
-        numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
-        places = rows - self._first_rows[numbers]
-        outside = (numbers < 0) | (places >= self._sizes[numbers])
-        if outside.any():
-            raise QueryError(f"no row {rows[outside][0]} in the opened shards", where=self.folder, status=404)
+        return describe(self)
+
+    def _locate(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where each row lies among the opened shards, and its place there."""
+        numbers, places, here = self._spans.place(rows)
+        removed = is_among(rows, self._living.dead)
+        for wrong, why in ((~here, "no row {} in the opened shards"), (removed, "row {} was removed")):
+            if wrong.any():
+                raise QueryError(why.format(rows[wrong][0]), where=self.folder, status=404)
         return numbers, places
-
-    def _check_ranges(self) -> None:
-        expected = 0
-        for entry in self.manifest.shards:
-            if entry.first_row != expected:
-                break
-            expected += entry.rows
-        if not expected == self.manifest.rows == self.manifest.next_row:
-            raise ArtefactError(
-                "damaged: its shards do not cover its rows", where=f"{self.folder}/{self.manifest.name}"
-            )
-
-    def _features_in_all(self) -> dict[str, Any]:
-        features, rows = sum(shard.features for shard in self.manifest.shards), max(1, self.manifest.rows)
-        return {
-            "features": features,
-            "features_per_image": features / rows,
-            "bytes_per_image": self.manifest.bytes / rows,
-        }
-
-    def _finds_again(self, test: SelfTest) -> bool:
-        """Whether the opened shards find the recorded hits that lie in them."""
-        like = self.form.zeros(0).data
-        query = np.frombuffer(bytes.fromhex(test.query), like.dtype).reshape(1, -1)
-        found = self.search(self.form.with_rows(query), len(test.rows), exact=True)
-        hits = [hit for hit in zip(found.distances[0], found.rows[0], strict=True) if hit[1] != NO_ROW]
-        opened = [
-            range(shard.entry.first_row, shard.entry.first_row + shard.entry.rows) for shard in self._shards
-        ]
-        recorded = list(zip(test.distances, test.rows, strict=True))
-        expected = [hit for hit in recorded if any(hit[1] in rows for rows in opened)]
-        # Some shards alone find more than their part of the hits; those come after the recorded ones.
-        return hits[: len(expected)] == expected and not any(
-            hit < recorded[-1] for hit in hits[len(expected) :]
-        )
-
-    def _makes_again(self, test: SelfTest) -> bool:
-        """Whether a row's shortlist is the recorded one.
-
-        Its scores come of matrix products, whose last digits differ between machines: so may the order of
-        images with the same score.
-        """
-        found = self.search(self.descriptors([int(test.query)]), max(1, len(test.rows)))
-        real = found.rows[0] != NO_ROW
-        now = dict(zip(found.rows[0, real].tolist(), found.distances[0, real].tolist(), strict=True))
-        then = dict(zip(test.rows, test.distances, strict=True))
-        last = max(then.values(), default=0.0)  # Images that score as the last one may change places with it.
-        return all(
-            abs(then.get(row, last) - now.get(row, last)) <= _SAME_SCORE for row in now.keys() | then.keys()
-        )

@@ -23,7 +23,11 @@ from ray_retrieval.search.threads import run_all
 from ray_retrieval.search.vector_kernels import Floats, Rows
 from ray_retrieval.search.vectors import VectorSegment, check_query_vectors, norm_error, search_vectors
 
+Mask = npt.NDArray[np.bool_]
+
 _BLOCK_QUERIES = 64
+_FEW = 20_000  # features that a filter leaves; then no index is needed
+_MORE = 4  # times as many neighbours where too few of them count
 _BYTES_AT_ONCE = 1 << 26  # of features as float32, for comparing all of them
 
 
@@ -64,26 +68,48 @@ class FeatureSegment:
         """Itself: what an index of features has too."""
         return self
 
-    def nearest(self, queries: Floats, count: int, effort: Effort, *, threads: int = 1) -> Hits:  # noqa: ARG002
+    def nearest(
+        self,
+        queries: Floats,
+        count: int,
+        effort: Effort,  # noqa: ARG002
+        *,
+        mask: Mask | None = None,
+        threads: int = 1,
+    ) -> Hits:
         """The nearest `count` features for each query feature, exactly, as places in `data`.
 
         Args:
             queries: float32 [q, d].
             count: hits per query feature.
             effort: not looked at.
+            mask: bool [n], whose features count; default those of all images.
             threads: to share the work among; the result does not depend on it.
         """
         found = no_hits(len(queries), count, np.float32)
-        for start, vectors in self._blocks():
-            block = VectorSegment(vectors, start, norm_error(vectors))
-            found = merge([found, search_vectors([block], queries, count, threads=threads)], count)
+        for places, vectors in self._blocks(mask):
+            block = VectorSegment(vectors, 0, norm_error(vectors))
+            hits = search_vectors([block], queries, count, threads=threads)
+            rows = np.where(hits.rows == NO_ROW, NO_ROW, places[hits.rows])
+            found = merge([found, Hits(hits.distances, rows)], count)
         return found
 
-    def _blocks(self) -> Iterator[tuple[int, Floats]]:
-        """The features as float32, some at a time, each with the place of the first."""
+    def features_of(self, mask: Mask) -> Mask:
+        """Bool [m]: which features are of the images of a mask."""
+        return np.repeat(mask, np.diff(self.offsets))
+
+    def _blocks(self, mask: Mask | None) -> Iterator[tuple[Rows, Floats]]:
+        """The features as float32, some at a time, each with its places; empty blocks are left out."""
         step = max(1, _BYTES_AT_ONCE // (4 * max(1, self.data.shape[1])))
+        chosen = None if mask is None else self.features_of(mask)
         for start in range(0, len(self.data), step):
-            yield start, self.data[start : start + step].astype(np.float32)
+            block = self.data[start : start + step]
+            places = np.arange(start, start + len(block))
+            if chosen is not None:
+                own = chosen[start : start + step]
+                block, places = block[own], places[own]
+            if len(block):
+                yield places, block.astype(np.float32)
 
 
 class IndexedFeatures:
@@ -105,8 +131,34 @@ class IndexedFeatures:
         """Number of images."""
         return len(self.features)
 
-    def nearest(self, queries: Floats, count: int, effort: Effort, *, threads: int = 1) -> Hits:
+    def nearest(
+        self,
+        queries: Floats,
+        count: int,
+        effort: Effort,
+        *,
+        mask: Mask | None = None,
+        threads: int = 1,
+    ) -> Hits:
         """As `FeatureSegment.nearest`, by what the index holds, as hard as `effort` says."""
+        if mask is None or mask.all():
+            return self._nearest(queries, count, effort, threads)
+        chosen = self.features.features_of(mask)
+        total, kept = len(chosen), int(np.count_nonzero(chosen))
+        found = no_hits(len(queries), count, np.float32)
+        short, asked = np.arange(len(queries) if kept else 0), 0
+        while len(short) and asked < total:
+            asked = min(total, max(_MORE * asked, -(-count * total // kept) + count))
+            hits = self._nearest(queries[short], asked, effort, threads)
+            ended = hits.rows[:, -1] == NO_ROW
+            out = (hits.rows == NO_ROW) | ~chosen[hits.rows]
+            hits.distances[out], hits.rows[out] = np.inf, NO_ROW
+            best = merge([hits], count)
+            found.distances[short], found.rows[short] = best.distances, best.rows
+            short = short[(best.rows[:, -1] == NO_ROW) & ~ended]
+        return found
+
+    def _nearest(self, queries: Floats, count: int, effort: Effort, threads: int) -> Hits:
         found = no_hits(len(queries), count, np.float32)
         if len(self.features.data) == 0:
             return found
@@ -182,7 +234,13 @@ def fill(trained: bytes, features: FeatureSegment, write: Callable[[bytes], obje
 
 
 def nearest_features(
-    segments: Sequence[AnyFeatures], queries: Floats, count: int, effort: Effort, *, threads: int = 1
+    segments: Sequence[AnyFeatures],
+    queries: Floats,
+    count: int,
+    effort: Effort,
+    *,
+    masks: Sequence[Mask] | None = None,
+    threads: int = 1,
 ) -> Neighbours:
     """The K nearest features of some segments, for each of the queries' features.
 
@@ -191,6 +249,8 @@ def nearest_features(
         queries: float32 [q, d], features of one or more queries.
         count: K.
         effort: how hard an index looks.
+        masks: bool [images] of each segment, whose features count; default those of all images. Where few
+            features count, they are compared with the queries' one by one, whatever the segments are.
         threads: to share the work among.
 
     Raises:
@@ -198,9 +258,15 @@ def nearest_features(
         QueryError: if a query holds what is no finite number.
     """
     check_query_vectors(queries, *{segment.features.data.shape[1] for segment in segments})
+    if masks is not None:
+        counted = zip(segments, masks, strict=True)
+        kept = sum(int(np.count_nonzero(segment.features.features_of(mask))) for segment, mask in counted)
+        if kept <= _FEW:
+            segments = [segment.features for segment in segments]
     parts = []
-    for segment in segments:
-        hits = segment.nearest(queries, count, effort, threads=threads)
+    for number, segment in enumerate(segments):
+        mask = None if masks is None else masks[number]
+        hits = segment.nearest(queries, count, effort, mask=mask, threads=threads)
         parts.append(_placed(hits, segment.features))
     return merge_neighbours(parts or [_no_neighbours(len(queries), count)], count)
 

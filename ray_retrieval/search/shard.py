@@ -12,7 +12,8 @@ whole columns.
 
 import bisect
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,6 @@ import pyarrow.compute as pc
 
 from ray_retrieval.descriptors import Descriptors, Form, concatenate
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search.columns import descriptors_in
-from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.manifest import FileEntry, ShardEntry
 from ray_retrieval.search.segments import AnySegment, files_of, open_segment, rows_of, writing
 from ray_retrieval.storage import (
@@ -34,6 +33,9 @@ from ray_retrieval.storage import (
     write_description,
 )
 
+if TYPE_CHECKING:
+    from ray_retrieval.search.sources import RowSource
+
 ROWS, IMAGES, DESCRIPTION = "rows.arrow", "images.arrow", "shard.json"
 _KIND, _VERSION = "index shard", 2
 _MEND = "restore the file, or build the index again: what is sound is kept"
@@ -41,44 +43,44 @@ _MEND = "restore the file, or build the index again: what is sound is kept"
 
 def write_shard(
     index: Folder,
-    embeddings: Embeddings,
-    first_row: int,
-    rows: int,
+    source: "RowSource",
+    start: int,
+    stop: int,
     *,
+    first_row: int,
     keep_images: bool,
     advance: Callable[[int], None],
 ) -> ShardEntry:
-    """Write rows of the embeddings as a shard, unless it is already there and sound.
+    """Write rows of a source as a shard, unless it is already there and sound.
 
     Args:
         index: the index's folder.
-        embeddings: what to index.
-        first_row: first of the rows.
-        rows: how many.
+        source: of the rows.
+        start: place of the first of them in the source.
+        stop: place after the last.
+        first_row: number of the first in the index.
         keep_images: store the images that came as bytes.
         advance: called with the number of rows written each time.
     """
-    contents = [_VERSION, embeddings.fingerprint, first_row, rows, keep_images]
-    name = f"shards/{fingerprint(contents)}"
+    rows, form = stop - start, source.form
+    contents = [_VERSION, source.fingerprint, first_row, rows, keep_images]
+    name = f"shards/{fingerprint(contents if start == first_row else [*contents, start])}"
     folder = index / name
     folder.sweep()
     finished = _finished(folder)
     if finished is not None:
         advance(rows)
         return finished
-    pieces = list(_pieces(embeddings, first_row, rows))
-    columns = [column for column in embeddings.schema.names if column not in ("row", "image")]
     tables = []
-    with writing(folder, embeddings.form, rows, first_row) as writer:
-        for number, start, length in pieces:
-            table = embeddings.read_part(number, [*columns, "image.path"]).slice(start, length)
-            writer.add(descriptors_in(table, embeddings.form))
-            tables.append(table.drop_columns(embeddings.descriptor_columns))
-            advance(length)
-    _write_rows(folder, pa.concat_tables(tables, promote_options="default"), embeddings.schema, first_row)
-    names = [*files_of(embeddings.form), ROWS]
-    if keep_images and any(embeddings.parts[number]["images"] for number, _, _ in pieces):
-        _write_images(folder, embeddings, pieces)
+    with writing(folder, form, rows, first_row) as writer:
+        for table, descriptors in source.tables(start, stop):
+            writer.add(descriptors)
+            tables.append(table)
+            advance(len(table))
+    _write_rows(folder, pa.concat_tables(tables, promote_options="default"), source.schema, first_row)
+    names = [*files_of(form), ROWS]
+    if keep_images and source.holds_images(start, stop):
+        _write_images(folder, source.images(start, stop))
         names.append(IMAGES)
     files = tuple(FileEntry(**file_entry(folder, file)) for file in names)
     entry = ShardEntry(
@@ -116,27 +118,12 @@ def read_entry(folder: Folder) -> ShardEntry:
         raise ArtefactError("damaged", where=f"{folder}/{DESCRIPTION}", mend=_MEND) from None
 
 
-def _pieces(embeddings: Embeddings, first_row: int, rows: int) -> Iterator[tuple[int, int, int]]:
-    """(part, first row within it, rows) of the parts that hold the rows."""
-    before = 0
-    for number, part in enumerate(embeddings.parts):
-        start, stop = max(first_row - before, 0), min(first_row + rows - before, part["rows"])
-        if start < stop:
-            yield number, start, stop - start
-        before += part["rows"]
-
-
 def _write_rows(folder: Folder, table: pa.Table, schema: pa.Schema, first_row: int) -> None:
     """One record batch; a column that is null throughout has the type of the other shards' columns."""
-    columns = {
-        "row": pa.chunked_array([np.arange(first_row, first_row + len(table))]),
-        "id": table["id"],
-        "label": table["label"].cast(schema.field("label").type),
-        "path": pc.struct_field(table["image"], "path"),
-    }
-    for name in table.column_names:
-        if name not in (*columns, "image"):
-            columns[name] = table[name].cast(schema.field(name).type)
+    columns = {"row": pa.chunked_array([np.arange(first_row, first_row + len(table))])}
+    for name in schema.names:
+        column = table[name]
+        columns[name] = column.cast(schema.field(name).type) if pa.types.is_null(column.type) else column
     arrays = [_one_array(column) for column in columns.values()]
     batch = pa.RecordBatch.from_arrays(arrays, names=list(columns))
     with folder.writing(ROWS) as stream, pa.ipc.new_file(stream, batch.schema) as writer:
@@ -150,14 +137,24 @@ def _one_array(column: pa.ChunkedArray) -> pa.Array:
     return column.cast(wide.get(kind, kind)).combine_chunks()
 
 
-def _write_images(folder: Folder, embeddings: Embeddings, pieces: list[tuple[int, int, int]]) -> None:
-    """One record batch a piece: only the images of one part are in memory at a time."""
+def _write_images(folder: Folder, pieces: Iterable[pa.ChunkedArray]) -> None:
+    """One record batch a piece: only the images of one piece are in memory at a time."""
     schema = pa.schema([("image", pa.large_binary())])
     with folder.writing(IMAGES) as stream, pa.ipc.new_file(stream, schema) as writer:
-        for number, start, length in pieces:
-            table = embeddings.read_part(number, ["image.bytes"]).slice(start, length)
-            column = pc.struct_field(table["image"], "bytes")
+        for column in pieces:
             writer.write_batch(pa.RecordBatch.from_arrays([_one_array(column)], schema=schema))
+
+
+def aligned(records: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
+    """What is known of rows in the columns of a schema; those that they lack are null."""
+    columns = []
+    for field in schema:
+        if field.name not in records.schema.names:
+            columns.append(pa.nulls(len(records), field.type))
+            continue
+        column = records[field.name]
+        columns.append(column if column.type == field.type else column.cast(field.type))
+    return pa.table(columns, schema=pa.schema([(field.name, field.type) for field in schema]))
 
 
 class Shard:
@@ -214,6 +211,11 @@ class Shard:
             return None
         return int(order[found])
 
+    @property
+    def holds_images(self) -> bool:
+        """Whether there are images in it at all."""
+        return any(file.file == IMAGES for file in self.entry.files)
+
     def descriptors(self, places: npt.NDArray[np.int64]) -> Descriptors:
         """Those of the rows at some places, in the order asked."""
         return rows_of(self.segment, self._form, places)
@@ -227,6 +229,14 @@ class Shard:
         found: bytes | None = batches[number][0][place - starts[number]].as_py()
         return found
 
+    def image_lengths(self) -> npt.NDArray[np.int64]:
+        """int64 [rows]: bytes of each image, which are not read; -1 where the shard does not hold it."""
+        _, batches = self._images
+        if not batches:
+            return np.full(self.entry.rows, -1, np.int64)
+        lengths = [pc.fill_null(pc.binary_length(batch[0]), -1).to_numpy() for batch in batches]
+        return np.concatenate(lengths).astype(np.int64)
+
     @functools.cached_property
     def _order(self) -> npt.NDArray[np.uint64]:
         """Places in ascending order of ids: 8 bytes a row, made at the first look-up."""
@@ -236,7 +246,7 @@ class Shard:
     @functools.cached_property
     def _images(self) -> tuple[list[int], list[pa.RecordBatch]]:
         """First places of the batches of images, with one past the end, and the batches."""
-        if all(file.file != IMAGES for file in self.entry.files):
+        if not self.holds_images:
             return [0], []
         batches = self._map_batches(IMAGES)
         starts = np.cumsum([0, *map(len, batches)]).tolist()

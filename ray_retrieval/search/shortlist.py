@@ -18,15 +18,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_retrieval.descriptors import Local
+from ray_retrieval.descriptors import Codes, Local, Vectors
 from ray_retrieval.search import approximate, asmk
 from ray_retrieval.search.approximate import Effort
 from ray_retrieval.search.asmk import AsmkSegment, search_asmk
-from ray_retrieval.search.files import FILES_VERSION, Fill, complete
+from ray_retrieval.search.files import FILES_VERSION, Fill, complete, names_of, numbers
 from ray_retrieval.search.hits import NO_ROW, Hits, without
 from ray_retrieval.search.local import LocalSegment
 from ray_retrieval.search.manifest import FileEntry, LocalSearch, Recall, ShardEntry
 from ray_retrieval.search.neighbours import FeatureSegment, IndexedFeatures, fill, sample_features
+from ray_retrieval.search.selection import Selection, search_selected
 from ray_retrieval.search.shard import Shard, descriptors_of
 from ray_retrieval.search.vectors import search_vectors
 from ray_retrieval.search.votes import (
@@ -56,7 +57,7 @@ class ShortlistSearch:
     Attributes:
         kind: of search.
         config: how hard it looks.
-        images: in the whole database.
+        images: in the whole database, without deleted ones.
         segments: of the opened shards.
         features: theirs, numbered as in the whole database.
         indexed: the index of each for `votes`, else none.
@@ -73,7 +74,13 @@ class ShortlistSearch:
 
     @classmethod
     def open(
-        cls, index: Folder, built: LocalSearch, shards: "dict[int, Shard]", entries: Sequence[ShardEntry]
+        cls,
+        index: Folder,
+        built: LocalSearch,
+        shards: "dict[int, Shard]",
+        entries: Sequence[ShardEntry],
+        *,
+        images: int | None = None,
     ) -> "ShortlistSearch":
         """The shortlists of opened shards; files are mapped into memory.
 
@@ -82,6 +89,7 @@ class ShortlistSearch:
             built: what the manifest says of the search.
             shards: those that are opened, by their numbers, in ascending order.
             entries: of all shards.
+            images: in them that a search can find; default all of them.
 
         Raises:
             ArtefactError: if a file is missing, damaged or of other features.
@@ -93,7 +101,7 @@ class ShortlistSearch:
         return cls(
             kind=built.kind,
             config=built.config,
-            images=sum(entry.rows for entry in entries),
+            images=sum(entry.rows for entry in entries) if images is None else images,
             segments=segments,
             features=features,
             indexed=[IndexedFeatures(path, some) for path, some in beside] if built.kind == "votes" else [],
@@ -101,7 +109,15 @@ class ShortlistSearch:
         )
 
     def search(
-        self, queries: Local, k: int, *, exact: bool = False, effort: Effort | None = None, threads: int = 1
+        self,
+        queries: Local,
+        k: int,
+        *,
+        exact: bool = False,
+        effort: Effort | None = None,
+        selection: Selection | None = None,
+        filtered: bool = False,
+        threads: int = 1,
     ) -> Hits:
         """The `k` best images for each query, sorted by (distance, row).
 
@@ -110,6 +126,9 @@ class ShortlistSearch:
             k: hits per query.
             exact: compare all features where an index would be asked.
             effort: how hard that looks; default what the index was built with.
+            selection: images of the opened shards that may be hits: the search is then that of a database of
+                these images alone; default all.
+            filtered: whether it leaves out more than what is deleted, so that `images` are others.
             threads: to share the work among; the result does not depend on it.
 
         Returns:
@@ -122,17 +141,27 @@ class ShortlistSearch:
         """
         check_k(k)
         if self.kind == "global":
-            return self._by_vectors(queries, k, threads)
+            return self._by_vectors(queries, k, selection, threads)
+        masks = None if selection is None else [selection.mask(n) for n in range(len(self.segments))]
         if self.kind == "asmk":
-            return search_asmk(self.words, queries, k, self.config, threads=threads)
+            return search_asmk(self.words, queries, k, self.config, masks=masks, threads=threads)
         config = self.config if effort is None else self.config.model_copy(update={"nprobe": effort.nprobe})
         segments = self.features if exact or self.kind == "exact" else self.indexed
-        return search_votes(segments, queries, k, config, images=self.images, threads=threads)
+        images = self.images if selection is None or not filtered else len(selection)
+        return search_votes(segments, queries, k, config, images=images, masks=masks, threads=threads)
 
-    def _by_vectors(self, queries: Local, k: int, threads: int) -> Hits:
+    def _by_vectors(self, queries: Local, k: int, selection: Selection | None, threads: int) -> Hits:
         """By the global vectors, exactly: similarities are (1 + cosine) / 2."""
-        near = search_vectors(
-            [segment.vectors for segment in self.segments], queries.vectors, k, threads=threads
+        vectors = [segment.vectors for segment in self.segments]
+
+        def find(some: Codes | Vectors, count: int) -> Hits:
+            return search_vectors(vectors, np.asarray(some.data, np.float32), count, threads=threads)
+
+        asked = Vectors(queries.vectors)
+        near = (
+            find(asked, k)
+            if selection is None
+            else search_selected(find, vectors, selection, asked, k, threads=threads)
         )
         distances = np.maximum(near.distances / 4, 1 - _BELOW_ONE) - np.float32(1)
         # Distances that differ by next to nothing may have one similarity; then rows are in order.
@@ -176,7 +205,7 @@ def build_shortlist(
 
     files: tuple[FileEntry, ...] = ()
     if chosen.kind in _SUFFIX:
-        files = complete(index, f"local/{key}", _SUFFIX[chosen.kind], len(entries), prepare, threads)
+        files = complete(index, f"local/{key}", _SUFFIX[chosen.kind], numbers(entries), prepare, threads)
     built = LocalSearch(
         key=key,
         kind=chosen.kind,
@@ -189,7 +218,52 @@ def build_shortlist(
     )
     if known is not None and known == built.model_copy(update={"recall": known.recall}):
         return known
+    return measured(index, built, shards, threads)
+
+
+def extend_shortlist(
+    index: Folder, built: LocalSearch, shards: Sequence[Shard], anew: Sequence[int], threads: int
+) -> LocalSearch:
+    """What a shortlist needs beside new shards, from the codebook or quantiser that it has.
+
+    It is made at once, however small they are: distances to what an index of FAISS holds and to the features
+    themselves do not mix in one list of neighbours, whose last one counts.
+
+    Args:
+        index: the index's folder.
+        built: the shortlist.
+        shards: all of them, as they are to be.
+        anew: numbers of those that `built` does not know; it has the files of the others, in order.
+        threads: one file each.
+
+    Returns:
+        The shortlist of all shards; its recall is that of `built`.
+    """
+    if not built.files or not anew:
+        return built
+    opened, entries = dict(enumerate(shards)), [shard.entry for shard in shards]
+    features = _features(opened, entries)
+
+    def prepare() -> Fill:
+        path = index.local_path(built.files[0].file)
+        if built.kind == "asmk":
+            codebook = asmk.codebook_of(path)
+            return lambda number, write: asmk.fill(codebook, features[anew[number]], write)
+        trained = approximate.emptied(path)
+        return lambda number, write: fill(trained, features[anew[number]], write)
+
+    names = names_of([entries[number] for number in anew])
+    made = complete(index, f"local/{built.key}", _SUFFIX[built.kind], names, prepare, threads)
+    new, known = dict(zip(anew, made, strict=True)), iter(built.files)
+    files = [new[number] if number in new else next(known) for number in opened]
+    return built.model_copy(update={"files": tuple(files)})
+
+
+def measured(index: Folder, built: LocalSearch, shards: Sequence[Shard], threads: int) -> LocalSearch:
+    """A shortlist of shards without deleted rows, with its recall measured again."""
+    opened, entries = dict(enumerate(shards)), [shard.entry for shard in shards]
     search = ShortlistSearch.open(index, built, opened, entries)
+    total = sum(entry.features for entry in entries)
     return built.model_copy(update={"recall": _recall(search, shards, total, threads)})
 
 

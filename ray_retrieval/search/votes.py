@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from ray_retrieval.config import Config
@@ -157,6 +158,7 @@ def search_votes(
     config: LocalSearchConfig,
     *,
     images: int,
+    masks: "Sequence[npt.NDArray[np.bool_]] | None" = None,
     threads: int = 1,
 ) -> Hits:
     """The `k` images with the most votes, for each query.
@@ -167,6 +169,8 @@ def search_votes(
         k: hits per query.
         config: of the neighbours; not of the kind of search, which the segments have.
         images: in the database (N).
+        masks: bool [images] of each segment, which of them are in the database at all; default all. No other
+            features are neighbours, and `images` does not count them.
         threads: to share the work among, at least 1; the result does not depend on it.
 
     Returns:
@@ -181,7 +185,9 @@ def search_votes(
     found = no_hits(len(queries), k, np.float32)
     for number in range(len(queries)):
         features = queries.data[queries.offsets[number] : queries.offsets[number + 1]].astype(np.float32)
-        near = nearest_features(segments, features, config.neighbours, config.effort, threads=threads)
+        near = nearest_features(
+            segments, features, config.neighbours, config.effort, masks=masks, threads=threads
+        )
         own = cast(near, np.array([0, len(features)]), k, images=images)
         found.distances[number], found.rows[number] = own.distances[0], own.rows[0]
     return found

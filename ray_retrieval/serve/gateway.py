@@ -186,7 +186,7 @@ class Gateway:
     def _describe(self) -> IndexAnswer:
         index = self._index
         count = min(_EXAMPLES, index.rows)
-        rows = np.linspace(0, index.rows - 1, count).round().astype(np.int64)
+        rows = index.at(np.linspace(0, index.rows - 1, count).round().astype(np.int64))
         examples = [
             Example(
                 id=record["id"],

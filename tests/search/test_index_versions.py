@@ -8,7 +8,7 @@ import pytest
 from search_parts import DAMAGES, KilledError, draw_codes, draw_images, files_in, killed_at_write, write
 
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search import Index, build
+from ray_retrieval.search import Index, build, remove, versions
 from ray_retrieval.storage import digest
 
 FILES = 3 * 4 + 2  # of three shards with images, the manifest and the pointer
@@ -162,10 +162,11 @@ def change_manifest(index, **changes):
         ({"search": "approximate"}, "a file for each shard"),
         ({"deletes": [{"file": "deletes/1.bin", "bytes": 8, "sha256": "0"}]}, "'deletes"),
         ({"novelty": 1}, "'novelty'"),
-        ({"version": 1}, "format version 1, this program reads version 2.*build it elsewhere"),
+        ({"deletes": {"file": "deletes/1.bin", "bytes": 8, "sha256": "0"}}, "rows are deleted"),
+        ({"version": 1}, "format version 1, this program reads version 3.*build it elsewhere"),
         ({"rows": -1}, "'rows'"),
-        ({"rows": 99}, "do not cover its rows"),
-        ({"next_row": 101}, "do not cover its rows"),
+        ({"rows": 99}, "rows are deleted"),
+        ({"next_row": 101, "rows": 101}, "do not cover its rows"),
     ],
 )
 def test_what_this_release_cannot_search_is_refused(made, tmp_path, changes, message):
@@ -175,12 +176,13 @@ def test_what_this_release_cannot_search_is_refused(made, tmp_path, changes, mes
         Index.open(index).verify()
 
 
-def test_an_index_from_before_there_were_local_features_is_read(made, tmp_path):
+def test_an_index_from_before_there_were_local_features_and_changes_is_read(made, tmp_path):
     index = shutil.copytree(made / "index", tmp_path / "index")
     path = index / "manifest-000001.json"
     body = json.loads(path.read_text())
+    body |= {"version": 2, "deletes": []}
     for entry in (body, *body["shards"]):
-        for name in ("local", "vectors", "features"):
+        for name in ("local", "vectors", "features", "operation", "parent_sha256"):
             entry.pop(name, None)
     path.write_text(json.dumps(body))
     point_at(index, path.name)
@@ -189,6 +191,10 @@ def test_an_index_from_before_there_were_local_features_is_read(made, tmp_path):
         del entry["features"]
         described.write_text(json.dumps(entry))
     assert Index.open(index, check="content").verify()
+    remove(index, ["image-0003"])
+    assert (json.loads((index / "manifest-000002.json").read_text()))["version"] == 3
+    assert [found["rows"] for found in versions(index)] == [99, 100]
+    assert Index.open(index).verify()
 
 
 @pytest.mark.parametrize("folder", ["../elsewhere", "/elsewhere", "shards/../../x", "shards\\x", "C:x", ""])

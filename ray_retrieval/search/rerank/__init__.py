@@ -125,8 +125,16 @@ def build(
             beforehand and never call it.
 
     Raises:
-        ArtefactError: if the database does not hold what the step works on.
+        ArtefactError: if the database does not hold what the step works on, or rows of it were removed and
+            the step works on all rows.
     """
+    removed = getattr(database, "deleted", 0)
+    if removed and not (isinstance(config, GeometricVerificationConfig) and config.local is None):
+        raise ArtefactError(
+            f"{config.name} works on rows without gaps, and {removed:,} of the index were removed",
+            where=getattr(database, "folder", None),
+            mend="compact it: ray-retrieval index compact",
+        )
     if isinstance(config, GeometricVerificationConfig):
         return build_verification(config, database, ids=ids, threads=threads)
     if not isinstance(database, Database):

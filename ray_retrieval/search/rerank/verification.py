@@ -138,7 +138,8 @@ class GeometricVerification(Step):
             ArtefactError: if features are of different dimensions.
             QueryError: if hits do not fit queries or database, or the queries' local features are missing.
         """
-        check_rows("hits", hits.rows, len(queries), len(self.database))
+        # Of an index with gaps, hits may have greater numbers than it has rows.
+        check_rows("hits", hits.rows, len(queries), getattr(self.database, "next_row", len(self.database)))
         own = self._own(queries, features)
         made = [hits.rows.copy() for _ in ignored]
         distances = [np.full(hits.rows.shape, np.inf, np.float32) for _ in ignored]
@@ -235,10 +236,12 @@ def matched(index: Index, ids: "Sequence[str] | pa.ChunkedArray") -> MatchedFeat
     Raises:
         ArtefactError: if it holds none of the images.
     """
-    known = index.records(np.arange(len(index)))["id"]
+    own = index.living()
+    known = index.records(own)["id"]
     wanted = ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([pa.array(ids, known.type)])
     found = pc.index_in(wanted, value_set=known.combine_chunks())
-    rows = pc.fill_null(found, NO_ROW).to_numpy().astype(np.int64)
+    places = pc.fill_null(found, NO_ROW).to_numpy().astype(np.int64)
+    rows = np.where(places == NO_ROW, NO_ROW, own[places])
     if len(rows) and (rows == NO_ROW).all():
         raise ArtefactError(
             f"it holds none of the {len(rows):,} images that are to be verified",

@@ -1,0 +1,59 @@
+"""An index changed at random for a long time: rows added, replaced, removed, versions brought back, kills.
+
+    python benchmarks/index_soak.py --minutes 30
+
+After every step all rows, what is known of them, all files and their checksums, and the hits of searches with
+and without filters are compared with a model in plain numpy. Indices of codes, of vectors, of vectors with an
+approximate search and of local features take turns. The steps are those of `tests/search/soak_parts.py`,
+which the tests run for seconds. It ends with the first difference, which Hypothesis makes as small as it can.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from hypothesis import HealthCheck, seed, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "search"))
+
+from soak_parts import IndexSoak
+
+_ROUND = 4  # machines between two looks at the clock
+_REPORT_S = 60
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--steps", type=int, default=40, help="of one index")
+    parser.add_argument("--seed", type=int, default=0, help="of the first round")
+    arguments = parser.parse_args()
+    os.fsync = lambda _: None  # nothing of it has to survive a power cut
+    how = settings(
+        max_examples=_ROUND,
+        stateful_step_count=arguments.steps,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    began = reported = time.monotonic()
+    rounds = 0
+    while time.monotonic() - began < 60 * arguments.minutes:
+        run_state_machine_as_test(seed(arguments.seed + rounds)(IndexSoak), settings=how)
+        rounds += 1
+        if time.monotonic() - reported > _REPORT_S:
+            reported = time.monotonic()
+            print(f"{(reported - began) / 60:.0f} min: {_in_words()}", flush=True)
+    minutes = (time.monotonic() - began) / 60
+    print(f"| {rounds * _ROUND} indices in {minutes:.1f} min | no difference | {_in_words()} |")
+
+
+def _in_words() -> str:
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in IndexSoak.counted.most_common())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""The `index` commands: building, changing, describing and checking an index. Parsing and printing only."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ray_retrieval.progress import Display
+
+index_app = typer.Typer(help="Build, change, describe and check an index.", no_args_is_help=True)
+
+IndexArgument = Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
+Keep = Annotated[int, typer.Option(min=1, help="How many versions stay, the newest ones.")]
+KeepImages = Annotated[bool, typer.Option(help="Keep the bytes of images that came as bytes.")]
+Shards = Annotated[int, typer.Option(min=1, help="Parts that different processes can search.")]
+
+
+@index_app.command("build")
+def index_build(
+    embeddings: Annotated[str, typer.Argument(metavar="EMBEDDINGS", help="An embeddings directory.")],
+    out: Annotated[str, typer.Option("--out", help="Where the index goes.")],
+    shards: Shards = 1,
+    keep_images: KeepImages = True,
+    how: Annotated[
+        str | None,
+        typer.Option(
+            "--search",
+            help="Of vectors: exact (the default), auto (by their number), or a FAISS factory string. Of "
+            "local features: auto (the default), votes, exact, asmk or global.",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of that search, e.g. nprobe=32."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build an index of codes, vectors or local features."""
+    from ray_retrieval import search
+    from ray_retrieval.compute import cores
+    from ray_retrieval.descriptors import DescriptorKind
+    from ray_retrieval.recipe import from_settings
+    from ray_retrieval.search.approximate import ApproximateConfig
+    from ray_retrieval.search.embeddings import Embeddings
+    from ray_retrieval.search.votes import LocalSearchConfig
+
+    given, local, approximate = settings or [], None, None
+    source = Embeddings.open(embeddings)
+    if source.form.kind is DescriptorKind.LOCAL:
+        local = from_settings(LocalSearchConfig, [*([f"shortlist={how}"] if how else []), *given])
+    else:
+        approximate = from_settings(ApproximateConfig, [f"search={how or 'exact'}", *given])
+    with _rows_written("index", source.rows) as progress:
+        search.build(
+            embeddings,
+            out,
+            shards=shards,
+            keep_images=keep_images,
+            approximate=approximate,
+            local=local,
+            threads=cores(),
+            progress=progress,
+        )
+    _describe(out, as_json)
+    if not as_json:
+        typer.echo(f"next    ray-retrieval search {out} IMAGE --model MODEL")
+
+
+@index_app.command("add")
+def index_add(
+    index: IndexArgument,
+    images: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGES|EMBEDDINGS",
+            help="A folder, list (.txt), CSV or Parquet of images, or an embeddings directory.",
+        ),
+    ],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the images whose ids are in the index already.")
+    ] = False,
+    skip_duplicates: Annotated[
+        bool,
+        typer.Option("--skip-duplicates", help="Leave out images that the index holds byte for byte."),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="The model that made the index; it is looked for beside the index."),
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option(help="The folder that paths in a list or CSV start from.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--embeddings", help="Keep the embeddings of the images here.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="How to encode images, e.g. batch_size=32."),
+    ] = None,
+    shards: Shards = 1,
+    keep_images: KeepImages = True,
+    as_json: AsJson = False,
+) -> None:
+    """Add images to an index, as a new version of it; run again, it goes on where it stopped."""
+    from ray_retrieval import extend, search
+    from ray_retrieval.compute import cores
+    from ray_retrieval.data.table import open_images
+    from ray_retrieval.encode import EncodeConfig
+    from ray_retrieval.recipe import from_settings
+    from ray_retrieval.search.embeddings import Embeddings
+
+    def add(embeddings: Any) -> Any:
+        with _rows_written("add", Embeddings.open(embeddings).rows) as progress:
+            return search.add(
+                index,
+                embeddings,
+                replace=replace,
+                skip_duplicates=skip_duplicates,
+                shards=shards,
+                keep_images=keep_images,
+                threads=cores(),
+                progress=progress,
+            )
+
+    if extend.are_embeddings(images):
+        _report(index, add(images), as_json)
+        return
+    config = from_settings(EncodeConfig, settings or [])
+    table = open_images(images, root=root)
+    with (
+        Display().task("encode", len(table), "images") as advance,
+        extend.encoded(index, table, model=model, out=out, config=config, advance=advance) as made,
+    ):
+        change, left_out = add(made), Embeddings.open(made).errors
+    for identifier, reason in left_out:
+        typer.echo(f"left out {identifier}: {reason}", err=True)
+    _report(index, change, as_json, left_out=len(left_out))
+
+
+@index_app.command("remove")
+def index_remove(
+    index: IndexArgument,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of images.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--from", metavar="FILE", help="A file of ids, one a line.")
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="All images like these instead, e.g. 'label = dog and price < 20'.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove images from an index, as a new version of it."""
+    from ray_retrieval import search
+    from ray_retrieval.compute import cores
+
+    named = [*(ids or []), *(_lines(file) if file is not None else [])]
+    change = search.remove(index, named, where=where, dry_run=dry_run, threads=cores())
+    _report(index, change, as_json, dry_run=dry_run)
+
+
+@index_app.command("compact")
+def index_compact(
+    index: IndexArgument,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Parts that different processes can search.")
+    ] = None,
+    keep: Keep = 2,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write what is left of an index anew, and delete what no version needs."""
+    from ray_retrieval import search
+    from ray_retrieval.compute import cores
+
+    with _rows_written("compact", 0 if dry_run else search.Index.open(index).rows) as progress:
+        change = search.compact(
+            index, shards=shards, keep=keep, dry_run=dry_run, threads=cores(), progress=progress
+        )
+    _report(index, change, as_json, dry_run=dry_run)
+
+
+@index_app.command("rollback")
+def index_rollback(
+    index: IndexArgument,
+    to: Annotated[
+        int | None, typer.Option(min=1, help="The version to bring back; the one before the current.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new version of what an earlier one held."""
+    from ray_retrieval import search
+
+    _report(index, search.rollback(index, to), as_json)
+
+
+@index_app.command("versions")
+def index_versions(index: IndexArgument, as_json: AsJson = False) -> None:
+    """List the versions of an index, the newest first; that one is searched."""
+    from ray_retrieval import search
+
+    found = search.versions(index)
+    if as_json:
+        _print_json({"index": index, "versions": found})
+        return
+    table = Table("version", "made by", "rows", "deleted", "shards", "bytes", box=SIMPLE_HEAD, pad_edge=False)
+    for column in (table.columns[0], *table.columns[2:]):
+        column.justify = "right"
+    for version in found:
+        numbers = (f"{version[name]:,}" for name in ("rows", "deleted", "shards", "bytes"))
+        table.add_row(str(version["version"]), version["operation"], *numbers)
+    Console(highlight=False, markup=False).print(table)
+
+
+@index_app.command("prune")
+def index_prune(
+    index: IndexArgument, keep: Keep = 2, dry_run: DryRun = False, as_json: AsJson = False
+) -> None:
+    """Delete old versions of an index, and files that no version needs."""
+    from ray_retrieval import search
+
+    pruned = search.prune(index, keep, dry_run=dry_run)
+    if as_json:
+        _print_json({"index": index, "dry_run": dry_run, **pruned.as_json()})
+    else:
+        typer.echo(_pruned_in_words(pruned, dry_run))
+
+
+@index_app.command("info")
+def index_info(index: IndexArgument, as_json: AsJson = False) -> None:
+    """Describe an index."""
+    _describe(index, as_json)
+
+
+@index_app.command("verify")
+def index_verify(index: IndexArgument, as_json: AsJson = False) -> None:
+    """Read every file of an index and compare checksums, row ranges and the self-test's answers."""
+    from ray_retrieval.search import Index
+
+    checks = Index.open(index).verify()
+    if as_json:
+        _print_json({"index": index, "sound": True, "checks": checks})
+        return
+    for check in checks:
+        typer.echo(f"ok      {check}")
+
+
+def _describe(uri: str, as_json: bool) -> None:
+    from ray_retrieval.search import Index
+
+    info = Index.open(uri).info()
+    if as_json:
+        _print_json(info)
+        return
+    for key, value in info.items():
+        typer.echo(f"{key:<12} {value}")
+
+
+def _report(index: str, change: Any, as_json: bool, *, dry_run: bool = False, left_out: int = 0) -> None:
+    """Say what a change did, or would do."""
+    manifest, pruned = change.manifest, change.pruned
+    if as_json:
+        _print_json(
+            {
+                "index": index,
+                "dry_run": dry_run,
+                "changed": change.changed,
+                "version": manifest.number,
+                "operation": manifest.operation,
+                "rows": manifest.rows,
+                "added": change.added,
+                "removed": change.removed,
+                "skipped": change.skipped,
+                "dropped": change.dropped,
+                "left_out": left_out,
+                "pruned": None if pruned is None else pruned.as_json(),
+            }
+        )
+        return
+    for count, what in (
+        (change.added, "added"),
+        (change.removed, "would be removed" if dry_run else "removed"),
+        (change.skipped, "skipped: the index holds them already"),
+        (change.dropped, "removed before have no place in the files any more"),
+        (left_out, "left out: they cannot be decoded"),
+    ):
+        if count:
+            typer.echo(f"{count:,} images {what}")
+    if change.changed and not dry_run:
+        typer.echo(f"version {manifest.number}: {manifest.operation}; {manifest.rows:,} images")
+        typer.echo(f"undo    ray-retrieval index rollback {index}")
+    elif not dry_run:
+        typer.echo(f"version {manifest.number} stays: there is nothing to change")
+    if pruned is not None:
+        typer.echo(_pruned_in_words(pruned, dry_run))
+
+
+def _pruned_in_words(pruned: Any, dry_run: bool) -> str:
+    listed = ", ".join(map(str, sorted(pruned.versions))) or "none"
+    spared = (
+        f"; {pruned.spared:,} recent files stay, as somebody may be writing them" if pruned.spared else ""
+    )
+    verb = "would delete" if dry_run else "deleted"
+    return f"{verb} versions: {listed}; {pruned.files:,} files, {pruned.bytes / 1e6:,.1f} MB{spared}"
+
+
+@contextmanager
+def _rows_written(name: str, rows: int) -> Iterator[Any]:
+    """Show progress of what counts the rows that are done so far."""
+    with Display().task(name, rows, "rows") as advance:
+        before = 0
+
+        def progress(done: int) -> None:
+            nonlocal before
+            advance(done - before, "")
+            before = done
+
+        yield progress
+
+
+def _lines(file: Path) -> list[str]:
+    from ray_retrieval.errors import DataError
+
+    try:
+        return [line for line in file.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the ids cannot be read: {error}", where=file, mend="give a text file") from None
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))

@@ -1,0 +1,181 @@
+"""Adding rows to an index: new shards beside those that are there."""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_retrieval.errors import ArtefactError, DataError
+from ray_retrieval.search.building import Progress, write_shards
+from ray_retrieval.search.changes import Change, Where, changing, first_of, ids_of, published, rows_with
+from ray_retrieval.search.deletes import write_deletes
+from ray_retrieval.search.duplicates import duplicates
+from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.index import Index
+from ray_retrieval.search.shard import Shard
+from ray_retrieval.search.shortlist import extend_shortlist
+from ray_retrieval.search.sources import EmbeddedRows
+from ray_retrieval.search.structures import extend_structure
+from ray_retrieval.storage import Folder, fingerprint
+
+Rows = npt.NDArray[np.int64]
+
+
+def add(
+    uri: Where,
+    embeddings: Where,
+    *,
+    replace: bool = False,
+    skip_duplicates: bool = False,
+    shards: int = 1,
+    keep_images: bool = True,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Change:
+    """Add the rows of embeddings to an index, as new shards.
+
+    Ids are what rows are known by: of the rows that a search can find, no two have the same. Classes are
+    known by their names: those that the index does not have yet get the next numbers.
+
+    Args:
+        uri: the index directory.
+        embeddings: an embeddings directory, of the same model.
+        replace: remove the rows whose ids come again.
+        skip_duplicates: leave out images that the index holds already, whatever their ids, and such as come
+            twice; see `duplicates`.
+        shards: parts of nearly equal size that different processes can search.
+        keep_images: store the images that came as bytes.
+        threads: processor threads for files beside the shards, one each.
+        progress: called with the number of rows written to shards so far.
+
+    Raises:
+        ArtefactError: if index or embeddings are missing or damaged, of different models or forms, or
+            somebody else is writing to the index.
+        DataError: if an id is in the index already, or comes twice, or if columns do not fit together.
+    """
+    index, source = Folder(uri), Embeddings.open(Folder(embeddings), check="content")
+    with changing(index, "add", threads) as (opened, previous):
+        _check_same_kind(opened, source)
+        kept = np.arange(source.rows)
+        if skip_duplicates:
+            kept = kept[~duplicates(opened, source)]
+        ids = pc.take(_ids(source), pa.array(kept))
+        _check_once(ids, index)
+        outdated = rows_with(opened, ids)
+        if len(outdated) and not replace:
+            known = first_of(ids_of(opened, outdated))
+            raise DataError(
+                f"{len(outdated):,} of the ids are in the index already: {known}",
+                where=source.folder,
+                mend="replace them with --replace, leave out equal images with --skip-duplicates, or rename",
+            )
+        skipped = source.rows - len(kept)
+        if len(kept) == 0:
+            return Change(previous, changed=False, skipped=skipped)
+        names, numbers = _classes(opened, source)
+        rows = EmbeddedRows(source, kept=kept if skipped else None, labels=numbers)
+        _check_columns(opened, rows)
+        entries = write_shards(
+            index,
+            rows,
+            shards=shards,
+            first_row=previous.next_row,
+            keep_images=keep_images,
+            progress=progress,
+        )
+        new = [Shard(index, entry, source.form) for entry in entries]
+        everything = [*opened.shards.values(), *new]
+        approximate, local = previous.approximate, previous.local
+        if approximate is not None:
+            approximate = extend_structure(index, approximate, everything, threads=threads)
+        if local is not None:
+            anew = range(len(opened.shards), len(everything))
+            local = extend_shortlist(index, local, everything, anew, threads)
+        dead = np.union1d(opened.removed(), outdated)
+        next_row = previous.next_row + len(kept)
+        replaced = f", {len(outdated)} of them replaced" if len(outdated) else ""
+        manifest = previous.model_copy(
+            update={
+                "operation": f"add {len(kept)} row{'s' if len(kept) != 1 else ''}{replaced}",
+                "rows": next_row - len(dead),
+                "next_row": next_row,
+                "embeddings": fingerprint([previous.embeddings, rows.fingerprint, len(outdated)]),
+                "class_names": names,
+                "shards": (*previous.shards, *entries),
+                "approximate": approximate,
+                "local": local,
+                "deletes": write_deletes(index, dead),
+            }
+        )
+        manifest = published(index, manifest, everything, previous, threads)
+        return Change(manifest, added=len(kept), removed=len(outdated), skipped=skipped)
+
+
+def _check_same_kind(index: Index, source: Embeddings) -> None:
+    for what, own, other in (("model", index.model, source.model), ("form", index.form, source.form)):
+        if own != other:
+            raise ArtefactError(
+                f"it is an index of {what} {own}, the embeddings are of {what} {other}",
+                where=index.folder,
+                mend="encode the images with the model that made the index",
+            )
+
+
+def _check_once(ids: pa.Array, where: Folder) -> None:
+    if len(pc.unique(ids)) == len(ids):
+        return
+    counted = pc.value_counts(ids)
+    several = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
+    raise DataError(
+        f"{len(several):,} ids come more than once: {first_of(several.to_pylist())}",
+        where=where,
+        mend="give each image an id of its own",
+    )
+
+
+def _check_columns(index: Index, rows: EmbeddedRows) -> None:
+    """Refuse columns whose values fit into no common type with those of the index."""
+    for field in rows.schema:
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if field.name not in index.schema.names:
+            continue
+        own = index.schema.field(field.name)
+        try:
+            pa.unify_schemas(
+                [pa.schema([own]), pa.schema([(field.name, kind)])], promote_options="permissive"
+            )
+        except pa.ArrowException:
+            raise DataError(
+                f"column '{field.name}' holds {own.type} in the index and {kind} in the embeddings",
+                where=index.folder,
+                mend="encode again with a column of that type, or rename it",
+            ) from None
+
+
+def _classes(index: Index, source: Embeddings) -> tuple[tuple[str, ...] | None, Rows | None]:
+    """The class names of both, and the number among them of each class of the embeddings."""
+    own, other = index.class_names, source.class_names
+    if own == other or pa.types.is_null(source.schema.field("label").type):
+        return None if own is None else tuple(own), None
+    if own is None and pa.types.is_null(index.schema.field("label").type):
+        return tuple(other or []), None
+    if own is None or other is None:
+        named, unnamed = ("embeddings", "index") if own is None else ("index", "embeddings")
+        raise DataError(
+            f"the classes of the {named} have names, those of the {unnamed} are numbers",
+            where=source.folder,
+            mend="encode images whose classes are given in the same way as those of the index",
+        )
+    names = [*own, *(name for name in other if name not in set(own))]
+    places = {name: number for number, name in enumerate(names)}
+    numbers = np.array([places[name] for name in other], np.int64)
+    unchanged = np.array_equal(numbers, np.arange(len(numbers)))
+    return tuple(names), None if unchanged else numbers
+
+
+def _ids(source: Embeddings) -> pa.Array:
+    parts = [
+        source.read_part(number, ["id"])["id"].cast(pa.large_string()) for number in range(len(source.parts))
+    ]
+    chunks = [chunk for part in parts for chunk in part.chunks]
+    return pa.chunked_array(chunks, pa.large_string()).combine_chunks()

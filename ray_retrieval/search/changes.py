@@ -1,0 +1,185 @@
+"""Changing an index: what all changes share, rows removed, and an earlier version brought back.
+
+Every change makes a new version beside those that are there, under the index's lock, and is published last:
+readers see the old version or the new one. Killed anywhere, it leaves the old one as it was, and the same
+call again goes on with the shards that are finished; what it left behind is collected by `retention.prune`.
+Rows are added in `adding`, and what is left is written anew in `compaction`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.search.deletes import write_deletes
+from ray_retrieval.search.filters import Filter
+from ray_retrieval.search.index import Index
+from ray_retrieval.search.lock import writing_alone
+from ray_retrieval.search.manifest import Manifest, publish, read_current, read_version
+from ray_retrieval.search.retention import Pruned
+from ray_retrieval.search.selection import is_among
+from ray_retrieval.search.selftest import tested
+from ray_retrieval.search.shard import Shard
+from ray_retrieval.storage import Folder, digest, fingerprint
+
+Rows = npt.NDArray[np.int64]
+Where = str | Path | Folder
+
+_NAMED = 3  # ids in an error
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a change did.
+
+    Attributes:
+        manifest: the version that is now current, or would be if it was only tried.
+        changed: whether it is a new one.
+        added: rows.
+        removed: rows, those that were replaced among them.
+        skipped: rows that were left out because the index holds the same image.
+        dropped: rows that had been removed before and have no place in the files any more.
+        pruned: what was deleted with them; None where nothing was to be.
+    """
+
+    manifest: Manifest
+    changed: bool = True
+    added: int = 0
+    removed: int = 0
+    skipped: int = 0
+    dropped: int = 0
+    pruned: Pruned | None = None
+
+
+def remove(
+    uri: Where,
+    ids: Sequence[str] = (),
+    *,
+    where: "str | Filter | None" = None,
+    dry_run: bool = False,
+    threads: int = 1,
+) -> Change:
+    """Remove rows from an index: those with some ids, or those that pass a filter.
+
+    Their places in the shards stay taken until the index is compacted.
+
+    Args:
+        uri: the index directory.
+        ids: of the rows.
+        where: the filter instead; see `filters`.
+        dry_run: only say how many rows it would be.
+        threads: for the self-test's searches.
+
+    Raises:
+        ArtefactError: if the index is missing or damaged, or somebody else is writing to it.
+        QueryError: if the index has no such id, the filter is not one for it, or no row would be left.
+    """
+    index = Folder(uri)
+    if bool(ids) == (where is not None):
+        raise QueryError("rows to remove are given by their ids or by a filter: one of the two", where=index)
+    with changing(index, "remove", threads) as (opened, previous):
+        rows = (
+            opened.living(where) if where is not None else rows_with(opened, pa.array(ids, pa.large_string()))
+        )
+        if where is None:
+            _check_known(ids, opened, rows)
+        if len(rows) == 0:
+            return Change(previous, changed=False)
+        if len(rows) == opened.rows:
+            raise QueryError(
+                f"all {len(rows):,} rows would be removed, and none left to search",
+                where=index,
+                mend="delete the folder, or build the index anew",
+            )
+        dead = np.union1d(opened.removed(), rows)
+        content = fingerprint([previous.embeddings, "remove", digest(dead.tobytes())])
+        manifest = previous.model_copy(
+            update={
+                "operation": f"remove {len(rows)} row{'s' if len(rows) != 1 else ''}",
+                "rows": previous.next_row - len(dead),
+                "embeddings": content,
+            }
+        )
+        if dry_run:
+            return Change(manifest, changed=False, removed=len(rows))
+        manifest = manifest.model_copy(update={"deletes": write_deletes(index, dead)})
+        manifest = published(index, manifest, list(opened.shards.values()), previous, threads)
+        return Change(manifest, removed=len(rows))
+
+
+def rollback(uri: Where, to: int | None = None) -> Change:
+    """Make a version of what an earlier one held.
+
+    Args:
+        uri: the index directory.
+        to: number of that version; default the one before the current.
+
+    Raises:
+        ArtefactError: if the index or that version is missing or damaged, or somebody else is writing.
+    """
+    index = Folder(uri)
+    with writing_alone(index, "rollback"):
+        previous = read_current(index)
+        if to is None and previous.parent is None:
+            raise ArtefactError("it has one version only: there is none before it", where=index)
+        number = to if to is not None else previous.parent
+        assert number is not None
+        if number == previous.number:
+            return Change(previous, changed=False)
+        Index.open(index, version=number)
+        earlier = read_version(index, number)
+        manifest = earlier.model_copy(update={"operation": f"rollback to {number}"})
+        return Change(publish(index, manifest, parent=previous.number))
+
+
+def rows_with(index: Index, ids: pa.Array) -> Rows:
+    """The rows of an opened index, ascending, that have one of some ids and were not removed."""
+    found = [np.zeros(0, np.int64)]
+    for shard in index.shards.values():
+        there = pc.is_in(shard.records["id"], value_set=ids.cast(shard.records["id"].type))
+        found.append(np.flatnonzero(there.to_numpy(zero_copy_only=False)) + shard.entry.first_row)
+    rows = np.concatenate(found)
+    return rows[~is_among(rows, index.removed())]
+
+
+@contextmanager
+def changing(index: Folder, operation: str, threads: int) -> Iterator[tuple[Index, Manifest]]:
+    """The current version, while nobody else writes."""
+    read_current(index)  # Where there is no index, no folder is made for its lock.
+    with writing_alone(index, operation):
+        opened = Index.open(index, threads=threads)
+        yield opened, opened.manifest
+
+
+def published(
+    index: Folder, manifest: Manifest, shards: Sequence[Shard], previous: Manifest, threads: int
+) -> Manifest:
+    index.sweep()
+    return publish(index, tested(index, manifest, shards, threads), parent=previous.number)
+
+
+def _check_known(ids: Sequence[str], index: Index, rows: Rows) -> None:
+    unknown = sorted(set(ids) - set(ids_of(index, rows)))
+    if unknown:
+        raise QueryError(
+            f"the index has no row of {len(unknown):,} of the ids: {first_of(unknown)}",
+            where=index.folder,
+            mend="name ids of images in the index",
+            status=404,
+        )
+
+
+def ids_of(index: Index, rows: Rows) -> list[str]:
+    found: list[str] = index.records(rows)["id"].to_pylist()
+    return found
+
+
+def first_of(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
+    return ", ".join(repr(name) for name in ids[:_NAMED]) + more

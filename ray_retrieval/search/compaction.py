@@ -1,0 +1,116 @@
+"""Compacting an index: the rows that are left, written anew."""
+
+import numpy as np
+
+from ray_retrieval.search.building import Progress, write_shards
+from ray_retrieval.search.changes import Change, Where, changing, published
+from ray_retrieval.search.index import Index
+from ray_retrieval.search.manifest import Approximate, LocalSearch, Manifest
+from ray_retrieval.search.retention import collect
+from ray_retrieval.search.shard import Shard
+from ray_retrieval.search.shortlist import build_shortlist, extend_shortlist
+from ray_retrieval.search.shortlist import measured as measured_shortlist
+from ray_retrieval.search.sources import ShardRows
+from ray_retrieval.search.structures import fill_in
+from ray_retrieval.search.structures import measured as measured_structure
+from ray_retrieval.storage import Folder, digest, fingerprint
+
+KEPT_VERSIONS = 2
+
+
+def compact(
+    uri: Where,
+    *,
+    shards: int | None = None,
+    keep: int = KEPT_VERSIONS,
+    dry_run: bool = False,
+    threads: int = 1,
+    progress: Progress | None = None,
+) -> Change:
+    """Write the rows that are left anew, in the same order from 0, and delete what no version needs.
+
+    The index is then what a build from these rows alone would be, but that an approximate search, or a
+    shortlist, keeps what it was trained to; how often it finds the exact hits is measured again.
+
+    Args:
+        uri: the index directory.
+        shards: parts of nearly equal size; default as many as the largest one's rows suggest.
+        keep: versions to keep, at least 1; the space of what was removed is free once those are gone that
+            have it still.
+        dry_run: only say what it would do.
+        threads: processor threads for files beside the shards, one each, and for measuring.
+        progress: called with the number of rows written so far.
+
+    Raises:
+        ArtefactError: if the index is missing or damaged, or somebody else is writing to it.
+        QueryError: if `keep` < 1.
+    """
+    index = Folder(uri)
+    with changing(index, "compact", threads) as (opened, previous):
+        largest = max(shard.rows for shard in previous.shards)
+        count = min(shards or -(-previous.rows // largest), previous.rows)
+        needless = _is_compact(previous, count)
+        if dry_run:
+            pruned = collect(index, keep, dry_run=True, coming=0 if needless else 1)
+            return Change(previous, changed=not needless, dropped=previous.deleted, pruned=pruned)
+        manifest = previous
+        if not needless:
+            manifest = _written_anew(index, opened, count, threads, progress)
+        pruned = collect(index, keep)
+        return Change(manifest, changed=manifest != previous, dropped=previous.deleted, pruned=pruned)
+
+
+def _is_compact(manifest: Manifest, shards: int) -> bool:
+    """Whether writing it anew would change nothing."""
+    sizes = [shard.rows for shard in manifest.shards]
+    bounds = [manifest.rows * number // shards for number in range(shards + 1)]
+    return manifest.deletes is None and sizes == np.diff(bounds).tolist() and None not in manifest.beside
+
+
+def _written_anew(
+    index: Folder, opened: Index, count: int, threads: int, progress: Progress | None
+) -> Manifest:
+    """Publish a version of the rows that are left, in shards of their own."""
+    previous, form = opened.manifest, opened.form
+    made_of = ["compact", [shard.folder for shard in previous.shards], digest(opened.removed().tobytes())]
+    rows = ShardRows(
+        list(opened.shards.values()),
+        opened.living(),
+        form,
+        opened.schema.remove(opened.schema.get_field_index("row")),
+        fingerprint(made_of),
+    )
+    entries = write_shards(index, rows, shards=count, keep_images=True, progress=progress)
+    shards = [Shard(index, entry, form) for entry in entries]
+    manifest = previous.model_copy(
+        update={
+            "operation": "compact",
+            "next_row": previous.rows,
+            "embeddings": fingerprint([previous.embeddings, "compact"]),
+            "shards": entries,
+            "approximate": _structure_anew(index, previous.approximate, shards, threads),
+            "local": _shortlist_anew(index, previous.local, shards, threads),
+            "deletes": None,
+        }
+    )
+    return published(index, manifest, shards, previous, threads)
+
+
+def _structure_anew(
+    index: Folder, built: Approximate | None, shards: list[Shard], threads: int
+) -> Approximate | None:
+    if built is None:
+        return None
+    files = fill_in(index, built, shards, threads)
+    return measured_structure(index, built.model_copy(update={"files": files}), shards, threads)
+
+
+def _shortlist_anew(
+    index: Folder, built: LocalSearch | None, shards: list[Shard], threads: int
+) -> LocalSearch | None:
+    if built is None:
+        return None
+    if not built.files:
+        return build_shortlist(index, shards, built.config, None, threads)
+    extended = extend_shortlist(index, built, shards, range(len(shards)), threads)
+    return measured_shortlist(index, extended, shards, threads)

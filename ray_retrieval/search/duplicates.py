@@ -1,0 +1,142 @@
+"""Images that an index holds already, by their content.
+
+The content of an image is its bytes, wherever they lie: in the index, in the embeddings, or in the file that
+a path names. Where they cannot be had, it is the descriptor; but codes say too little for that, and so do
+sets without a feature: such an image is like no other.
+
+Only images of the same length can be the same, and lengths are known without reading, so few are read.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from ray_retrieval.descriptors import Codes, Descriptors, Local
+from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.images import image_length, read_image
+from ray_retrieval.search.index import Index
+from ray_retrieval.storage import digest
+
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_UNKNOWN = -1
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What is known of the content of some images.
+
+    Attributes:
+        lengths: int64 [n], of their bytes; -1 where these cannot be had.
+        image: gives the bytes of one, or None.
+        descriptors: gives some descriptors.
+    """
+
+    lengths: Rows
+    image: Callable[[int], bytes | None]
+    descriptors: Callable[[Rows], Descriptors]
+
+    def key(self, place: int) -> str | None:
+        """Stands for the content of an image; None where it is like no other."""
+        data = self.image(place) if self.lengths[place] != _UNKNOWN else None
+        if data is not None:
+            return f"image {digest(data)}"
+        described = self.descriptors(np.array([place], np.int64))
+        if isinstance(described, Codes) or (isinstance(described, Local) and len(described.data) == 0):
+            return None
+        return f"descriptor {digest(described.data.tobytes())}"
+
+
+def duplicates(index: Index, embeddings: Embeddings) -> Mask:
+    """Bool [rows]: which rows of embeddings are the same image as one of the index, or as one before them.
+
+    Args:
+        index: opened whole.
+        embeddings: of the same form.
+    """
+    old, new = _of_index(index), _of_embeddings(embeddings)
+    known = {old.key(int(place)) for place in np.flatnonzero(np.isin(old.lengths, new.lengths))}
+    lengths, counts = np.unique(new.lengths, return_counts=True)
+    alike = np.isin(new.lengths, np.union1d(old.lengths, lengths[counts > 1]))
+    found = np.zeros(len(new.lengths), np.bool_)
+    for place in np.flatnonzero(alike).tolist():
+        key = new.key(place)
+        found[place] = key is not None and key in known
+        known.add(key)
+    return found
+
+
+def _of_index(index: Index) -> _Contents:
+    rows = index.living()
+    lengths = np.full(len(rows), _UNKNOWN, np.int64)
+    shard_of, place_of = index.located(rows)
+    for number in np.unique(shard_of).tolist():
+        own, shard = np.flatnonzero(shard_of == number), index.shards[number]
+        held = shard.image_lengths()[place_of[own]]
+        paths = shard.records["path"]
+        for position, place in zip(own[held == _UNKNOWN], place_of[own][held == _UNKNOWN], strict=True):
+            held[np.searchsorted(own, position)] = _length_of(paths[int(place)].as_py())
+        lengths[own] = held
+
+    def image(place: int) -> bytes | None:
+        held = index.shards[int(shard_of[place])].image(int(place_of[place]))
+        if held is not None:
+            return held
+        path = index.records(rows[place : place + 1])["path"][0].as_py()
+        return None if path is None else read_image(path)
+
+    return _Contents(lengths, image, lambda places: index.descriptors(rows[places]))
+
+
+def _of_embeddings(embeddings: Embeddings) -> _Contents:
+    lengths, paths = [np.zeros(0, np.int64)], list[str | None]()
+    for number in range(len(embeddings.parts)):
+        table = embeddings.read_part(number, ["image.path"])
+        own = pc.struct_field(table["image"], "path").to_pylist()
+        held = np.full(len(own), _UNKNOWN, np.int64)
+        if embeddings.parts[number]["images"]:
+            column = pc.struct_field(embeddings.read_part(number, ["image.bytes"])["image"], "bytes")
+            held = pc.fill_null(pc.binary_length(column), _UNKNOWN).to_numpy().astype(np.int64)
+        for place in np.flatnonzero(held == _UNKNOWN):
+            held[place] = _length_of(own[place])
+        lengths.append(held)
+        paths += own
+    before = np.cumsum([0, *(part["rows"] for part in embeddings.parts)])
+    held_images = _HeldImages(embeddings)
+
+    def image(place: int) -> bytes | None:
+        number = int(np.searchsorted(before, place, side="right")) - 1
+        held = held_images.of(number, place - int(before[number]))
+        path = paths[place]
+        return held if held is not None or path is None else read_image(path)
+
+    def described(places: Rows) -> Descriptors:
+        return embeddings.descriptors.take(places)
+
+    return _Contents(np.concatenate(lengths), image, described)
+
+
+class _HeldImages:
+    """Images that embeddings hold as bytes, one part at a time."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self._embeddings, self._number = embeddings, _UNKNOWN
+
+    def of(self, number: int, place: int) -> bytes | None:
+        """The image at a place of a part."""
+        if not self._embeddings.parts[number]["images"]:
+            return None
+        if number != self._number:
+            table = self._embeddings.read_part(number, ["image.bytes"])
+            self._column, self._number = pc.struct_field(table["image"], "bytes"), number
+        found: bytes | None = self._column[place].as_py()
+        return found
+
+
+def _length_of(path: str | None) -> int:
+    length = None if path is None else image_length(path)
+    return _UNKNOWN if length is None else length

@@ -1,0 +1,377 @@
+"""Filters: conditions on what is known of a row, under which it may be a hit.
+
+    label in (3, dog) and price >= 10 and not (note is null or id = "a.jpg")
+
+    filter      conditions joined by `and`, `or`, `not` and parentheses; `not` binds closest, then `and`
+    condition   COLUMN = VALUE, and with != < <= > >= · COLUMN in (VALUE, …) · COLUMN not in (VALUE, …) ·
+                COLUMN is null · COLUMN is not null
+    column      id, label, path, row, or one that came with the images
+    value       a number, a word, or text in quotes, which are doubled inside it
+
+Words and quoted text mean the same, but that a quoted one is never a keyword. The values of `label` are
+numbers of classes, or their names. A column of lists, such as the label of images of several classes,
+equals a value if any of its items does. As in SQL, a condition on what is null is neither true nor false,
+and neither is its opposite; what is not true does not pass.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_retrieval.errors import QueryError
+
+Mask = npt.NDArray[np.bool_]
+
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<quoted>'(?:[^']|'')*'|"(?:[^"]|"")*")|(?P<sign><=|>=|!=|<>|==|=|<|>|\(|\)|,)"""
+    r"""|(?P<word>[^\s()<>=!,'"]+))"""
+)
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_KEYWORDS = frozenset({"and", "or", "not", "in", "is", "null"})
+_COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
+    "<": pc.less,
+    "<=": pc.less_equal,
+    ">": pc.greater,
+    ">=": pc.greater_equal,
+}
+_LONGEST, _DEEPEST = 100_000, 50
+_EXAMPLE = "such as: label in (3, dog) and price < 20"
+
+
+class _Token(NamedTuple):
+    text: str
+    kind: str
+    """`quoted`, `sign`, `word` or `end`."""
+
+    @property
+    def keyword(self) -> str | None:
+        word = self.text.lower()
+        return word if self.kind == "word" and word in _KEYWORDS else None
+
+
+class Value(NamedTuple):
+    """A value as it was written.
+
+    Attributes:
+        text: without quotes.
+        quoted: whether it had some.
+    """
+
+    text: str
+    quoted: bool
+
+    @property
+    def number(self) -> int | float | None:
+        """The number that it is, if it is one."""
+        if self.quoted or not _NUMBER.fullmatch(self.text):
+            return None
+        return float(self.text) if re.search(r"[.eE]", self.text) else int(self.text)
+
+
+@dataclass(frozen=True)
+class Among:
+    """A column equals one of some values."""
+
+    column: str
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """A column is below or above a value."""
+
+    column: str
+    sign: str
+    value: Value
+
+
+@dataclass(frozen=True)
+class IsNull:
+    """Nothing is known."""
+
+    column: str
+
+
+@dataclass(frozen=True)
+class Not:
+    """The opposite."""
+
+    condition: "Condition"
+
+
+@dataclass(frozen=True)
+class Every:
+    """Several conditions at once."""
+
+    conditions: "tuple[Condition, ...]"
+
+
+@dataclass(frozen=True)
+class Either:
+    """One of several conditions."""
+
+    conditions: "tuple[Condition, ...]"
+
+
+Condition = Among | Ordered | IsNull | Not | Every | Either
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which rows of an index may be hits. Make one with `Filter.parse`.
+
+    Attributes:
+        condition: what must be true of a row.
+    """
+
+    condition: Condition
+
+    @staticmethod
+    def parse(text: str) -> "Filter":
+        """The filter that a text says; see the module for the language.
+
+        Raises:
+            QueryError: saying what is expected where.
+        """
+        return Filter(_Parser(text).whole())
+
+    def mask(self, records: pa.RecordBatch, schema: pa.Schema, class_names: Sequence[str] | None) -> Mask:
+        """Bool [n]: which of some rows pass.
+
+        Args:
+            records: of the rows; a column that it lacks is null.
+            schema: of the index.
+            class_names: of the index's labels, where they have any.
+
+        Raises:
+            QueryError: if a column or class is unknown, or a value is none of the column's.
+        """
+        found = _Masks(records, schema, class_names).of(self.condition)
+        return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False), np.bool_)
+
+
+class _Parser:
+    """Reads a filter from left to right."""
+
+    def __init__(self, text: str) -> None:
+        if len(text) > _LONGEST:
+            raise QueryError(f"a filter has at most {_LONGEST:,} characters, got {len(text):,}")
+        self._text, self._tokens, self._place, self._depth = text, list(_tokens(text)), 0, 0
+
+    def whole(self) -> Condition:
+        found = self._any()
+        if self._next.kind != "end":
+            raise self._expected("'and', 'or' or the end")
+        return found
+
+    @property
+    def _next(self) -> _Token:
+        return self._tokens[self._place]
+
+    def _take(self) -> _Token:
+        self._place += 1
+        return self._tokens[self._place - 1]
+
+    def _found(self, *expected: str) -> bool:
+        """Take keywords or signs if just these follow."""
+        following = self._tokens[self._place : self._place + len(expected)]
+        if [token.keyword or token.text for token in following if token.kind != "quoted"] != list(expected):
+            return False
+        self._place += len(expected)
+        return True
+
+    def _any(self) -> Condition:
+        parts = [self._all()]
+        while self._found("or"):
+            parts.append(self._all())
+        return parts[0] if len(parts) == 1 else Either(tuple(parts))
+
+    def _all(self) -> Condition:
+        parts = [self._one()]
+        while self._found("and"):
+            parts.append(self._one())
+        return parts[0] if len(parts) == 1 else Every(tuple(parts))
+
+    def _one(self) -> Condition:
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise QueryError(f"a filter is nested at most {_DEEPEST} deep", where=_short(self._text))
+        if self._found("not"):
+            found: Condition = Not(self._one())
+        elif self._found("("):
+            found = self._any()
+            if not self._found(")"):
+                raise self._expected("'and', 'or' or ')'")
+        else:
+            found = self._condition()
+        self._depth -= 1
+        return found
+
+    def _condition(self) -> Condition:
+        column = self._word("a column")
+        if self._found("is", "not", "null"):
+            return Not(IsNull(column.text))
+        if self._found("is", "null"):
+            return IsNull(column.text)
+        if self._found("not", "in"):
+            return Not(Among(column.text, self._values()))
+        if self._found("in"):
+            return Among(column.text, self._values())
+        sign = self._next.text if self._next.kind == "sign" else ""
+        if sign not in ("=", "==", "!=", "<>", *_COMPARISONS):
+            raise self._expected("=, !=, <, <=, >, >=, 'in' or 'is null'")
+        self._take()
+        value = self._word("a value")
+        if sign in _COMPARISONS:
+            return Ordered(column.text, sign, value)
+        among = Among(column.text, (value,))
+        return among if sign in ("=", "==") else Not(among)
+
+    def _values(self) -> tuple[Value, ...]:
+        if not self._found("("):
+            raise self._expected("'('")
+        values = [self._word("a value")]
+        while self._found(","):
+            values.append(self._word("a value"))
+        if not self._found(")"):
+            raise self._expected("',' or ')'")
+        return tuple(values)
+
+    def _word(self, what: str) -> Value:
+        if self._next.kind not in ("word", "quoted") or self._next.keyword:
+            raise self._expected(what)
+        token = self._take()
+        return Value(token.text, token.kind == "quoted")
+
+    def _expected(self, what: str) -> QueryError:
+        found = f"'{self._next.text}'" if self._next.kind != "end" else "the end"
+        before = " ".join(token.text for token in self._tokens[max(0, self._place - 4) : self._place])
+        after = f" after '{before}'" if before else ""
+        return QueryError(
+            f"the filter has {found}{after}, expected {what}", where=_short(self._text), mend=_EXAMPLE
+        )
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    place, end = 0, len(text.rstrip())
+    while place < end:
+        found = _TOKEN.match(text, place)
+        if found is None:
+            rest = text[place:].strip()
+            problem = "a quote is not closed" if rest[:1] in "'\"" else f"'{rest[:1]}' means nothing"
+            raise QueryError(f"the filter cannot be read: {problem}", where=_short(text), mend=_EXAMPLE)
+        place, kind = found.end(), str(found.lastgroup)
+        said = found[kind]
+        yield _Token(said[1:-1].replace(said[0] * 2, said[0]) if kind == "quoted" else said, kind)
+    yield _Token("", "end")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _Masks:
+    """Conditions over the columns of some rows: true, false, or null where they are neither."""
+
+    def __init__(self, records: pa.RecordBatch, schema: pa.Schema, class_names: Sequence[str] | None) -> None:
+        self._records, self._schema, self._class_names = records, schema, class_names
+
+    def of(self, condition: Condition) -> pa.Array:
+        """Bool array of all rows."""
+        if isinstance(condition, Not):
+            return pc.invert(self.of(condition.condition))
+        if isinstance(condition, Every | Either):
+            joined = pc.and_kleene if isinstance(condition, Every) else pc.or_kleene
+            found, *rest = map(self.of, condition.conditions)
+            for other in rest:
+                found = joined(found, other)
+            return found
+        column = self._column(condition.column)
+        if isinstance(condition, IsNull):
+            return pc.is_null(column)
+        try:
+            if isinstance(condition, Among):
+                return self._among(condition, column)
+            return self._ordered(condition, column)
+        except (pa.ArrowException, OverflowError) as error:
+            raise QueryError(
+                f"column '{condition.column}' holds {column.type}: {str(error).splitlines()[0]}",
+                mend="compare it with values of that kind",
+            ) from None
+
+    def _column(self, name: str) -> pa.Array:
+        if name not in self._schema.names:
+            near = difflib.get_close_matches(name, self._schema.names, n=1, cutoff=0.5)
+            listed = ", ".join(self._schema.names)
+            mend = f"did you mean '{near[0]}'?" if near else f"there are: {listed}"
+            raise QueryError(f"the index has no column '{name}'", mend=mend)
+        kind = self._schema.field(name).type
+        if name not in self._records.schema.names:
+            return pa.nulls(len(self._records), kind)
+        column = self._records[name]
+        return column if column.type == kind else column.cast(kind)
+
+    def _among(self, condition: Among, column: pa.Array) -> pa.Array:
+        items = pc.list_flatten(column) if _is_list(column.type) else column
+        values = [self._value(condition.column, value, items.type) for value in condition.values]
+        if pa.types.is_integer(items.type) and any(isinstance(value, float) for value in values):
+            items = items.cast(pa.float64())
+        found = pc.is_in(items, value_set=pa.array(values).cast(items.type))
+        if _is_list(column.type):
+            parents = np.asarray(pc.list_parent_indices(column))
+            among = np.zeros(len(column), np.bool_)
+            among[parents[found.to_numpy(zero_copy_only=False)]] = True
+            found = pa.array(among)
+        return pc.if_else(pc.is_valid(column), found, pa.scalar(None, pa.bool_()))
+
+    def _ordered(self, condition: Ordered, column: pa.Array) -> pa.Array:
+        if _is_list(column.type):
+            raise QueryError(
+                f"column '{condition.column}' holds lists, which are not below or above a value",
+                mend="compare it by =, != or in",
+            )
+        value = self._value(condition.column, condition.value, column.type)
+        wanted = pa.scalar(value)
+        if not isinstance(value, int | float):
+            wanted = wanted.cast(column.type)
+        return _COMPARISONS[condition.sign](column, wanted)
+
+    def _value(self, name: str, value: Value, kind: pa.DataType) -> Any:
+        """What a value means in a column whose values, or items of lists, are of a kind."""
+        if name == "label" and not pa.types.is_null(kind):
+            return self._class_number(value)
+        if pa.types.is_boolean(kind) and value.text.lower() in ("true", "false"):
+            return value.text.lower() == "true"
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            if value.number is None:
+                raise QueryError(f"column '{name}' holds numbers, '{value.text}' is none")
+            return value.number
+        if pa.types.is_null(kind):
+            return None
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_temporal(kind):
+            return value.text
+        raise QueryError(
+            f"column '{name}' holds {kind}, '{value.text}' is none",
+            mend="filter on text, numbers, true or false, or dates",
+        )
+
+    def _class_number(self, value: Value) -> int:
+        names = list(self._class_names or [])
+        if isinstance(value.number, int):
+            return value.number
+        if value.text in names:
+            return names.index(value.text)
+        near = difflib.get_close_matches(value.text, names, n=1, cutoff=0.5)
+        known = f"did you mean '{near[0]}'?" if near else "name a class of the index, or give its number"
+        raise QueryError(f"the index has no class '{value.text}'", mend=known)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))

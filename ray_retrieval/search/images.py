@@ -1,0 +1,41 @@
+"""Images that an index refers to by path, wherever they lie."""
+
+import pyarrow as pa
+from pyarrow import fs
+
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.storage import byte_range, store_at
+
+_LOCAL = fs.LocalFileSystem()
+
+
+def read_image(path: str) -> bytes | None:
+    """The bytes of an image, which may be a part of a file; None where it cannot be read.
+
+    Args:
+        path: a local path or a URI; see `storage.byte_range`.
+    """
+    file, first, length = byte_range(path)
+    try:
+        filesystem, inner = _at(file)
+        with filesystem.open_input_file(inner) as source:
+            return bytes(source.read() if length is None else source.read_at(length, first))
+    except (pa.ArrowException, OSError, ArtefactError):
+        return None
+
+
+def image_length(path: str) -> int | None:
+    """The length of an image in bytes, without reading it; None where it is not there."""
+    file, _, length = byte_range(path)
+    if length is not None:
+        return length
+    try:
+        filesystem, inner = _at(file)
+        info = filesystem.get_file_info(inner)
+    except (pa.ArrowException, OSError, ArtefactError):
+        return None
+    return int(info.size) if info.type == fs.FileType.File else None
+
+
+def _at(file: str) -> tuple[fs.FileSystem, str]:
+    return store_at(file) if "://" in file else (_LOCAL, file)

@@ -1,0 +1,106 @@
+"""One writer at a time: a lock on an index that is held for the whole of a change.
+
+It is the operating system's lock on the file `.lock` in the index's folder, so it is free at once when its
+holder dies, however that happens. Readers take no notice of it. Stores that are no local disk have no such
+lock, nor have some shared file systems: there a second writer finds out when it wants to publish
+(`manifest.publish`).
+"""
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.storage import Folder
+
+try:
+    import fcntl
+except ImportError:  # a system without such locks
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+@contextmanager
+def writing_alone(index: Folder, operation: str) -> Iterator[None]:
+    """Hold the lock of an index for as long as the block lasts.
+
+    Args:
+        index: its folder, which is made where it is missing.
+        operation: what the block does, to tell others.
+
+    Raises:
+        ArtefactError: if another process, or another thread of this one, holds it; the error says who.
+    """
+    file = _locked(index)
+    if file is None:
+        yield
+        return
+    try:
+        said = {
+            "operation": operation,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
+        os.ftruncate(file, 0)
+        os.pwrite(file, json.dumps(said).encode(), 0)
+        yield
+    finally:
+        # Deleted while it is held: whoever has opened it meanwhile sees that it is no longer the file there.
+        with suppress(OSError):
+            (Path(index.path) / LOCK).unlink()
+        os.close(file)
+
+
+def _locked(index: Folder) -> int | None:
+    """The lock's file, open and locked; None where there are no locks."""
+    if fcntl is None or not index.is_local:
+        return None
+    path = Path(index.path) / LOCK
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _take(path)
+    except BlockingIOError:
+        raise ArtefactError(
+            f"another writer is at work: {_holder(path)}",
+            where=index,
+            mend="wait for it to end, and run it again",
+        ) from None
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise ArtefactError(
+            f"the store refuses: {error.strerror}", where=index, mend="check the path and the rights"
+        ) from error
+
+
+def _take(path: Path) -> int:
+    """Open and lock a file; BlockingIOError if somebody else has locked it."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                # Whoever held it before may have deleted it in between.
+                if os.path.samestat(os.fstat(file), path.stat()):
+                    return file
+        except OSError:
+            os.close(file)
+            raise
+        os.close(file)
+
+
+def _holder(path: Path) -> str:
+    """Who holds a lock, as it says itself."""
+    try:
+        said = json.loads(path.read_text())
+        return f"'{said['operation']}', process {said['pid']} on {said['host']} since {said['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "it has only just begun, or has just ended"

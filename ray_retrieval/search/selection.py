@@ -1,0 +1,228 @@
+"""Searching among some of the rows: without deleted ones, and under a filter.
+
+A search among some rows returns what the search of a database of these rows alone returns, ties included. Two
+ways lead there. Where the rows are few, they are gathered and compared exactly. Else the search over all rows
+is asked for more hits, and those that may not be are dropped; queries that are still short after a second
+attempt, because the wrong rows lie around them, go the first way. Asking for more costs a few per cent; a
+search that looks at each row's mark takes several times as long.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_retrieval.descriptors import Codes, Vectors
+from ray_retrieval.search.hits import NO_ROW, Hits, merge, no_hits
+from ray_retrieval.search.scan import Segment
+from ray_retrieval.search.segments import AnySegment, search_segments
+from ray_retrieval.search.vectors import VectorSegment
+
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Find = Callable[[Codes | Vectors, int], Hits]
+"""The search over all rows: the `k` nearest for each query."""
+
+FEW, FEW_SHARE = 20_000, 1 / 64
+"""Rows, or such a share of all, are compared one by one rather than looked for in a structure, where a search
+would have to find so many times as many candidates."""
+_SHARE = 8  # of the rows, 1 in so many is few where each is compared anyway
+_MORE = 8  # times as many hits at the second attempt
+_SPARE = 8
+_BYTES_AT_ONCE = 1 << 26  # of gathered rows
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where the rows of opened shards lie.
+
+    Attributes:
+        first_rows: int64 [shards], ascending.
+        sizes: int64 [shards].
+    """
+
+    first_rows: Rows
+    sizes: Rows
+
+    @property
+    def rows(self) -> int:
+        """In all."""
+        return int(self.sizes.sum())
+
+    def place(self, rows: Rows) -> tuple[Rows, Rows, Mask]:
+        """The shard of each row, its place there, and whether it is in an opened shard at all."""
+        numbers = np.searchsorted(self.first_rows, rows, side="right") - 1
+        places = rows - self.first_rows[numbers]
+        return numbers, places, (numbers >= 0) & (places >= 0) & (places < self.sizes[numbers])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of opened shards that may be hits.
+
+    Attributes:
+        spans: of the shards.
+        dead: int64 [n], ascending: rows that may not.
+        masks: for each shard bool [its rows], whether one may, `dead` looked at already; None: all others.
+    """
+
+    spans: Spans
+    dead: Rows
+    masks: tuple[Mask, ...] | None = None
+
+    @staticmethod
+    def of(spans: Spans, dead: Rows, masks: Sequence[Mask] | None = None) -> "Selection":
+        """Without deleted rows, wherever they are, and without those that a filter's masks exclude."""
+        numbers, places, here = spans.place(dead)
+        if masks is None:
+            return Selection(spans, dead[here])
+        made = tuple(mask.copy() for mask in masks)
+        for number, mask in enumerate(made):
+            mask[places[here & (numbers == number)]] = False
+        return Selection(spans, dead[here], made)
+
+    def __len__(self) -> int:
+        """How many rows may be hits."""
+        if self.masks is None:
+            return self.spans.rows - len(self.dead)
+        return sum(int(np.count_nonzero(mask)) for mask in self.masks)
+
+    def mask(self, number: int) -> Mask:
+        """Bool [rows of a shard]: which of them may."""
+        if self.masks is not None:
+            return self.masks[number]
+        first, size = int(self.spans.first_rows[number]), int(self.spans.sizes[number])
+        found = np.ones(size, np.bool_)
+        start, stop = np.searchsorted(self.dead, [first, first + size])
+        found[self.dead[start:stop] - first] = False
+        return found
+
+    def chosen(self) -> Rows:
+        """int64, ascending: those that may."""
+        parts = [
+            np.flatnonzero(self.mask(number)) + first for number, first in enumerate(self.spans.first_rows)
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def at(self, places: Rows) -> Rows:
+        """The rows at some places among those that may."""
+        if self.masks is not None:
+            return self.chosen()[places]
+        before = np.cumsum([0, *self.spans.sizes[:-1]])
+        numbers, inside, _ = self.spans.place(self.dead)
+        gaps = before[numbers] + inside - np.arange(len(self.dead))
+        everywhere = places + np.searchsorted(gaps, places, side="right")
+        numbers = np.searchsorted(before, everywhere, side="right") - 1
+        return np.asarray(self.spans.first_rows[numbers] + everywhere - before[numbers])
+
+    def allows(self, rows: Rows) -> Mask:
+        """Which of some hits, of any shape, may be; `NO_ROW` may not."""
+        if self.masks is None:
+            real: Mask = rows != NO_ROW
+            return real & ~is_among(rows, self.dead)
+        flat = rows.reshape(-1)
+        numbers, places, here = self.spans.place(flat)
+        for number in np.unique(numbers[here]):
+            own = np.flatnonzero(here & (numbers == number))
+            here[own] = self.masks[number][places[own]]
+        return here.reshape(rows.shape)
+
+
+def is_among(rows: Rows, sorted_rows: Rows) -> Mask:
+    """Which of some rows, of any shape, are among others that ascend."""
+    if len(sorted_rows) == 0:
+        return np.zeros(rows.shape, np.bool_)
+    places = np.minimum(np.searchsorted(sorted_rows, rows), len(sorted_rows) - 1)
+    return np.asarray(sorted_rows[places] == rows)
+
+
+def search_selected(
+    find: Find,
+    segments: Sequence[AnySegment],
+    selection: Selection,
+    queries: Codes | Vectors,
+    k: int,
+    *,
+    few: int | None = None,
+    threads: int,
+) -> Hits:
+    """The `k` nearest of the selected rows for each query, sorted by (distance, row).
+
+    Args:
+        find: the search over all rows of the segments, with exact distances. Where it misses near rows, so
+            may this one; but where `k` rows are selected, there are `k` hits.
+        segments: those of the selection's shards, in their order.
+        selection: which rows may be hits.
+        queries: codes or vectors.
+        k: hits per query.
+        few: up to so many selected rows are compared one by one; None: where they are a small share.
+        threads: to share the work among.
+    """
+    count, total = len(selection), selection.spans.rows
+    most = min(k, count)
+    if count <= (total // _SHARE if few is None else few):
+        return _search_gathered(segments, selection, queries, k, threads)
+    found = no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)
+    short = np.arange(len(queries))
+    wanted = math.ceil(most * total / count) + _SPARE
+    for asked in (wanted, _MORE * wanted):
+        if len(short) == 0:
+            return found
+        hits = dropped(find(queries.take(short), min(asked, total)), selection, k)
+        found.distances[short], found.rows[short] = hits.distances, hits.rows
+        short = short[np.count_nonzero(hits.rows != NO_ROW, axis=1) < most]
+    if len(short):
+        hits = _search_gathered(segments, selection, queries.take(short), k, threads)
+        found.distances[short], found.rows[short] = hits.distances, hits.rows
+    return found
+
+
+def dropped(hits: Hits, selection: Selection, k: int) -> Hits:
+    """The first `k` of the hits that may be; `NO_ROW` where there are fewer."""
+    allowed = selection.allows(hits.rows)
+    order = np.argsort(~allowed, axis=1, kind="stable")[:, :k]
+    kept = np.take_along_axis(allowed, order, axis=1)
+    dtype = np.int32 if hits.distances.dtype == np.int32 else np.float32
+    found = no_hits(len(hits), k, dtype)
+    width = order.shape[1]
+    np.copyto(found.distances[:, :width], np.take_along_axis(hits.distances, order, axis=1), where=kept)
+    np.copyto(found.rows[:, :width], np.take_along_axis(hits.rows, order, axis=1), where=kept)
+    return found
+
+
+def _search_gathered(
+    segments: Sequence[AnySegment],
+    selection: Selection,
+    queries: Codes | Vectors,
+    k: int,
+    threads: int,
+) -> Hits:
+    """Compare the queries with the selected rows, copied out of their segments some at a time."""
+    parts = [no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)]
+    for number, segment in enumerate(segments):
+        for places in _blocks(np.flatnonzero(selection.mask(number)), segment):
+            some = _gathered(segment, places)
+            hits = search_segments([some], queries, min(k, len(places)), threads=threads)
+            rows = np.where(hits.rows == NO_ROW, NO_ROW, places[hits.rows] + segment.first_row)
+            parts = [merge([*parts, Hits(hits.distances, rows)], k)]
+    return parts[0]
+
+
+def _blocks(places: Rows, segment: AnySegment) -> Iterator[Rows]:
+    assert isinstance(segment, Segment | VectorSegment)
+    data = segment.words if isinstance(segment, Segment) else segment.vectors
+    step = max(1, _BYTES_AT_ONCE // max(1, data.shape[1] * data.itemsize))
+    for start in range(0, len(places), step):
+        yield places[start : start + step]
+
+
+def _gathered(segment: AnySegment, places: Rows) -> AnySegment:
+    """Some rows of a segment, numbered from 0."""
+    if isinstance(segment, Segment):
+        words = segment.words[places]
+        words.flags.writeable = False
+        return Segment(words, 0)
+    assert isinstance(segment, VectorSegment)
+    return VectorSegment(np.ascontiguousarray(segment.vectors[places]), 0, segment.norm_error)

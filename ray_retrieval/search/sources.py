@@ -1,0 +1,188 @@
+"""Where the rows of new shards come from: embeddings, or shards that are written anew.
+
+A source gives its rows some at a time: what is known of them, with their descriptors, and once more their
+images. What is known has the columns id · label · path · further ones; the row's number is added when the
+shard is written.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_retrieval.descriptors import DescriptorKind, Descriptors, Form
+from ray_retrieval.search.columns import descriptors_in
+from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.shard import Shard, aligned
+from ray_retrieval.storage import digest, fingerprint
+
+Rows = npt.NDArray[np.int64]
+
+_ROWS_AT_ONCE, _SETS_AT_ONCE = 1 << 16, 1 << 10
+_IMAGES_AT_ONCE = 512
+
+
+class RowSource(Protocol):
+    """Rows to write.
+
+    Attributes:
+        form: of their descriptors.
+        schema: types of what is known of them, of all rows.
+        fingerprint: stands for all that they are.
+    """
+
+    form: Form
+    schema: pa.Schema
+    fingerprint: str
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
+        """What is known of the rows from one place to another, with their descriptors, in order."""
+        ...
+
+    def holds_images(self, start: int, stop: int) -> bool:
+        """Whether any of these rows may have its image as bytes."""
+        ...
+
+    def images(self, start: int, stop: int) -> Iterator[pa.ChunkedArray]:
+        """The images of these rows as bytes, null where there are none."""
+        ...
+
+
+class EmbeddedRows:
+    """Rows of embeddings: all of them, or some.
+
+    Args:
+        embeddings: their directory.
+        kept: int64, ascending: the rows to write; None: all.
+        labels: int64: the class number to write for each one of the embeddings; None: the same.
+    """
+
+    def __init__(
+        self, embeddings: Embeddings, *, kept: Rows | None = None, labels: Rows | None = None
+    ) -> None:
+        self.form, self._embeddings, self._labels = embeddings.form, embeddings, labels
+        self._kept = np.arange(embeddings.rows) if kept is None else kept
+        self._columns = [name for name in embeddings.schema.names if name not in ("row", "image")]
+        self._before = np.cumsum([0, *(part["rows"] for part in embeddings.parts)])
+        self.schema = _known(embeddings)
+        self.fingerprint = embeddings.fingerprint
+        if kept is not None or labels is not None:
+            changes = [None if array is None else digest(array.tobytes()) for array in (kept, labels)]
+            self.fingerprint = fingerprint([embeddings.fingerprint, *changes])
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
+        for number, places in self._parts(start, stop):
+            table = self._embeddings.read_part(number, [*self._columns, "image.path"])
+            table = _taken(table, places)
+            yield self._what_is_known(table), descriptors_in(table, self.form)
+
+    def holds_images(self, start: int, stop: int) -> bool:
+        return any(self._embeddings.parts[number]["images"] for number, _ in self._parts(start, stop))
+
+    def images(self, start: int, stop: int) -> Iterator[pa.ChunkedArray]:
+        for number, places in self._parts(start, stop):
+            table = _taken(self._embeddings.read_part(number, ["image.bytes"]), places)
+            yield pc.struct_field(table["image"], "bytes")
+
+    def _parts(self, start: int, stop: int) -> Iterator[tuple[int, Rows]]:
+        """The parts that hold the rows, and the rows' places there."""
+        wanted = self._kept[start:stop]
+        cuts = np.searchsorted(wanted, self._before)
+        for number in range(len(self._before) - 1):
+            some = wanted[cuts[number] : cuts[number + 1]]
+            if len(some):
+                yield number, some - self._before[number]
+
+    def _what_is_known(self, table: pa.Table) -> pa.Table:
+        label = table["label"].cast(self.schema.field("label").type)
+        columns = {
+            "id": table["id"],
+            "label": label if self._labels is None else _renamed(label, self._labels),
+            "path": pc.struct_field(table["image"], "path"),
+        }
+        for name in self.schema.names[len(columns) :]:
+            columns[name] = table[name].cast(self._embeddings.schema.field(name).type)
+        return pa.table(columns)
+
+
+@dataclass
+class ShardRows:
+    """Rows of shards, to be written anew.
+
+    Attributes:
+        shards: opened, in ascending order of rows.
+        rows: int64, ascending: numbers of the rows to write.
+        form: of their descriptors.
+        schema: of the whole index, without the row's number.
+        fingerprint: stands for all that they are.
+    """
+
+    shards: Sequence[Shard]
+    rows: Rows
+    form: Form
+    schema: pa.Schema
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
+        step = _SETS_AT_ONCE if self.form.kind is DescriptorKind.LOCAL else _ROWS_AT_ONCE
+        for shard, places in self._places(start, stop, step):
+            known = shard.records.take(pa.array(places))
+            yield aligned(known, self.schema), shard.descriptors(places)
+
+    def holds_images(self, start: int, stop: int) -> bool:
+        return any(shard.holds_images for shard, _ in self._places(start, stop, _ROWS_AT_ONCE))
+
+    def images(self, start: int, stop: int) -> Iterator[pa.ChunkedArray]:
+        for shard, places in self._places(start, stop, _IMAGES_AT_ONCE):
+            images = [shard.image(place) for place in places.tolist()]
+            yield pa.chunked_array([pa.array(images, pa.large_binary())])
+
+    def _places(self, start: int, stop: int, step: int) -> Iterator[tuple[Shard, Rows]]:
+        wanted = self.rows[start:stop]
+        for shard in self.shards:
+            first = shard.entry.first_row
+            low, high = np.searchsorted(wanted, [first, first + shard.entry.rows])
+            for cut in range(low, high, step):
+                yield shard, wanted[cut : min(cut + step, high)] - first
+
+
+def _known(embeddings: Embeddings) -> pa.Schema:
+    """Types of what is known of the rows of embeddings."""
+    left_out = {"row", "image", "id", "label", *embeddings.descriptor_columns}
+    further = [field for field in embeddings.schema if field.name not in left_out]
+    label = embeddings.schema.field("label")
+    return pa.schema([pa.field("id", pa.string()), label, pa.field("path", pa.string()), *further])
+
+
+def _taken(table: pa.Table, places: Rows) -> pa.Table:
+    """Rows of a table at some places; without a copy where they follow each other."""
+    first, last = int(places[0]), int(places[-1])
+    if last - first + 1 == len(places):
+        return table.slice(first, len(places))
+    return table.take(pa.array(places))
+
+
+def _renamed(label: pa.ChunkedArray, numbers: Rows) -> Any:
+    """Labels with other numbers of classes: one each, several, or none."""
+    moved, column = pa.array(numbers), label.combine_chunks()
+    if pa.types.is_null(column.type):
+        return label
+    if not pa.types.is_list(column.type):
+        return pa.chunked_array([moved.take(column)])
+    offsets, mask = column.offsets, pc.is_null(column) if column.null_count else None
+    items = moved.take(column.values)
+    return pa.chunked_array([pa.ListArray.from_arrays(offsets, items, mask=mask)])

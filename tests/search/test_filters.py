@@ -1,0 +1,196 @@
+"""Filters: what they mean, against a naive reading of each row, and what is no filter."""
+
+import datetime
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_retrieval.errors import QueryError
+from ray_retrieval.search.filters import Among, Either, Every, Filter, IsNull, Not, Ordered, Value
+
+NAMES = ["cat", "dog", "red fox", "7"]
+ROWS = pa.RecordBatch.from_pydict(
+    {
+        "id": pa.array(["a", "b", "10", "c d", "it's"], pa.large_string()),
+        "label": pa.array([0, 1, 2, None, 7], pa.int64()),
+        "price": pa.array([1.5, None, 10, 20, float("nan")], pa.float64()),
+        "size": pa.array([1, 2, 3, None, 2**40], pa.int64()),
+        "tags": pa.array([["x"], [], None, ["x", "y"], ["y", None]], pa.list_(pa.string())),
+        "fine": pa.array([True, False, None, True, False]),
+        "day": pa.array([datetime.date(2020, 1, day) for day in range(1, 6)]),
+        "raw": pa.array([b"1"] * 5, pa.large_binary()),
+    }
+)
+
+
+def passing(text, rows=ROWS, schema=None, names=NAMES):
+    return [
+        row
+        for row, passes in enumerate(Filter.parse(text).mask(rows, schema or rows.schema, names))
+        if passes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("label = dog", [1]),
+        ("label in (cat, 'red fox', 7)", [0, 2, 4]),
+        ("label = '7'", []),  # the class of that name is number 3
+        ("label != cat", [1, 2, 4]),
+        ("label is null", [3]),
+        ("not label is null and label >= 2", [2, 4]),
+        ("price >= 10 and price < 20", [2]),
+        ("price<20", [0, 2]),
+        ("not price < 20", [3, 4]),  # NaN is known, and not below 20
+        ("price != 10", [0, 3, 4]),
+        ("price in (10, 1.5)", [0, 2]),
+        ("size = 1.0 or size > 2.5", [0, 2, 4]),
+        ("size in (1.5)", []),
+        ("size > -1e3", [0, 1, 2, 4]),
+        ("id = a", [0]),
+        ("id = 10", [2]),
+        ("id in ('c d', 'it''s')", [3, 4]),
+        ('id = "it\'s"', [4]),
+        ("id < b", [0, 2]),
+        ("tags = x", [0, 3]),
+        ("tags != x", [1, 4]),
+        ("tags in (y, z)", [3, 4]),
+        ("tags is null", [2]),
+        ("fine = true", [0, 3]),
+        ("NOT fine = TRUE", [1, 4]),
+        ("day >= 2020-01-03 AND day != '2020-01-04'", [2, 4]),
+        ("not (label = cat or label = dog)", [2, 4]),
+        ("label = cat or label = dog and price = 1", [0]),
+        ("(label = cat or label = dog) and price = 1", []),
+        ("'price' is not null", [0, 2, 3, 4]),
+        ("size not in (1, 2)", [2, 4]),
+    ],
+)
+def test_by_hand(text, rows):
+    assert passing(text) == rows
+
+
+def test_an_image_of_several_classes_is_of_each():
+    rows = pa.RecordBatch.from_pydict({"label": pa.array([[0, 2], [1], [], None], pa.list_(pa.int64()))})
+    assert passing("label = cat", rows) == [0]
+    assert passing("label in (dog, 'red fox')", rows) == [0, 1]
+    assert passing("label != cat", rows) == [1, 2]
+    assert passing("not label = cat and label is not null", rows.slice(1)) == [0, 1]
+
+
+def test_a_column_that_these_rows_lack_is_null():
+    schema = pa.schema([*ROWS.schema, ("later", pa.int64())])
+    assert passing("later is null", schema=schema) == [0, 1, 2, 3, 4]
+    assert passing("later = 3 or not later = 3", schema=schema) == []
+    nothing = pa.RecordBatch.from_pydict({"label": pa.nulls(2)})
+    assert passing("label = 3", nothing) == []
+    assert passing("label is null", nothing) == [0, 1]
+    assert passing("label = cat", ROWS.slice(0, 0)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "has the end, expected a column"),
+        ("label", "the end after 'label', expected =, "),
+        ("label =", "the end after 'label =', expected a value"),
+        ("label = cat dog", "'dog' after 'label = cat', expected 'and', 'or' or the end"),
+        ("label in cat", "'cat' after 'label in', expected '\\('"),
+        ("label in ()", "expected a value"),
+        ("label in (cat dog)", "expected ',' or '\\)'"),
+        ("(label = cat", "the end .* expected 'and', 'or' or '\\)'"),
+        ("label = and", "'and' after 'label =', expected a value"),
+        ("label = 'cat", "a quote is not closed"),
+        ("label = !", "'!' means nothing"),
+        ("not", "expected a column"),
+        ("(" * 60 + "label = cat" + ")" * 60, "nested at most 50"),
+        ("lable = cat", "no column 'lable' .did you mean 'label'"),
+        ("colour = red", "no column 'colour' .there are: id, label, price"),
+        ("label = dgo", "no class 'dgo' .did you mean 'dog'"),
+        ("label = 1.5", "no class '1.5'"),
+        ("price = cheap", "column 'price' holds numbers, 'cheap' is none"),
+        ("size = '3'", "holds numbers, '3' is none"),
+        ("tags < x", "holds lists, which are not below"),
+        ("raw = 1", "column 'raw' holds large_binary, '1' is none"),
+        ("day = someday", "column 'day' holds date32"),
+        ("fine = maybe", "column 'fine' holds bool"),
+        ("size = 99999999999999999999", "column 'size' holds int64"),
+    ],
+)
+def test_what_is_no_filter_is_refused(text, message):
+    with pytest.raises(QueryError, match=message) as caught:
+        passing(text)
+    assert "\n" not in str(caught.value)
+
+
+values = st.integers(-2, 4).map(lambda number: Value(str(number), False))
+leaves = st.one_of(
+    st.builds(Among, st.sampled_from(["one", "many"]), st.lists(values, min_size=1, max_size=3).map(tuple)),
+    st.builds(Ordered, st.just("one"), st.sampled_from(["<", "<=", ">", ">="]), values),
+    st.builds(IsNull, st.sampled_from(["one", "many"])),
+)
+pairs = st.deferred(lambda: st.lists(conditions, min_size=2, max_size=3).map(tuple))
+conditions = st.recursive(
+    leaves,
+    lambda inner: st.one_of(st.builds(Not, inner), st.builds(Every, pairs), st.builds(Either, pairs)),
+    max_leaves=8,
+)
+
+
+def truth(condition, row):
+    """True, False, or None where it is neither."""
+    if isinstance(condition, Not):
+        inner = truth(condition.condition, row)
+        return None if inner is None else not inner
+    if isinstance(condition, Every | Either):
+        parts = [truth(part, row) for part in condition.conditions]
+        decides = isinstance(condition, Either)
+        return decides if decides in parts else None if None in parts else not decides
+    held = row[condition.column]
+    if isinstance(condition, IsNull):
+        return held is None
+    if held is None:
+        return None
+    if isinstance(condition, Among):
+        items = held if isinstance(held, list) else [held]
+        return any(item == value.number for item in items for value in condition.values)
+    value = condition.value.number
+    return {"<": held < value, "<=": held <= value, ">": held > value, ">=": held >= value}[condition.sign]
+
+
+def said(condition):
+    """A condition as text."""
+    if isinstance(condition, Not):
+        return f"not ({said(condition.condition)})"
+    if isinstance(condition, Every | Either):
+        word = " and " if isinstance(condition, Every) else " OR "
+        return "(" + word.join(map(said, condition.conditions)) + ")"
+    if isinstance(condition, IsNull):
+        return f"{condition.column} is null"
+    if isinstance(condition, Ordered):
+        return f"{condition.column}{condition.sign}{condition.value.text}"
+    return f"{condition.column} in ({', '.join(value.text for value in condition.values)})"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    conditions,
+    st.lists(
+        st.fixed_dictionaries(
+            {
+                "one": st.none() | st.integers(-2, 4),
+                "many": st.none() | st.lists(st.integers(-2, 4), max_size=3),
+            }
+        ),
+        max_size=6,
+    ),
+)
+def test_as_a_naive_reading_of_each_row(condition, rows):
+    batch = pa.RecordBatch.from_pylist(
+        rows, schema=pa.schema([("one", pa.int64()), ("many", pa.list_(pa.int64()))])
+    )
+    expected = [number for number, row in enumerate(rows) if truth(condition, row) is True]
+    assert passing(said(condition), batch) == expected

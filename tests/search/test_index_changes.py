@@ -1,0 +1,616 @@
+"""Rows are added to an index, removed and written anew, in versions that appear whole or not at all."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from search_parts import KilledError, draw_codes, draw_images, draw_local, draw_vectors, files_in, write
+from soak_parts import killed_at
+
+from ray_retrieval.descriptors import Codes, Vectors, concatenate
+from ray_retrieval.errors import ArtefactError, DataError, QueryError
+from ray_retrieval.search import (
+    NO_ROW,
+    Index,
+    add,
+    build,
+    compact,
+    prune,
+    remove,
+    rerank,
+    rollback,
+    structures,
+    versions,
+)
+from ray_retrieval.search import approximate as faiss_search
+from ray_retrieval.search.approximate import ApproximateConfig
+from ray_retrieval.search.lock import writing_alone
+from ray_retrieval.search.manifest import publish, read_current
+from ray_retrieval.search.votes import LocalSearchConfig
+from ray_retrieval.storage import Folder
+
+ROWS, MORE, BITS = 60, 14, 12
+
+
+def images_of(count, start=0, **columns):
+    table = draw_images(start + count).slice(start)
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    return table
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An index of 60 rows in three shards, embeddings of 14 more, and of 74 at once."""
+    folder = tmp_path_factory.mktemp("changes")
+    codes = draw_codes(ROWS + MORE, BITS, distinct=30)
+    write(folder / "first", codes.take(np.arange(ROWS)), draw_images(ROWS))
+    write(folder / "more", codes.take(np.arange(ROWS, ROWS + MORE)), images_of(MORE, ROWS))
+    write(folder / "all", codes, draw_images(ROWS + MORE))
+    build(folder / "first", folder / "index", shards=3)
+    return folder
+
+
+@pytest.fixture
+def index(made, tmp_path):
+    return shutil.copytree(made / "index", tmp_path / "index")
+
+
+@pytest.fixture(scope="module")
+def queries():
+    return draw_codes(9, BITS, seed=3)
+
+
+def assert_same(found, expected):
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.distances, expected.distances)
+
+
+def contents(index, name):
+    """Bytes of the files of a name, in the order of the shards."""
+    opened = Index.open(index)
+    return [(index / shard.folder / name).read_bytes() for shard in opened.manifest.shards]
+
+
+# Adding
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_added_rows_are_as_if_they_had_been_there(made, index, queries, shards):
+    seen = []
+    change = add(index, made / "more", shards=shards, progress=seen.append)
+    assert (change.changed, change.added, change.removed, seen[-1]) == (True, MORE, 0, MORE)
+    manifest = change.manifest
+    assert (manifest.number, manifest.parent, manifest.operation) == (2, 1, "add 14 rows")
+    assert (manifest.rows, manifest.next_row, len(manifest.shards)) == (74, 74, 3 + shards)
+    build(made / "all", index.parent / "whole")
+    opened, whole = Index.open(index, check="content"), Index.open(index.parent / "whole")
+    assert opened.verify()
+    assert_same(opened.search(queries, 20), whole.search(queries, 20))
+    assert opened.records(np.arange(74)) == whole.records(np.arange(74))
+    assert [opened.image_bytes(row) for row in (0, 60, 73)] == [whole.image_bytes(row) for row in (0, 60, 73)]
+    assert opened.row_of("image-0070") == 70
+
+
+def test_an_id_that_is_there_is_refused_or_replaced(made, index, queries, tmp_path):
+    codes = draw_codes(6, BITS, seed=7)
+    again = write(tmp_path / "again", codes, images_of(6, 57))
+    before = files_in(index)
+    with pytest.raises(DataError, match=r"3 of the ids .* already: 'image-0057', 'image-0058', 'image-0059'"):
+        add(index, again)
+    assert files_in(index) == before
+    change = add(index, again, replace=True)
+    assert (change.added, change.removed) == (6, 3)
+    assert change.manifest.operation == "add 6 rows, 3 of them replaced"
+    opened = Index.open(index)
+    assert (opened.rows, opened.deleted, opened.row_of("image-0058")) == (63, 3, 61)
+    assert opened.living().tolist() == [*range(57), *range(60, 66)]
+    assert not np.isin(opened.search(queries, 66).rows, [57, 58, 59]).any()
+    np.testing.assert_array_equal(opened.descriptors([61]).data, codes.data[1:2])
+    for read in (opened.records, opened.descriptors):
+        with pytest.raises(QueryError, match="row 58 was removed"):
+            read([58])
+    names = pa.array(["a", "b", "c", "a", "b"])
+    twice = draw_images(5).set_column(0, "id", names)
+    with pytest.raises(DataError, match="2 ids come more than once: 'a', 'b'"):
+        add(index, write(tmp_path / "twice", draw_codes(5, BITS), twice))
+
+
+def test_images_that_are_there_byte_for_byte_are_left_out(made, index, tmp_path):
+    change = add(index, made / "all", skip_duplicates=True)
+    assert (change.added, change.skipped) == (MORE, ROWS)
+    again = add(index, made / "all", skip_duplicates=True)
+    assert (again.changed, again.skipped, again.manifest.number) == (False, ROWS + MORE, 2)
+    # Under other ids, by their files, of which one is gone, and one of the same length as another.
+    folder = tmp_path / "files"
+    folder.mkdir()
+    texts = {"new": b"bytes of x", "same": b"bytes of 5", "again": b"bytes of x", "gone": None}
+    for name, text in texts.items():
+        if text is not None:
+            (folder / name).write_bytes(text)
+    images = draw_images(4).set_column(0, "id", pa.array(list(texts)))
+    paths = [{"bytes": None, "path": str(folder / name)} for name in texts]
+    images = images.set_column(1, "image", pa.array(paths, images["image"].type))
+    change = add(index, write(tmp_path / "by-path", draw_codes(4, BITS), images), skip_duplicates=True)
+    assert (change.added, change.skipped) == (2, 2)
+    last = change.manifest.next_row - np.array([2, 1])
+    assert Index.open(index).records(last)["id"].to_pylist() == ["new", "gone"]
+
+
+def test_without_images_vectors_tell_duplicates(tmp_path):
+    vectors = draw_vectors(9, 4)
+    for name, rows in (("first", slice(0, 6)), ("more", slice(4, 9))):
+        table = draw_images(9, inline=False)
+        table = table.slice(rows.start, rows.stop - rows.start)
+        names = pa.array([f"{name}-{row}" for row in range(len(table))])
+        write(tmp_path / name, Vectors(vectors.data[rows]), table.set_column(0, "id", names))
+    build(tmp_path / "first", tmp_path / "index")
+    change = add(tmp_path / "index", tmp_path / "more", skip_duplicates=True)
+    assert (change.added, change.skipped) == (3, 2)
+
+
+def test_classes_are_told_by_their_names(tmp_path):
+    names = {"first": ["cat", "dog"], "more": ["ant", "dog", "cat"], "less": ["dog"]}
+    for number, (name, classes) in enumerate(names.items()):
+        label = pa.array([[0], [0, len(classes) - 1], None], pa.list_(pa.int64()))
+        ids = pa.array([f"{name}-{row}" for row in range(3)])
+        images = draw_images(3).set_column(0, "id", ids).set_column(2, "label", label)
+        write(tmp_path / name, draw_codes(3, 8, seed=number), images, class_names=classes)
+    build(tmp_path / "first", tmp_path / "index")
+    add(tmp_path / "index", tmp_path / "more")
+    add(tmp_path / "index", tmp_path / "less")
+    index = Index.open(tmp_path / "index")
+    assert index.class_names == ["cat", "dog", "ant"]
+    labels = index.records(np.arange(9))["label"].to_pylist()
+    assert labels == [[0], [0, 1], None, [2], [2, 0], None, [1], [1, 1], None]
+    assert index.living("label = ant").tolist() == [3, 4]
+    unnamed = write(tmp_path / "unnamed", draw_codes(3, 8), images_of(3, 50))
+    with pytest.raises(DataError, match="of the index have names, those of the embeddings are numbers"):
+        add(tmp_path / "index", unnamed)
+    unlabelled = draw_images(13, label="none").slice(10)
+    assert add(tmp_path / "index", write(tmp_path / "unlabelled", draw_codes(3, 8), unlabelled)).changed
+
+
+def test_columns_may_come_later_but_not_change_their_kind(made, index, tmp_path):
+    images = images_of(3, 80, price=pa.array([1, 2, None]), note=pa.array(["a", None, "c"]))
+    add(index, write(tmp_path / "priced", draw_codes(3, BITS), images))
+    opened = Index.open(index)
+    assert opened.info()["columns"] == ["row", "id", "label", "path", "price", "note"]
+    assert opened.records([61, 0])["price"].to_pylist() == [2, None]
+    assert opened.records([0])["note"].to_pylist() == [None]
+    assert opened.living("price < 2 or note = c").tolist() == [60, 62]
+    hits = opened.search(draw_codes(2, BITS), 5, where="price is not null").rows
+    assert set(hits.ravel().tolist()) == {60, 61, NO_ROW}
+    compact(index)
+    assert Index.open(index).records([61, 0])["price"].to_pylist() == [2, None]
+    wrong = images_of(3, 90, price=pa.array([[1], [2], [3]]))
+    with pytest.raises(DataError, match="column 'price' holds int64 in the index and list"):
+        add(index, write(tmp_path / "wrong", draw_codes(3, BITS), wrong))
+
+
+def test_what_does_not_fit_is_refused(made, index, tmp_path):
+    other = write(tmp_path / "other", draw_codes(3, BITS), images_of(3, 90), model="model-b")
+    with pytest.raises(ArtefactError, match="of model model-a, the embeddings are of model model-b"):
+        add(index, other)
+    wide = write(tmp_path / "wide", draw_codes(3, 16), images_of(3, 90))
+    with pytest.raises(ArtefactError, match="of form 12-bit codes, the embeddings are of form 16-bit codes"):
+        add(index, wide)
+    with pytest.raises(ArtefactError, match="no index here"):
+        add(tmp_path / "nowhere", made / "more")
+    assert not (tmp_path / "nowhere").exists()
+
+
+# Removing and compacting
+
+
+def test_removed_rows_are_as_if_they_had_never_been(made, index, queries):
+    gone = [f"image-{row:04d}" for row in (0, 7, 8, 9, 59)]
+    assert remove(index, gone[:2], dry_run=True).removed == 2
+    assert versions(index)[0]["version"] == 1
+    change = remove(index, gone)
+    assert (change.manifest.rows, change.manifest.next_row) == (55, 60)
+    assert change.manifest.operation == "remove 5 rows"
+    stored = np.fromfile(index / change.manifest.deletes.file, "<i8")
+    assert stored.tolist() == [0, 7, 8, 9, 59]
+    left = np.setdiff1d(np.arange(ROWS), stored)
+    first = Index.open(made / "first/../index").descriptors(left)
+    kept = Codes(first.data, BITS)
+    alone = index.parent / "alone"
+    build(write(index.parent / "left", kept, draw_images(ROWS).take(left)), alone, shards=2)
+    opened, expected = Index.open(index, threads=2), Index.open(alone)
+    for k in (1, 10, 55, 70):
+        hits = expected.search(queries, k)
+        rows = np.where(hits.rows == NO_ROW, NO_ROW, left[hits.rows])
+        found = opened.search(queries, k)
+        np.testing.assert_array_equal(found.rows, rows)
+        np.testing.assert_array_equal(found.distances, hits.distances)
+    np.testing.assert_array_equal(opened.descriptors().data, kept.data)
+    groups = [Index.open(index, shards=group).search(queries, 60) for group in ([0, 2], [1])]
+    assert sorted({*groups[0].rows.ravel(), *groups[1].rows.ravel()} - {NO_ROW}) == left.tolist()
+    # Compacted, it is the other one, file for file.
+    assert compact(index, dry_run=True).changed
+    change = compact(index, shards=2)
+    assert (change.manifest.rows, change.manifest.next_row, change.manifest.deletes) == (55, 55, None)
+    assert_same(Index.open(index).search(queries, 60), expected.search(queries, 60))
+    for name in ("codes.bin", "rows.arrow"):
+        assert contents(index, name) == contents(alone, name)
+    assert [Index.open(index).image_bytes(row) for row in range(55)] == [
+        expected.image_bytes(row) for row in range(55)
+    ]
+    assert Index.open(index).manifest.self_test == expected.manifest.self_test
+    again = compact(index, shards=2)
+    assert (again.changed, again.manifest.number) == (False, 3)
+
+
+def test_rows_are_removed_by_a_filter(index):
+    assert remove(index, where="label in (2, 3) and id < image-0030").removed == 8
+    assert Index.open(index).living("label = 2").tolist() == [30, 37, 44, 51, 58]
+    assert not remove(index, where="label = 99").changed
+
+
+def test_what_cannot_be_removed_is_refused(index):
+    before = files_in(index)
+    with pytest.raises(QueryError, match="no row of 2 of the ids: 'a', 'b'"):
+        remove(index, ["image-0001", "b", "a"])
+    with pytest.raises(QueryError, match="all 60 rows would be removed"):
+        remove(index, where="label >= 0")
+    for wrong in ({}, {"ids": ["image-0001"], "where": "label = 0"}):
+        with pytest.raises(QueryError, match="one of the two"):
+            remove(index, **wrong)
+    assert files_in(index) == before
+    remove(index, ["image-0001"])
+    with pytest.raises(QueryError, match="no row of 1 of the ids: 'image-0001'"):
+        remove(index, ["image-0001"])
+
+
+# Versions
+
+
+def test_versions_are_a_line_that_can_be_gone_back(made, index, queries):
+    hits = [Index.open(index).search(queries, 9)]
+    add(index, made / "more")
+    remove(index, ["image-0003"])
+    hits.append(Index.open(index).search(queries, 9))
+    assert rollback(index).manifest.operation == "rollback to 2"
+    assert rollback(index, 1).manifest.number == 5
+    assert_same(Index.open(index).search(queries, 9), hits[0])
+    assert_same(Index.open(index, version=3).search(queries, 9), hits[1])
+    assert Index.open(index).verify()[1] == "4 earlier versions, and the checksums of their manifests agree"
+    listed = versions(index)
+    assert [found["version"] for found in listed] == [5, 4, 3, 2, 1]
+    assert [found["operation"] for found in listed] == [
+        "rollback to 1",
+        "rollback to 2",
+        "remove 1 row",
+        "add 14 rows",
+        "build",
+    ]
+    assert [found["rows"] for found in listed] == [60, 74, 73, 74, 60]
+    assert not rollback(index, 5).changed
+    with pytest.raises(ArtefactError, match="no version 9; there are: 1, 2, 3, 4, 5"):
+        rollback(index, 9)
+    # After adding again, rows have the numbers that others had.
+    add(index, made / "more", shards=2)
+    assert Index.open(index).verify()
+    assert [len(Index.open(index, version=number).manifest.shards) for number in (2, 6)] == [4, 5]
+
+
+def test_a_first_version_has_none_before_it(index):
+    with pytest.raises(ArtefactError, match="one version only"):
+        rollback(index)
+
+
+def test_a_change_of_an_earlier_manifest_is_found_out(index):
+    remove(index, ["image-0003"])
+    path = index / "manifest-000001.json"
+    path.write_text(path.read_text().replace('"rows": 20', '"rows": 21', 1))
+    for use in (lambda: rollback(index), lambda: versions(index), Index.open(index).verify):
+        with pytest.raises(ArtefactError, match=r"manifest-000001\.json: damaged: its checksum"):
+            use()
+    assert Index.open(index).rows == 59
+
+
+def test_pruning_deletes_what_no_version_needs(made, index, queries):
+    add(index, made / "more")
+    remove(index, ["image-0003"])
+    reader = Index.open(index)
+    hits = reader.search(queries, 9)
+    change = compact(index, keep=1)
+    assert (change.pruned.versions, change.pruned.kept) == ([3, 2, 1], [4])
+    assert [found["version"] for found in versions(index)] == [4]
+    assert len(list(index.glob("shards/*"))) == len(change.manifest.shards)
+    assert list(index.glob("deletes/*")) == []
+    assert_same(reader.search(queries, 9), hits)
+    (index / "README").write_text("mine")
+    (index / "manifest-notes.txt").write_text("mine")
+    (index / "shards" / "half").mkdir()
+    for name in ("shards/half/codes.bin.tmp-1", "deletes/0.bin", "manifest-000009.json", "CURRENT.tmp-2"):
+        (index / name).parent.mkdir(exist_ok=True)
+        (index / name).write_bytes(b"left behind")
+    expected = prune(index, dry_run=True)
+    assert (expected.files, expected.bytes, expected.versions) == (4, 44, [])
+    assert (index / "manifest-000009.json").exists()
+    assert prune(index) == expected
+    assert not (index / "shards" / "half").exists()
+    assert (index / "README").exists()
+    assert (index / "manifest-notes.txt").exists()
+    assert prune(index).files == 0
+    assert Index.open(index).verify()
+    with pytest.raises(QueryError, match="at least the current version is kept"):
+        prune(index, 0)
+
+
+def test_where_there_are_no_locks_recent_files_are_spared(index, monkeypatch):
+    for name in ("shards/x/codes.bin", "deletes/0.bin"):
+        (index / name).parent.mkdir(exist_ok=True)
+        (index / name).write_bytes(b"of another writer")
+    remove(index, ["image-0003"])
+    monkeypatch.setattr(Folder, "is_local", False)
+    pruned = prune(index, 1)
+    assert (pruned.versions, pruned.spared) == ([1], 2)
+    assert (index / "deletes" / "0.bin").exists()
+
+
+OPERATIONS = {
+    "add": lambda index, made: add(index, made / "more", shards=2),
+    "replace": lambda index, made: add(index, made / "again", replace=True),
+    "remove": lambda index, made: remove(index, ["image-0005", "image-0033"]),
+    "compact": lambda index, made: compact(index),
+    "rollback": lambda index, made: rollback(index),
+    "prune": lambda index, made: prune(index, 1),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_killed_anywhere_the_version_before_stays_and_the_same_again_succeeds(made, tmp_path, queries, name):
+    start = shutil.copytree(made / "index", tmp_path / "start")
+    write(made / "again", draw_codes(3, BITS, seed=1), images_of(3, 30))
+    remove(start, ["image-0001", "image-0059"])
+    add(start, write(tmp_path / "one", draw_codes(2, BITS, seed=2), images_of(2, 90)))
+    whole = shutil.copytree(start, tmp_path / "whole")
+    OPERATIONS[name](whole, made)
+    expected = files_in(whole)
+    hits, version = Index.open(start).search(queries, 20), Index.open(start).version
+    for number in range(1, 100):
+        index = shutil.copytree(start, tmp_path / f"killed-{number}")
+        try:
+            with killed_at(number):
+                OPERATIONS[name](index, made)
+            break
+        except KilledError:
+            pass
+        opened = Index.open(index)
+        if opened.version == version:
+            assert_same(opened.search(queries, 20), hits)
+            OPERATIONS[name](index, made)
+        else:
+            # Published: what is left to do is to delete what is no longer needed.
+            assert opened.version == version + 1
+        assert Index.open(index).verify()
+        prune(index, 1 if name == "prune" else 9 if name != "compact" else 2)
+        assert files_in(index) == expected
+        shutil.rmtree(index)
+    assert number >= 3
+
+
+# Writers
+
+
+def test_a_second_writer_is_told_who_is_writing(made, index):
+    with writing_alone(Folder(index), "compact"):
+        uses = [
+            lambda: add(index, made / "more"),
+            lambda: build(made / "first", index),
+            lambda: prune(index),
+        ]
+        for use in uses:
+            with pytest.raises(ArtefactError, match=r"at work: 'compact', process \d+ on .+ since \d{4}-"):
+                use()
+        assert Index.open(index).rows == 60
+    assert not (index / ".lock").exists()
+    assert add(index, made / "more").changed
+
+
+def test_the_lock_of_a_dead_writer_is_free_at_once(index):
+    program = textwrap.dedent(
+        """
+        import os, sys
+        from ray_retrieval.search.lock import writing_alone
+        from ray_retrieval.storage import Folder
+        with writing_alone(Folder(sys.argv[1]), "add"):
+            os._exit(9)
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(index)], check=False).returncode == 9
+    assert json.loads((index / ".lock").read_text())["operation"] == "add"
+    assert remove(index, ["image-0003"]).changed
+    assert not (index / ".lock").exists()
+
+
+def test_a_version_published_meanwhile_is_found_out_without_a_lock(made, index, monkeypatch):
+    """As on a store that has none: just before the pointer is replaced."""
+    monkeypatch.setattr(Folder, "is_local", False)
+    folder, mine = Folder(index), read_current(Folder(index))
+    publish(folder, mine, parent=1)
+    for parent in (1, None):
+        with pytest.raises(ArtefactError, match=r"version 2 was published meanwhile \(run it again\)"):
+            publish(folder, mine, parent=parent)
+    assert Index.open(index).version == 2
+    assert Index.open(index).verify()
+
+
+def test_a_version_pruned_while_it_is_opened_is_opened_anew(made, index, monkeypatch):
+    stale = read_current(Folder(index))
+    remove(index, ["image-0003"])
+    compact(index, keep=1)
+    found = iter([stale])
+    current = read_current(Folder(index))
+    monkeypatch.setattr("ray_retrieval.search.index.read_current", lambda _: next(found, current))
+    assert Index.open(index).version == 3
+
+
+# Approximate searches and local features
+
+
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory):
+    """Embeddings of 600 vectors, of 40, and of 100 more, and an approximate index of the first."""
+    folder = tmp_path_factory.mktemp("clustered")
+    generator = np.random.default_rng(0)
+    drawn = draw_vectors(30, 8).data[generator.integers(0, 30, 740)]
+    drawn = drawn + generator.normal(0, 0.1, drawn.shape).astype(np.float32)
+    vectors = Vectors(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    for name, start, stop in (("first", 0, 600), ("few", 600, 640), ("many", 640, 740)):
+        write(
+            folder / name, vectors.take(np.arange(start, stop)), images_of(stop - start, start), part_rows=300
+        )
+    config = ApproximateConfig(search="IVF8,PQ4x4fs", nprobe=2, recall_queries=50)
+    build(folder / "first", folder / "index", shards=2, approximate=config)
+    return folder, vectors
+
+
+def test_few_added_rows_are_searched_exactly_and_many_are_filled_in(clustered, tmp_path):
+    made, vectors = clustered
+    index = shutil.copytree(made / "index", tmp_path / "index")
+    manifest = add(index, made / "few").manifest
+    assert [file is None for file in manifest.approximate.files] == [False, False, True]
+    found = Index.open(index).search(vectors.take(np.arange(600, 640)), 1)
+    assert found.rows[:, 0].tolist() == list(range(600, 640))
+    assert Index.open(index).verify()
+    manifest = add(index, made / "many").manifest
+    assert None not in manifest.approximate.files
+    assert len(list(index.glob("approximate/*/*.faiss"))) == 4
+    gone = [f"image-{row:04d}" for row in range(0, 300)]
+    remove(index, gone)
+    opened = Index.open(index)
+    hits = opened.search(vectors.take(np.arange(0, 740, 20)), 10)
+    assert (hits.rows >= 300).all()
+    exact = opened.search(vectors.take(np.arange(0, 740, 20)), 10, exact=True)
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(exact.rows, hits.rows, strict=True)]) > 0.8
+    change = compact(index)
+    assert len(change.manifest.shards) == 2
+    assert change.manifest.approximate.key == manifest.approximate.key
+    assert change.manifest.approximate.recall.value > 0.8
+    assert Index.open(index, check="content").verify()
+    hits = Index.open(index).search(vectors.take(np.arange(300, 740, 20)), 1)
+    assert hits.rows[:, 0].tolist() == list(range(0, 440, 20))
+
+
+def test_one_row_may_be_left_of_an_approximate_index(clustered, tmp_path):
+    made, vectors = clustered
+    index = shutil.copytree(made / "index", tmp_path / "index")
+    remove(index, where="id != image-0007")
+    assert compact(index).manifest.rows == 1
+    assert Index.open(index).search(vectors.take(np.array([7])), 3).rows.tolist() == [[0, NO_ROW, NO_ROW]]
+
+
+def test_compacting_fills_in_what_was_left_out(clustered, tmp_path):
+    made, _ = clustered
+    index = shutil.copytree(made / "index", tmp_path / "index")
+    add(index, made / "few")
+    assert compact(index, dry_run=True).changed
+    assert None not in compact(index).manifest.approximate.files
+
+
+@pytest.mark.parametrize(
+    "factory",
+    ["IVF8,Flat", "IVF8,PQ4x4fs", "PQ4x4fs", "HNSW8", "SQ8", "PCAR4,IVF4,SQ8", "IVF4,PQ4x4fs,RFlat"],
+)
+def test_an_emptied_structure_is_what_was_trained(tmp_path, factory):
+    data = draw_vectors(400, 8).data
+    trained = faiss_search.train(factory, data, 0)
+    files = []
+    for number in range(2):
+        begun = faiss_search.emptied(tmp_path / "0.faiss") if number else trained
+        with (tmp_path / f"{number}.faiss").open("wb") as stream:
+            faiss_search.fill(begun, data[:90], stream.write)
+        files.append((tmp_path / f"{number}.faiss").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_where_a_filter_leaves_few_an_approximate_search_finds_them_all(clustered, tmp_path, monkeypatch):
+    made, vectors = clustered
+    opened, queries = Index.open(made / "index"), vectors.take(np.arange(20))
+    for few in (0, 10**6):
+        monkeypatch.setattr("ray_retrieval.search.index.FEW", few)
+        found = opened.search(queries, 90, where="label = 3")
+        assert (found.rows % 7 == 3).all(where=found.rows != NO_ROW)
+        assert ((found.rows != NO_ROW).sum(axis=1) == 86).all()
+        if few:
+            assert_same(found, opened.search(queries, 90, where="label = 3", exact=True))
+
+
+CONFIGS = {
+    "exact": LocalSearchConfig(neighbours=20),
+    "votes": LocalSearchConfig(shortlist="votes", factory="IVF4,Flat", nprobe=4, neighbours=20),
+    "asmk": LocalSearchConfig(shortlist="asmk", words=8),
+    "global": LocalSearchConfig(shortlist="global"),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("few", [0, 20_000])
+def test_shortlists_are_those_of_what_is_left(tmp_path, monkeypatch, kind, few):
+    monkeypatch.setattr("ray_retrieval.search.neighbours._FEW", few)
+    sets, asked = draw_local(70, 8, vectors=5), draw_local(6, 8, vectors=5, seed=7)
+    for name, start, stop in (("first", 0, 50), ("more", 50, 70)):
+        write(tmp_path / name, sets.take(np.arange(start, stop)), images_of(stop - start, start))
+    index = tmp_path / "index"
+    build(tmp_path / "first", index, shards=2, local=CONFIGS[kind])
+    local = add(index, tmp_path / "more").manifest.local
+    assert len(local.files) == (3 if kind in ("votes", "asmk") else 0)
+    gone = np.array([0, 3, 10, 11, 12, 44, 55, 69])
+    remove(index, [f"image-{row:04d}" for row in gone])
+    left = np.setdiff1d(np.arange(70), gone)
+    opened = Index.open(index, check="content", threads=2)
+    assert opened.verify()
+    found = opened.search(asked, 62)
+    filtered = opened.search(asked, 62, where="label in (1, 2, 5)")
+    assert (filtered.rows != NO_ROW).any()
+    assert np.isin(filtered.rows[filtered.rows != NO_ROW] % 7, (1, 2, 5)).all()
+    compact(index)
+    after = Index.open(index)
+    assert after.verify()
+    expected = after.search(asked, 62)
+    np.testing.assert_array_equal(found.rows, np.where(expected.rows == NO_ROW, NO_ROW, left[expected.rows]))
+    np.testing.assert_allclose(found.distances, expected.distances, atol=1e-6)
+    # The same filter as a database of its own, with the same structure.
+    remove(index, where="label not in (1, 2, 5)")
+    compact(index)
+    alone = Index.open(index).search(asked, 62)
+    some = left[np.isin(left % 7, (1, 2, 5))]
+    np.testing.assert_array_equal(
+        filtered.rows, np.where(alone.rows == NO_ROW, NO_ROW, some[alone.rows][:, :62])
+    )
+    np.testing.assert_allclose(filtered.distances, alone.distances, atol=1e-6)
+
+
+def test_re_ranking_after_removals(tmp_path):
+    """Verification reads what it is asked for; what looks at all rows wants none missing."""
+    sets, vectors = draw_local(20, 8), draw_vectors(20, 4)
+    for name, descriptors in (("local", sets), ("vectors", vectors)):
+        build(write(tmp_path / f"{name}-embeddings", descriptors, draw_images(20)), tmp_path / name)
+        remove(tmp_path / name, [f"image-{row:04d}" for row in (0, 1, 5)])
+    index = Index.open(tmp_path / "local")
+    step = rerank.build(rerank.GeometricVerificationConfig(), index)
+    hits = index.search(sets.take(np.array([18, 19])), 17)
+    found = rerank.rerank([step], sets.take(np.array([18, 19])), hits)
+    assert set(found.rows.ravel().tolist()) == set(hits.rows.ravel().tolist())
+    assert found.rows[:, 0].tolist() == [18, 19]
+    index = Index.open(tmp_path / "vectors")
+    for config in (rerank.QueryExpansionConfig(), rerank.KReciprocalConfig()):
+        with pytest.raises(ArtefactError, match="rows without gaps, and 3 of the index were removed"):
+            rerank.build(config, index)
+
+
+def test_small_limits_decide_what_is_filled_in(clustered, tmp_path, monkeypatch):
+    made, _ = clustered
+    index = shutil.copytree(made / "index", tmp_path / "index")
+    monkeypatch.setattr(structures, "LEFT_OUT_ROWS", 39)
+    assert None not in add(index, made / "few").manifest.approximate.files
+    assert concatenate([Index.open(index).descriptors([639])]).data.shape == (1, 8)

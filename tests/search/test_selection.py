@@ -1,0 +1,113 @@
+"""Searching among some rows finds what a database of these rows alone would."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_parts import draw_codes, draw_vectors
+
+from ray_retrieval.descriptors import Codes, Vectors
+from ray_retrieval.search.hits import NO_ROW
+from ray_retrieval.search.scan import Segment, to_words
+from ray_retrieval.search.segments import search_segments
+from ray_retrieval.search.selection import Selection, Spans, search_selected
+from ray_retrieval.search.vectors import VectorSegment
+
+BITS, DIMENSION = 9, 3
+
+
+def segments_of(kind, sizes, seed):
+    """Rows with many ties in segments, with gaps between their numbers, and the rows' numbers."""
+    count = sum(sizes)
+    if kind == "codes":
+        data = draw_codes(count, BITS, seed=seed, distinct=max(1, count // 3)).data
+    else:
+        data = draw_vectors(count, DIMENSION, seed=seed, distinct=max(1, count // 3)).data
+    segments, first, numbers = [], 5, []
+    for start, size in zip(np.cumsum([0, *sizes[:-1]]), sizes, strict=True):
+        rows = data[start : start + size]
+        segment = (
+            Segment(to_words(rows, BITS), first) if kind == "codes" else VectorSegment(rows, first, 1e-6)
+        )
+        segments.append(segment)
+        numbers += range(first, first + size)
+        first += size + 2
+    return segments, data, np.array(numbers)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(["codes", "vectors"]),
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=3),
+    share=st.sampled_from([0.0, 0.02, 0.3, 0.9, 1.0]),
+    k=st.integers(1, 70),
+    few=st.sampled_from([0, 10, None]),
+    filtered=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered, seed):
+    segments, data, numbers = segments_of(kind, sizes, seed)
+    generator = np.random.default_rng(seed)
+    kept = generator.random(len(data)) < share
+    spans = Spans(np.array([segment.first_row for segment in segments]), np.array(sizes))
+    elsewhere = np.array([0, 10**6])  # deleted rows of other shards
+    if filtered:
+        masks = np.split(kept, np.cumsum(sizes)[:-1])
+        dead = numbers[kept][::3]
+        kept = kept & ~np.isin(numbers, dead)
+        selection = Selection.of(spans, np.union1d(dead, elsewhere), masks)
+    else:
+        selection = Selection.of(spans, np.union1d(numbers[~kept], elsewhere))
+    assert len(selection) == kept.sum()
+    np.testing.assert_array_equal(selection.chosen(), numbers[kept])
+    places = generator.permutation(int(kept.sum()))
+    np.testing.assert_array_equal(selection.at(places), numbers[kept][places])
+    np.testing.assert_array_equal(selection.allows(numbers), kept)
+    assert not selection.allows(np.array([NO_ROW])).any()
+    queries = (
+        draw_codes(4, BITS, seed=seed + 1) if kind == "codes" else draw_vectors(4, DIMENSION, seed=seed + 1)
+    )
+
+    def find(some, count):
+        return search_segments(segments, some, count, threads=1)
+
+    found = search_selected(find, segments, selection, queries, k, few=few, threads=2)
+    alone = data[kept]
+    whole = Segment(to_words(alone, BITS)) if kind == "codes" else VectorSegment(alone, 0, 1e-6)
+    expected = search_segments([whole], queries, k, threads=1)
+    np.testing.assert_array_equal(found.distances, expected.distances)
+    if kept.any():
+        rows = np.where(expected.rows == NO_ROW, NO_ROW, numbers[kept][expected.rows])
+        np.testing.assert_array_equal(found.rows, rows)
+    assert found.distances.dtype == expected.distances.dtype
+
+
+@pytest.mark.parametrize("kind", ["codes", "vectors"])
+def test_all_that_is_near_may_be_deleted(kind):
+    """Then asking for more does not help, and the others are compared one by one."""
+    generator = np.random.default_rng(0)
+    if kind == "codes":
+        far = generator.integers(0, 256, (500, 4), np.uint8)
+        data, query = (
+            np.concatenate([np.zeros((2000, 4), np.uint8), far]),
+            Codes(np.zeros((1, 4), np.uint8), 32),
+        )
+        segment = Segment(to_words(data, 32))
+    else:
+        data = np.concatenate([np.tile(np.eye(1, 8, dtype=np.float32), (2000, 1)), draw_vectors(500, 8).data])
+        query, segment = Vectors(data[:1]), VectorSegment(data, 0, 1e-6)
+    spans = Spans(np.array([0]), np.array([len(data)]))
+    asked = []
+
+    def find(some, count):
+        asked.append(count)
+        return search_segments([segment], some, count, threads=1)
+
+    selection = Selection.of(spans, np.arange(1999))
+    found = search_selected(find, [segment], selection, query, 5, few=0, threads=1)
+    assert len(asked) == 2
+    assert max(asked) < 500
+    expected = [
+        row for row in search_segments([segment], query, 2500, threads=1).rows[0].tolist() if row >= 1999
+    ]
+    assert found.rows[0].tolist() == expected[:5]
