@@ -7,7 +7,7 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -63,7 +63,9 @@ def connect() -> Iterator[None]:
     try:
         if wanted := os.environ.get(AWAIT):
             await_nodes(Needs.read(wanted))
-        yield
+        # Ray prints lines about lost processes on stdout, which is for results.
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         ray.shutdown()
 

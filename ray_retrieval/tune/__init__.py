@@ -6,9 +6,7 @@ from its own records, whatever became of Tune's.
 """
 
 import os
-import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -124,8 +122,7 @@ class Search:
             ClusterError: with the sum, if the cluster has no room for what the recipe asks.
             RetrievalError: if images or weights are missing, or every trial failed.
         """
-        # Ray prints lines about lost processes on stdout, which is for results.
-        with connect(), redirect_stdout(sys.stderr):
+        with connect():
             if self.trials.left:
                 self._plan()
             if self._fresh:
