@@ -266,7 +266,8 @@ class Search:
     def _say(self, trial: Trial) -> None:
         """Tell how a trial stands."""
         chosen = ", ".join(f"{key}={page.plain(value)}" for key, value in trial.parameters.items())
-        values = ", ".join(f"{name} {page.plain(value)}" for name, value in (trial.values or {}).items())
+        found = (trial.values or {}).items()
+        values = ", ".join(f"best {name} {page.plain(value)}" for name, value in found)
         how = trial.error if trial.state in ("failed", "stopped") else trial.state
         self.display.say(f"trial {trial.name}: {chosen} · epoch {trial.epochs} · {values or '–'} · {how}")
 

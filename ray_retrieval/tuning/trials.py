@@ -133,7 +133,7 @@ class Trials:
             trial.state = "stopped"
             trial.error = f"stopped by {self.config.scheduler} after epoch {trial.epochs}"
         self._ledger.write()
-        if not report.kept:
+        if not report.kept and not stop:  # that it was stopped is said when it has ended
             self._said(trial)
         return stop
 
