@@ -49,8 +49,9 @@ def writing_alone(index: Folder, operation: str) -> Iterator[None]:
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         }
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(said).encode(), 0)
+        with suppress(OSError):  # on a full disk it is locked all the same, without saying by whom
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(said).encode(), 0)
         yield
     finally:
         # Deleted while it is held: whoever has opened it meanwhile sees that it is no longer the file there.
