@@ -38,13 +38,15 @@ SETTINGS = {
 def connect() -> Iterator[None]:
     """Work on the cluster that RAY_ADDRESS names, else on a local Ray that ends with the block.
 
-    A Ray that is already connected is used as it is and left running.
+    A Ray that is already connected is used as it is and left running. What is printed meanwhile goes to
+    stderr: Ray prints lines about lost processes on stdout, which is for results.
 
     Raises:
         ClusterError: if the cluster cannot be reached.
     """
     if ray.is_initialized():
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
         return
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -63,7 +65,6 @@ def connect() -> Iterator[None]:
     try:
         if wanted := os.environ.get(AWAIT):
             await_nodes(Needs.read(wanted))
-        # Ray prints lines about lost processes on stdout, which is for results.
         with redirect_stdout(sys.stderr):
             yield
     finally:

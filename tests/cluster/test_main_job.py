@@ -119,6 +119,7 @@ def test_a_folder_of_another_recipe_is_refused(finished):
         Run(short_recipe(finished.folder.path, "train.optimizer.lr=0.5"))
 
 
+@pytest.mark.long
 def test_two_workers_train_like_one(finished, tmp_path):
     run = Run(short_recipe(tmp_path, "train.workers=2"))
     run.train(run.prepare())

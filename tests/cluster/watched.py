@@ -7,16 +7,12 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Literal
 
 import ray
-import torch.distributed as dist
 from samples import coloured_benchmark
 
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.loop import TrainConfig
-from ray_retrieval.methods import METHODS
-from ray_retrieval.methods.xbm import Xbm, XbmConfig
 
 EPOCH = 9
 """Steps of an epoch of `training`."""
@@ -40,33 +36,10 @@ def read(log):
     return [json.loads(line) for line in Path(log).read_text().splitlines()] if Path(log).exists() else []
 
 
-class WatchedConfig(XbmConfig):
-    """XBM that is watched."""
-
-    name: Literal["watched"] = "watched"
-    log: str
-    """Where each step is noted before it is done."""
-    seconds: float
-    """That a step takes at least."""
-
-
-class Watched(Xbm):
-    """XBM whose steps are noted."""
-
-    config: WatchedConfig
-
-    def before_step(self, clock, encode):
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        note(self.config.log, step=clock.step, rank=rank, world=world)
-        time.sleep(self.config.seconds)
-        super().before_step(clock, encode)
-
-
-METHODS["watched"] = (WatchedConfig, Watched)
-
-
 def training(log, *, workers, epochs, seconds=0.0):
     """A method, how to train it, and images to do so: all the same but for the length and the workers."""
+    from watched_method import WatchedConfig
+
     method = WatchedConfig(
         log=str(log),
         seconds=seconds,
