@@ -171,6 +171,18 @@ def test_shortlists_are_those_of_what_is_left(tmp_path, monkeypatch, kind, few):
     np.testing.assert_allclose(filtered.distances, alone.distances, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["votes", "asmk"])
+def test_killed_while_a_shortlist_grows(tmp_path, kind):
+    sets, asked = draw_local(40, 8), draw_local(3, 8, seed=7)
+    for name, start, stop in (("first", 0, 30), ("more", 30, 40)):
+        write(tmp_path / name, sets.take(np.arange(start, stop)), images_of(stop - start, start))
+    start = tmp_path / "start"
+    build(tmp_path / "first", start, local=CONFIGS[kind])
+    whole = shutil.copytree(start, tmp_path / "whole")
+    assert len(add(whole, tmp_path / "more").manifest.local.files) == 2
+    survives_kills(start, lambda index: add(index, tmp_path / "more"), files_in(whole), asked, keep=9)
+
+
 def test_re_ranking_after_removals(tmp_path):
     """Verification reads what it is asked for; what looks at all rows wants none missing."""
     sets, vectors = draw_local(20, 8), draw_vectors(20, 4)
