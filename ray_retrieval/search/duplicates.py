@@ -4,7 +4,8 @@ The content of an image is its bytes, wherever they lie: in the index, in the em
 a path names. Where they cannot be had, it is the descriptor; but codes say too little for that, and so do
 sets without a feature: such an image is like no other.
 
-Only images of the same length can be the same, and lengths are known without reading, so few are read.
+Only images of the same length can be the same, and lengths are known without reading, so few are read; but
+for each path in the index its store is asked for the length.
 """
 
 from collections.abc import Callable
