@@ -21,8 +21,12 @@ run: install
 serve: install
 	$(BIN)/ray-retrieval serve runs/quickstart/index
 
+# What starts a Ray, a server or a browser, or nodes and disks to lose, one after another; the rest in two processes.
+APART := tests/browser tests/cluster tests/serve
+
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(APART:%=--ignore %)
+	$(BIN)/python -m pytest $(APART)
 
 # The tests that `test` leaves out because they take long.
 test-long: install

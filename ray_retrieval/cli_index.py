@@ -330,7 +330,7 @@ def _lines(file: Path) -> list[str]:
     from ray_retrieval.errors import DataError
 
     try:
-        return [line for line in file.read_text().splitlines() if line.strip()]
+        return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the ids cannot be read: {error}", where=file, mend="give a text file") from None
 

@@ -208,7 +208,7 @@ class Folder:
             raise ArtefactError(f"not valid JSON: {error}", where=self.uri_of(name)) from None
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        self.write_bytes(name, _as_json(value))
 
     def remove(self, name: str = "") -> None:
         """Delete a file, or a folder with everything in it; nothing happens where it is missing."""
@@ -360,9 +360,18 @@ def fingerprint(value: Any) -> str:
     return digest(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode())[:16]
 
 
+def _as_json(value: Any) -> bytes:
+    return f"{json.dumps(value, indent=2, ensure_ascii=False)}\n".encode()
+
+
+def described(*, kind: str, version: int, body: dict[str, Any]) -> bytes:
+    """The bytes of the JSON file that `write_description` writes."""
+    return _as_json({"format": f"ray_retrieval/{kind}", "version": version, **body})
+
+
 def write_description(folder: Folder, name: str, *, kind: str, version: int, body: dict[str, Any]) -> None:
     """Write the JSON file that makes `folder` an artefact: last, as it says that the rest is complete."""
-    folder.write_json(name, {"format": f"ray_retrieval/{kind}", "version": version, **body})
+    folder.write_bytes(name, described(kind=kind, version=version, body=body))
 
 
 def read_description(folder: Folder, name: str, *, kind: str, version: int) -> dict[str, Any]:

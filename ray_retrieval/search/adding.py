@@ -7,10 +7,12 @@ import pyarrow.compute as pc
 
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.search.building import Progress, write_shards
-from ray_retrieval.search.changes import Change, Where, changing, first_of, ids_of, published, rows_with
+from ray_retrieval.search.changes import Change, Where, changing, ids_of, published, rows_with
 from ray_retrieval.search.deletes import write_deletes
 from ray_retrieval.search.duplicates import duplicates
 from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.hits import NO_ROW
+from ray_retrieval.search.ids import check_once, first_of, ids_in
 from ray_retrieval.search.index import Index
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.search.shortlist import extend_shortlist
@@ -42,7 +44,7 @@ def add(
         embeddings: an embeddings directory, of the same model.
         replace: remove the rows whose ids come again.
         skip_duplicates: leave out images that the index holds already, whatever their ids, and such as come
-            twice; see `duplicates`.
+            twice; one that is to replace a row only if it is that row's own image. See `duplicates`.
         shards: parts of nearly equal size that different processes can search.
         keep_images: store the images that came as bytes.
         threads: processor threads for files beside the shards, one each.
@@ -54,16 +56,17 @@ def add(
         DataError: if an id is in the index already, or comes twice, or if columns do not fit together.
     """
     index, source = Folder(uri), Embeddings.open(Folder(embeddings), check="content")
-    with changing(index, "add", threads) as (opened, previous):
+    with changing(index, "add", threads) as (opened, previous, _):
         _check_same_kind(opened, source)
+        ids = ids_in(source)
         kept = np.arange(source.rows)
         if skip_duplicates:
-            kept = kept[~duplicates(opened, source)]
-        ids = pc.take(_ids(source), pa.array(kept))
-        _check_once(ids, index)
+            kept = kept[~duplicates(opened, source, _replaced(opened, ids) if replace else None)]
+            ids = ids.take(pa.array(kept))
+        check_once(ids, index)
         outdated = rows_with(opened, ids)
         if len(outdated) and not replace:
-            known = first_of(ids_of(opened, outdated))
+            known = first_of(ids_of(opened, outdated[:10]), len(outdated))
             raise DataError(
                 f"{len(outdated):,} of the ids are in the index already: {known}",
                 where=source.folder,
@@ -111,6 +114,15 @@ def add(
         return Change(manifest, added=len(kept), removed=len(outdated), skipped=skipped)
 
 
+def _replaced(index: Index, ids: pa.Array) -> Rows:
+    """int64 [n]: the row of the index that has each id, `NO_ROW` where none has."""
+    rows = rows_with(index, ids)
+    known = index.records(rows)["id"].combine_chunks()
+    places = pc.index_in(ids, value_set=known.cast(pa.large_string()))
+    found = np.append(rows, NO_ROW)[pc.fill_null(places, len(rows)).to_numpy()]
+    return np.asarray(found, np.int64)
+
+
 def _check_same_kind(index: Index, source: Embeddings) -> None:
     for what, own, other in (("model", index.model, source.model), ("form", index.form, source.form)):
         if own != other:
@@ -121,35 +133,37 @@ def _check_same_kind(index: Index, source: Embeddings) -> None:
             )
 
 
-def _check_once(ids: pa.Array, where: Folder) -> None:
-    if len(pc.unique(ids)) == len(ids):
-        return
-    counted = pc.value_counts(ids)
-    several = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
-    raise DataError(
-        f"{len(several):,} ids come more than once: {first_of(several.to_pylist())}",
-        where=where,
-        mend="give each image an id of its own",
-    )
-
-
 def _check_columns(index: Index, rows: EmbeddedRows) -> None:
-    """Refuse columns whose values fit into no common type with those of the index."""
+    """Refuse columns that have no type with those of the index which holds the values of both as they are."""
     for field in rows.schema:
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         if field.name not in index.schema.names:
             continue
-        own = index.schema.field(field.name)
-        try:
-            pa.unify_schemas(
-                [pa.schema([own]), pa.schema([(field.name, kind)])], promote_options="permissive"
-            )
-        except pa.ArrowException:
+        own = index.schema.field(field.name).type
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if not _fit(own, kind):
             raise DataError(
-                f"column '{field.name}' holds {own.type} in the index and {kind} in the embeddings",
+                f"column '{field.name}' holds {own} in the index and {kind} in the embeddings",
                 where=index.folder,
                 mend="encode again with a column of that type, or rename it",
-            ) from None
+            )
+
+
+def _fit(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether the values of two types fit into the wider of them, none of them changed."""
+    if one == other or pa.types.is_null(one) or pa.types.is_null(other):
+        return True
+    if any(pa.types.is_list(kind) or pa.types.is_large_list(kind) for kind in (one, other)):
+        return type(one) is type(other) and _fit(one.value_type, other.value_type)
+    return any(
+        all(is_one(kind) for kind in (one, other))
+        for is_one in (
+            pa.types.is_signed_integer,
+            pa.types.is_unsigned_integer,
+            pa.types.is_floating,
+            lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+            lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
+        )
+    )
 
 
 def _classes(index: Index, source: Embeddings) -> tuple[tuple[str, ...] | None, Rows | None]:
@@ -166,16 +180,9 @@ def _classes(index: Index, source: Embeddings) -> tuple[tuple[str, ...] | None, 
             where=source.folder,
             mend="encode images whose classes are given in the same way as those of the index",
         )
-    names = [*own, *(name for name in other if name not in set(own))]
+    known = set(own)
+    names = [*own, *(name for name in other if name not in known)]
     places = {name: number for number, name in enumerate(names)}
     numbers = np.array([places[name] for name in other], np.int64)
     unchanged = np.array_equal(numbers, np.arange(len(numbers)))
     return tuple(names), None if unchanged else numbers
-
-
-def _ids(source: Embeddings) -> pa.Array:
-    parts = [
-        source.read_part(number, ["id"])["id"].cast(pa.large_string()) for number in range(len(source.parts))
-    ]
-    chunks = [chunk for part in parts for chunk in part.chunks]
-    return pa.chunked_array(chunks, pa.large_string()).combine_chunks()

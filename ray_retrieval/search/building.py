@@ -8,8 +8,10 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.ids import check_once, ids_in
 from ray_retrieval.search.lock import writing_alone
-from ray_retrieval.search.manifest import CURRENT, Manifest, ShardEntry, publish, read_current
+from ray_retrieval.search.manifest import CURRENT, Manifest, ShardEntry, read_current
+from ray_retrieval.search.publishing import publish
 from ray_retrieval.search.selftest import tested
 from ray_retrieval.search.shard import Shard, write_shard
 from ray_retrieval.search.shortlist import build_shortlist
@@ -34,9 +36,9 @@ def build(
 ) -> Manifest:
     """Build an index, or go on with a build that was interrupted.
 
-    The files depend on nothing but the embeddings and the arguments, and `CURRENT` is written last: readers
-    see the whole index or what was there before. Over an index of the same model it makes a new version,
-    unless nothing has changed.
+    What is built depends on nothing but the embeddings and the arguments, and `CURRENT` is written last:
+    readers see the whole index or what was there before. Over an index of the same model it makes a new
+    version, unless nothing has changed.
 
     Args:
         embeddings: an embeddings directory.
@@ -55,12 +57,14 @@ def build(
     Raises:
         ArtefactError: if the embeddings are missing, damaged or empty, `out` holds another model's index, or
             somebody else is writing to it.
+        DataError: if an id comes twice.
         RecipeError: if the search is not one for these embeddings.
     """
     source = Embeddings.open(Folder(embeddings), check="content")
     index = Folder(out)
     if source.rows == 0:
         raise ArtefactError("there are no rows to index", where=source.folder, mend="see its errors.parquet")
+    check_once(ids_in(source), source.folder)
     with writing_alone(index, "build"):
         previous = read_current(index) if index.exists(CURRENT) else None
         if previous is not None and previous.model != source.model:
@@ -100,12 +104,12 @@ def build(
             local=shortlist,
             deletes=None,
             self_test=(),
+            pointer="" if previous is None else previous.pointer,
         )
         manifest = tested(index, manifest, opened, threads)
         if manifest == previous:
             return manifest
-        parent = None if previous is None else previous.number
-        return publish(index, manifest.model_copy(update={"operation": "build"}), parent=parent)
+        return publish(index, manifest.model_copy(update={"operation": "build"}), parent=previous)
 
 
 def write_shards(

@@ -19,9 +19,11 @@ import pyarrow.compute as pc
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search.deletes import write_deletes
 from ray_retrieval.search.filters import Filter
+from ray_retrieval.search.ids import first_of
 from ray_retrieval.search.index import Index
 from ray_retrieval.search.lock import writing_alone
-from ray_retrieval.search.manifest import Manifest, publish, read_current, read_version
+from ray_retrieval.search.manifest import Manifest, read_current
+from ray_retrieval.search.publishing import publish
 from ray_retrieval.search.retention import Pruned
 from ray_retrieval.search.selection import is_among
 from ray_retrieval.search.selftest import tested
@@ -30,8 +32,6 @@ from ray_retrieval.storage import Folder, digest, fingerprint
 
 Rows = npt.NDArray[np.int64]
 Where = str | Path | Folder
-
-_NAMED = 3  # ids in an error
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def remove(
     index = Folder(uri)
     if bool(ids) == (where is not None):
         raise QueryError("rows to remove are given by their ids or by a filter: one of the two", where=index)
-    with changing(index, "remove", threads) as (opened, previous):
+    with changing(index, "remove", threads) as (opened, previous, _):
         rows = (
             opened.living(where) if where is not None else rows_with(opened, pa.array(ids, pa.large_string()))
         )
@@ -132,10 +132,9 @@ def rollback(uri: Where, to: int | None = None) -> Change:
         assert number is not None
         if number == previous.number:
             return Change(previous, changed=False)
-        Index.open(index, version=number)
-        earlier = read_version(index, number)
+        earlier = Index.open(index, version=number).manifest
         manifest = earlier.model_copy(update={"operation": f"rollback to {number}"})
-        return Change(publish(index, manifest, parent=previous.number))
+        return Change(publish(index, manifest, parent=previous))
 
 
 def rows_with(index: Index, ids: pa.Array) -> Rows:
@@ -149,19 +148,20 @@ def rows_with(index: Index, ids: pa.Array) -> Rows:
 
 
 @contextmanager
-def changing(index: Folder, operation: str, threads: int) -> Iterator[tuple[Index, Manifest]]:
-    """The current version, while nobody else writes."""
+def changing(index: Folder, operation: str, threads: int) -> Iterator[tuple[Index, Manifest, bool]]:
+    """The current version, opened, while nobody else writes; and whether a lock makes sure of that."""
     read_current(index)  # Where there is no index, no folder is made for its lock.
-    with writing_alone(index, operation):
+    with writing_alone(index, operation) as alone:
         opened = Index.open(index, threads=threads)
-        yield opened, opened.manifest
+        yield opened, opened.manifest, alone
 
 
 def published(
     index: Folder, manifest: Manifest, shards: Sequence[Shard], previous: Manifest, threads: int
 ) -> Manifest:
+    """The version that a change has made of `previous`, tested and made current."""
     index.sweep()
-    return publish(index, tested(index, manifest, shards, threads), parent=previous.number)
+    return publish(index, tested(index, manifest, shards, threads), parent=previous)
 
 
 def _check_known(ids: Sequence[str], index: Index, rows: Rows) -> None:
@@ -176,10 +176,6 @@ def _check_known(ids: Sequence[str], index: Index, rows: Rows) -> None:
 
 
 def ids_of(index: Index, rows: Rows) -> list[str]:
+    """The ids of some rows, in their order."""
     found: list[str] = index.records(rows)["id"].to_pylist()
     return found
-
-
-def first_of(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
-    return ", ".join(repr(name) for name in ids[:_NAMED]) + more

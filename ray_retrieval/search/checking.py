@@ -8,7 +8,7 @@ from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.deletes import read_deletes
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.index import Index
-from ray_retrieval.search.manifest import CURRENT, Manifest, SelfTest, history, read_current
+from ray_retrieval.search.manifest import CURRENT, Manifest, SelfTest, backwards, read_current
 from ray_retrieval.storage import check_file
 
 _SAME_SCORE = 1e-4
@@ -23,7 +23,7 @@ def check(index: Index) -> list[str]:
     manifest, folder = index.manifest, index.folder
     current = read_current(folder)
     checks = [f"{CURRENT} names {current.name}, and its checksum agrees"]
-    earlier = len(history(folder, current)) - 1
+    earlier = len(list(backwards(folder, current))) - 1
     if earlier:
         checks.append(f"{earlier} earlier versions, and the checksums of their manifests agree")
     _check_ranges(index)

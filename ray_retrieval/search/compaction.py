@@ -46,17 +46,19 @@ def compact(
         QueryError: if `keep` < 1.
     """
     index = Folder(uri)
-    with changing(index, "compact", threads) as (opened, previous):
+    with changing(index, "compact", threads) as (opened, previous, alone):
         largest = max(shard.rows for shard in previous.shards)
         count = min(shards or -(-previous.rows // largest), previous.rows)
         needless = _is_compact(previous, count)
+        # Also where it is not only tried: what cannot be pruned is said before anything is written.
+        pruned = collect(index, keep, alone=alone, dry_run=True, coming=0 if needless else 1)
         if dry_run:
-            pruned = collect(index, keep, dry_run=True, coming=0 if needless else 1)
             return Change(previous, changed=not needless, dropped=previous.deleted, pruned=pruned)
         manifest = previous
         if not needless:
+            _check_sound(index, opened)
             manifest = _written_anew(index, opened, count, threads, progress)
-        pruned = collect(index, keep)
+        pruned = collect(index, keep, alone=alone)
         return Change(manifest, changed=manifest != previous, dropped=previous.deleted, pruned=pruned)
 
 
@@ -65,6 +67,13 @@ def _is_compact(manifest: Manifest, shards: int) -> bool:
     sizes = [shard.rows for shard in manifest.shards]
     bounds = [manifest.rows * number // shards for number in range(shards + 1)]
     return manifest.deletes is None and sizes == np.diff(bounds).tolist() and None not in manifest.beside
+
+
+def _check_sound(index: Folder, opened: Index) -> None:
+    """Read all that is to be written anew: damage would get a checksum of its own, and be believed."""
+    for shard in opened.shards.values():
+        shard.check_files(content=True)
+    Index.of(index, opened.manifest, opened.shards, content=True)
 
 
 def _written_anew(

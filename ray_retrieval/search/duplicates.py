@@ -4,7 +4,8 @@ The content of an image is its bytes, wherever they lie: in the index, in the em
 a path names. Where they cannot be had, it is the descriptor; but codes say too little for that, and so do
 sets without a feature: such an image is like no other.
 
-Only images of the same length can be the same, and lengths are known without reading, so few are read.
+Only images of the same length can be the same, and lengths are known without reading, so few are read; but
+for each path in the index its store is asked for the length.
 """
 
 from collections.abc import Callable
@@ -14,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from ray_retrieval.descriptors import Codes, Descriptors, Local
+from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Local
 from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.images import image_length, read_image
 from ray_retrieval.search.index import Index
 from ray_retrieval.storage import digest
@@ -31,14 +33,22 @@ class _Contents:
     """What is known of the content of some images.
 
     Attributes:
+        form: of the descriptors.
         lengths: int64 [n], of their bytes; -1 where these cannot be had.
         image: gives the bytes of one, or None.
         descriptors: gives some descriptors.
     """
 
+    form: Form
     lengths: Rows
     image: Callable[[int], bytes | None]
     descriptors: Callable[[Rows], Descriptors]
+
+    @property
+    def comparable(self) -> Mask:
+        """Bool [n]: which may have a key at all."""
+        descriptors_tell = self.form.kind is not DescriptorKind.CODES
+        return np.asarray((self.lengths != _UNKNOWN) | descriptors_tell, np.bool_)
 
     def key(self, place: int) -> str | None:
         """Stands for the content of an image; None where it is like no other."""
@@ -51,22 +61,40 @@ class _Contents:
         return f"descriptor {digest(described.data.tobytes())}"
 
 
-def duplicates(index: Index, embeddings: Embeddings) -> Mask:
+def duplicates(index: Index, embeddings: Embeddings, replaced: Rows | None = None) -> Mask:
     """Bool [rows]: which rows of embeddings are the same image as one of the index, or as one before them.
 
     Args:
         index: opened whole.
         embeddings: of the same form.
+        replaced: int64 [rows]: the row of the index that each one is to replace, `NO_ROW` for none. One that
+            replaces a row is a duplicate only if it is the same image as that one; the others are compared
+            with what the index holds then.
     """
     old, new = _of_index(index), _of_embeddings(embeddings)
-    known = {old.key(int(place)) for place in np.flatnonzero(np.isin(old.lengths, new.lengths))}
+    if replaced is None:
+        replaced = np.full(len(new.lengths), NO_ROW)
+    rows = index.living()
+    candidates = np.flatnonzero(np.isin(old.lengths, new.lengths) & old.comparable)
+    held = {int(rows[place]): old.key(int(place)) for place in candidates}
     lengths, counts = np.unique(new.lengths, return_counts=True)
-    alike = np.isin(new.lengths, np.union1d(old.lengths, lengths[counts > 1]))
+    alike = np.isin(new.lengths, np.union1d(old.lengths, lengths[counts > 1])) & new.comparable
+    coming = {place: new.key(place) for place in np.flatnonzero(alike).tolist()}
+    same = [
+        place
+        for place, key in coming.items()
+        if key is not None and replaced[place] != NO_ROW and held.get(int(replaced[place])) == key
+    ]
     found = np.zeros(len(new.lengths), np.bool_)
-    for place in np.flatnonzero(alike).tolist():
-        key = new.key(place)
-        found[place] = key is not None and key in known
-        known.add(key)
+    found[same] = True
+    replacing = (replaced != NO_ROW) & ~found
+    outdated = set(replaced[replacing].tolist())
+    known = {key for row, key in held.items() if row not in outdated}
+    known |= {coming.get(place) for place in np.flatnonzero(replacing).tolist()}
+    for place, key in coming.items():
+        if key is not None and replaced[place] == NO_ROW:
+            found[place] = key in known
+            known.add(key)
     return found
 
 
@@ -89,7 +117,7 @@ def _of_index(index: Index) -> _Contents:
         path = index.records(rows[place : place + 1])["path"][0].as_py()
         return None if path is None else read_image(path)
 
-    return _Contents(lengths, image, lambda places: index.descriptors(rows[places]))
+    return _Contents(index.form, lengths, image, lambda places: index.descriptors(rows[places]))
 
 
 def _of_embeddings(embeddings: Embeddings) -> _Contents:
@@ -117,7 +145,7 @@ def _of_embeddings(embeddings: Embeddings) -> _Contents:
     def described(places: Rows) -> Descriptors:
         return embeddings.descriptors.take(places)
 
-    return _Contents(np.concatenate(lengths), image, described)
+    return _Contents(embeddings.form, np.concatenate(lengths), image, described)
 
 
 class _HeldImages:

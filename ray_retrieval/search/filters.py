@@ -15,6 +15,7 @@ and neither is its opposite; what is not true does not pass.
 """
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -281,7 +282,12 @@ class _Masks:
     """Conditions over the columns of some rows: true, false, or null where they are neither."""
 
     def __init__(self, records: pa.RecordBatch, schema: pa.Schema, class_names: Sequence[str] | None) -> None:
-        self._records, self._schema, self._class_names = records, schema, class_names
+        self._records, self._schema, self._class_names = records, schema, class_names or []
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        """Of the classes, by their names; of several of one name the first."""
+        return {name: number for number, name in reversed(list(enumerate(self._class_names)))}
 
     def of(self, condition: Condition) -> pa.Array:
         """Bool array of all rows."""
@@ -339,7 +345,8 @@ class _Masks:
             )
         value = self._value(condition.column, condition.value, column.type)
         wanted = pa.scalar(value)
-        if not isinstance(value, int | float):
+        # A number that the column's type rounds is rounded as those in the column were, as for `=`.
+        if pa.types.is_floating(column.type) or not isinstance(value, int | float):
             wanted = wanted.cast(column.type)
         return _COMPARISONS[condition.sign](column, wanted)
 
@@ -352,7 +359,7 @@ class _Masks:
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             if value.number is None:
                 raise QueryError(f"column '{name}' holds numbers, '{value.text}' is none")
-            return value.number
+            return float(value.number) if pa.types.is_floating(kind) else value.number
         if pa.types.is_null(kind):
             return None
         if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_temporal(kind):
@@ -363,12 +370,11 @@ class _Masks:
         )
 
     def _class_number(self, value: Value) -> int:
-        names = list(self._class_names or [])
         if isinstance(value.number, int):
             return value.number
-        if value.text in names:
-            return names.index(value.text)
-        near = difflib.get_close_matches(value.text, names, n=1, cutoff=0.5)
+        if value.text in self._numbers:
+            return self._numbers[value.text]
+        near = difflib.get_close_matches(value.text, self._class_names, n=1, cutoff=0.5)
         known = f"did you mean '{near[0]}'?" if near else "name a class of the index, or give its number"
         raise QueryError(f"the index has no class '{value.text}'", mend=known)
 

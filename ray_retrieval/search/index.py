@@ -1,6 +1,6 @@
 """The index artefact: descriptors of a database in shards, and what is known of each row.
 
-    CURRENT · manifest-000001.json      see `manifest.py`
+    CURRENT · manifest-000001-….json    see `manifest.py`
     shards/<fingerprint>/…              see `shard.py`
     approximate/<fingerprint>/…         see `structures.py`; missing where the search is exact
     local/<fingerprint>/…               see `shortlist.py`, of local features
@@ -27,7 +27,7 @@ from ray_retrieval.search.deletes import read_deletes
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.images import read_image
-from ray_retrieval.search.manifest import Manifest, read_current, read_version
+from ray_retrieval.search.manifest import Manifest, read_current, read_pointer, read_version
 from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.selection import FEW, FEW_SHARE, Selection, Spans, is_among, search_selected
 from ray_retrieval.search.shard import Shard, aligned
@@ -124,7 +124,7 @@ class Index:
             return cls.of(folder, manifest, opened, threads=threads, content=content)
         except ArtefactError:
             # Between the looks at `CURRENT` and at its files it may have been replaced, and they pruned.
-            if version is None and read_current(folder).number != manifest.number:
+            if version is None and read_pointer(folder) != manifest.pointer:
                 return cls.open(uri, shards=shards, threads=threads, check=check, model=model)
             raise
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ray_retrieval.descriptors import Descriptors, Form, Local
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.vectors import VectorSegment, norm_error
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, refusal
 
 OFFSETS = "offsets.bin"
 _HEADER, _MAGIC = struct.Struct("<8sIIQQQ24x"), b"RRLOCAL1"
@@ -150,11 +150,14 @@ def _mapped(folder: Folder, name: str, dtype: type[Any], shape: tuple[int, ...])
     """A file as an array; one without a byte cannot be mapped, and need not be."""
     wanted = int(np.prod(shape)) * np.dtype(dtype).itemsize
     path = folder.local_path(name)
-    if path.stat().st_size != wanted:
-        raise ArtefactError("its length is not that of the manifest", where=f"{folder}/{name}")
-    if wanted == 0:
-        return np.zeros(shape, dtype)
-    return np.asarray(np.memmap(path, dtype, "r", shape=shape))
+    try:
+        if path.stat().st_size != wanted:
+            raise ArtefactError("its length is not that of the manifest", where=f"{folder}/{name}")
+        if wanted == 0:
+            return np.zeros(shape, dtype)
+        return np.asarray(np.memmap(path, dtype, "r", shape=shape))
+    except OSError as error:  # deleted just now
+        raise refusal(error, f"{folder}/{name}") from error
 
 
 def _header(form: Form, rows: int, first_row: int, features: int) -> bytes:

@@ -1,9 +1,9 @@
 """One writer at a time: a lock on an index that is held for the whole of a change.
 
 It is the operating system's lock on the file `.lock` in the index's folder, so it is free at once when its
-holder dies, however that happens. Readers take no notice of it. Stores that are no local disk have no such
-lock, nor have some shared file systems: there a second writer finds out when it wants to publish
-(`manifest.publish`).
+holder dies, however that happens; only processes that the holder forked meanwhile hold it on. Readers take no
+notice of it. Stores that are no local disk have no such lock, nor have some shared file systems: there a
+second writer finds out when it wants to publish (`publishing.publish`).
 """
 
 import errno
@@ -28,8 +28,8 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 @contextmanager
-def writing_alone(index: Folder, operation: str) -> Iterator[None]:
-    """Hold the lock of an index for as long as the block lasts.
+def writing_alone(index: Folder, operation: str) -> Iterator[bool]:
+    """Hold the lock of an index for as long as the block lasts; False where there are none to hold.
 
     Args:
         index: its folder, which is made where it is missing.
@@ -40,7 +40,7 @@ def writing_alone(index: Folder, operation: str) -> Iterator[None]:
     """
     file = _locked(index)
     if file is None:
-        yield
+        yield False
         return
     try:
         said = {
@@ -52,7 +52,7 @@ def writing_alone(index: Folder, operation: str) -> Iterator[None]:
         with suppress(OSError):  # on a full disk it is locked all the same, without saying by whom
             os.ftruncate(file, 0)
             os.pwrite(file, json.dumps(said).encode(), 0)
-        yield
+        yield True
     finally:
         # Deleted while it is held: whoever has opened it meanwhile sees that it is no longer the file there.
         with suppress(OSError):

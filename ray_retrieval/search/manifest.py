@@ -1,16 +1,18 @@
 """What an index version consists of, and which version is current.
 
-    CURRENT                 one line: the manifest's name and its sha256; replaced last, in one step
-    manifest-000001.json    a version: the shards with their checksums, the model, the self-test
+    CURRENT                         one line: the manifest's name and its sha256; replaced last, in one step
+    manifest-000001-<digits>.json   a version: the shards with their checksums, the model, the self-test
 
 Manifests and shards never change once written. A new version is a new manifest, which may name shards of
-earlier ones; a reader that has opened a version keeps it. Each manifest names the one before it with its
-sha256, so `CURRENT` vouches for the whole history, which is a line: also a rollback is a new version. The
-types below say what this release can search: a manifest with anything else is refused rather than searched
-wrongly.
+earlier ones; a reader that has opened a version keeps it. A manifest's name has its number and the first
+digits of its sha256, so two writers of the same number write two files. Each manifest names the one before
+it with its sha256, so `CURRENT` vouches for the whole history, which is a line: also a rollback is a new
+version. The types below say what this release can search: a manifest with anything else is refused rather
+than searched wrongly.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -20,15 +22,18 @@ from ray_retrieval.descriptors import Form
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.approximate import Effort
 from ray_retrieval.search.votes import LocalSearchConfig
-from ray_retrieval.storage import Folder, digest, read_description, write_description
+from ray_retrieval.storage import Folder, described, digest, read_description
 
-CURRENT = "CURRENT"
+CURRENT, DESCRIPTION = "CURRENT", "shard.json"
 _KIND, _VERSION = "index", 3
 _BEFORE = 2
 """A version that is read as well: indices that nothing was added to or removed from."""
 _MEND = "restore the file, or delete the folder and build the index anew"
 _ANEW = "use the release that wrote it; or delete the folder and build the index anew, or build it elsewhere"
-_POINTER = re.compile(r"(manifest-\d{6}\.json) ([0-9a-f]{64})\n")
+_DIGITS = 12
+"""Of a manifest's checksum, in its name; before there were some, the name had the number alone."""
+_NAME = re.compile(rf"manifest-(\d{{6,}})(-[0-9a-f]{{{_DIGITS}}})?\.json")
+_POINTER = re.compile(rf"({_NAME.pattern}) ([0-9a-f]{{64}})\n")
 
 
 def _inside(name: str) -> str:
@@ -188,6 +193,8 @@ class Manifest(Config):
     deletes: FileEntry | None = None
     """The file that names the deleted rows, see `deletes.py`; None where there are none."""
     self_test: tuple[SelfTest, ...]
+    pointer: str = Field(default="", exclude=True)
+    """The line of `CURRENT` for its file, which does not hold it; empty of one that was not published."""
 
     @model_validator(mode="after")
     def _check(self) -> "Manifest":
@@ -235,8 +242,25 @@ class Manifest(Config):
 
     @property
     def name(self) -> str:
-        """Of the manifest's file."""
-        return _name(self.number)
+        """Of the published manifest's file."""
+        return self.pointer.partition(" ")[0]
+
+    @property
+    def sha256(self) -> str:
+        """Of the published manifest's file."""
+        return self.pointer.partition(" ")[2].strip()
+
+    def needed(self) -> Iterator[tuple[str, int | None]]:
+        """Every file that it needs, from the index's folder, with its bytes where they are known."""
+        yield self.name, None
+        for shard in self.shards:
+            yield from ((f"{shard.folder}/{file.file}", file.bytes) for file in shard.files)
+            yield f"{shard.folder}/{DESCRIPTION}", None
+        for file in self.files:
+            yield file.file, file.bytes
+            yield f"{file.file.rpartition('.')[0]}.json", None
+        if self.deletes is not None:
+            yield self.deletes.file, self.deletes.bytes
 
 
 def read_current(index: Folder) -> Manifest:
@@ -245,11 +269,18 @@ def read_current(index: Folder) -> Manifest:
     Raises:
         ArtefactError: if there is no index, or its pointer or manifest is damaged or of another release.
     """
-    return _read(index, *_pointer(index))
+    while True:
+        pointer = read_pointer(index)
+        try:
+            return _read(index, pointer, _MEND)
+        except ArtefactError:
+            # Between the two looks it may have been replaced, and its manifest pruned.
+            if read_pointer(index) == pointer:
+                raise
 
 
-def history(index: Folder, current: Manifest | None = None) -> list[Manifest]:
-    """The versions that are still there, the current one first.
+def backwards(index: Folder, current: Manifest | None = None) -> Iterator[Manifest]:
+    """The versions that are still there, the current one first; each is read when it is its turn.
 
     Args:
         index: its folder.
@@ -258,101 +289,99 @@ def history(index: Folder, current: Manifest | None = None) -> list[Manifest]:
     Raises:
         ArtefactError: if there is no index, or a manifest is damaged or of another release.
     """
-    found = [current or read_current(index)]
-    while found[-1].parent is not None and index.exists(_name(found[-1].parent)):
-        found.append(_read(index, _name(found[-1].parent), found[-1].parent_sha256))
-    return found
+    found, count = current or read_current(index), 1
+    yield found
+    while (pointer := _parent_of(index, found)) is not None:
+        mend = f"restore the file, or give it up: ray-retrieval index prune --keep {count}"
+        found, count = _read(index, pointer, mend), count + 1
+        yield found
+
+
+def _parent_of(index: Folder, manifest: Manifest) -> str | None:
+    """The pointer of the version before, if it is still there."""
+    if manifest.parent is None:
+        return None
+    checksum, name = manifest.parent_sha256, f"manifest-{manifest.parent:06d}"
+    names = [f"{name}.json"] if checksum is None else [_name(manifest.parent, checksum), f"{name}.json"]
+    for there in names:
+        if index.exists(there):
+            return _line(there, checksum or index.checksum(there))
+    return None
 
 
 def read_version(index: Folder, number: int) -> Manifest:
     """A version of an index that is still there.
 
     Raises:
-        ArtefactError: if there is no such version (any more), or as `history`.
+        ArtefactError: if there is no such version (any more), or as `backwards`.
     """
-    known = history(index)
-    for manifest in known:
+    known = []
+    for manifest in backwards(index):
         if manifest.number == number:
             return manifest
-    listed = ", ".join(str(manifest.number) for manifest in reversed(known))
+        known.append(str(manifest.number))
+    listed = ", ".join(reversed(known))
     raise ArtefactError(f"there is no version {number}; there are: {listed}", where=index)
 
 
-def publish(index: Folder, manifest: Manifest, *, parent: int | None) -> Manifest:
-    """Make a version current. Its shards must be complete; readers see the old version or this one.
+def as_file(manifest: Manifest) -> tuple[bytes, Manifest]:
+    """The bytes of a version's file, and the version with the pointer to it."""
+    data = described(kind=_KIND, version=_VERSION, body=manifest.model_dump(mode="json"))
+    checksum = digest(data)
+    pointer = _line(_name(manifest.number, checksum), checksum)
+    return data, manifest.model_copy(update={"pointer": pointer})
 
-    Args:
-        index: its folder; on a local disk its lock is held (`lock.writing_alone`).
-        manifest: what it consists of; its number and parent are set here.
-        parent: the version that it was made from; None: there was no index.
 
-    Returns:
-        The manifest as it was published.
+def _name(number: int, checksum: str) -> str:
+    """Of a version's manifest."""
+    return f"manifest-{number:06d}-{checksum[:_DIGITS]}.json"
+
+
+def _line(name: str, checksum: str) -> str:
+    return f"{name} {checksum}\n"
+
+
+def number_of(name: str) -> int | None:
+    """Of the version whose manifest a file's name is; None of other files."""
+    found = _NAME.fullmatch(name)
+    return None if found is None else int(found[1])
+
+
+def read_pointer(index: Folder) -> str:
+    """The line of `CURRENT`: name and checksum of the current manifest.
 
     Raises:
-        ArtefactError: if another version was published since `parent` was read.
+        ArtefactError: if there is no index, or the file is damaged.
     """
-    before = _check_parent(index, parent)
-    place = {"number": (parent or 0) + 1, "parent": parent, "parent_sha256": before}
-    manifest = Manifest.model_validate({**manifest.model_dump(), **place})
-    write_description(
-        index, manifest.name, kind=_KIND, version=_VERSION, body=manifest.model_dump(mode="json")
-    )
-    pointer = f"{manifest.name} {index.checksum(manifest.name)}\n"
-    # Stores without locks cannot compare and replace in one step: what is left is this moment.
-    _check_parent(index, parent)
-    index.write_text(CURRENT, pointer)
-    return manifest
-
-
-def _check_parent(index: Folder, parent: int | None) -> str | None:
-    """The checksum of the current manifest, which must be that of `parent`; None without an index."""
-    name, checksum = _pointer(index) if index.exists(CURRENT) else (None, None)
-    if name != (None if parent is None else _name(parent)):
-        found = "it was deleted" if name is None else f"version {_number(name)} was published"
-        raise ArtefactError(f"{found} meanwhile", where=index, mend="run it again")
-    return checksum
-
-
-def _name(number: int) -> str:
-    """Of a version's manifest."""
-    return f"manifest-{number:06d}.json"
-
-
-def _number(name: str) -> int:
-    return int(name.removeprefix("manifest-").removesuffix(".json"))
-
-
-def _pointer(index: Folder) -> tuple[str, str]:
-    """Name and checksum of the current manifest."""
     if not index.exists(CURRENT):
         raise ArtefactError(
             f"no index here ({CURRENT} is missing)", where=index, mend="build one: ray-retrieval index build"
         )
-    pointer = _POINTER.fullmatch(index.read_bytes(CURRENT).decode(errors="replace"))
-    if pointer is None:
+    pointer = index.read_bytes(CURRENT).decode(errors="replace")
+    if _POINTER.fullmatch(pointer) is None:
         raise ArtefactError(
             "damaged: it should hold a manifest's name and checksum",
             where=f"{index}/{CURRENT}",
             mend=_MEND,
         )
-    return pointer[1], pointer[2]
+    return pointer
 
 
-def _read(index: Folder, name: str, checksum: str | None) -> Manifest:
+def _read(index: Folder, pointer: str, mend: str) -> Manifest:
     """A manifest, which whoever names it vouches for by its checksum."""
+    name, checksum = pointer.split()
     where = f"{index}/{name}"
     if not index.exists(name):
-        raise ArtefactError(f"{CURRENT} names it, but it is missing", where=where, mend=_MEND)
-    if checksum is not None and digest(index.read_bytes(name)) != checksum:
+        raise ArtefactError(f"{CURRENT} names it, but it is missing", where=where, mend=mend)
+    if digest(index.read_bytes(name)) != checksum:
         raise ArtefactError(
             f"damaged: its checksum is not the one in {CURRENT} or in the version after it",
             where=where,
-            mend=_MEND,
+            mend=mend,
         )
     content = _content(index, name)
     try:
-        return Manifest.model_validate(content)
+        return Manifest.model_validate({**content, "pointer": pointer})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])

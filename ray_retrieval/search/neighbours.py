@@ -28,7 +28,8 @@ Mask = npt.NDArray[np.bool_]
 _BLOCK_QUERIES = 64
 _FEW = 20_000  # features that a filter leaves; then no index is needed
 _MORE = 4  # times as many neighbours where too few of them count
-_BYTES_AT_ONCE = 1 << 26  # of features as float32, for comparing all of them
+_BYTES_AT_ONCE = 1 << 26  # of features as float32, for comparing all of them; or of neighbours
+_HIT_BYTES = 4 + 8  # a distance and a row
 
 
 @dataclass(frozen=True)
@@ -149,13 +150,19 @@ class IndexedFeatures:
         short, asked = np.arange(len(queries) if kept else 0), 0
         while len(short) and asked < total:
             asked = min(total, max(_MORE * asked, -(-count * total // kept) + count))
-            hits = self._nearest(queries[short], asked, effort, threads)
-            ended = hits.rows[:, -1] == NO_ROW
-            out = (hits.rows == NO_ROW) | ~chosen[hits.rows]
-            hits.distances[out], hits.rows[out] = np.inf, NO_ROW
-            best = merge([hits], count)
-            found.distances[short], found.rows[short] = best.distances, best.rows
-            short = short[(best.rows[:, -1] == NO_ROW) & ~ended]
+            left = []
+            # However many neighbours it takes, those of only so many features are in memory at a time.
+            step = max(1, _BYTES_AT_ONCE // (_HIT_BYTES * asked))
+            for start in range(0, len(short), step):
+                some = short[start : start + step]
+                hits = self._nearest(queries[some], asked, effort, threads)
+                ended = hits.rows[:, -1] == NO_ROW
+                out = (hits.rows == NO_ROW) | ~chosen[hits.rows]
+                hits.distances[out], hits.rows[out] = np.inf, NO_ROW
+                best = merge([hits], count)
+                found.distances[some], found.rows[some] = best.distances, best.rows
+                left.append(some[(best.rows[:, -1] == NO_ROW) & ~ended])
+            short = np.concatenate(left)
         return found
 
     def _nearest(self, queries: Floats, count: int, effort: Effort, threads: int) -> Hits:

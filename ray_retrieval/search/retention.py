@@ -1,5 +1,6 @@
 """The versions of an index: which there are, and deleting those that are no longer needed."""
 
+import itertools
 import re
 import time
 from collections.abc import Iterable
@@ -9,15 +10,21 @@ from typing import Any
 
 from pyarrow import fs
 
-from ray_retrieval.errors import QueryError
+from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search.lock import writing_alone
-from ray_retrieval.search.manifest import CURRENT, Manifest, history, read_current
-from ray_retrieval.search.shard import DESCRIPTION
+from ray_retrieval.search.manifest import (
+    CURRENT,
+    Manifest,
+    backwards,
+    number_of,
+    read_current,
+    read_pointer,
+)
 from ray_retrieval.storage import Folder
 
 _OURS = ("shards", "approximate", "local", "deletes")
 """Folders whose files are all written by us."""
-_AT_THE_TOP = re.compile(rf"manifest-\d+\.json(\.tmp-.*)?|{CURRENT}\.tmp-.*")
+_AT_THE_TOP = re.compile(rf"manifest-\d+(-[0-9a-f]+)?\.json(\.tmp-.*)?|{CURRENT}\.tmp-.*")
 _RECENT_NS = 24 * 3600 * 10**9
 """Where there are no locks, files younger than a day may be those of somebody who is writing."""
 
@@ -60,14 +67,15 @@ def versions(uri: str | Path | Folder) -> list[dict[str, Any]]:
             "shards": len(manifest.shards),
             "bytes": manifest.bytes,
         }
-        for manifest in history(Folder(uri))
+        for manifest in backwards(Folder(uri))
     ]
 
 
 def prune(uri: str | Path | Folder, keep: int = 2, *, dry_run: bool = False) -> Pruned:
     """Delete all but the newest versions, and the files that no version needs.
 
-    Readers that have a version open keep it: on a local disk, what is mapped into memory stays readable.
+    Readers that have a version open keep it: on a local disk what is mapped into memory stays readable, and
+    of other stores what they have fetched, which the images that nobody has asked for yet are not.
 
     Args:
         uri: the index directory.
@@ -75,61 +83,64 @@ def prune(uri: str | Path | Folder, keep: int = 2, *, dry_run: bool = False) -> 
         dry_run: only say what would be deleted.
 
     Raises:
-        ArtefactError: if there is no index, a manifest is damaged, or somebody is writing to it.
+        ArtefactError: if there is no index, the manifest of a version that stays is damaged, or somebody is
+            writing to it.
         QueryError: if `keep` < 1.
     """
     index = Folder(uri)
     read_current(index)
-    with writing_alone(index, "prune"):
-        return collect(index, keep, dry_run=dry_run)
+    with writing_alone(index, "prune") as alone:
+        return collect(index, keep, alone=alone, dry_run=dry_run)
 
 
-def collect(index: Folder, keep: int, *, dry_run: bool = False, coming: int = 0) -> Pruned:
-    """As `prune`, for whoever holds the lock.
+def collect(index: Folder, keep: int, *, alone: bool, dry_run: bool = False, coming: int = 0) -> Pruned:
+    """As `prune`, for a writer.
 
     Args:
         index: the index's folder.
         keep: how many versions stay, at least 1.
+        alone: whether it holds the lock; else files that may be another writer's are spared, and nothing more
+            is deleted once another version is published.
         dry_run: only say what would be deleted.
-        coming: versions that will be published before.
+        coming: 1 if a version will be published before, else 0.
 
     Raises:
-        ArtefactError: if a manifest is damaged.
+        ArtefactError: if the manifest of a version that stays is damaged, or another one is published
+            meanwhile.
         QueryError: if `keep` < 1.
     """
     if keep < 1:
         raise QueryError(f"at least the current version is kept, asked for {keep}", where=index)
-    known = history(index)
-    kept, gone = known[: max(0, keep - coming)], known[max(0, keep - coming) :]
-    needed = {name for manifest in kept for name in files_of(manifest)}
+    current = read_current(index)
+    # Those before are not read: what is damaged of them is deleted like the rest.
+    kept = list(itertools.islice(backwards(index, current), keep - coming))
+    oldest = kept[-1].number if kept else current.number + 1
+    needed = {name for manifest in kept for name, _ in manifest.needed()}
     unneeded = {name: info for name, info in index.files().items() if _is_ours(name) and name not in needed}
-    listed = {name for manifest in known for name in files_of(manifest)}
-    spared = set() if index.is_local else _recent(unneeded, unneeded.keys() - listed)
+    gone = {number for number in map(number_of, unneeded) if number is not None and number < oldest}
+    spared = set() if alone else _recent(unneeded, unneeded.keys() - _listed(index, current))
     deleted = [name for name in _in_order(unneeded) if name not in spared]
-    if not dry_run:
-        for name in deleted:
-            index.remove(name)
+    for name in () if dry_run else deleted:
+        if not alone and read_pointer(index) != current.pointer:
+            raise ArtefactError("another version was published meanwhile", where=index, mend="run it again")
+        index.remove(name)
+    if alone and not dry_run:  # else an empty one may be a writer's who has only just begun
         _remove_empty_folders(index)
     return Pruned(
-        versions=[manifest.number for manifest in gone],
-        kept=[manifest.number for manifest in kept],
+        versions=sorted(gone, reverse=True),
+        kept=[*([current.number + 1] * coming), *(manifest.number for manifest in kept)],
         files=len(deleted),
         bytes=sum(unneeded[name].size for name in deleted),
         spared=len(spared),
     )
 
 
-def files_of(manifest: Manifest) -> Iterable[str]:
-    """Every file that a version needs, from the index's folder."""
-    yield manifest.name
-    for shard in manifest.shards:
-        yield from (f"{shard.folder}/{file.file}" for file in shard.files)
-        yield f"{shard.folder}/{DESCRIPTION}"
-    for file in manifest.files:
-        yield file.file
-        yield f"{file.file.rpartition('.')[0]}.json"
-    if manifest.deletes is not None:
-        yield manifest.deletes.file
+def _listed(index: Folder, current: Manifest) -> set[str]:
+    """Files of the versions that are there; without a lock, no other file is known to be nobody's."""
+    try:
+        return {name for manifest in backwards(index, current) for name, _ in manifest.needed()}
+    except ArtefactError:
+        return set()
 
 
 def _is_ours(name: str) -> bool:

@@ -26,7 +26,7 @@ from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.local import LocalSegment
 from ray_retrieval.search.scan import Segment, scan_segments, to_words, words_per_row
 from ray_retrieval.search.vectors import VectorSegment, norm_error, search_vectors
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, refusal
 
 AnySegment = Segment | VectorSegment | LocalSegment
 """Rows of one kind of descriptor."""
@@ -113,7 +113,10 @@ def open_segment(
             folder, form, rows=rows, first_row=first_row, features=features, norm_error=norm_error
         )
     name = _FILE[form.kind]
-    data: npt.NDArray[np.uint8] = np.memmap(folder.local_path(name), np.uint8, "r")
+    try:
+        data: npt.NDArray[np.uint8] = np.memmap(folder.local_path(name), np.uint8, "r")
+    except OSError as error:  # deleted just now
+        raise refusal(error, f"{folder}/{name}") from error
     header, width = _header(form, rows, first_row), _row_bytes(form)
     if data[: len(header)].tobytes() != header or len(data) != len(header) + width * rows:
         raise ArtefactError("its header or length is not that of the manifest", where=f"{folder}/{name}")

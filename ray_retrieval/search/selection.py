@@ -31,7 +31,8 @@ would have to find so many times as many candidates."""
 _SHARE = 8  # of the rows, 1 in so many is few where each is compared anyway
 _MORE = 8  # times as many hits at the second attempt
 _SPARE = 8
-_BYTES_AT_ONCE = 1 << 26  # of gathered rows
+_BYTES_AT_ONCE = 1 << 26  # of gathered rows, or of hits
+_HIT_BYTES = 4 + 8  # a distance and a row
 
 
 @dataclass(frozen=True)
@@ -168,11 +169,14 @@ def search_selected(
     short = np.arange(len(queries))
     wanted = math.ceil(most * total / count) + _SPARE
     for asked in (wanted, _MORE * wanted):
-        if len(short) == 0:
-            return found
-        hits = dropped(find(queries.take(short), min(asked, total)), selection, k)
-        found.distances[short], found.rows[short] = hits.distances, hits.rows
-        short = short[np.count_nonzero(hits.rows != NO_ROW, axis=1) < most]
+        left = [short[:0]]
+        step = max(1, _BYTES_AT_ONCE // (_HIT_BYTES * min(asked, total)))
+        for start in range(0, len(short), step):
+            some = short[start : start + step]
+            hits = dropped(find(queries.take(some), min(asked, total)), selection, k)
+            found.distances[some], found.rows[some] = hits.distances, hits.rows
+            left.append(some[np.count_nonzero(hits.rows != NO_ROW, axis=1) < most])
+        short = np.concatenate(left)
     if len(short):
         hits = _search_gathered(segments, selection, queries.take(short), k, threads)
         found.distances[short], found.rows[short] = hits.distances, hits.rows

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from ray_retrieval.descriptors import Descriptors, Form, concatenate
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search.manifest import FileEntry, ShardEntry
+from ray_retrieval.search.manifest import DESCRIPTION, FileEntry, ShardEntry
 from ray_retrieval.search.segments import AnySegment, files_of, open_segment, rows_of, writing
 from ray_retrieval.storage import (
     Folder,
@@ -36,7 +36,7 @@ from ray_retrieval.storage import (
 if TYPE_CHECKING:
     from ray_retrieval.search.sources import RowSource
 
-ROWS, IMAGES, DESCRIPTION = "rows.arrow", "images.arrow", "shard.json"
+ROWS, IMAGES = "rows.arrow", "images.arrow"
 _KIND, _VERSION = "index shard", 2
 _MEND = "restore the file, or build the index again: what is sound is kept"
 
@@ -181,6 +181,9 @@ class Shard:
         self.check_files(content=content)
         self.segment = self._map_segment()
         self.records = self._map_records()
+        # Mapped at once, so that they stay readable once pruned; other stores are asked when need be.
+        at_once = self.holds_images and self._folder.is_local
+        self._image_file = self._mapped(IMAGES) if at_once else None
 
     def check_files(self, *, content: bool) -> None:
         """Compare the files' sizes, or their checksums as well, with the manifest.
@@ -248,7 +251,7 @@ class Shard:
         """First places of the batches of images, with one past the end, and the batches."""
         if not self.holds_images:
             return [0], []
-        batches = self._map_batches(IMAGES)
+        batches = self._batches(IMAGES, self._image_file or self._mapped(IMAGES))
         starts = np.cumsum([0, *map(len, batches)]).tolist()
         if starts[-1] != self.entry.rows:
             raise self._damaged(IMAGES, f"{starts[-1]} images for {self.entry.rows} rows")
@@ -269,15 +272,21 @@ class Shard:
             raise ArtefactError(f"damaged: {error.problem}", where=error.where, mend=_MEND) from None
 
     def _map_records(self) -> pa.RecordBatch:
-        batches = self._map_batches(ROWS)
+        batches = self._batches(ROWS, self._mapped(ROWS))
         if len(batches) != 1 or len(batches[0]) != self.entry.rows:
             raise self._damaged(ROWS, f"it should hold one batch of {self.entry.rows} rows")
         return batches[0]
 
-    def _map_batches(self, name: str) -> list[pa.RecordBatch]:
+    def _mapped(self, name: str) -> pa.ipc.RecordBatchFileReader:
+        """An Arrow file, of which only the footer is read."""
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(self._folder.local_path(name))))
-            return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            return pa.ipc.open_file(pa.memory_map(str(self._folder.local_path(name))))
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(name, str(error).splitlines()[0]) from None
+
+    def _batches(self, name: str, file: pa.ipc.RecordBatchFileReader) -> list[pa.RecordBatch]:
+        try:
+            return [file.get_batch(number) for number in range(file.num_record_batches)]
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(name, str(error).splitlines()[0]) from None
 

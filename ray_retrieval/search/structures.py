@@ -124,7 +124,9 @@ def build_structure(
     files = _fill_all(index, shards, sample, factory, key, threads)
     effort = Effort(**config.model_dump(include=set(Effort.model_fields)))
     queries = _recall_queries(rows, sample, config.recall_queries)
-    if known is not None and (known.key, known.effort, known.recall.queries) == (key, effort, len(queries)):
+    # Of one that was compacted only the key is the same: its files are of other rows.
+    same = known is not None and (known.files, known.effort) == (files, effort)
+    if known is not None and same and known.recall.queries == len(queries):
         found = known.recall
     else:
         found = _recall(index, shards, files, queries, effort, threads)

@@ -68,6 +68,13 @@ def draw_images(count, *, label="int", inline=True, **columns):
     return pa.table({**known, **columns})
 
 
+def images_of(count, start=0, **columns):
+    table = draw_images(start + count).slice(start)
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    return table
+
+
 def write(
     folder,
     codes,
@@ -146,6 +153,11 @@ def killed_at_write(monkeypatch, number, *, before_rename):
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "writing", writing)
         yield
+
+
+def assert_same(found, expected):
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.distances, expected.distances)
 
 
 def truncate(path):

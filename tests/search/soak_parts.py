@@ -15,7 +15,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from search_parts import IMAGE, KilledError, draw_codes, draw_local, draw_vectors, files_in, write
+from search_parts import (
+    IMAGE,
+    KilledError,
+    assert_same,
+    draw_codes,
+    draw_local,
+    draw_vectors,
+    files_in,
+    write,
+)
 
 from ray_retrieval.descriptors import Codes, Local, Vectors, concatenate
 from ray_retrieval.errors import ArtefactError, DataError, QueryError
@@ -23,7 +32,6 @@ from ray_retrieval.search import Index, add, build, compact, prune, remove, roll
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.neighbours import FeatureSegment
-from ray_retrieval.search.retention import files_of
 from ray_retrieval.search.votes import LocalSearchConfig, search_votes
 from ray_retrieval.storage import Folder
 
@@ -150,6 +158,31 @@ class killed_at:  # noqa: N801
         self._patch.undo()
 
 
+def survives_kills(start, act, expected, queries, keep):
+    """Wherever a change is killed, the version before stays, and the same again gives the expected files."""
+    hits, version = Index.open(start).search(queries, 20), Index.open(start).version
+    for number in range(1, 100):
+        index = shutil.copytree(start, start.parent / f"killed-{number}")
+        try:
+            with killed_at(number):
+                act(index)
+            break
+        except KilledError:
+            pass
+        opened = Index.open(index)
+        if opened.version == version:
+            assert_same(opened.search(queries, 20), hits)
+            act(index)
+        else:
+            # Published: what is left to do is to delete what is no longer needed.
+            assert opened.version == version + 1
+        assert Index.open(index).verify()
+        prune(index, keep)
+        assert files_in(index) == expected
+        shutil.rmtree(index)
+    assert number >= 3
+
+
 class IndexSoak(RuleBasedStateMachine):
     """Random changes, kills and searches; after each step the index is what the model says."""
 
@@ -266,7 +299,7 @@ class IndexSoak(RuleBasedStateMachine):
         there = [found["version"] for found in versions(self.index)]
         assert len(there) <= keep
         needed = {
-            name for number in there for name in files_of(Index.open(self.index, version=number).manifest)
+            name for number in there for name, _ in Index.open(self.index, version=number).manifest.needed()
         }
         assert set(files_in(self.index)) == needed | {"CURRENT"}
 
@@ -315,6 +348,9 @@ class IndexSoak(RuleBasedStateMachine):
         self.compare(opened, self.rows, concatenate([self.rows[last].descriptor]), 4)
 
     def compare(self, opened, rows, queries, k, where=None):
+        first = next(number for number, row in enumerate(rows) if row is not None)
+        assert opened.image_bytes(first) == rows[first].image
+        assert opened.records([first])["id"].to_pylist() == [rows[first].id]
         self.counted["searched" if where is None else "searched_with_a_filter"] += len(queries)
         passes = FILTERS[where] if where else lambda row: True
         numbers = [number for number, row in enumerate(rows) if row is not None and passes(row)]

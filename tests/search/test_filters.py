@@ -2,6 +2,7 @@
 
 import datetime
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -79,6 +80,44 @@ def test_an_image_of_several_classes_is_of_each():
     assert passing("label in (dog, 'red fox')", rows) == [0, 1]
     assert passing("label != cat", rows) == [1, 2]
     assert passing("not label = cat and label is not null", rows.slice(1)) == [0, 1]
+
+
+def test_a_number_means_the_same_below_above_and_equal():
+    """0.1 is not the same in 32 and in 64 bits; in a filter it is that of the column."""
+    rows = pa.RecordBatch.from_pydict({"share": pa.array([0.1, 0.2, -0.1, float("inf")], pa.float32())})
+    for text, expected in {
+        "share = 0.1": [0],
+        "share <= 0.1": [0, 2],
+        "share >= 0.1": [0, 1, 3],
+        "share < 0.1": [2],
+        "share > 0.1": [1, 3],
+        "share != 0.1": [1, 2, 3],
+        "share in (0.1, 0.2)": [0, 1],
+        "share > 0": [0, 1, 3],
+    }.items():
+        assert passing(text, rows) == expected, text
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from([pa.float32(), pa.float64(), pa.int8(), pa.uint8(), pa.int64()]),
+    st.lists(st.integers(0, 100), min_size=1, max_size=6),
+    st.integers(0, 100),
+)
+def test_exactly_one_of_below_equal_and_above_is_true(kind, held, asked):
+    """Of floating columns in hundredths, few of which they hold exactly."""
+    floating = pa.types.is_floating(kind)
+    values = [value / 100 for value in held] if floating else held
+    rows = pa.RecordBatch.from_pydict({"value": pa.array(values).cast(kind)})
+    text = f"{asked / 100}" if floating else f"{asked}"
+    for sign, truth in {
+        "<": [value < asked for value in held],
+        "=": [value == asked for value in held],
+        ">": [value > asked for value in held],
+        "<=": [value <= asked for value in held],
+        ">=": [value >= asked for value in held],
+    }.items():
+        assert passing(f"value {sign} {text}", rows) == np.flatnonzero(truth).tolist()
 
 
 def test_a_column_that_these_rows_lack_is_null():

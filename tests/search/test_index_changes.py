@@ -9,10 +9,10 @@ import textwrap
 import numpy as np
 import pyarrow as pa
 import pytest
-from search_parts import KilledError, draw_codes, draw_images, draw_local, draw_vectors, files_in, write
-from soak_parts import killed_at
+from search_parts import assert_same, draw_codes, draw_images, draw_vectors, files_in, images_of, write
+from soak_parts import survives_kills
 
-from ray_retrieval.descriptors import Codes, Vectors, concatenate
+from ray_retrieval.descriptors import Codes, Vectors
 from ray_retrieval.errors import ArtefactError, DataError, QueryError
 from ray_retrieval.search import (
     NO_ROW,
@@ -22,26 +22,13 @@ from ray_retrieval.search import (
     compact,
     prune,
     remove,
-    rerank,
     rollback,
-    structures,
     versions,
 )
-from ray_retrieval.search import approximate as faiss_search
-from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.lock import writing_alone
-from ray_retrieval.search.manifest import publish, read_current
-from ray_retrieval.search.votes import LocalSearchConfig
 from ray_retrieval.storage import Folder
 
 ROWS, MORE, BITS = 60, 14, 12
-
-
-def images_of(count, start=0, **columns):
-    table = draw_images(start + count).slice(start)
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    return table
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +51,6 @@ def index(made, tmp_path):
 @pytest.fixture(scope="module")
 def queries():
     return draw_codes(9, BITS, seed=3)
-
-
-def assert_same(found, expected):
-    np.testing.assert_array_equal(found.rows, expected.rows)
-    np.testing.assert_array_equal(found.distances, expected.distances)
 
 
 def contents(index, name):
@@ -142,6 +124,41 @@ def test_images_that_are_there_byte_for_byte_are_left_out(made, index, tmp_path)
     assert Index.open(index).records(last)["id"].to_pylist() == ["new", "gone"]
 
 
+def test_images_that_change_their_ids_are_replaced_and_none_is_lost(tmp_path):
+    """Of what has an id of the index, only that row's own image is left out."""
+    index = build_of(tmp_path, {"a": b"one.", "b": b"two.", "c": b"same", "d": b"four"})
+    coming = {"a": b"two.", "b": b"new!", "c": b"same", "e": b"one.", "f": b"four", "g": b"new!"}
+    change = add(index, embeddings_of(tmp_path / "more", coming), replace=True, skip_duplicates=True)
+    assert (change.added, change.removed, change.skipped) == (3, 2, 3)
+    opened = Index.open(index)
+    names = opened.records(opened.living())["id"].to_pylist()
+    held = {name: opened.image_bytes(row) for name, row in zip(names, opened.living().tolist(), strict=True)}
+    assert held == {"a": b"two.", "b": b"new!", "c": b"same", "d": b"four", "e": b"one."}
+
+
+def build_of(folder, images):
+    build(embeddings_of(folder / "first", images), folder / "index")
+    return folder / "index"
+
+
+def embeddings_of(folder, images):
+    table = draw_images(len(images)).set_column(0, "id", pa.array(list(images)))
+    held = [{"bytes": data, "path": None} for data in images.values()]
+    table = table.set_column(1, "image", pa.array(held, table["image"].type))
+    return write(folder, draw_codes(len(images), BITS, seed=len(images)), table)
+
+
+def test_without_images_codes_tell_nothing_and_are_not_looked_at(tmp_path, monkeypatch):
+    for name in ("first", "more"):
+        ids = pa.array([f"{name}-{row}" for row in range(6)])
+        images = draw_images(6, inline=False).set_column(0, "id", ids)
+        write(tmp_path / name, draw_codes(6, BITS), images)
+    build(tmp_path / "first", tmp_path / "index")
+    monkeypatch.setattr("ray_retrieval.search.duplicates.digest", None)
+    change = add(tmp_path / "index", tmp_path / "more", skip_duplicates=True)
+    assert (change.added, change.skipped) == (6, 0)
+
+
 def test_without_images_vectors_tell_duplicates(tmp_path):
     vectors = draw_vectors(9, 4)
     for name, rows in (("first", slice(0, 6)), ("more", slice(4, 9))):
@@ -188,9 +205,33 @@ def test_columns_may_come_later_but_not_change_their_kind(made, index, tmp_path)
     assert set(hits.ravel().tolist()) == {60, 61, NO_ROW}
     compact(index)
     assert Index.open(index).records([61, 0])["price"].to_pylist() == [2, None]
-    wrong = images_of(3, 90, price=pa.array([[1], [2], [3]]))
-    with pytest.raises(DataError, match="column 'price' holds int64 in the index and list"):
-        add(index, write(tmp_path / "wrong", draw_codes(3, BITS), wrong))
+    before = files_in(index)
+    kinds = [pa.list_(pa.int64()), pa.float64(), pa.uint64(), pa.string(), pa.timestamp("s")]
+    for number, kind in enumerate(kinds):
+        wrong = images_of(3, 90, price=pa.array([None, None, None], kind))
+        source = write(tmp_path / f"wrong-{number}", draw_codes(3, BITS), wrong)
+        with pytest.raises(DataError, match="column 'price' holds int64 in the index and "):
+            add(index, source)
+    assert files_in(index) == before
+
+
+def test_columns_of_one_kind_meet_in_the_wider_type(made, index, tmp_path):
+    """Whichever comes first, every value is what it was."""
+    values = {
+        "first": {"size": pa.array([2**60, 3], pa.int64()), "share": pa.array([0.5, 0.1], pa.float32())},
+        "second": {"size": pa.array([-7, None], pa.int8()), "share": pa.array([0.1, 1e300], pa.float64())},
+        "third": {"size": pa.nulls(2), "share": pa.nulls(2)},
+    }
+    for number, (name, columns) in enumerate(values.items()):
+        add(index, write(tmp_path / name, draw_codes(2, BITS), images_of(2, 100 + 2 * number, **columns)))
+    for first in (60, 59):
+        opened = Index.open(index)
+        records = opened.records(np.arange(first, first + 6))
+        assert records["size"].to_pylist() == [2**60, 3, -7, None, None, None]
+        assert records["share"].to_pylist() == [0.5, float(np.float32(0.1)), 0.1, 1e300, None, None]
+        assert opened.living("size > 3 or share > 1").tolist() == [first, first + 3]
+        remove(index, [opened.records([0])["id"][0].as_py()])
+        compact(index)
 
 
 def test_what_does_not_fit_is_refused(made, index, tmp_path):
@@ -234,6 +275,7 @@ def test_removed_rows_are_as_if_they_had_never_been(made, index, queries):
     assert sorted({*groups[0].rows.ravel(), *groups[1].rows.ravel()} - {NO_ROW}) == left.tolist()
     # Compacted, it is the other one, file for file.
     assert compact(index, dry_run=True).changed
+    assert compact(index, dry_run=True, keep=1).pruned.kept == [3]
     change = compact(index, shards=2)
     assert (change.manifest.rows, change.manifest.next_row, change.manifest.deletes) == (55, 55, None)
     assert_same(Index.open(index).search(queries, 60), expected.search(queries, 60))
@@ -307,10 +349,10 @@ def test_a_first_version_has_none_before_it(index):
 
 def test_a_change_of_an_earlier_manifest_is_found_out(index):
     remove(index, ["image-0003"])
-    path = index / "manifest-000001.json"
+    path = next(index.glob("manifest-000001-*.json"))
     path.write_text(path.read_text().replace('"rows": 20', '"rows": 21', 1))
     for use in (lambda: rollback(index), lambda: versions(index), Index.open(index).verify):
-        with pytest.raises(ArtefactError, match=r"manifest-000001\.json: damaged: its checksum"):
+        with pytest.raises(ArtefactError, match=r"manifest-000001-\w+\.json: damaged: its checksum"):
             use()
     assert Index.open(index).rows == 59
 
@@ -345,17 +387,6 @@ def test_pruning_deletes_what_no_version_needs(made, index, queries):
         prune(index, 0)
 
 
-def test_where_there_are_no_locks_recent_files_are_spared(index, monkeypatch):
-    for name in ("shards/x/codes.bin", "deletes/0.bin"):
-        (index / name).parent.mkdir(exist_ok=True)
-        (index / name).write_bytes(b"of another writer")
-    remove(index, ["image-0003"])
-    monkeypatch.setattr(Folder, "is_local", False)
-    pruned = prune(index, 1)
-    assert (pruned.versions, pruned.spared) == ([1], 2)
-    assert (index / "deletes" / "0.bin").exists()
-
-
 OPERATIONS = {
     "add": lambda index, made: add(index, made / "more", shards=2),
     "replace": lambda index, made: add(index, made / "again", replace=True),
@@ -374,28 +405,8 @@ def test_killed_anywhere_the_version_before_stays_and_the_same_again_succeeds(ma
     add(start, write(tmp_path / "one", draw_codes(2, BITS, seed=2), images_of(2, 90)))
     whole = shutil.copytree(start, tmp_path / "whole")
     OPERATIONS[name](whole, made)
-    expected = files_in(whole)
-    hits, version = Index.open(start).search(queries, 20), Index.open(start).version
-    for number in range(1, 100):
-        index = shutil.copytree(start, tmp_path / f"killed-{number}")
-        try:
-            with killed_at(number):
-                OPERATIONS[name](index, made)
-            break
-        except KilledError:
-            pass
-        opened = Index.open(index)
-        if opened.version == version:
-            assert_same(opened.search(queries, 20), hits)
-            OPERATIONS[name](index, made)
-        else:
-            # Published: what is left to do is to delete what is no longer needed.
-            assert opened.version == version + 1
-        assert Index.open(index).verify()
-        prune(index, 1 if name == "prune" else 9 if name != "compact" else 2)
-        assert files_in(index) == expected
-        shutil.rmtree(index)
-    assert number >= 3
+    keep = 1 if name == "prune" else 9 if name != "compact" else 2
+    survives_kills(start, lambda index: OPERATIONS[name](index, made), files_in(whole), queries, keep)
 
 
 # Writers
@@ -430,187 +441,3 @@ def test_the_lock_of_a_dead_writer_is_free_at_once(index):
     assert json.loads((index / ".lock").read_text())["operation"] == "add"
     assert remove(index, ["image-0003"]).changed
     assert not (index / ".lock").exists()
-
-
-def test_a_version_published_meanwhile_is_found_out_without_a_lock(made, index, monkeypatch):
-    """As on a store that has none: just before the pointer is replaced."""
-    monkeypatch.setattr(Folder, "is_local", False)
-    folder, mine = Folder(index), read_current(Folder(index))
-    publish(folder, mine, parent=1)
-    for parent in (1, None):
-        with pytest.raises(ArtefactError, match=r"version 2 was published meanwhile \(run it again\)"):
-            publish(folder, mine, parent=parent)
-    assert Index.open(index).version == 2
-    assert Index.open(index).verify()
-
-
-def test_a_version_pruned_while_it_is_opened_is_opened_anew(made, index, monkeypatch):
-    stale = read_current(Folder(index))
-    remove(index, ["image-0003"])
-    compact(index, keep=1)
-    found = iter([stale])
-    current = read_current(Folder(index))
-    monkeypatch.setattr("ray_retrieval.search.index.read_current", lambda _: next(found, current))
-    assert Index.open(index).version == 3
-
-
-# Approximate searches and local features
-
-
-@pytest.fixture(scope="module")
-def clustered(tmp_path_factory):
-    """Embeddings of 600 vectors, of 40, and of 100 more, and an approximate index of the first."""
-    folder = tmp_path_factory.mktemp("clustered")
-    generator = np.random.default_rng(0)
-    drawn = draw_vectors(30, 8).data[generator.integers(0, 30, 740)]
-    drawn = drawn + generator.normal(0, 0.1, drawn.shape).astype(np.float32)
-    vectors = Vectors(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
-    for name, start, stop in (("first", 0, 600), ("few", 600, 640), ("many", 640, 740)):
-        write(
-            folder / name, vectors.take(np.arange(start, stop)), images_of(stop - start, start), part_rows=300
-        )
-    config = ApproximateConfig(search="IVF8,PQ4x4fs", nprobe=2, recall_queries=50)
-    build(folder / "first", folder / "index", shards=2, approximate=config)
-    return folder, vectors
-
-
-def test_few_added_rows_are_searched_exactly_and_many_are_filled_in(clustered, tmp_path):
-    made, vectors = clustered
-    index = shutil.copytree(made / "index", tmp_path / "index")
-    manifest = add(index, made / "few").manifest
-    assert [file is None for file in manifest.approximate.files] == [False, False, True]
-    found = Index.open(index).search(vectors.take(np.arange(600, 640)), 1)
-    assert found.rows[:, 0].tolist() == list(range(600, 640))
-    assert Index.open(index).verify()
-    manifest = add(index, made / "many").manifest
-    assert None not in manifest.approximate.files
-    assert len(list(index.glob("approximate/*/*.faiss"))) == 4
-    gone = [f"image-{row:04d}" for row in range(0, 300)]
-    remove(index, gone)
-    opened = Index.open(index)
-    hits = opened.search(vectors.take(np.arange(0, 740, 20)), 10)
-    assert (hits.rows >= 300).all()
-    exact = opened.search(vectors.take(np.arange(0, 740, 20)), 10, exact=True)
-    assert np.mean([np.isin(a, b).mean() for a, b in zip(exact.rows, hits.rows, strict=True)]) > 0.8
-    change = compact(index)
-    assert len(change.manifest.shards) == 2
-    assert change.manifest.approximate.key == manifest.approximate.key
-    assert change.manifest.approximate.recall.value > 0.8
-    assert Index.open(index, check="content").verify()
-    hits = Index.open(index).search(vectors.take(np.arange(300, 740, 20)), 1)
-    assert hits.rows[:, 0].tolist() == list(range(0, 440, 20))
-
-
-def test_one_row_may_be_left_of_an_approximate_index(clustered, tmp_path):
-    made, vectors = clustered
-    index = shutil.copytree(made / "index", tmp_path / "index")
-    remove(index, where="id != image-0007")
-    assert compact(index).manifest.rows == 1
-    assert Index.open(index).search(vectors.take(np.array([7])), 3).rows.tolist() == [[0, NO_ROW, NO_ROW]]
-
-
-def test_compacting_fills_in_what_was_left_out(clustered, tmp_path):
-    made, _ = clustered
-    index = shutil.copytree(made / "index", tmp_path / "index")
-    add(index, made / "few")
-    assert compact(index, dry_run=True).changed
-    assert None not in compact(index).manifest.approximate.files
-
-
-@pytest.mark.parametrize(
-    "factory",
-    ["IVF8,Flat", "IVF8,PQ4x4fs", "PQ4x4fs", "HNSW8", "SQ8", "PCAR4,IVF4,SQ8", "IVF4,PQ4x4fs,RFlat"],
-)
-def test_an_emptied_structure_is_what_was_trained(tmp_path, factory):
-    data = draw_vectors(400, 8).data
-    trained = faiss_search.train(factory, data, 0)
-    files = []
-    for number in range(2):
-        begun = faiss_search.emptied(tmp_path / "0.faiss") if number else trained
-        with (tmp_path / f"{number}.faiss").open("wb") as stream:
-            faiss_search.fill(begun, data[:90], stream.write)
-        files.append((tmp_path / f"{number}.faiss").read_bytes())
-    assert files[0] == files[1]
-
-
-def test_where_a_filter_leaves_few_an_approximate_search_finds_them_all(clustered, tmp_path, monkeypatch):
-    made, vectors = clustered
-    opened, queries = Index.open(made / "index"), vectors.take(np.arange(20))
-    for few in (0, 10**6):
-        monkeypatch.setattr("ray_retrieval.search.index.FEW", few)
-        found = opened.search(queries, 90, where="label = 3")
-        assert (found.rows % 7 == 3).all(where=found.rows != NO_ROW)
-        assert ((found.rows != NO_ROW).sum(axis=1) == 86).all()
-        if few:
-            assert_same(found, opened.search(queries, 90, where="label = 3", exact=True))
-
-
-CONFIGS = {
-    "exact": LocalSearchConfig(neighbours=20),
-    "votes": LocalSearchConfig(shortlist="votes", factory="IVF4,Flat", nprobe=4, neighbours=20),
-    "asmk": LocalSearchConfig(shortlist="asmk", words=8),
-    "global": LocalSearchConfig(shortlist="global"),
-}
-
-
-@pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("few", [0, 20_000])
-def test_shortlists_are_those_of_what_is_left(tmp_path, monkeypatch, kind, few):
-    monkeypatch.setattr("ray_retrieval.search.neighbours._FEW", few)
-    sets, asked = draw_local(70, 8, vectors=5), draw_local(6, 8, vectors=5, seed=7)
-    for name, start, stop in (("first", 0, 50), ("more", 50, 70)):
-        write(tmp_path / name, sets.take(np.arange(start, stop)), images_of(stop - start, start))
-    index = tmp_path / "index"
-    build(tmp_path / "first", index, shards=2, local=CONFIGS[kind])
-    local = add(index, tmp_path / "more").manifest.local
-    assert len(local.files) == (3 if kind in ("votes", "asmk") else 0)
-    gone = np.array([0, 3, 10, 11, 12, 44, 55, 69])
-    remove(index, [f"image-{row:04d}" for row in gone])
-    left = np.setdiff1d(np.arange(70), gone)
-    opened = Index.open(index, check="content", threads=2)
-    assert opened.verify()
-    found = opened.search(asked, 62)
-    filtered = opened.search(asked, 62, where="label in (1, 2, 5)")
-    assert (filtered.rows != NO_ROW).any()
-    assert np.isin(filtered.rows[filtered.rows != NO_ROW] % 7, (1, 2, 5)).all()
-    compact(index)
-    after = Index.open(index)
-    assert after.verify()
-    expected = after.search(asked, 62)
-    np.testing.assert_array_equal(found.rows, np.where(expected.rows == NO_ROW, NO_ROW, left[expected.rows]))
-    np.testing.assert_allclose(found.distances, expected.distances, atol=1e-6)
-    # The same filter as a database of its own, with the same structure.
-    remove(index, where="label not in (1, 2, 5)")
-    compact(index)
-    alone = Index.open(index).search(asked, 62)
-    some = left[np.isin(left % 7, (1, 2, 5))]
-    np.testing.assert_array_equal(
-        filtered.rows, np.where(alone.rows == NO_ROW, NO_ROW, some[alone.rows][:, :62])
-    )
-    np.testing.assert_allclose(filtered.distances, alone.distances, atol=1e-6)
-
-
-def test_re_ranking_after_removals(tmp_path):
-    """Verification reads what it is asked for; what looks at all rows wants none missing."""
-    sets, vectors = draw_local(20, 8), draw_vectors(20, 4)
-    for name, descriptors in (("local", sets), ("vectors", vectors)):
-        build(write(tmp_path / f"{name}-embeddings", descriptors, draw_images(20)), tmp_path / name)
-        remove(tmp_path / name, [f"image-{row:04d}" for row in (0, 1, 5)])
-    index = Index.open(tmp_path / "local")
-    step = rerank.build(rerank.GeometricVerificationConfig(), index)
-    hits = index.search(sets.take(np.array([18, 19])), 17)
-    found = rerank.rerank([step], sets.take(np.array([18, 19])), hits)
-    assert set(found.rows.ravel().tolist()) == set(hits.rows.ravel().tolist())
-    assert found.rows[:, 0].tolist() == [18, 19]
-    index = Index.open(tmp_path / "vectors")
-    for config in (rerank.QueryExpansionConfig(), rerank.KReciprocalConfig()):
-        with pytest.raises(ArtefactError, match="rows without gaps, and 3 of the index were removed"):
-            rerank.build(config, index)
-
-
-def test_small_limits_decide_what_is_filled_in(clustered, tmp_path, monkeypatch):
-    made, _ = clustered
-    index = shutil.copytree(made / "index", tmp_path / "index")
-    monkeypatch.setattr(structures, "LEFT_OUT_ROWS", 39)
-    assert None not in add(index, made / "few").manifest.approximate.files
-    assert concatenate([Index.open(index).descriptors([639])]).data.shape == (1, 8)

@@ -4,11 +4,12 @@ import json
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from search_parts import DAMAGES, KilledError, draw_codes, draw_images, files_in, killed_at_write, write
 
-from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search import Index, build, remove, versions
+from ray_retrieval.errors import ArtefactError, DataError
+from ray_retrieval.search import Index, build, prune, remove, rollback, versions
 from ray_retrieval.storage import digest
 
 FILES = 3 * 4 + 2  # of three shards with images, the manifest and the pointer
@@ -84,7 +85,7 @@ def test_a_reader_keeps_the_version_that_it_opened(made, tmp_path):
     np.testing.assert_array_equal(reader.search(queries, 7).rows, hits.rows)
     assert reader.row_of("image-0105") is None
     assert Index.open(index).row_of("image-0105") == 105
-    assert reader.verify()[0] == "CURRENT names manifest-000002.json, and its checksum agrees"
+    assert reader.verify()[0] == f"CURRENT names {manifest.name}, and its checksum agrees"
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -92,7 +93,7 @@ def test_damage_to_any_file_is_named(made, tmp_path, damage):
     names = sorted(files_in(made / "index"))
     assert {name.rpartition("/")[2] for name in names} == {
         "CURRENT",
-        "manifest-000001.json",
+        first_manifest(made / "index").name,
         "codes.bin",
         "rows.arrow",
         "images.arrow",
@@ -111,6 +112,14 @@ def test_damage_to_any_file_is_named(made, tmp_path, damage):
                     Index.open(index)
 
 
+def test_ids_that_come_twice_are_refused(tmp_path):
+    images = draw_images(6).set_column(0, "id", pa.array(["a", "b", "a", "c", "b", "a"]))
+    source = write(tmp_path / "embeddings", draw_codes(6, 12), images, part_rows=2)
+    with pytest.raises(DataError, match="2 ids come more than once: 'a', 'b' "):
+        build(source, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
+
+
 def test_building_again_mends_damaged_shards(made, tmp_path):
     index = shutil.copytree(made / "index", tmp_path / "index")
     for name in ("codes.bin", "rows.arrow", "shard.json"):
@@ -127,10 +136,10 @@ def test_a_file_of_another_shard_is_found_out(made, tmp_path, name):
     wrong = (index / last.folder / name).read_bytes()
     (index / first.folder / name).write_bytes(wrong)
     entry = next(file for file in first.files if file.file == name)
-    for path in (index / first.folder / "shard.json", index / "manifest-000001.json"):
+    for path in (index / first.folder / "shard.json", first_manifest(index)):
         text = path.read_text().replace(entry.sha256, digest(wrong))
         path.write_text(text.replace(f'"bytes": {entry.bytes},', f'"bytes": {len(wrong)},'))
-    point_at(index, "manifest-000001.json")
+    point_at(index, first_manifest(index).name)
 
     def use():
         found = Index.open(index)
@@ -141,12 +150,16 @@ def test_a_file_of_another_shard_is_found_out(made, tmp_path, name):
         use()
 
 
+def first_manifest(index):
+    return next(index.glob("manifest-000001-*.json"))
+
+
 def point_at(index, name):
     (index / "CURRENT").write_text(f"{name} {digest((index / name).read_bytes())}\n")
 
 
 def change_manifest(index, **changes):
-    path = index / "manifest-000001.json"
+    path = first_manifest(index)
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     point_at(index, path.name)
 
@@ -178,7 +191,7 @@ def test_what_this_release_cannot_search_is_refused(made, tmp_path, changes, mes
 
 def test_an_index_from_before_there_were_local_features_and_changes_is_read(made, tmp_path):
     index = shutil.copytree(made / "index", tmp_path / "index")
-    path = index / "manifest-000001.json"
+    path = first_manifest(index).rename(index / "manifest-000001.json")
     body = json.loads(path.read_text())
     body |= {"version": 2, "deletes": []}
     for entry in (body, *body["shards"]):
@@ -192,15 +205,33 @@ def test_an_index_from_before_there_were_local_features_and_changes_is_read(made
         described.write_text(json.dumps(entry))
     assert Index.open(index, check="content").verify()
     remove(index, ["image-0003"])
-    assert (json.loads((index / "manifest-000002.json").read_text()))["version"] == 3
+    assert json.loads(next(index.glob("manifest-000002-*.json")).read_text())["version"] == 3
     assert [found["rows"] for found in versions(index)] == [99, 100]
+    assert Index.open(index).verify()
+
+
+def test_manifests_that_are_named_by_their_numbers_alone_are_read_and_pruned(made, tmp_path):
+    """As they were before their names had a part of their checksums."""
+    index = shutil.copytree(made / "index", tmp_path / "index")
+    remove(index, ["image-0003"])
+    for number in (1, 2):
+        path = next(index.glob(f"manifest-00000{number}-*.json"))
+        path.rename(index / f"manifest-00000{number}.json")
+    point_at(index, "manifest-000002.json")
+    assert Index.open(index).verify()[0] == "CURRENT names manifest-000002.json, and its checksum agrees"
+    assert [found["version"] for found in versions(index)] == [2, 1]
+    assert rollback(index).manifest.parent == 2
+    assert [found["rows"] for found in versions(index)] == [100, 99, 100]
+    assert Index.open(index).verify()
+    assert prune(index, 1).versions == [2, 1]
+    assert len(list(index.glob("manifest-*"))) == 1
     assert Index.open(index).verify()
 
 
 @pytest.mark.parametrize("folder", ["../elsewhere", "/elsewhere", "shards/../../x", "shards\\x", "C:x", ""])
 def test_a_folder_outside_the_index_is_refused(made, tmp_path, folder):
     index = shutil.copytree(made / "index", tmp_path / "index")
-    shards = json.loads((index / "manifest-000001.json").read_text())["shards"]
+    shards = json.loads(first_manifest(index).read_text())["shards"]
     change_manifest(index, shards=[{**shards[0], "folder": folder}, *shards[1:]])
     with pytest.raises(ArtefactError, match="no path inside"):
         Index.open(index)
@@ -208,11 +239,11 @@ def test_a_folder_outside_the_index_is_refused(made, tmp_path, folder):
 
 def test_wrong_answers_to_the_test_queries_are_found_out(made, tmp_path):
     index = shutil.copytree(made / "index", tmp_path / "index")
-    tests = json.loads((index / "manifest-000001.json").read_text())["self_test"]
+    tests = json.loads(first_manifest(index).read_text())["self_test"]
     assert len(tests) == 8
     tests[3]["rows"][4] += 1
     change_manifest(index, self_test=tests)
-    with pytest.raises(ArtefactError, match=r"manifest-000001\.json: test query 3"):
+    with pytest.raises(ArtefactError, match=r"manifest-000001-\w+\.json: test query 3"):
         Index.open(index).verify()
 
 

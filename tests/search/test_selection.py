@@ -43,9 +43,10 @@ def segments_of(kind, sizes, seed):
     k=st.integers(1, 70),
     few=st.sampled_from([0, 10, None]),
     filtered=st.booleans(),
+    at_once=st.sampled_from([1 << 26, 1 << 9]),
     seed=st.integers(0, 10**6),
 )
-def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered, seed):
+def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered, at_once, seed):
     segments, data, numbers = segments_of(kind, sizes, seed)
     generator = np.random.default_rng(seed)
     kept = generator.random(len(data)) < share
@@ -71,7 +72,9 @@ def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered,
     def find(some, count):
         return search_segments(segments, some, count, threads=1)
 
-    found = search_selected(find, segments, selection, queries, k, few=few, threads=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ray_retrieval.search.selection._BYTES_AT_ONCE", at_once)
+        found = search_selected(find, segments, selection, queries, k, few=few, threads=2)
     alone = data[kept]
     whole = Segment(to_words(alone, BITS)) if kind == "codes" else VectorSegment(alone, 0, 1e-6)
     expected = search_segments([whole], queries, k, threads=1)
