@@ -15,7 +15,7 @@ from ray_retrieval.loop.steplog import read_steps
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import read_history
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(600)]
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
 EPOCHS = 5
