@@ -35,21 +35,13 @@ from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationConfig
 from ray_retrieval.search.votes import LocalSearchConfig
-from ray_retrieval.tuning.config import TuneConfig
+from ray_retrieval.tuning.config import SHARED, TuneConfig
 
 # What may differ between two runs that give the same model: how fast it is made, and what comes after.
 _NOT_OF_THE_MODEL: dict[str, Any] = {
     "name": True,
     "output": True,
-    "train": {
-        "workers",
-        "cache_memory",
-        "checkpoint",
-        "log",
-        "tensorboard",
-        "profile",
-        "max_failures",
-    },
+    "train": set(SHARED) - {"start", "validation"},
     "encode": True,
     "index": True,
     "evaluate": True,
