@@ -1,6 +1,5 @@
 """The command line: one sub-command per verb. Parsing and printing only."""
 
-import json
 import shlex
 import sys
 import traceback
@@ -16,6 +15,7 @@ from rich.table import Table
 from ray_retrieval.cli_index import index_app
 from ray_retrieval.cli_submit import submit_app
 from ray_retrieval.errors import RetrievalError
+from ray_retrieval.printing import AsJson, print_json
 from ray_retrieval.progress import Display
 
 app = typer.Typer(
@@ -42,7 +42,6 @@ Overrides = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in the output folder.")]
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="The model that made the index; it is looked for beside the index."),
@@ -71,7 +70,7 @@ def run(
         return
     finished = Run(recipes[0], fresh=fresh, display=Display()).all()
     if as_json:
-        _print_json({**finished.metrics, "folder": finished.folder.uri, "report": finished.report})
+        print_json({**finished.metrics, "folder": finished.folder.uri, "report": finished.report})
         return
     _print_metrics(finished.metrics)
     typer.echo(f"report  {_short(finished.report)}")
@@ -98,7 +97,7 @@ def train(
     if len(recipes) > 1:
         models = Study(recipes, fresh=fresh, display=Display()).train()
         if as_json:
-            _print_json({"models": models})
+            print_json({"models": models})
             return
         print_models([{**model, "folder": _short(model["folder"])} for model in models])
         typer.echo(f"next    {next_command}")
@@ -109,7 +108,7 @@ def train(
         job.train(benchmark)
     description, fingerprint = read_model_description(job.folder / "model")
     if as_json:
-        _print_json({**description, "fingerprint": fingerprint, "folder": job.folder.uri_of("model")})
+        print_json({**description, "fingerprint": fingerprint, "folder": job.folder.uri_of("model")})
         return
     validation = description["metrics"]["validation"].items()
     measured = ", ".join(f"validation {name} {_number(value)}" for name, value in validation)
@@ -137,7 +136,7 @@ def tune(
     search = Search(template(recipe, overrides), fresh=fresh, retry=retry, display=Display())
     tuned = search.all()
     if as_json:
-        _print_json(tuned.as_json())
+        print_json(tuned.as_json())
         return
     print_trials(tuned.as_json())
     typer.echo(f"model   {_short(tuned.folder.uri_of('model'))}, of trial {tuned.best[0].name}")
@@ -170,7 +169,7 @@ def evaluate(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJso
         job.encode(benchmark)
     metrics = job.evaluate(benchmark)
     if as_json:
-        _print_json(metrics)
+        print_json(metrics)
     else:
         _print_metrics(metrics)
 
@@ -228,7 +227,7 @@ def datasets(
         config: Any = from_settings(kind, [*fixed, *(settings or [])])
         surveys = [survey.survey(config)]
     if as_json:
-        _print_json(surveys if name is None else surveys[0])
+        print_json(surveys if name is None else surveys[0])
     elif name is None:
         print_datasets(surveys)
     else:
@@ -276,7 +275,7 @@ def gldv2_build(
     with Display().task("build", len(planned.ids), "images") as advance:
         made = build(planned, out, threads=threads, advance=lambda count: advance(count, ""))
     if as_json:
-        _print_json({"folder": out, **{key: made[key] for key in ("images", "classes", "missing")}})
+        print_json({"folder": out, **{key: made[key] for key in ("images", "classes", "missing")}})
         return
     for part, facts in made["parts"].items():
         typer.echo(f"{part:<10}  {facts['images']:,} images of {facts['classes']:,} classes")
@@ -294,7 +293,7 @@ def gldv2_verify(
 
     files = verify(out)
     if as_json:
-        _print_json({"folder": out, "sound": True, "files": files})
+        print_json({"folder": out, "sound": True, "files": files})
         return
     typer.echo(f"ok      {files} files")
 
@@ -332,7 +331,7 @@ def encode(
         run_encode([EncodeJob(Folder(model), table, Folder(out))], config, advance=advance)
     made = Embeddings.open(out)
     if as_json:
-        _print_json({"folder": out, "rows": made.rows, "errors": made.error_count, "model": made.model})
+        print_json({"folder": out, "rows": made.rows, "errors": made.error_count, "model": made.model})
         return
     typer.echo(f"encoded {made.rows:,} images into {out}")
     if made.error_count:
@@ -366,7 +365,7 @@ def embed(
     if out is not None:
         embedding.save(made, out)
     if as_json:
-        _print_json(made.as_json() if out is None else {**made.summary(), "file": out})
+        print_json(made.as_json() if out is None else {**made.summary(), "file": out})
         return
     for identifier, reason in made.failures:
         typer.echo(f"left out {identifier}: {reason}", err=True)
@@ -418,7 +417,7 @@ def search(
         pictures.save(pictures.grid(examples), picture)
     if as_json:
         found = zip(images, answers, strict=True)
-        _print_json(
+        print_json(
             {
                 "queries": [
                     {
@@ -467,7 +466,7 @@ def predict(
     if picture is not None:
         pictures.save(pictures.grid([searcher.example(image, [prediction.nearest])]), picture)
     if as_json:
-        _print_json({"image": str(image), **prediction.as_json(), "picture": picture})
+        print_json({"image": str(image), **prediction.as_json(), "picture": picture})
         return
     far = prediction.nearest.in_words(searcher.index.form)
     print_prediction(prediction.as_json(), far)
@@ -503,7 +502,7 @@ def match(
     if picture is not None:
         pictures.save(match_picture.picture(found), picture)
     if as_json:
-        _print_json({**found.as_json(), "picture": picture})
+        print_json({**found.as_json(), "picture": picture})
         return
     typer.echo(f"{found.verdict}: {match_picture.in_words(found)}")
     if picture is not None:
@@ -533,7 +532,7 @@ def export(
     table = None if images is None else open_images(images, root=root)
     made = run_export(model, out, form=form, images=table)
     if as_json:
-        _print_json({"folder": out, **made})
+        print_json({"folder": out, **made})
         return
     file, parity = made["file"], made["parity"]
     typer.echo(f"export  {out}/{file['file']}, {file['bytes'] / 1e6:,.1f} MB; see {out}/export.json")
@@ -580,7 +579,7 @@ def _show_comparison(comparison: dict[str, Any], folder: str | None, as_json: bo
     from ray_retrieval.tables import print_comparison
 
     if as_json:
-        _print_json(comparison)
+        print_json(comparison)
         return
     print_comparison(comparison)
     if folder is not None:
@@ -614,10 +613,6 @@ def _print_metrics(metrics: dict[str, Any]) -> None:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
 
 
 def _short(path: str) -> str:

@@ -1,6 +1,5 @@
 """The `index` commands: building, changing, describing and checking an index. Parsing and printing only."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ray_retrieval.printing import AsJson, print_json
 from ray_retrieval.progress import Display
 
 index_app = typer.Typer(help="Build, change, describe and check an index.", no_args_is_help=True)
 
 IndexArgument = Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 Keep = Annotated[int, typer.Option(min=1, help="How many versions stay, the newest ones.")]
 KeepImages = Annotated[bool, typer.Option(help="Keep the bytes of images that came as bytes.")]
@@ -209,7 +208,7 @@ def index_versions(index: IndexArgument, as_json: AsJson = False) -> None:
 
     found = search.versions(index)
     if as_json:
-        _print_json({"index": index, "versions": found})
+        print_json({"index": index, "versions": found})
         return
     table = Table("version", "made by", "rows", "deleted", "shards", "bytes", box=SIMPLE_HEAD, pad_edge=False)
     for column in (table.columns[0], *table.columns[2:]):
@@ -229,7 +228,7 @@ def index_prune(
 
     pruned = search.prune(index, keep, dry_run=dry_run)
     if as_json:
-        _print_json({"index": index, "dry_run": dry_run, **pruned.as_json()})
+        print_json({"index": index, "dry_run": dry_run, **pruned.as_json()})
     else:
         typer.echo(_pruned_in_words(pruned, dry_run))
 
@@ -247,7 +246,7 @@ def index_verify(index: IndexArgument, as_json: AsJson = False) -> None:
 
     checks = Index.open(index).verify()
     if as_json:
-        _print_json({"index": index, "sound": True, "checks": checks})
+        print_json({"index": index, "sound": True, "checks": checks})
         return
     for check in checks:
         typer.echo(f"ok      {check}")
@@ -258,7 +257,7 @@ def _describe(uri: str, as_json: bool) -> None:
 
     info = Index.open(uri).info()
     if as_json:
-        _print_json(info)
+        print_json(info)
         return
     for key, value in info.items():
         typer.echo(f"{key:<12} {value}")
@@ -268,7 +267,7 @@ def _report(index: str, change: Any, as_json: bool, *, dry_run: bool = False, le
     """Say what a change did, or would do."""
     manifest, pruned = change.manifest, change.pruned
     if as_json:
-        _print_json(
+        print_json(
             {
                 "index": index,
                 "dry_run": dry_run,
@@ -333,7 +332,3 @@ def _lines(file: Path) -> list[str]:
         return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the ids cannot be read: {error}", where=file, mend="give a text file") from None
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))

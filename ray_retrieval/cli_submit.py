@@ -1,6 +1,5 @@
 """The `submit` commands: other commands as jobs of a cluster. Parsing and printing only."""
 
-import json
 import sys
 from datetime import datetime
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from ray_retrieval.printing import AsJson, print_json
 from ray_retrieval.progress import Display
 
 LEFT_RUNNING = 3
@@ -45,7 +45,6 @@ Address = Annotated[
     ),
 ]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="A job's name, as `submit list` has it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
 @submit_app.command(
@@ -123,7 +122,7 @@ def start(
     except KeyboardInterrupt:
         code = _interrupted(server, job, display)
     if as_json:
-        _print_json({"job": job, "address": server.address, "exit_code": code})
+        print_json({"job": job, "address": server.address, "exit_code": code})
     raise typer.Exit(code)
 
 
@@ -134,7 +133,7 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
 
     jobs = JobServer(address).jobs()
     if as_json:
-        _print_json({"jobs": [_described(job) for job in jobs]})
+        print_json({"jobs": [_described(job) for job in jobs]})
         return
     table = Table("job", "status", "started", "command", box=SIMPLE_HEAD, pad_edge=False)
     for job in jobs:
@@ -149,7 +148,7 @@ def status(job: JobName, address: Address = None, as_json: AsJson = False) -> No
 
     found = _described(JobServer(address).job(job))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     for key, value in found.items():
         if value not in (None, ""):
@@ -238,10 +237,6 @@ def _clock(milliseconds: int | None) -> str:
 
 def _print(value: dict[str, Any], as_json: bool, *, line: str) -> None:
     if as_json:
-        _print_json(value)
+        print_json(value)
     else:
         typer.echo(line)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
