@@ -5,6 +5,7 @@ from ray_retrieval.search.building import build
 from ray_retrieval.search.changes import remove, rollback
 from ray_retrieval.search.compaction import compact
 from ray_retrieval.search.hits import NO_DISTANCE, NO_ROW, Hits, merge
+from ray_retrieval.search.importing import imported
 from ray_retrieval.search.index import Index
 from ray_retrieval.search.retention import prune, versions
 
@@ -16,6 +17,7 @@ __all__ = [
     "add",
     "build",
     "compact",
+    "imported",
     "merge",
     "prune",
     "remove",

@@ -1,4 +1,4 @@
-"""Building an index from embeddings: shards, and what an approximate search needs beside them."""
+"""Building an index from rows: shards, and what an approximate search needs beside them."""
 
 import itertools
 from collections.abc import Callable
@@ -8,14 +8,14 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.embeddings import Embeddings
-from ray_retrieval.search.ids import check_once, ids_in
+from ray_retrieval.search.ids import check_once
 from ray_retrieval.search.lock import writing_alone
 from ray_retrieval.search.manifest import CURRENT, Manifest, ShardEntry, read_current
 from ray_retrieval.search.publishing import publish
 from ray_retrieval.search.selftest import tested
 from ray_retrieval.search.shard import Shard, write_shard
 from ray_retrieval.search.shortlist import build_shortlist
-from ray_retrieval.search.sources import EmbeddedRows, RowSource
+from ray_retrieval.search.sources import EmbeddedRows, NewRows, RowSource
 from ray_retrieval.search.structures import build_structure
 from ray_retrieval.search.votes import LocalSearchConfig
 from ray_retrieval.storage import Folder
@@ -24,7 +24,7 @@ Progress = Callable[[int], None]
 
 
 def build(
-    embeddings: "str | Path | Folder",
+    rows: "str | Path | Folder | NewRows",
     out: "str | Path | Folder",
     *,
     shards: int = 1,
@@ -36,12 +36,12 @@ def build(
 ) -> Manifest:
     """Build an index, or go on with a build that was interrupted.
 
-    What is built depends on nothing but the embeddings and the arguments, and `CURRENT` is written last:
+    What is built depends on nothing but the rows and the arguments, and `CURRENT` is written last:
     readers see the whole index or what was there before. Over an index of the same model it makes a new
     version, unless nothing has changed.
 
     Args:
-        embeddings: an embeddings directory.
+        rows: an embeddings directory, or rows of files of others (`importing.imported`).
         out: the index directory.
         shards: parts of nearly equal size that different processes can search; no more than there are rows.
         keep_images: store the images that came as bytes; those that are files are referred to by path.
@@ -55,28 +55,27 @@ def build(
         The version that is now current.
 
     Raises:
-        ArtefactError: if the embeddings are missing, damaged or empty, `out` holds another model's index, or
+        ArtefactError: if the rows are missing, damaged or none, `out` holds another model's index, or
             somebody else is writing to it.
-        DataError: if an id comes twice.
-        RecipeError: if the search is not one for these embeddings.
+        DataError: if an id comes twice, or a file of others is not what it should be.
+        RecipeError: if the search is not one for these descriptors.
     """
-    source = Embeddings.open(Folder(embeddings), check="content")
-    index = Folder(out)
-    if source.rows == 0:
-        raise ArtefactError("there are no rows to index", where=source.folder, mend="see its errors.parquet")
-    check_once(ids_in(source), source.folder)
+    source, index = opened_rows(rows), Folder(out)
+    if len(source) == 0:
+        raise ArtefactError("there are no rows to index", where=source.where, mend="see its errors.parquet")
+    ids = source.ids()
+    if ids is not None:
+        check_once(ids, source.where)
     with writing_alone(index, "build"):
         previous = read_current(index) if index.exists(CURRENT) else None
         if previous is not None and previous.model != source.model:
             raise ArtefactError(
-                f"it is an index of model {previous.model}, the embeddings are of model {source.model}",
+                f"it is an index of model {previous.model}, the rows are of model {source.model}",
                 where=index,
                 mend="build into another directory",
             )
         index.sweep()
-        entries = write_shards(
-            index, EmbeddedRows(source), shards=shards, keep_images=keep_images, progress=progress
-        )
+        entries = write_shards(index, source, shards=shards, keep_images=keep_images, progress=progress)
         opened = [Shard(index, entry, source.form) for entry in entries]
         known = None if previous is None else previous.approximate
         structure = build_structure(
@@ -94,8 +93,8 @@ def build(
             **source.form.as_json(),
             search="shortlist" if shortlist else "approximate" if structure else "exact",
             ties="row",
-            rows=source.rows,
-            next_row=source.rows,
+            rows=len(source),
+            next_row=len(source),
             model=source.model,
             embeddings=source.fingerprint,
             class_names=None if source.class_names is None else tuple(source.class_names),
@@ -110,6 +109,17 @@ def build(
         if manifest == previous:
             return manifest
         return publish(index, manifest.model_copy(update={"operation": "build"}), parent=previous)
+
+
+def opened_rows(rows: "str | Path | Folder | NewRows") -> NewRows:
+    """Rows as they are, or those of an embeddings directory, whose checksums are compared.
+
+    Raises:
+        ArtefactError: if there are no embeddings, or they are damaged.
+    """
+    if isinstance(rows, str | Path | Folder):
+        return EmbeddedRows(Embeddings.open(Folder(rows), check="content"))
+    return rows
 
 
 def write_shards(

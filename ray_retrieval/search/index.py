@@ -368,7 +368,8 @@ class Index:
         held = shard.image(place)
         if held is not None:
             return held
-        identifier, path = (shard.records[name][place].as_py() for name in ("id", "path"))
+        known = self.records([row]).to_pylist()[0]
+        identifier, path = known["id"], known.get("path")
         if path is None:
             raise ArtefactError(
                 f"it does not hold image '{identifier}'", where=self.folder, mend="build it with its images"

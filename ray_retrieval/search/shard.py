@@ -76,8 +76,9 @@ def write_shard(
         for table, descriptors in source.tables(start, stop):
             writer.add(descriptors)
             tables.append(table)
-            advance(len(table))
-    _write_rows(folder, pa.concat_tables(tables, promote_options="default"), source.schema, first_row)
+            advance(len(descriptors))
+    known = pa.concat_tables(tables, promote_options="default")
+    _write_rows(folder, known, source.schema, first_row, rows)
     names = [*files_of(form), ROWS]
     if keep_images and source.holds_images(start, stop):
         _write_images(folder, source.images(start, stop))
@@ -118,9 +119,9 @@ def read_entry(folder: Folder) -> ShardEntry:
         raise ArtefactError("damaged", where=f"{folder}/{DESCRIPTION}", mend=_MEND) from None
 
 
-def _write_rows(folder: Folder, table: pa.Table, schema: pa.Schema, first_row: int) -> None:
+def _write_rows(folder: Folder, table: pa.Table, schema: pa.Schema, first_row: int, rows: int) -> None:
     """One record batch; a column that is null throughout has the type of the other shards' columns."""
-    columns = {"row": pa.chunked_array([np.arange(first_row, first_row + len(table))])}
+    columns = {"row": pa.chunked_array([np.arange(first_row, first_row + rows)])}
     for name in schema.names:
         column = table[name]
         columns[name] = column.cast(schema.field(name).type) if pa.types.is_null(column.type) else column

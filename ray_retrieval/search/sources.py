@@ -1,8 +1,8 @@
-"""Where the rows of new shards come from: embeddings, or shards that are written anew.
+"""Where the rows of new shards come from: embeddings, files of others, or shards that are written anew.
 
 A source gives its rows some at a time: what is known of them, with their descriptors, and once more their
-images. What is known has the columns id · label · path · further ones; the row's number is added when the
-shard is written.
+images. What is known has the columns id · label · path · further ones, as far as there are such; the row's
+number is added when the shard is written. Files of others are in `importing`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,8 @@ class RowSource(Protocol):
 
     Attributes:
         form: of their descriptors.
-        schema: types of what is known of them, of all rows.
+        schema: types of what is known of them, of all rows. Without a column `id` the rows have no ids but
+            their numbers.
         fingerprint: stands for all that they are.
     """
 
@@ -56,6 +57,33 @@ class RowSource(Protocol):
         ...
 
 
+class NewRows(RowSource, Protocol):
+    """Rows from outside an index, which it is built from or which are added to it.
+
+    Attributes:
+        model: fingerprint of what made the descriptors.
+        class_names: of the classes that labels count in, where they have names.
+        where: where the rows lie, for errors.
+    """
+
+    model: str
+    class_names: list[str] | None
+    where: object
+
+    def ids(self) -> "pa.Array | None":
+        """The ids of all rows, large_string, in their order; None where the schema has no column `id`."""
+        ...
+
+    def some(self, kept: "Rows | None", labels: "Rows | None") -> "NewRows":
+        """Some of the rows, with other numbers of classes.
+
+        Args:
+            kept: int64, ascending: places of the rows; None: all.
+            labels: int64: the number to write in place of each class number; None: the same.
+        """
+        ...
+
+
 class EmbeddedRows:
     """Rows of embeddings: all of them, or some.
 
@@ -63,12 +91,17 @@ class EmbeddedRows:
         embeddings: their directory.
         kept: int64, ascending: the rows to write; None: all.
         labels: int64: the class number to write for each one of the embeddings; None: the same.
+
+    Attributes:
+        embeddings: their directory.
     """
 
     def __init__(
         self, embeddings: Embeddings, *, kept: Rows | None = None, labels: Rows | None = None
     ) -> None:
-        self.form, self._embeddings, self._labels = embeddings.form, embeddings, labels
+        self.form, self.embeddings, self._labels = embeddings.form, embeddings, labels
+        self.model, self.class_names = embeddings.model, embeddings.class_names
+        self.where: object = embeddings.folder
         self._kept = np.arange(embeddings.rows) if kept is None else kept
         self._columns = [name for name in embeddings.schema.names if name not in ("row", "image")]
         self._before = np.cumsum([0, *(part["rows"] for part in embeddings.parts)])
@@ -81,18 +114,29 @@ class EmbeddedRows:
     def __len__(self) -> int:
         return len(self._kept)
 
+    def ids(self) -> pa.Array:
+        parts = [
+            self.embeddings.read_part(number, ["id"])["id"] for number in range(len(self.embeddings.parts))
+        ]
+        chunks = [chunk for part in parts for chunk in part.cast(pa.large_string()).chunks]
+        ids = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
+        return ids if len(ids) == len(self) else ids.take(pa.array(self._kept))
+
+    def some(self, kept: Rows | None, labels: Rows | None) -> "EmbeddedRows":
+        return EmbeddedRows(self.embeddings, kept=kept, labels=labels)
+
     def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
         for number, places in self._parts(start, stop):
-            table = self._embeddings.read_part(number, [*self._columns, "image.path"])
+            table = self.embeddings.read_part(number, [*self._columns, "image.path"])
             table = _taken(table, places)
             yield self._what_is_known(table), descriptors_in(table, self.form)
 
     def holds_images(self, start: int, stop: int) -> bool:
-        return any(self._embeddings.parts[number]["images"] for number, _ in self._parts(start, stop))
+        return any(self.embeddings.parts[number]["images"] for number, _ in self._parts(start, stop))
 
     def images(self, start: int, stop: int) -> Iterator[pa.ChunkedArray]:
         for number, places in self._parts(start, stop):
-            table = _taken(self._embeddings.read_part(number, ["image.bytes"]), places)
+            table = _taken(self.embeddings.read_part(number, ["image.bytes"]), places)
             yield pc.struct_field(table["image"], "bytes")
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[int, Rows]]:
@@ -108,11 +152,11 @@ class EmbeddedRows:
         label = table["label"].cast(self.schema.field("label").type)
         columns = {
             "id": table["id"],
-            "label": label if self._labels is None else _renamed(label, self._labels),
+            "label": label if self._labels is None else renumbered(label, self._labels),
             "path": pc.struct_field(table["image"], "path"),
         }
         for name in self.schema.names[len(columns) :]:
-            columns[name] = table[name].cast(self._embeddings.schema.field(name).type)
+            columns[name] = table[name].cast(self.embeddings.schema.field(name).type)
         return pa.table(columns)
 
 
@@ -176,7 +220,7 @@ def _taken(table: pa.Table, places: Rows) -> pa.Table:
     return table.take(pa.array(places))
 
 
-def _renamed(label: pa.ChunkedArray, numbers: Rows) -> Any:
+def renumbered(label: pa.ChunkedArray, numbers: Rows) -> Any:
     """Labels with other numbers of classes: one each, several, or none."""
     moved, column = pa.array(numbers), label.combine_chunks()
     if pa.types.is_null(column.type):

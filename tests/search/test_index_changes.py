@@ -187,7 +187,7 @@ def test_classes_are_told_by_their_names(tmp_path):
     assert labels == [[0], [0, 1], None, [2], [2, 0], None, [1], [1, 1], None]
     assert index.living("label = ant").tolist() == [3, 4]
     unnamed = write(tmp_path / "unnamed", draw_codes(3, 8), images_of(3, 50))
-    with pytest.raises(DataError, match="of the index have names, those of the embeddings are numbers"):
+    with pytest.raises(DataError, match="of the index have names, those of the new rows are numbers"):
         add(tmp_path / "index", unnamed)
     unlabelled = draw_images(13, label="none").slice(10)
     assert add(tmp_path / "index", write(tmp_path / "unlabelled", draw_codes(3, 8), unlabelled)).changed

@@ -1,0 +1,405 @@
+"""Descriptors that were made elsewhere as the rows of an index: no model is needed.
+
+    build(imported("vectors.npy", ids="ids.txt"), "index")
+    build(imported(["part-0.parquet", "part-1.parquet"], labels="species", normalise=True), "index")
+
+The files are read some rows at a time, while the shards are written: see `vector_files`. Vectors must be of
+length 1, or are made so on request, and the bits that fill a code's last byte must be zero. In place of a
+model's fingerprint stands one that says so and stands for the name that the user gives what made them, so
+that descriptors of different origin do not mix.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ray_retrieval.config import Config
+from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Vectors
+from ray_retrieval.errors import DataError, RecipeError
+from ray_retrieval.search.faiss_files import FaissFile
+from ray_retrieval.search.side_values import Beside, as_ids, classes_in, label_type, numbered, values_beside
+from ray_retrieval.search.sources import Rows, renumbered
+from ray_retrieval.search.vector_files import (
+    FAISS,
+    SUFFIXES,
+    ArrayFile,
+    NpzFile,
+    TableFile,
+    VectorFile,
+    bare,
+)
+from ray_retrieval.storage import digest, fingerprint
+
+Place = str | Path
+Array = npt.NDArray[Any]
+Value = TypeVar("Value")
+
+_ELSEWHERE = "elsewhere:"
+_LONGEST_NAME = 80
+_UNIT = 2e-3
+"""By how much a squared length may differ from 1: rounding to float16 makes it differ by half of that."""
+
+
+class ImportConfig(Config):
+    """What descriptors that were made elsewhere are."""
+
+    bits: int | None = None
+    """Of a code; default 8 for each byte, or what the file says."""
+    normalise: bool = False
+    """Divide each vector by its length."""
+    column: str | None = None
+    """Of a table the column, and of a `.npz` file the array, that holds the descriptors; default the only one
+    that can."""
+    ids: str | None = None
+    """A column; or a file of as many ids: text, one a line, a JSON list, or `.npy`. Default the column `id`;
+    where there is none, the rows have no ids but their numbers."""
+    labels: str | None = None
+    """A column of class numbers or names, or of lists of them; or a file as for `ids`. Default the column
+    `label`, where there is one."""
+    model_name: str = ""
+    """What made the descriptors, in your own words: rows can be added only to an index of the same."""
+
+
+def made_elsewhere(model: str) -> bool:
+    """Whether what stands for a model is that of descriptors that were made elsewhere."""
+    return model.startswith(_ELSEWHERE)
+
+
+def elsewhere(name: str, form: Form) -> str:
+    """What stands for the model of descriptors of a form that were made elsewhere.
+
+    Args:
+        name: what made them, in the user's words.
+        form: of the descriptors.
+
+    Raises:
+        RecipeError: if the name is long, or more than one line.
+    """
+    if len(name) > _LONGEST_NAME or not all(letter.isprintable() for letter in name):
+        raise RecipeError(
+            f"a name is one line of up to {_LONGEST_NAME} letters", where="--model-name", mend="shorten it"
+        )
+    return f"{_ELSEWHERE}{name}:{fingerprint([name, form.as_json()])}"
+
+
+def imported(
+    files: "Place | Array | Sequence[Place | Array]",
+    *,
+    ids: "str | Sequence[str] | None" = None,
+    labels: "str | Sequence[Any] | None" = None,
+    model: str | None = None,
+    **settings: Any,
+) -> "ImportedRows":
+    """Rows of files, or arrays, for `build` and `add`.
+
+    Args:
+        files: one or several, whose rows follow each other: paths, URIs, or arrays uint8 [n, width] of packed
+            codes, or of floating-point numbers [n, dimension].
+        ids: as in `ImportConfig`, or the ids themselves.
+        labels: as in `ImportConfig`, or the labels themselves.
+        model: fingerprint of the model that made them, where it is one of this package; else what the files
+            say, or that they were made elsewhere.
+        settings: further ones of `ImportConfig`.
+
+    Raises:
+        ArtefactError: if a file is missing.
+        DataError: if a file cannot be read, or holds something else, or the files do not fit together.
+        RecipeError: if a setting does not fit.
+    """
+    several = [files] if isinstance(files, str | Path | np.ndarray) else list(files)
+    named = {"ids": ids, "labels": labels}
+    given = {name: pa.array(value) for name, value in named.items() if not isinstance(value, str | None)}
+    told = {name: value for name, value in named.items() if isinstance(value, str)}
+    config = ImportConfig(**told, **settings)
+    return ImportedRows([_opened(file, config.column) for file in several], config, model, given)
+
+
+def _opened(file: "Place | Array", column: str | None) -> VectorFile:
+    if isinstance(file, np.ndarray):
+        return ArrayFile(file, "the array")
+    place = str(file)
+    suffix = Path(place.partition("?")[0]).suffix
+    if suffix not in SUFFIXES:
+        raise DataError(
+            f"no file of descriptors: its name ends in '{suffix}'",
+            where=place,
+            mend=f"known are {', '.join(SUFFIXES)}",
+        )
+    if suffix == ".npy":
+        return ArrayFile.open(place)
+    if suffix == ".npz":
+        return NpzFile(place, column)
+    return FaissFile(place) if suffix in FAISS else TableFile(place, column)
+
+
+class ImportedRows:
+    """Rows of files of others, all of them or some; see `imported`.
+
+    Attributes:
+        form: of the descriptors.
+        schema: id and label, where the rows have such, and further columns.
+        fingerprint: stands for all that they are.
+        model: what stands for what made them.
+        class_names: of the classes that labels count in, where they have names.
+        where: the files.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[VectorFile],
+        config: ImportConfig,
+        model: str | None = None,
+        given: "dict[str, pa.Array] | None" = None,
+    ) -> None:
+        if not files:
+            raise RecipeError("no file is given", mend="name one of descriptors")
+        self._files, self._normalise = list(files), config.normalise
+        self._before = np.cumsum([0, *(file.rows for file in files)])
+        self.where: object = files[0].where if len(files) == 1 else f"{files[0].where} and others"
+        self.form = _form_of(files, config.bits)
+        if config.normalise and self.form.kind is DescriptorKind.CODES:
+            raise RecipeError("codes have no length to divide by", where="--normalise", mend="leave it out")
+        stated = None if config.model_name else _stated([file.model for file in files], "model", self.where)
+        self.model = model or stated or elsewhere(config.model_name, self.form)
+        whole, rows, given = _schema_of(files), int(self._before[-1]), given or {}
+        self._ids = values_beside("id", given.get("ids", config.ids), whole, rows)
+        self._labels = values_beside("label", given.get("labels", config.labels), whole, rows)
+        self.class_names = self._classes()
+        self.schema = self._schema(whole)
+        self.fingerprint = fingerprint(
+            [
+                [file.checksum() for file in files],
+                config.model_dump(mode="json"),
+                [self.model, self.form.as_json(), self.class_names],
+                [_digest(values.array) for values in (self._ids, self._labels)],
+            ]
+        )
+        self._kept: Rows | None = None
+        self._renumbered: Rows | None = None
+
+    def __len__(self) -> int:
+        return int(self._before[-1]) if self._kept is None else len(self._kept)
+
+    def some(self, kept: Rows | None, labels: Rows | None) -> "ImportedRows":
+        assert self._kept is None
+        assert self._renumbered is None
+        rows = copy.copy(self)
+        rows._kept, rows._renumbered = kept, labels
+        changes = [None if array is None else digest(array.tobytes()) for array in (kept, labels)]
+        rows.fingerprint = fingerprint([self.fingerprint, *changes])
+        return rows
+
+    def ids(self) -> "pa.Array | None":
+        if not self._ids.given:
+            return None
+        if self._ids.array is not None:
+            whole = as_ids(self._ids.array, self.where)
+        else:
+            parts = [as_ids(file.column(str(self._ids.column)), file.where) for file in self._files]
+            chunks = [chunk for part in parts for chunk in part.chunks]
+            whole = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
+        return whole if self._kept is None else whole.take(pa.array(self._kept))
+
+    def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
+        kept = None if self._kept is None else self._kept[start:stop]
+        if kept is not None:
+            start, stop = int(kept[0]), int(kept[-1]) + 1
+        for first, data, known in self._blocks(start, stop):
+            if kept is None:
+                yield self._known(known, first, len(data)), self._descriptors(data, first)
+                continue
+            low, high = np.searchsorted(kept, [first, first + len(data)])
+            places = kept[low:high] - first
+            if len(places):
+                table = self._known(known, first, len(data)).take(pa.array(places))
+                yield table, self._descriptors(data, first).take(places)
+
+    def holds_images(self, start: int, stop: int) -> bool:  # noqa: ARG002
+        return False
+
+    def images(self, start: int, stop: int) -> Iterator[pa.ChunkedArray]:  # noqa: ARG002
+        return iter(())
+
+    def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, Array, pa.Table]]:
+        """The rows of all files from one place to another, with the place of each block's first row."""
+        for number, file in enumerate(self._files):
+            before, after = self._before[number : number + 2].tolist()
+            low, high = max(start, before), min(stop, after)
+            if low < high:
+                at = low
+                for data, known in file.blocks(low - before, high - before):
+                    yield at, data, known
+                    at += len(data)
+
+    def _descriptors(self, data: Array, first: int) -> Codes | Vectors:
+        """Descriptors of some rows; refuses what an index does not hold."""
+        if self.form.kind is DescriptorKind.CODES:
+            return _codes(data, self.form.size, self.where, first)
+        return _vectors(data, self._normalise, self.where, first)
+
+    def _known(self, table: pa.Table, first: int, rows: int) -> pa.Table:
+        """What is known of some rows, in the columns of the schema."""
+        columns: dict[str, Any] = {}
+        if self._ids.given:
+            columns["id"] = as_ids(_values(self._ids, table, first, rows), self.where, first)
+        if self._labels.given:
+            label = numbered(_values(self._labels, table, first, rows), self.class_names, self.where)
+            label = pa.chunked_array([label])
+            columns["label"] = label if self._renumbered is None else renumbered(label, self._renumbered)
+        for field in self.schema:
+            if field.name not in columns:
+                there = field.name in table.schema.names
+                columns[field.name] = table[field.name] if there else pa.nulls(rows, field.type)
+        return pa.table(columns).cast(self.schema) if columns else bare(rows)
+
+    def _classes(self) -> list[str] | None:
+        """Names of the classes: those of the labels, or what the files say of their numbers."""
+        if not self._labels.given:
+            return None
+        if self._labels.array is not None:
+            named = classes_in([self._labels.array])
+        else:
+            named = classes_in(file.column(str(self._labels.column)) for file in self._files)
+        return named or _stated([file.class_names for file in self._files], "class names", self.where)
+
+    def _schema(self, whole: pa.Schema) -> pa.Schema:
+        """Types of what is known of the rows.
+
+        Raises:
+            DataError: if a column has a name that is needed for something else.
+        """
+        fields = [pa.field("id", pa.large_string())] if self._ids.given else []
+        if self._labels.array is not None:
+            fields.append(pa.field("label", label_type(self._labels.array.type)))
+        elif self._labels.column is not None:
+            fields.append(pa.field("label", label_type(whole.field(self._labels.column).type)))
+        used = (self._ids.column, self._labels.column)
+        fields += [field for field in whole if field.name not in used]
+        names = [field.name for field in fields]
+        wrong = [name for name in names if name == "row" or names.count(name) > 1]
+        if wrong:
+            raise DataError(
+                f"column '{wrong[0]}' has a name that an index needs", where=self.where, mend="rename it"
+            )
+        path = fields[names.index("path")].type if "path" in names else pa.null()
+        if not any(fits(path) for fits in (pa.types.is_null, pa.types.is_string, pa.types.is_large_string)):
+            raise DataError(
+                f"'path' says where an image lies, got {path}", where=self.where, mend="rename the column"
+            )
+        return pa.schema(fields)
+
+
+def _values(values: Beside, table: pa.Table, first: int, rows: int) -> Any:
+    """Those of some rows: from their own table, or cut out of the values of all."""
+    return table[values.column] if values.array is None else values.array.slice(first, rows)
+
+
+def _form_of(files: Sequence[VectorFile], bits: int | None) -> Form:
+    """What all files hold.
+
+    Raises:
+        DataError: if they hold different things.
+        RecipeError: if the number of bits does not fit.
+    """
+    first = files[0].shape
+    for file in files:
+        same = file.shape.width == first.width and (file.shape.dtype == np.uint8) == (first.dtype == np.uint8)
+        if not same:
+            raise DataError(
+                f"{file.shape.width} values of {file.shape.dtype} a row, in {files[0].where} "
+                f"{first.width} of {first.dtype}",
+                where=file.where,
+                mend="give files of one kind",
+            )
+    if first.dtype != np.uint8:
+        if bits is not None:
+            raise RecipeError(f"{first.dtype} values are no codes", where="--bits", mend="leave it out")
+        return Form(DescriptorKind.VECTORS, first.width)
+    count = bits or _stated([file.shape.bits for file in files], "bits", files[0].where) or 8 * first.width
+    if (count + 7) // 8 != first.width:
+        raise RecipeError(
+            f"codes of {count} bits are {(count + 7) // 8} bytes a row, got {first.width}",
+            where=files[0].where,
+            mend="give the bits of a code with --bits",
+        )
+    return Form(DescriptorKind.CODES, count)
+
+
+def _stated(values: Sequence[Value | None], what: str, where: object) -> Value | None:
+    """What all files say of something; None where they say nothing."""
+    if any(value != values[0] for value in values):
+        raise DataError(f"the files are of different {what}", where=where, mend="build them one by one")
+    return values[0]
+
+
+def _schema_of(files: Sequence[VectorFile]) -> pa.Schema:
+    """The columns of all files beside the descriptors, without dictionaries."""
+    plain = [
+        pa.schema(
+            [
+                pa.field(
+                    field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+                )
+                for field in file.schema
+            ]
+        )
+        for file in files
+    ]
+    try:
+        return pa.unify_schemas(plain, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"columns do not fit together: {str(error).splitlines()[0]}",
+            where=f"{files[0].where} and others",
+            mend="give each column one type",
+        ) from None
+
+
+def _codes(data: Array, bits: int, where: object, first: int) -> Codes:
+    spare = 8 * data.shape[1] - bits
+    wrong = data[:, -1] & ((1 << spare) - 1) != 0 if spare else np.zeros(0, np.bool_)
+    if wrong.any():
+        raise DataError(
+            f"row {first + int(np.argmax(wrong)):,} has more than {bits} bits: the last {spare} of its bytes "
+            "are not zero",
+            where=where,
+            mend="give the right number with --bits, and pack with numpy.packbits",
+        )
+    return Codes(np.ascontiguousarray(data), bits)
+
+
+def _vectors(data: Array, normalise: bool, where: object, first: int) -> Vectors:
+    vectors = np.ascontiguousarray(data, np.float32)
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    wrong = ~np.isfinite(lengths)
+    if wrong.any():
+        raise DataError(
+            f"row {first + int(np.argmax(wrong)):,} holds what is no finite number",
+            where=where,
+            mend="leave the row out",
+        )
+    wrong = lengths == 0 if normalise else np.abs(lengths**2 - 1) > _UNIT
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise DataError(
+            f"the vector in row {first + row:,} is of length {lengths[row]:.6g}, not 1",
+            where=where,
+            mend="leave the row out" if normalise else "divide each by its length with --normalise",
+        )
+    return Vectors((vectors / lengths[:, None]).astype(np.float32) if normalise else vectors)
+
+
+def _digest(array: "pa.Array | None") -> str | None:
+    """Stands for values."""
+    if array is None:
+        return None
+    sink = pa.BufferOutputStream()
+    batch = pa.RecordBatch.from_arrays([array], names=["values"])
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return digest(sink.getvalue().to_pybytes())
