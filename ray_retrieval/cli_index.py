@@ -1,7 +1,5 @@
 """The `index` commands: building, changing, describing and checking an index. Parsing and printing only."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,10 +8,23 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ray_retrieval.cli_export import index_export
+from ray_retrieval.cli_vectors import (
+    Bits,
+    Column,
+    Ids,
+    Labels,
+    ModelName,
+    Normalise,
+    holds_descriptors,
+    refuse_settings,
+    rows_to_index,
+)
 from ray_retrieval.printing import AsJson, print_json
-from ray_retrieval.progress import Display
+from ray_retrieval.progress import Display, rows_written
 
 index_app = typer.Typer(help="Build, change, describe and check an index.", no_args_is_help=True)
+index_app.command("export")(index_export)
 
 IndexArgument = Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
@@ -24,7 +35,14 @@ Shards = Annotated[int, typer.Option(min=1, help="Parts that different processes
 
 @index_app.command("build")
 def index_build(
-    embeddings: Annotated[str, typer.Argument(metavar="EMBEDDINGS", help="An embeddings directory.")],
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="EMBEDDINGS|FILE...",
+            help="An embeddings directory; or codes or vectors that were made elsewhere: .npy, .npz, .parquet, "
+            ".arrow, .feather, .faiss, or an exported index.",
+        ),
+    ],
     out: Annotated[str, typer.Option("--out", help="Where the index goes.")],
     shards: Shards = 1,
     keep_images: KeepImages = True,
@@ -40,6 +58,15 @@ def index_build(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Of that search, e.g. nprobe=32."),
     ] = None,
+    bits: Bits = None,
+    normalise: Normalise = False,
+    column: Column = None,
+    ids: Ids = None,
+    labels: Labels = None,
+    model_name: ModelName = "",
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model that made what is in the files, if one here did.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Build an index of codes, vectors or local features."""
@@ -48,18 +75,27 @@ def index_build(
     from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import from_settings
     from ray_retrieval.search.approximate import ApproximateConfig
-    from ray_retrieval.search.embeddings import Embeddings
+    from ray_retrieval.search.importing import made_elsewhere
     from ray_retrieval.search.votes import LocalSearchConfig
 
     given, local, approximate = settings or [], None, None
-    source = Embeddings.open(embeddings)
+    source = rows_to_index(
+        places,
+        bits=bits,
+        normalise=normalise,
+        column=column,
+        ids=ids,
+        labels=labels,
+        model_name=model_name,
+        model=model,
+    )
     if source.form.kind is DescriptorKind.LOCAL:
         local = from_settings(LocalSearchConfig, [*([f"shortlist={how}"] if how else []), *given])
     else:
         approximate = from_settings(ApproximateConfig, [f"search={how or 'exact'}", *given])
-    with _rows_written("index", source.rows) as progress:
+    with rows_written("index", len(source)) as progress:
         search.build(
-            embeddings,
+            source,
             out,
             shards=shards,
             keep_images=keep_images,
@@ -70,17 +106,19 @@ def index_build(
         )
     _describe(out, as_json)
     if not as_json:
-        typer.echo(f"next    ray-retrieval search {out} IMAGE --model MODEL")
+        queries = "--vectors FILE" if made_elsewhere(source.model) else "IMAGE --model MODEL"
+        typer.echo(f"next    ray-retrieval search {out} {queries}")
 
 
 @index_app.command("add")
 def index_add(
     index: IndexArgument,
-    images: Annotated[
-        str,
+    places: Annotated[
+        list[str],
         typer.Argument(
-            metavar="IMAGES|EMBEDDINGS",
-            help="A folder, list (.txt), CSV or Parquet of images, or an embeddings directory.",
+            metavar="IMAGES|EMBEDDINGS|FILE...",
+            help="A folder, list (.txt), CSV or Parquet of images; an embeddings directory; or files of codes "
+            "or vectors, as for build.",
         ),
     ],
     replace: Annotated[
@@ -104,6 +142,12 @@ def index_add(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="How to encode images, e.g. batch_size=32."),
     ] = None,
+    bits: Bits = None,
+    normalise: Normalise = False,
+    column: Column = None,
+    ids: Ids = None,
+    labels: Labels = None,
+    model_name: ModelName = "",
     shards: Shards = 1,
     keep_images: KeepImages = True,
     as_json: AsJson = False,
@@ -114,13 +158,14 @@ def index_add(
     from ray_retrieval.data.table import open_images
     from ray_retrieval.encode import EncodeConfig
     from ray_retrieval.recipe import from_settings
+    from ray_retrieval.search.building import opened_rows
     from ray_retrieval.search.embeddings import Embeddings
 
-    def add(embeddings: Any) -> Any:
-        with _rows_written("add", Embeddings.open(embeddings).rows) as progress:
+    def add(rows: Any) -> Any:
+        with rows_written("add", len(rows)) as progress:
             return search.add(
                 index,
-                embeddings,
+                rows,
                 replace=replace,
                 skip_duplicates=skip_duplicates,
                 shards=shards,
@@ -129,16 +174,21 @@ def index_add(
                 progress=progress,
             )
 
-    if extend.are_embeddings(images):
-        _report(index, add(images), as_json)
+    told = {"bits": bits, "normalise": normalise, "column": column, "ids": ids, "labels": labels}
+    if len(places) > 1 or extend.are_embeddings(places[0]) or holds_descriptors(places[0], column):
+        own = None if extend.are_embeddings(places[0]) else model
+        rows = rows_to_index(places, **told, model_name=model_name, model=own)
+        _report(index, add(rows), as_json)
         return
+    refuse_settings({**told, "model_name": model_name})
+    images = places[0]
     config = from_settings(EncodeConfig, settings or [])
     table = open_images(images, root=root)
     with (
         Display().task("encode", len(table), "images") as advance,
         extend.encoded(index, table, model=model, out=out, config=config, advance=advance) as made,
     ):
-        change, left_out = add(made), Embeddings.open(made).errors
+        change, left_out = add(opened_rows(made)), Embeddings.open(made).errors
     for identifier, reason in left_out:
         typer.echo(f"left out {identifier}: {reason}", err=True)
     _report(index, change, as_json, left_out=len(left_out))
@@ -180,7 +230,7 @@ def index_compact(
     from ray_retrieval import search
     from ray_retrieval.compute import cores
 
-    with _rows_written("compact", 0 if dry_run else search.Index.open(index).rows) as progress:
+    with rows_written("compact", 0 if dry_run else search.Index.open(index).rows) as progress:
         change = search.compact(
             index, shards=shards, keep=keep, dry_run=dry_run, threads=cores(), progress=progress
         )
@@ -309,20 +359,6 @@ def _pruned_in_words(pruned: Any, dry_run: bool) -> str:
     )
     verb = "would delete" if dry_run else "deleted"
     return f"{verb} versions: {listed}; {pruned.files:,} files, {pruned.bytes / 1e6:,.1f} MB{spared}"
-
-
-@contextmanager
-def _rows_written(name: str, rows: int) -> Iterator[Any]:
-    """Show progress of what counts the rows that are done so far."""
-    with Display().task(name, rows, "rows") as advance:
-        before = 0
-
-        def progress(done: int) -> None:
-            nonlocal before
-            advance(done - before, "")
-            before = done
-
-        yield progress
 
 
 def _lines(file: Path) -> list[str]:

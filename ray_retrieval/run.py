@@ -30,12 +30,13 @@ from ray_retrieval.encode import EncodeJob, encode
 from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.evaluate import evaluate
 from ray_retrieval.evaluation import as_text
+from ray_retrieval.finder import local_index
 from ray_retrieval.loop import Outcome, TrainConfig
 from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
 from ray_retrieval.model import DESCRIPTION, read_model_description
 from ray_retrieval.progress import Advance, Display
-from ray_retrieval.query import local_index, model_of
+from ray_retrieval.query import model_of
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.reuse import reuse
 from ray_retrieval.run_checks import refuse_codes, refuse_unmeasurable

@@ -134,8 +134,9 @@ def _replaced(index: Index, ids: pa.Array) -> Rows:
 
 def _check_same_kind(index: Index, source: NewRows) -> None:
     mend = "encode the images with the model that made the index"
-    if made_elsewhere(index.model) and made_elsewhere(source.model):
-        mend = "give the name that the index was built with: --model-name"
+    if made_elsewhere(source.model):
+        named = made_elsewhere(index.model)
+        mend = f"say what made them as the index does: --{'model-name NAME' if named else 'model MODEL'}"
     for what, own, other in (("model", index.model, source.model), ("form", index.form, source.form)):
         if own != other:
             raise ArtefactError(

@@ -17,10 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field
 
-from ray_retrieval.config import Config
-from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Vectors
-from ray_retrieval.errors import DataError, RecipeError
+from ray_retrieval.config import Config, validate
+from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Local, Vectors, concatenate
+from ray_retrieval.errors import DataError, QueryError, RecipeError
+from ray_retrieval.search.export_files import ExportedFile, is_export
 from ray_retrieval.search.faiss_files import FaissFile
 from ray_retrieval.search.side_values import Beside, as_ids, classes_in, label_type, numbered, values_beside
 from ray_retrieval.search.sources import Rows, renumbered
@@ -48,7 +50,7 @@ _UNIT = 2e-3
 class ImportConfig(Config):
     """What descriptors that were made elsewhere are."""
 
-    bits: int | None = None
+    bits: int | None = Field(default=None, ge=1)
     """Of a code; default 8 for each byte, or what the file says."""
     normalise: bool = False
     """Divide each vector by its length."""
@@ -115,14 +117,41 @@ def imported(
     named = {"ids": ids, "labels": labels}
     given = {name: pa.array(value) for name, value in named.items() if not isinstance(value, str | None)}
     told = {name: value for name, value in named.items() if isinstance(value, str)}
-    config = ImportConfig(**told, **settings)
+    config = validate(ImportConfig, {**told, **settings})
     return ImportedRows([_opened(file, config.column) for file in several], config, model, given)
+
+
+def queries_in(file: "Place | Array", form: Form, **settings: Any) -> tuple[list[str], Codes | Vectors]:
+    """Queries for an index of a form, and their ids, or their numbers where they have none.
+
+    Args:
+        file: as for `imported`.
+        form: of the index.
+        settings: of `ImportConfig`.
+
+    Raises:
+        QueryError: if it holds something else than the index.
+        RetrievalError: as `imported`.
+    """
+    if form.kind is DescriptorKind.LOCAL:
+        raise QueryError(f"the index holds {form}", where=str(file), mend="search it with images")
+    codes = form.kind is DescriptorKind.CODES
+    rows = imported(file, **({"bits": form.size} if codes else {}), **settings)
+    if rows.form != form or len(rows) == 0:
+        held = rows.form if len(rows) else "nothing"
+        raise QueryError(f"the index holds {form}, the file {held}", where=str(file))
+    queries = concatenate([descriptors for _, descriptors in rows.tables(0, len(rows))])
+    assert not isinstance(queries, Local)
+    ids = rows.ids()
+    return ([str(row) for row in range(len(rows))] if ids is None else ids.to_pylist()), queries
 
 
 def _opened(file: "Place | Array", column: str | None) -> VectorFile:
     if isinstance(file, np.ndarray):
         return ArrayFile(file, "the array")
     place = str(file)
+    if is_export(place):
+        return ExportedFile(place)
     suffix = Path(place.partition("?")[0]).suffix
     if suffix not in SUFFIXES:
         raise DataError(
