@@ -39,8 +39,8 @@ def index_build(
         list[str],
         typer.Argument(
             metavar="EMBEDDINGS|FILE...",
-            help="An embeddings directory; or codes or vectors that were made elsewhere: .npy, .npz, .parquet, "
-            ".arrow, .feather, .faiss, or an exported index.",
+            help="An embeddings directory; or codes or vectors that were made elsewhere: .npy, .npz, "
+            ".parquet, .arrow, .feather, .faiss, or an exported index.",
         ),
     ],
     out: Annotated[str, typer.Option("--out", help="Where the index goes.")],
@@ -117,8 +117,8 @@ def index_add(
         list[str],
         typer.Argument(
             metavar="IMAGES|EMBEDDINGS|FILE...",
-            help="A folder, list (.txt), CSV or Parquet of images; an embeddings directory; or files of codes "
-            "or vectors, as for build.",
+            help="A folder, list (.txt), CSV or Parquet of images; an embeddings directory; or files of "
+            "codes or vectors, as for build.",
         ),
     ],
     replace: Annotated[

@@ -38,7 +38,8 @@ def holds_descriptors(place: str, column: str | None = None) -> bool:
     from pathlib import Path
 
     from ray_retrieval.search.export_files import is_export
-    from ray_retrieval.search.vector_files import SUFFIXES, open_table
+    from ray_retrieval.search.table_files import open_table
+    from ray_retrieval.search.vector_files import SUFFIXES
 
     if is_export(place):
         return True

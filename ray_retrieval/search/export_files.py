@@ -9,12 +9,11 @@ from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.errors import DataError
 from ray_retrieval.search.column_values import Shape
 from ray_retrieval.search.faiss_files import FaissFile
+from ray_retrieval.search.table_files import TableFile, open_table
 from ray_retrieval.search.vector_files import (
     ArrayFile,
     Block,
-    TableFile,
     VectorFile,
-    open_table,
 )
 from ray_retrieval.storage import Folder, check_file, fingerprint, read_description
 

@@ -12,7 +12,7 @@ that descriptors of different origin do not mix.
 import copy
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,14 +24,15 @@ from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, 
 from ray_retrieval.errors import DataError, QueryError, RecipeError
 from ray_retrieval.search.export_files import ExportedFile, is_export
 from ray_retrieval.search.faiss_files import FaissFile
+from ray_retrieval.search.given_descriptors import descriptors_from, form_of, stated
 from ray_retrieval.search.side_values import Beside, as_ids, classes_in, label_type, numbered, values_beside
 from ray_retrieval.search.sources import Rows, renumbered
+from ray_retrieval.search.table_files import TableFile
 from ray_retrieval.search.vector_files import (
     FAISS,
     SUFFIXES,
     ArrayFile,
     NpzFile,
-    TableFile,
     VectorFile,
     bare,
 )
@@ -39,12 +40,9 @@ from ray_retrieval.storage import digest, fingerprint
 
 Place = str | Path
 Array = npt.NDArray[Any]
-Value = TypeVar("Value")
 
 _ELSEWHERE = "elsewhere:"
 _LONGEST_NAME = 80
-_UNIT = 2e-3
-"""By how much a squared length may differ from 1: rounding to float16 makes it differ by half of that."""
 
 
 class ImportConfig(Config):
@@ -135,8 +133,9 @@ def queries_in(file: "Place | Array", form: Form, **settings: Any) -> tuple[list
     """
     if form.kind is DescriptorKind.LOCAL:
         raise QueryError(f"the index holds {form}", where=str(file), mend="search it with images")
-    codes = form.kind is DescriptorKind.CODES
-    rows = imported(file, **({"bits": form.size} if codes else {}), **settings)
+    rows = imported(file, **settings)
+    if form.kind is rows.form.kind is DescriptorKind.CODES:
+        rows = imported(file, bits=form.size, **settings)
     if rows.form != form or len(rows) == 0:
         held = rows.form if len(rows) else "nothing"
         raise QueryError(f"the index holds {form}, the file {held}", where=str(file))
@@ -190,11 +189,11 @@ class ImportedRows:
         self._files, self._normalise = list(files), config.normalise
         self._before = np.cumsum([0, *(file.rows for file in files)])
         self.where: object = files[0].where if len(files) == 1 else f"{files[0].where} and others"
-        self.form = _form_of(files, config.bits)
+        self.form = form_of(files, config.bits)
         if config.normalise and self.form.kind is DescriptorKind.CODES:
             raise RecipeError("codes have no length to divide by", where="--normalise", mend="leave it out")
-        stated = None if config.model_name else _stated([file.model for file in files], "model", self.where)
-        self.model = model or stated or elsewhere(config.model_name, self.form)
+        said = None if config.model_name else stated([file.model for file in files], "model", self.where)
+        self.model = model or said or elsewhere(config.model_name, self.form)
         whole, rows, given = _schema_of(files), int(self._before[-1]), given or {}
         self._ids = values_beside("id", given.get("ids", config.ids), whole, rows)
         self._labels = values_beside("label", given.get("labels", config.labels), whole, rows)
@@ -267,9 +266,7 @@ class ImportedRows:
 
     def _descriptors(self, data: Array, first: int) -> Codes | Vectors:
         """Descriptors of some rows; refuses what an index does not hold."""
-        if self.form.kind is DescriptorKind.CODES:
-            return _codes(data, self.form.size, self.where, first)
-        return _vectors(data, self._normalise, self.where, first)
+        return descriptors_from(data, self.form, normalise=self._normalise, where=self.where, first_row=first)
 
     def _known(self, table: pa.Table, first: int, rows: int) -> pa.Table:
         """What is known of some rows, in the columns of the schema."""
@@ -294,7 +291,7 @@ class ImportedRows:
             named = classes_in([self._labels.array])
         else:
             named = classes_in(file.column(str(self._labels.column)) for file in self._files)
-        return named or _stated([file.class_names for file in self._files], "class names", self.where)
+        return named or stated([file.class_names for file in self._files], "class names", self.where)
 
     def _schema(self, whole: pa.Schema) -> pa.Schema:
         """Types of what is known of the rows.
@@ -328,44 +325,6 @@ def _values(values: Beside, table: pa.Table, first: int, rows: int) -> Any:
     return table[values.column] if values.array is None else values.array.slice(first, rows)
 
 
-def _form_of(files: Sequence[VectorFile], bits: int | None) -> Form:
-    """What all files hold.
-
-    Raises:
-        DataError: if they hold different things.
-        RecipeError: if the number of bits does not fit.
-    """
-    first = files[0].shape
-    for file in files:
-        same = file.shape.width == first.width and (file.shape.dtype == np.uint8) == (first.dtype == np.uint8)
-        if not same:
-            raise DataError(
-                f"{file.shape.width} values of {file.shape.dtype} a row, in {files[0].where} "
-                f"{first.width} of {first.dtype}",
-                where=file.where,
-                mend="give files of one kind",
-            )
-    if first.dtype != np.uint8:
-        if bits is not None:
-            raise RecipeError(f"{first.dtype} values are no codes", where="--bits", mend="leave it out")
-        return Form(DescriptorKind.VECTORS, first.width)
-    count = bits or _stated([file.shape.bits for file in files], "bits", files[0].where) or 8 * first.width
-    if (count + 7) // 8 != first.width:
-        raise RecipeError(
-            f"codes of {count} bits are {(count + 7) // 8} bytes a row, got {first.width}",
-            where=files[0].where,
-            mend="give the bits of a code with --bits",
-        )
-    return Form(DescriptorKind.CODES, count)
-
-
-def _stated(values: Sequence[Value | None], what: str, where: object) -> Value | None:
-    """What all files say of something; None where they say nothing."""
-    if any(value != values[0] for value in values):
-        raise DataError(f"the files are of different {what}", where=where, mend="build them one by one")
-    return values[0]
-
-
 def _schema_of(files: Sequence[VectorFile]) -> pa.Schema:
     """The columns of all files beside the descriptors, without dictionaries."""
     plain = [
@@ -387,40 +346,6 @@ def _schema_of(files: Sequence[VectorFile]) -> pa.Schema:
             where=f"{files[0].where} and others",
             mend="give each column one type",
         ) from None
-
-
-def _codes(data: Array, bits: int, where: object, first: int) -> Codes:
-    spare = 8 * data.shape[1] - bits
-    wrong = data[:, -1] & ((1 << spare) - 1) != 0 if spare else np.zeros(0, np.bool_)
-    if wrong.any():
-        raise DataError(
-            f"row {first + int(np.argmax(wrong)):,} has more than {bits} bits: the last {spare} of its bytes "
-            "are not zero",
-            where=where,
-            mend="give the right number with --bits, and pack with numpy.packbits",
-        )
-    return Codes(np.ascontiguousarray(data), bits)
-
-
-def _vectors(data: Array, normalise: bool, where: object, first: int) -> Vectors:
-    vectors = np.ascontiguousarray(data, np.float32)
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    wrong = ~np.isfinite(lengths)
-    if wrong.any():
-        raise DataError(
-            f"row {first + int(np.argmax(wrong)):,} holds what is no finite number",
-            where=where,
-            mend="leave the row out",
-        )
-    wrong = lengths == 0 if normalise else np.abs(lengths**2 - 1) > _UNIT
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise DataError(
-            f"the vector in row {first + row:,} is of length {lengths[row]:.6g}, not 1",
-            where=where,
-            mend="leave the row out" if normalise else "divide each by its length with --normalise",
-        )
-    return Vectors((vectors / lengths[:, None]).astype(np.float32) if normalise else vectors)
 
 
 def _digest(array: "pa.Array | None") -> str | None:
