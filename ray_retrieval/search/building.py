@@ -62,7 +62,9 @@ def build(
     """
     source, index = opened_rows(rows), Folder(out)
     if len(source) == 0:
-        raise ArtefactError("there are no rows to index", where=source.where, mend="see its errors.parquet")
+        raise ArtefactError(
+            "there are no rows to index", where=source.where, mend="of embeddings, see errors.parquet"
+        )
     ids = source.ids()
     if ids is not None:
         check_once(ids, source.where)

@@ -13,7 +13,7 @@ import faiss as untyped_faiss
 import numpy as np
 
 from ray_retrieval.descriptors import DescriptorKind, Descriptors, Form
-from ray_retrieval.errors import ArtefactError
+from ray_retrieval.errors import RecipeError
 from ray_retrieval.search.approximate import _one_faiss_thread as one_faiss_thread
 from ray_retrieval.search.index import Index
 from ray_retrieval.storage import Folder
@@ -41,12 +41,12 @@ def writing_flat(folder: Folder, name: str, form: Form, rows: int) -> Iterator[A
         rows: how many will come.
 
     Raises:
-        ArtefactError: if FAISS does not read what was written.
+        RecipeError: if this release of FAISS has another format.
     """
+    _check_header(form)
     with folder.writing(name) as stream:
         stream.write(_flat_header(form, rows))
         yield lambda descriptors: stream.write(np.ascontiguousarray(descriptors.data).tobytes())
-    _check_flat(folder, name, form, rows)
 
 
 @contextmanager
@@ -105,20 +105,23 @@ def _flat_header(form: Form, rows: int) -> bytes:
     return bytes(header)
 
 
-def _check_flat(folder: Folder, name: str, form: Form, rows: int) -> None:
-    """Refuse a file that FAISS, perhaps of another release, takes for something else."""
+def _check_header(form: Form) -> None:
+    """Refuse to write files in a way that FAISS, perhaps of another release, takes for something else."""
     codes = form.kind is DescriptorKind.CODES
-    read = faiss.read_index_binary if codes else faiss.read_index
-    path, size = folder.local_path(name), _whole_bits(form) if codes else form.size
+    read = faiss.deserialize_index_binary if codes else faiss.deserialize_index
+    size = _whole_bits(form) if codes else form.size
+    row = np.arange(size // 8 if codes else size, dtype=np.uint8 if codes else np.float32)
     try:
-        made = read(str(path), faiss.IO_FLAG_MMAP_IFC)
-        sound = (made.ntotal, made.d) == (rows, size)
+        made = read(np.frombuffer(_flat_header(form, 1) + row.tobytes(), np.uint8))
+        back = np.empty_like(row)
+        made.reconstruct_c(0, faiss.swig_ptr(back))
+        sound = (made.ntotal, made.d) == (1, size) and np.array_equal(back, row)
     except RuntimeError:
         sound = False
     if not sound:
-        raise ArtefactError(
-            f"FAISS {faiss.__version__} writes its files in another way than is known here",
-            where=folder.uri_of(name),
+        raise RecipeError(
+            f"FAISS {faiss.__version__} writes flat indices in another way than is known here",
+            where="--format faiss",
             mend="export as npy, and make the index with FAISS",
         )
 

@@ -90,8 +90,8 @@ def elsewhere(name: str, form: Form) -> str:
 def imported(
     files: "Place | Array | Sequence[Place | Array]",
     *,
-    ids: "str | Sequence[str] | None" = None,
-    labels: "str | Sequence[Any] | None" = None,
+    ids: "Place | Sequence[str] | None" = None,
+    labels: "Place | Sequence[Any] | None" = None,
     model: str | None = None,
     **settings: Any,
 ) -> "ImportedRows":
@@ -112,9 +112,12 @@ def imported(
         RecipeError: if a setting does not fit.
     """
     several = [files] if isinstance(files, str | Path | np.ndarray) else list(files)
-    named = {"ids": ids, "labels": labels}
-    given = {name: pa.array(value) for name, value in named.items() if not isinstance(value, str | None)}
-    told = {name: value for name, value in named.items() if isinstance(value, str)}
+    told, given = {}, {}
+    for name, values in (("ids", ids), ("labels", labels)):
+        if isinstance(values, str | Path):
+            told[name] = str(values)
+        elif values is not None:
+            given[name] = pa.array(values)
     config = validate(ImportConfig, {**told, **settings})
     return ImportedRows([_opened(file, config.column) for file in several], config, model, given)
 
@@ -132,13 +135,13 @@ def queries_in(file: "Place | Array", form: Form, **settings: Any) -> tuple[list
         RetrievalError: as `imported`.
     """
     if form.kind is DescriptorKind.LOCAL:
-        raise QueryError(f"the index holds {form}", where=str(file), mend="search it with images")
+        raise QueryError(f"the index holds {form}: it is searched with images")
     rows = imported(file, **settings)
     if form.kind is rows.form.kind is DescriptorKind.CODES:
         rows = imported(file, bits=form.size, **settings)
     if rows.form != form or len(rows) == 0:
         held = rows.form if len(rows) else "nothing"
-        raise QueryError(f"the index holds {form}, the file {held}", where=str(file))
+        raise QueryError(f"the index holds {form}, the file {held}", where=rows.where)
     queries = concatenate([descriptors for _, descriptors in rows.tables(0, len(rows))])
     assert not isinstance(queries, Local)
     ids = rows.ids()

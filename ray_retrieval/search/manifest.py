@@ -179,7 +179,7 @@ class Manifest(Config):
     next_row: int = Field(ge=0)
     """The number that the next row added will get: the rows of the shards. `compact` begins again at 0."""
     model: str
-    """Fingerprint of the model that made the descriptors."""
+    """Fingerprint of the model that made the descriptors, or what stands for one: `importing.elsewhere`."""
     embeddings: str
     """Fingerprint of the embeddings that the index was built from; of another one that stands for all that
     happened, once rows were added, removed or compacted."""
