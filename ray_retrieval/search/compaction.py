@@ -6,6 +6,7 @@ from ray_retrieval.search.building import Progress, write_shards
 from ray_retrieval.search.changes import Change, Where, changing, published
 from ray_retrieval.search.index import Index
 from ray_retrieval.search.manifest import Approximate, LocalSearch, Manifest
+from ray_retrieval.search.pool import Pool, Threads
 from ray_retrieval.search.retention import collect
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.search.shortlist import build_shortlist, extend_shortlist
@@ -25,6 +26,7 @@ def compact(
     keep: int = KEPT_VERSIONS,
     dry_run: bool = False,
     threads: int = 1,
+    pool: Pool | None = None,
     progress: Progress | None = None,
 ) -> Change:
     """Write the rows that are left anew, in the same order from 0, and delete what no version needs.
@@ -38,15 +40,16 @@ def compact(
         keep: versions to keep, at least 1; the space of what was removed is free once those are gone that
             have it still.
         dry_run: only say what it would do.
-        threads: processor threads for files beside the shards, one each, and for measuring.
+        threads: processor threads: a shard, or file beside one, each; and for measuring.
+        pool: who writes the files instead; the same ones, whoever it is.
         progress: called with the number of rows written so far.
 
     Raises:
         ArtefactError: if the index is missing or damaged, or somebody else is writing to it.
         QueryError: if `keep` < 1.
     """
-    index = Folder(uri)
-    with changing(index, "compact", threads) as (opened, previous, alone):
+    index, pool = Folder(uri), pool or Threads(threads)
+    with changing(index, "compact", pool.threads) as (opened, previous, alone):
         largest = max(shard.rows for shard in previous.shards)
         count = min(shards or -(-previous.rows // largest), previous.rows)
         needless = _is_compact(previous, count)
@@ -57,7 +60,7 @@ def compact(
         manifest = previous
         if not needless:
             _check_sound(index, opened)
-            manifest = _written_anew(index, opened, count, threads, progress)
+            manifest = _written_anew(index, opened, count, pool, progress)
         pruned = collect(index, keep, alone=alone)
         return Change(manifest, changed=manifest != previous, dropped=previous.deleted, pruned=pruned)
 
@@ -77,49 +80,57 @@ def _check_sound(index: Folder, opened: Index) -> None:
 
 
 def _written_anew(
-    index: Folder, opened: Index, count: int, threads: int, progress: Progress | None
+    index: Folder, opened: Index, count: int, pool: Pool, progress: Progress | None
 ) -> Manifest:
     """Publish a version of the rows that are left, in shards of their own."""
     previous, form = opened.manifest, opened.form
     made_of = ["compact", [shard.folder for shard in previous.shards], digest(opened.removed().tobytes())]
     rows = ShardRows(
         list(opened.shards.values()),
-        opened.living(),
+        opened.selection(),
         form,
         opened.schema.remove(opened.schema.get_field_index("row")),
         fingerprint(made_of),
     )
-    entries = write_shards(index, rows, shards=count, keep_images=True, progress=progress)
-    shards = [Shard(index, entry, form) for entry in entries]
+    entries = write_shards(
+        index,
+        rows,
+        shards=count,
+        first_id=rows.first_id,
+        keep_images=True,
+        pool=pool,
+        progress=progress,
+    )
+    shards = [Shard(index, entry, form, content=pool.elsewhere) for entry in entries]
     manifest = previous.model_copy(
         update={
             "operation": "compact",
             "next_row": previous.rows,
             "embeddings": fingerprint([previous.embeddings, "compact"]),
             "shards": entries,
-            "approximate": _structure_anew(index, previous.approximate, shards, threads),
-            "local": _shortlist_anew(index, previous.local, shards, threads),
+            "approximate": _structure_anew(index, previous.approximate, shards, pool),
+            "local": _shortlist_anew(index, previous.local, shards, pool),
             "deletes": None,
         }
     )
-    return published(index, manifest, shards, previous, threads)
+    return published(index, manifest, shards, previous, pool.threads)
 
 
 def _structure_anew(
-    index: Folder, built: Approximate | None, shards: list[Shard], threads: int
+    index: Folder, built: Approximate | None, shards: list[Shard], pool: Pool
 ) -> Approximate | None:
     if built is None:
         return None
-    files = fill_in(index, built, shards, threads)
-    return measured_structure(index, built.model_copy(update={"files": files}), shards, threads)
+    files = fill_in(index, built, shards, pool)
+    return measured_structure(index, built.model_copy(update={"files": files}), shards, pool.threads)
 
 
 def _shortlist_anew(
-    index: Folder, built: LocalSearch | None, shards: list[Shard], threads: int
+    index: Folder, built: LocalSearch | None, shards: list[Shard], pool: Pool
 ) -> LocalSearch | None:
     if built is None:
         return None
     if not built.files:
-        return build_shortlist(index, shards, built.config, None, threads)
-    extended = extend_shortlist(index, built, shards, range(len(shards)), threads)
-    return measured_shortlist(index, extended, shards, threads)
+        return build_shortlist(index, shards, built.config, None, pool)
+    extended = extend_shortlist(index, built, shards, range(len(shards)), pool)
+    return measured_shortlist(index, extended, shards, pool.threads)

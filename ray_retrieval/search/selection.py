@@ -7,6 +7,7 @@ attempt, because the wrong rows lie around them, go the first way. Asking for mo
 search that looks at each row's mark takes several times as long.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -112,11 +113,16 @@ class Selection:
         if self.masks is not None:
             return self.chosen()[places]
         before = np.cumsum([0, *self.spans.sizes[:-1]])
-        numbers, inside, _ = self.spans.place(self.dead)
-        gaps = before[numbers] + inside - np.arange(len(self.dead))
-        everywhere = places + np.searchsorted(gaps, places, side="right")
+        everywhere = places + np.searchsorted(self._gaps, places, side="right")
         numbers = np.searchsorted(before, everywhere, side="right") - 1
         return np.asarray(self.spans.first_rows[numbers] + everywhere - before[numbers])
+
+    @functools.cached_property
+    def _gaps(self) -> Rows:
+        """int64 [dead], ascending: how many rows that may come before each one that may not."""
+        before = np.cumsum([0, *self.spans.sizes[:-1]])
+        numbers, inside, _ = self.spans.place(self.dead)
+        return np.asarray(before[numbers] + inside - np.arange(len(self.dead)))
 
     def allows(self, rows: Rows) -> Mask:
         """Which of some hits, of any shape, may be; `NO_ROW` may not."""
