@@ -192,7 +192,7 @@ def write_shards(
 
     Args:
         index: the index's folder.
-        source: of the rows, at least one.
+        source: of the rows.
         shards: how many, at most; None: one for every `ROWS_PER_SHARD`.
         first_row: number of the first row in the index.
         first_id: gives the ids that are not stored.
@@ -201,8 +201,8 @@ def write_shards(
         progress: called with the number of rows written so far.
     """
     done, rows = 0, len(source)
-    count = max(1, min(shards or -(-rows // ROWS_PER_SHARD), rows))
-    bounds = [rows * number // count for number in range(count + 1)]
+    count = min(max(1, shards or -(-rows // ROWS_PER_SHARD)), rows)
+    bounds = [rows * number // count for number in range(count + 1)] if rows else []
 
     def advance(rows: int) -> None:
         nonlocal done

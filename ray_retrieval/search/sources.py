@@ -134,6 +134,7 @@ class ShardRows:
         form: of their descriptors.
         schema: of the whole index, without the row's number.
         fingerprint: stands for all that they are.
+        skipped: so many of the kept rows, the first ones, are none of these.
     """
 
     shards: Sequence[Shard]
@@ -141,9 +142,10 @@ class ShardRows:
     form: Form
     schema: pa.Schema
     fingerprint: str
+    skipped: int = 0
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.kept) - self.skipped
 
     def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
         step = _SETS_AT_ONCE if self.form.kind is DescriptorKind.LOCAL else _ROWS_AT_ONCE
@@ -151,7 +153,7 @@ class ShardRows:
             yield aligned(shard.rows.take(places), self.schema), shard.descriptors(places)
 
     def holds_images(self, start: int, stop: int) -> bool:
-        first, last = self.kept.at(np.array([start, stop - 1]))
+        first, last = self.kept.at(np.array([start, stop - 1]) + self.skipped)
         return any(
             shard.holds_images
             for shard in self.shards
@@ -176,7 +178,7 @@ class ShardRows:
 
     def _places(self, start: int, stop: int, step: int) -> Iterator[tuple[Shard, Rows]]:
         for cut in range(start, stop, step):
-            rows = self.kept.at(np.arange(cut, min(cut + step, stop)))
+            rows = self.kept.at(np.arange(cut, min(cut + step, stop)) + self.skipped)
             numbers, places, _ = self.kept.spans.place(rows)
             for number in np.unique(numbers).tolist():
                 yield self.shards[number], places[numbers == number]
