@@ -30,7 +30,15 @@ from ray_retrieval.search.images import read_image
 from ray_retrieval.search.manifest import Manifest, read_current, read_pointer, read_version
 from ray_retrieval.search.rows import ids_as_text
 from ray_retrieval.search.segments import search_segments
-from ray_retrieval.search.selection import FEW, FEW_SHARE, Selection, Spans, is_among, search_selected
+from ray_retrieval.search.selection import (
+    FEW,
+    FEW_SHARE,
+    RecentSelections,
+    Selection,
+    Spans,
+    is_among,
+    search_selected,
+)
 from ray_retrieval.search.shard import Shard, aligned
 from ray_retrieval.search.shortlist import ShortlistSearch
 from ray_retrieval.search.structures import StructureSearch
@@ -75,6 +83,7 @@ class Index:
             np.array([shard.entry.rows for shard in self._shards], np.int64),
         )
         self._living = Selection.of(self._spans, deleted)
+        self._filtered = RecentSelections()
         self.rows = len(self._living)
         schemas = [shard.rows.schema for shard in self._shards]
         ids = schemas[0].field("id")
@@ -306,6 +315,10 @@ class Index:
         if where is None:
             return self._living
         asked = Filter.parse(where) if isinstance(where, str) else where
+        return self._filtered.of(asked, self._select)
+
+    def _select(self, asked: Filter) -> Selection:
+        """The rows that pass a filter."""
         masks = [
             np.concatenate([asked.mask(some, self.schema, self.class_names) for some in shard.rows.blocks()])
             for shard in self._shards
