@@ -107,11 +107,10 @@ def _of_index(index: Index) -> _Contents:
     for number in np.unique(shard_of).tolist():
         own, shard = np.flatnonzero(shard_of == number), index.shards[number]
         held = shard.image_lengths()[place_of[own]]
-        named = "path" in shard.records.schema.names
-        unknown = held == _UNKNOWN if named else np.zeros(len(held), np.bool_)
-        for position, place in zip(own[unknown], place_of[own][unknown], strict=True):
-            path = shard.records["path"][int(place)].as_py()
-            held[np.searchsorted(own, position)] = _length_of(path)
+        if "path" in shard.rows.schema.names:
+            paths = shard.rows.column("path")
+            for position, place in zip(own[held == _UNKNOWN], place_of[own][held == _UNKNOWN], strict=True):
+                held[np.searchsorted(own, position)] = _length_of(paths[int(place)].as_py())
         lengths[own] = held
 
     def image(place: int) -> bytes | None:

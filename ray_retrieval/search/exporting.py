@@ -178,7 +178,7 @@ def _tables(
 
 def _schema(index: Index, form: str) -> pa.Schema:
     """Columns of the table, with what a reader of that file alone needs to know."""
-    fields = [field for field in index.schema if field.name != "row"]
+    fields = [field for field in index.schema if field.name != "row" and not pa.types.is_null(field.type)]
     if form in TABLES:
         none = index.form.zeros(0)
         taken = {field.name for field in fields} & set(column_names(index.form))

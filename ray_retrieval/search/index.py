@@ -28,12 +28,25 @@ from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.images import read_image
 from ray_retrieval.search.manifest import Manifest, read_current, read_pointer, read_version
+from ray_retrieval.search.rows import ids_as_text
 from ray_retrieval.search.segments import search_segments
-from ray_retrieval.search.selection import FEW, FEW_SHARE, Selection, Spans, is_among, search_selected
+from ray_retrieval.search.selection import (
+    FEW,
+    FEW_SHARE,
+    RecentSelections,
+    Selection,
+    Spans,
+    is_among,
+    search_selected,
+)
 from ray_retrieval.search.shard import Shard, aligned
 from ray_retrieval.search.shortlist import ShortlistSearch
 from ray_retrieval.search.structures import StructureSearch
 from ray_retrieval.storage import Folder, check_file
+
+_ROW = pa.field("row", pa.int64())
+_OTHERS = (pa.field("label", pa.null()), pa.field("path", pa.null()))
+"""Columns that every index has, if only null."""
 
 
 class Index:
@@ -70,9 +83,13 @@ class Index:
             np.array([shard.entry.rows for shard in self._shards], np.int64),
         )
         self._living = Selection.of(self._spans, deleted)
+        self._filtered = RecentSelections()
         self.rows = len(self._living)
-        schemas = [shard.records.schema for shard in self._shards]
-        self.schema: pa.Schema = pa.unify_schemas(schemas, promote_options="permissive")
+        schemas = [shard.rows.schema for shard in self._shards]
+        ids = schemas[0].field("id")
+        self.schema: pa.Schema = pa.unify_schemas(
+            [pa.schema([_ROW, ids, *_OTHERS]), *schemas], promote_options="permissive"
+        )
 
     @classmethod
     def open(
@@ -203,12 +220,12 @@ class Index:
         Raises:
             QueryError: if the filter is not one for this index.
         """
-        return self._selection(where).chosen()
+        return self.selection(where).chosen()
 
     def check_filter(self, where: "str | Filter") -> None:
         """Raise QueryError if a filter is not one for this index."""
         asked = Filter.parse(where) if isinstance(where, str) else where
-        asked.mask(self._shards[0].records.slice(0, 0), self.schema, self.class_names)
+        asked.mask(pa.RecordBatch.from_pylist([], schema=self.schema), self.schema, self.class_names)
 
     def at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The rows at some places, 0 … `rows` - 1, among those that a search can find."""
@@ -263,7 +280,7 @@ class Index:
             )
         if k < 1:
             raise QueryError(f"k is the number of hits to return and at least 1, got {k}")
-        selection = self._selection(where) if where is not None or self.deleted else None
+        selection = self.selection(where) if where is not None or self.deleted else None
         if self.shortlist is not None:
             assert isinstance(queries, Local)
             return self.shortlist.search(
@@ -289,12 +306,23 @@ class Index:
         few = None if structure is None else max(FEW, int(FEW_SHARE * self._spans.rows))
         return search_selected(find, self._segments, selection, queries, k, few=few, threads=self._threads)
 
-    def _selection(self, where: "str | Filter | None") -> Selection:
-        """The rows that may be hits."""
+    def selection(self, where: "str | Filter | None" = None) -> Selection:
+        """The rows that a search can find, or those that pass a filter.
+
+        Raises:
+            QueryError: if the filter is not one for this index.
+        """
         if where is None:
             return self._living
         asked = Filter.parse(where) if isinstance(where, str) else where
-        masks = [asked.mask(shard.records, self.schema, self.class_names) for shard in self._shards]
+        return self._filtered.of(asked, self._select)
+
+    def _select(self, asked: Filter) -> Selection:
+        """The rows that pass a filter."""
+        masks = [
+            np.concatenate([asked.mask(some, self.schema, self.class_names) for some in shard.rows.blocks()])
+            for shard in self._shards
+        ]
         return Selection.of(self._spans, self._living.dead, masks)
 
     def descriptors(self, rows: "npt.NDArray[np.int64] | Sequence[int] | None" = None) -> Descriptors:
@@ -331,7 +359,7 @@ class Index:
             rows: numbers of rows of the opened shards, in any order; repeats are allowed.
 
         Returns:
-            One row each, in the order asked.
+            One row each, in the order asked; ids are text, also where they are numbers.
 
         Raises:
             QueryError: if a row is not in the opened shards, or was removed.
@@ -339,18 +367,18 @@ class Index:
         wanted = np.asarray(rows, np.int64).reshape(-1)
         numbers, places = self._locate(wanted)
         used = np.unique(numbers)
-        batches = [self._shards[number].records.take(pa.array(places[numbers == number])) for number in used]
-        parts = [aligned(batch, self.schema) for batch in batches]
-        found = pa.concat_tables(parts or [self.schema.empty_table()])
+        tables = [self._shards[number].rows.take(places[numbers == number]) for number in used]
+        parts = [aligned(table, self.schema) for table in tables]
+        found = ids_as_text(pa.concat_tables(parts or [self.schema.empty_table()]))
         if len(used) < 2:
             return found
         # The rows now stand shard by shard; the inverse of that reordering brings them back.
         return found.take(pa.array(np.argsort(np.argsort(numbers, kind="stable"))))
 
     def row_of(self, identifier: str) -> int | None:
-        """Number of the row with that id, or None; the first call sorts the ids."""
+        """Number of the row with that id, or None; the first call sorts the ids, unless they are numbers."""
         for shard in self._shards:
-            place = shard.place_of(identifier)
+            place = shard.rows.place_of(identifier)
             row = None if place is None else shard.entry.first_row + place
             if row is not None and self._living.allows(np.array([row])).all():
                 return row
@@ -368,8 +396,8 @@ class Index:
         held = shard.image(place)
         if held is not None:
             return held
-        known = self.records([row]).to_pylist()[0]
-        identifier, path = known["id"], known.get("path")
+        known = self.records([row])
+        identifier, path = (known[name][0].as_py() for name in ("id", "path"))
         if path is None:
             raise ArtefactError(
                 f"it does not hold image '{identifier}'", where=self.folder, mend="build it with its images"

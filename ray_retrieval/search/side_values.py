@@ -142,7 +142,7 @@ def _numbers(values: pa.Array, names: list[str] | None, where: object) -> pa.Arr
             pa.int64()
         )
     if pa.types.is_null(kind):
-        return values.cast(pa.int64())
+        return values
     if not pa.types.is_integer(kind):
         raise DataError(
             f"labels are class names or numbers, got {kind}", where=where, mend="give another column"

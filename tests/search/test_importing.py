@@ -229,6 +229,7 @@ def test_rows_without_ids_have_no_column_of_them(tmp_path):
         ([["dog", "cat"], [], None], [[1, 0], [], None], ["cat", "dog"]),
         ([[3, 1], [2], []], [[3, 1], [2], []], None),
         (pa.array(["dog", None, "dog"]).dictionary_encode(), [0, None, 0], ["dog"]),
+        ([None, None, None], [None, None, None], None),
     ],
 )
 def test_labels_are_names_or_numbers_one_or_several(tmp_path, labels, expected, names):
