@@ -410,6 +410,10 @@ def search(
     ] = None,
     column: Column = None,
     normalise: Normalise = False,
+    gpu: Annotated[
+        bool,
+        typer.Option("--gpu", help="Compare all images on a GPU; the hits are those of the exact search."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest images of an index."""
@@ -427,12 +431,12 @@ def search(
             if value is not None:
                 raise RecipeError("it is for query images", where=option, mend="leave it out")
         told = {"column": column, "normalise": normalise}
-        names, answers, form = answers_to(index, vectors, k, where=where, rerank=steps, **told)
+        names, answers, form = answers_to(index, vectors, k, where=where, rerank=steps, gpu=gpu, **told)
         print_answers("vector", names, answers, form, as_json)
         return
     refuse_settings({"column": column, "normalise": normalise})
     queries = images or []
-    searcher = Searcher(index, model, rerank=steps)
+    searcher = Searcher(index, model, rerank=steps, gpu=gpu)
     answers = searcher.answers(queries, k, box=box, where=where)
     if picture is not None:
         examples = [

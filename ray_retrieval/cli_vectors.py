@@ -101,6 +101,7 @@ def answers_to(
     *,
     where: str | None,
     rerank: Any,
+    gpu: bool,
     **settings: Any,
 ) -> tuple[list[str], list[Any], Any]:
     """What an index answers to the descriptors in a file.
@@ -111,6 +112,7 @@ def answers_to(
         k: hits of each.
         where: a filter, see `search.filters`.
         rerank: steps of re-ranking.
+        gpu: search on a GPU, see `Index.open`.
         settings: of `importing.ImportConfig`.
 
     Returns:
@@ -122,7 +124,7 @@ def answers_to(
     from ray_retrieval.finder import Finder
     from ray_retrieval.search.importing import queries_in
 
-    finder = Finder(index, rerank=rerank)
+    finder = Finder(index, rerank=rerank, gpu=gpu)
     finder.check(k, where)
     ids, queries = queries_in(file, finder.index.form, **settings)
     return ids, finder.find(queries, k, where=where), finder.index.form

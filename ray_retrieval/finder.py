@@ -44,6 +44,7 @@ class Finder:
         rerank: steps of re-ranking; what they need of the whole index is made here. None: geometric
             verification for an index of local features, and nothing for others.
         model: fingerprint of the model that queries are encoded with, where it is known.
+        gpu: search on a GPU, see `Index.open`.
 
     Raises:
         ArtefactError: if the index is missing, damaged or made by another model, or a step is not for what it
@@ -58,9 +59,10 @@ class Finder:
         threads: int | None = None,
         rerank: Sequence[AnyRerankConfig] | None = None,
         model: str | None = None,
+        gpu: bool = False,
     ) -> None:
         threads = threads or cores()
-        self.index = Index.open(Folder(index), threads=threads, model=model)
+        self.index = Index.open(Folder(index), threads=threads, model=model, gpu=gpu)
         if rerank is None:
             verifies = self.index.form.kind is DescriptorKind.LOCAL
             rerank = (GeometricVerificationConfig(),) if verifies else ()

@@ -97,6 +97,7 @@ class Searcher(Finder):
         threads: processor threads; unset: all.
         rerank: steps of re-ranking; what they need of the whole index is made here. None: geometric
             verification for an index of local features, and nothing for others.
+        gpu: search on a GPU, see `Index.open`.
 
     Raises:
         ArtefactError: if index or model is missing, damaged, or they do not belong together, or a step is not
@@ -110,11 +111,12 @@ class Searcher(Finder):
         *,
         threads: int | None = None,
         rerank: Sequence[AnyRerankConfig] | None = None,
+        gpu: bool = False,
     ) -> None:
         threads = threads or cores()
         found = Folder(model) if model is not None else model_of(Folder(index), mend=NAME_MODEL)
         self.encoder = Encoder(found, threads=threads)
-        super().__init__(index, threads=threads, rerank=rerank, model=self.encoder.fingerprint)
+        super().__init__(index, threads=threads, rerank=rerank, model=self.encoder.fingerprint, gpu=gpu)
         local = self._verified_by
         self._local = None if local is None else Encoder(model_of(Folder(local)), threads=threads)
 

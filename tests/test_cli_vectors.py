@@ -64,8 +64,7 @@ def test_the_lines_of_the_readme(cli_call, tmp_path, monkeypatch):
 
 def test_an_image_is_no_query_of_vectors_made_elsewhere(cli_call, tmp_path):
     np.save(tmp_path / "codes.npy", np.arange(30, dtype=np.uint8).reshape(10, 3))
-    (tmp_path / "ids.txt").write_text("".join(f"{row}\n" for row in range(10)))
-    index, named = tmp_path / "index", ["--model-name", "lsh", "--ids", tmp_path / "ids.txt"]
+    index, named = tmp_path / "index", ["--model-name", "lsh"]
     info = said(cli_call, "index", "build", tmp_path / "codes.npy", "--out", index, *named)
     assert info["model"].startswith("elsewhere:lsh:")
     code, out, _ = cli_call("index", "build", tmp_path / "codes.npy", "--out", index, *named)

@@ -25,6 +25,7 @@ from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search.approximate import Effort
 from ray_retrieval.search.deletes import read_deletes
 from ray_retrieval.search.filters import Filter
+from ray_retrieval.search.gpu import GpuSearch
 from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.images import read_image
 from ray_retrieval.search.manifest import Manifest, read_current, read_pointer, read_version
@@ -75,6 +76,7 @@ class Index:
         self.manifest = manifest
         self.shards = shards
         self.shortlist, self._structure = shortlist, structure
+        self._gpu: GpuSearch | None = None
         self._shards = list(shards.values())
         self._segments = [shard.segment for shard in self._shards]
         self._threads = threads
@@ -101,6 +103,7 @@ class Index:
         check: Literal["size", "content"] = "size",
         model: str | None = None,
         version: int | None = None,
+        gpu: bool = False,
     ) -> "Index":
         """A version of an index; its files are mapped into memory, not read.
 
@@ -111,10 +114,13 @@ class Index:
             check: compare the files' sizes with the manifest, or their checksums as well, which reads all.
             model: fingerprint of the model that queries are encoded with.
             version: its number; default the current one.
+            gpu: copy the codes or vectors to a GPU, where all of them are compared, also of an index that was
+                built for an approximate search. The hits are those of the exact search.
 
         Raises:
             ArtefactError: if there is no index or no such version, a file is missing or damaged, a shard does
                 not exist, or the index was made by another model.
+            QueryError: if there is no GPU that it can be searched on.
         """
         folder = Folder(uri)
         manifest = read_current(folder) if version is None else read_version(folder, version)
@@ -138,12 +144,15 @@ class Index:
                 number: Shard(folder, manifest.shards[number], manifest.form, content=content)
                 for number in chosen
             }
-            return cls.of(folder, manifest, opened, threads=threads, content=content)
+            found = cls.of(folder, manifest, opened, threads=threads, content=content)
         except ArtefactError:
             # Between the looks at `CURRENT` and at its files it may have been replaced, and they pruned.
             if version is None and read_pointer(folder) != manifest.pointer:
-                return cls.open(uri, shards=shards, threads=threads, check=check, model=model)
+                return cls.open(uri, shards=shards, threads=threads, check=check, model=model, gpu=gpu)
             raise
+        if gpu:
+            found._gpu = GpuSearch(found._segments, manifest.form)
+        return found
 
     @classmethod
     def of(
@@ -293,9 +302,11 @@ class Index:
                 threads=self._threads,
             )
         assert isinstance(queries, Codes | Vectors)
-        structure = None if exact else self._structure
+        structure = None if exact or self._gpu is not None else self._structure
 
         def find(some: Codes | Vectors, count: int) -> Hits:
+            if self._gpu is not None:
+                return self._gpu.search(some, count, threads=self._threads)
             if structure is None:
                 return search_segments(self._segments, some, count, threads=self._threads)
             assert isinstance(some, Vectors)

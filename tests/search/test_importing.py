@@ -219,6 +219,11 @@ def test_rows_without_ids_have_no_column_of_them(tmp_path):
     assert index.verify()
     np.testing.assert_array_equal(index.descriptors().data, CODES)
     assert index.search(index.descriptors([41]), 1).distances[0, 0] == 0
+    assert index.records([41])["id"].to_pylist() == ["41"]
+    add(tmp_path / "index", imported(CODES[:5], bits=BITS))
+    assert Index.open(tmp_path / "index").row_of("64") == 64
+    with pytest.raises(DataError, match="numbers its rows, and the rows to add have ids"):
+        add(tmp_path / "index", imported(CODES, bits=BITS, ids=IDS))
 
 
 @pytest.mark.parametrize(
