@@ -27,6 +27,7 @@ from ray_retrieval.search.approximate import (
 from ray_retrieval.search.files import FILES_VERSION, Fill, complete, names_of, numbers
 from ray_retrieval.search.hits import Hits, merge, without
 from ray_retrieval.search.manifest import Approximate, FileEntry, Recall
+from ray_retrieval.search.pool import Pool
 from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.shard import Shard, descriptors_of
 from ray_retrieval.search.vectors import VectorSegment, search_vectors
@@ -89,7 +90,7 @@ def build_structure(
     form: Form,
     config: ApproximateConfig,
     known: Approximate | None,
-    threads: int,
+    pool: Pool,
 ) -> Approximate | None:
     """What the configured search needs beside the shards; None for the exact one.
 
@@ -99,7 +100,7 @@ def build_structure(
         form: of their descriptors.
         config: what is asked for.
         known: of the version before; its measurement stays where nothing has changed.
-        threads: one file each, and for the measurement.
+        pool: who writes the files; its threads measure.
 
     Raises:
         RecipeError: if the search is not one for these descriptors.
@@ -121,7 +122,7 @@ def build_structure(
         factory, why = chosen.factory, chosen.why
     key = fingerprint([FILES_VERSION, factory, config.train_rows, [shard.entry.folder for shard in shards]])
     sample = _sample(rows, config.train_rows)
-    files = _fill_all(index, shards, sample, factory, key, threads)
+    files = _fill_all(index, shards, sample, factory, key, pool)
     effort = Effort(**config.model_dump(include=set(Effort.model_fields)))
     queries = _recall_queries(rows, sample, config.recall_queries)
     # Of one that was compacted only the key is the same: its files are of other rows.
@@ -129,12 +130,12 @@ def build_structure(
     if known is not None and same and known.recall.queries == len(queries):
         found = known.recall
     else:
-        found = _recall(index, shards, files, queries, effort, threads)
+        found = _recall(index, shards, files, queries, effort, pool.threads)
     return Approximate(key=key, factory=factory, why=why, effort=effort, files=files, recall=found)
 
 
 def extend_structure(
-    index: Folder, built: Approximate, shards: Sequence[Shard], *, everything: bool = False, threads: int
+    index: Folder, built: Approximate, shards: Sequence[Shard], *, everything: bool = False, pool: Pool
 ) -> Approximate:
     """The structure with new shards, which are filled in once they are many rows.
 
@@ -143,7 +144,7 @@ def extend_structure(
         built: the structure; its files are those of the first shards.
         shards: all of them, as they are to be.
         everything: fill in what is left out, however little it is.
-        threads: one file each.
+        pool: who writes them.
 
     Returns:
         The structure of all shards; its recall is that of `built`.
@@ -154,22 +155,20 @@ def extend_structure(
         sum(shard.entry.rows for shard in some) for some in ([shards[n] for n in missing], shards)
     )
     if everything or left_out > min(LEFT_OUT_ROWS, LEFT_OUT_SHARE * rows):
-        made = fill_in(index, built, [shards[number] for number in missing], threads)
+        made = fill_in(index, built, [shards[number] for number in missing], pool)
         for number, file in zip(missing, made, strict=True):
             files[number] = file
     return built.model_copy(update={"files": tuple(files)})
 
 
-def fill_in(
-    index: Folder, built: Approximate, shards: Sequence[Shard], threads: int
-) -> tuple[FileEntry, ...]:
+def fill_in(index: Folder, built: Approximate, shards: Sequence[Shard], pool: Pool) -> tuple[FileEntry, ...]:
     """Fill some shards into what a structure was trained to.
 
     Args:
         index: the index's folder.
         built: the structure.
         shards: that have no file yet.
-        threads: one file each.
+        pool: who writes them.
     """
 
     def prepare() -> Fill:
@@ -177,7 +176,7 @@ def fill_in(
         return lambda number, write: fill(trained, _vectors(shards[number]).vectors, write)
 
     names = names_of([shard.entry for shard in shards])
-    return complete(index, f"approximate/{built.key}", "faiss", names, prepare, threads)
+    return complete(index, f"approximate/{built.key}", "faiss", names, prepare, pool)
 
 
 def measured(index: Folder, built: Approximate, shards: Sequence[Shard], threads: int) -> Approximate:
@@ -200,7 +199,7 @@ def _fill_all(
     sample: npt.NDArray[np.int64],
     factory: str,
     key: str,
-    threads: int,
+    pool: Pool,
 ) -> tuple[FileEntry, ...]:
     """Train on a sample of all rows and write a file for each shard."""
 
@@ -211,7 +210,7 @@ def _fill_all(
         return lambda number, write: fill(trained, _vectors(shards[number]).vectors, write)
 
     names = numbers([shard.entry for shard in shards])
-    return complete(index, f"approximate/{key}", "faiss", names, prepare, threads)
+    return complete(index, f"approximate/{key}", "faiss", names, prepare, pool)
 
 
 def _recall(
