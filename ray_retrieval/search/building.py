@@ -45,8 +45,8 @@ def build(
         out: the index directory.
         shards: parts of nearly equal size that different processes can search; no more than there are rows.
         keep_images: store the images that came as bytes; those that are files are referred to by path.
-        approximate: which search an index of vectors is built for; default the exact one. The shards are the
-            same for all.
+        approximate: which search an index of codes or vectors is built for; default the exact one. The
+            shards are the same for all.
         local: which shortlist an index of local features is built for; not looked at for other kinds.
         threads: processor threads for the files beside the shards, one each, and for measuring a search.
         progress: called with the number of rows written to shards so far.
@@ -58,7 +58,7 @@ def build(
         ArtefactError: if the embeddings are missing, damaged or empty, `out` holds another model's index, or
             somebody else is writing to it.
         DataError: if an id comes twice.
-        RecipeError: if the search is not one for these embeddings.
+        RecipeError: if the search is not one for these embeddings, or finds less than it is to find.
     """
     source = Embeddings.open(Folder(embeddings), check="content")
     index = Folder(out)
@@ -79,7 +79,7 @@ def build(
         )
         opened = [Shard(index, entry, source.form) for entry in entries]
         known = None if previous is None else previous.approximate
-        structure = build_structure(
+        structure, why = build_structure(
             index, opened, source.form, approximate or ApproximateConfig(), known, threads
         )
         shortlist = None
@@ -101,6 +101,7 @@ def build(
             class_names=None if source.class_names is None else tuple(source.class_names),
             shards=entries,
             approximate=structure,
+            why=None if structure or shortlist else why,
             local=shortlist,
             deletes=None,
             self_test=(),

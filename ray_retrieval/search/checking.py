@@ -64,6 +64,7 @@ def describe(index: Index) -> dict[str, Any]:
         "operation": manifest.operation,
         **manifest.form.as_json(),
         "search": manifest.search,
+        **({} if manifest.why is None else {"why": manifest.why}),
         **({} if manifest.approximate is None else manifest.approximate.info()),
         **({} if manifest.local is None else manifest.local.info()),
         "rows": manifest.rows,

@@ -8,7 +8,7 @@ search that looks at each row's mark takes several times as long.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -146,25 +146,23 @@ def search_selected(
     queries: Codes | Vectors,
     k: int,
     *,
-    few: int | None = None,
     threads: int,
 ) -> Hits:
     """The `k` nearest of the selected rows for each query, sorted by (distance, row).
 
     Args:
-        find: the search over all rows of the segments, with exact distances. Where it misses near rows, so
-            may this one; but where `k` rows are selected, there are `k` hits.
+        find: the exact search over all rows of the segments.
         segments: those of the selection's shards, in their order.
         selection: which rows may be hits.
         queries: codes or vectors.
         k: hits per query.
-        few: up to so many selected rows are compared one by one; None: where they are a small share.
         threads: to share the work among.
     """
     count, total = len(selection), selection.spans.rows
     most = min(k, count)
-    if count <= (total // _SHARE if few is None else few):
-        return _search_gathered(segments, selection, queries, k, threads)
+    if count <= total // _SHARE:
+        masks = [selection.mask(number) for number in range(len(segments))]
+        return search_gathered(segments, masks, queries, k, threads=threads)
     found = no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)
     short = np.arange(len(queries))
     wanted = math.ceil(most * total / count) + _SPARE
@@ -178,7 +176,8 @@ def search_selected(
             left.append(some[np.count_nonzero(hits.rows != NO_ROW, axis=1) < most])
         short = np.concatenate(left)
     if len(short):
-        hits = _search_gathered(segments, selection, queries.take(short), k, threads)
+        masks = [selection.mask(number) for number in range(len(segments))]
+        hits = search_gathered(segments, masks, queries.take(short), k, threads=threads)
         found.distances[short], found.rows[short] = hits.distances, hits.rows
     return found
 
@@ -196,22 +195,50 @@ def dropped(hits: Hits, selection: Selection, k: int) -> Hits:
     return found
 
 
-def _search_gathered(
+def search_gathered(
     segments: Sequence[AnySegment],
-    selection: Selection,
+    masks: Sequence[Mask] | None,
     queries: Codes | Vectors,
     k: int,
+    *,
     threads: int,
 ) -> Hits:
-    """Compare the queries with the selected rows, copied out of their segments some at a time."""
-    parts = [no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)]
-    for number, segment in enumerate(segments):
-        for places in _blocks(np.flatnonzero(selection.mask(number)), segment):
-            some = _gathered(segment, places)
-            hits = search_segments([some], queries, min(k, len(places)), threads=threads)
-            rows = np.where(hits.rows == NO_ROW, NO_ROW, places[hits.rows] + segment.first_row)
-            parts = [merge([*parts, Hits(hits.distances, rows)], k)]
-    return parts[0]
+    """The `k` nearest of some rows for each query, exactly: they are copied out and compared one by one.
+
+    Args:
+        segments: where the rows lie.
+        masks: for each segment bool [its rows], which of them may be hits; default all, without a copy.
+        queries: codes or vectors.
+        k: hits per query.
+        threads: to share the work among.
+    """
+    if masks is None or all(mask.all() for mask in masks):
+        return search_segments(segments, queries, k, threads=threads)
+    blocks = (
+        (places, segment.first_row, _gathered(segment, places))
+        for segment, mask in zip(segments, masks, strict=True)
+        for places in _blocks(np.flatnonzero(mask), segment)
+    )
+    return search_blocks(blocks, queries, k, threads=threads)
+
+
+def search_blocks(
+    blocks: Iterable[tuple[Rows, int, AnySegment]], queries: Codes | Vectors, k: int, *, threads: int
+) -> Hits:
+    """The `k` nearest rows of blocks that were copied from somewhere, one block at a time.
+
+    Args:
+        blocks: the places that a block's rows have there, the row number of place 0, and the rows.
+        queries: codes or vectors.
+        k: hits per query.
+        threads: to share the work among.
+    """
+    found = no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)
+    for places, first_row, block in blocks:
+        hits = search_segments([block], queries, min(k, len(places)), threads=threads)
+        rows = np.where(hits.rows == NO_ROW, NO_ROW, places[hits.rows] + first_row)
+        found = merge([found, Hits(hits.distances, rows)], k)
+    return found
 
 
 def _blocks(places: Rows, segment: AnySegment) -> Iterator[Rows]:

@@ -176,7 +176,7 @@ class Shard:
     """
 
     def __init__(self, index: Folder, entry: ShardEntry, form: Form, *, content: bool = False) -> None:
-        self.entry, self._form = entry, form
+        self.entry, self.form = entry, form
         self._folder = index / entry.folder
         self.check_files(content=content)
         self.segment = self._map_segment()
@@ -221,7 +221,7 @@ class Shard:
 
     def descriptors(self, places: npt.NDArray[np.int64]) -> Descriptors:
         """Those of the rows at some places, in the order asked."""
-        return rows_of(self.segment, self._form, places)
+        return rows_of(self.segment, self.form, places)
 
     def image(self, place: int) -> bytes | None:
         """Bytes of the image at a place, or None where the shard does not hold them."""
@@ -262,7 +262,7 @@ class Shard:
         try:
             return open_segment(
                 self._folder,
-                self._form,
+                self.form,
                 rows=entry.rows,
                 first_row=entry.first_row,
                 features=entry.features,

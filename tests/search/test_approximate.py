@@ -15,16 +15,13 @@ from hypothesis import strategies as st
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ArtefactError, MetricError, QueryError, RecipeError
 from ray_retrieval.search.approximate import (
-    EXACT_ROWS,
     ApproximateConfig,
     ApproximateSegment,
-    Effort,
-    choose,
-    fill,
     recall,
     search_approximate,
-    train,
 )
+from ray_retrieval.search.effort import Effort
+from ray_retrieval.search.faiss_index import fill, selects, train
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.vectors import VectorSegment, norm_error, search_vectors
 
@@ -241,41 +238,9 @@ def test_recall_by_hand():
         recall(exact.take([]), exact.take([]))
 
 
-def test_a_small_database_is_searched_exactly():
-    choice = choose(EXACT_ROWS, 128)
-    assert choice.factory is None
-    assert "200,000" in choice.why
-
-
-def test_choices_by_size_and_memory():
-    assert choose(1_000_000, 128).factory == "IVF1024,PQ64x4fs"
-    assert choose(1_000_000, 128, 40_600_000).factory == "IVF1024,PQ64x4fs"
-    assert choose(1_000_000, 128, 40_000_000).factory == "IVF1024,PQ32x4fs"
-    assert choose(1_000_000, 128, 20_000_000).factory == "IVF1024,PQ16x4fs"
-    assert choose(1_000_000, 127).factory == "Pad128,IVF1024,PQ64x4fs"
-    assert choose(1_000_000, 128, train_rows=5000).factory == "IVF128,PQ64x4fs"
-    with pytest.raises(RecipeError, match="allow more memory"):
-        choose(1_000_000, 128, 1_000_000)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    rows=st.integers(EXACT_ROWS + 1, 10**8),
-    dimension=st.integers(1, 300),
-    width=st.sampled_from([None, 1, 2, 4]),
-    train_rows=st.integers(1, 10**6),
-)
-def test_every_choice_can_be_built(rows, dimension, width, train_rows):
-    memory = None if width is None else rows * (dimension // width + 24) + 10**8
-    choice = choose(rows, dimension, memory, train_rows=train_rows)
-    index = faiss.index_factory(dimension, choice.factory, faiss.METRIC_L2)
-    cells = faiss.extract_index_ivf(index).nlist
-    assert cells == 1 or 39 * cells <= train_rows
-
-
 def test_configurations():
     config = validate(ApproximateConfig, {"search": " IVF16,Flat ", "memory": "2 GiB"})
-    assert (config.search, config.memory, config.nprobe) == ("IVF16,Flat", 2 << 30, 64)
+    assert (config.search, config.memory, config.effort.nprobe) == ("IVF16,Flat", 2 << 30, 64)
     assert ApproximateConfig().search == "exact"
     with pytest.raises(RecipeError, match="factory string"):
         validate(ApproximateConfig, {"search": ""})

@@ -19,7 +19,8 @@ from search_parts import (
 from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
 from ray_retrieval.search import NO_ROW, Hits, Index, build, merge
-from ray_retrieval.search.approximate import ApproximateConfig, Effort
+from ray_retrieval.search.approximate import ApproximateConfig
+from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.structures import _recall_queries, _sample
 
 ROWS, DIMENSION = 100, 7

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ArtefactError, MetricError, QueryError, RecipeError
 from ray_retrieval.search import approximate, neighbours
-from ray_retrieval.search.approximate import Effort
+from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.neighbours import (
     FeatureSegment,
