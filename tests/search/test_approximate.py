@@ -9,11 +9,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ArtefactError, MetricError, QueryError, RecipeError
+from ray_retrieval.search import approximate
 from ray_retrieval.search.approximate import (
     ApproximateConfig,
     ApproximateSegment,
@@ -21,7 +20,7 @@ from ray_retrieval.search.approximate import (
     search_approximate,
 )
 from ray_retrieval.search.effort import Effort
-from ray_retrieval.search.faiss_index import fill, selects, train
+from ray_retrieval.search.faiss_index import candidates, fill, train
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.vectors import VectorSegment, norm_error, search_vectors
 
@@ -246,3 +245,63 @@ def test_configurations():
         validate(ApproximateConfig, {"search": ""})
     with pytest.raises(RecipeError, match="nprobe"):
         validate(ApproximateConfig, {"nprobe": 0})
+
+
+@pytest.mark.parametrize("factory", [kind for kind in KINDS if kind != "IVF8,PQ12x4"])  # that one is slow
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_only_rows_of_a_mask_are_hits(tmp_path, factory, share):
+    """Kinds that FAISS asks for some rows only, and the others, by more candidates."""
+    vectors, queries = clustered(1500, 24), clustered(70, 24, seed=1)
+    kept = np.random.default_rng(3).random(1500) < share
+    alone = search_vectors([VectorSegment(vectors[kept], 0, 1e-6)], queries, 10)
+    rows = np.flatnonzero(kept)[alone.rows]
+    expected = Hits(alone.distances, rows)
+    for shards in (1, 3):
+        segments = built(tmp_path, factory, vectors, shards=shards)
+        masks = np.split(kept, np.cumsum([len(segment) for segment in segments])[:-1])
+        found = search_approximate(segments, queries, 10, EVERYTHING, masks=masks, threads=2)
+        assert np.isin(found.rows, [*np.flatnonzero(kept), NO_ROW]).all()
+        assert recall(expected, found) > (0.85 if factory.startswith("HNSW") and share < 0.1 else 0.999)
+        everything = [np.ones(len(segment), bool) for segment in segments]
+        assert_same(
+            search_approximate(segments, queries, 10, Effort(nprobe=2), masks=everything),
+            search_approximate(segments, queries, 10, Effort(nprobe=2)),
+        )
+        nothing = [np.zeros(len(segment), bool) for segment in segments]
+        found = search_approximate(segments, queries[:2], 10, EVERYTHING, masks=nothing)
+        assert (found.rows == NO_ROW).all()
+
+
+def test_candidates_do_not_grow_with_what_a_mask_leaves_out(tmp_path, monkeypatch):
+    vectors, queries = clustered(1500, 24), clustered(5, 24, seed=1)
+    asked = []
+    monkeypatch.setattr(
+        approximate, "candidates", lambda *given: asked.append(given[2]) or candidates(*given)
+    )
+    mask = np.arange(1500) % 30 == 0
+    for factory, count in (("IVF8,PQ12x4fs", 20), ("PQ12x4fs", 600)):
+        asked.clear()
+        (segment,) = built(tmp_path, factory, vectors)
+        segment.search(queries, 5, Effort(k_factor=4), mask)
+        assert asked == [count]
+    monkeypatch.setattr(approximate, "_MOST_CANDIDATES", 100)
+    segment.search(queries, 5, Effort(k_factor=4), mask)
+    assert asked[-1] == 100
+
+
+def test_what_a_kind_leaves_to_be_chosen(tmp_path):
+    vectors = clustered(1500, 24)
+    for factory, expected in {
+        "IVF8,PQ12x4fs": (8, False, True),
+        "IVF8,Flat": (8, False, False),
+        "Pad32,IVF8,PQ16x4fs": (8, False, True),
+        "IVF8_HNSW8,Flat": (8, False, False),
+        "HNSW16": (0, True, False),
+        "HNSW16,SQ8": (0, True, True),
+        "SQ8": (0, False, True),
+    }.items():
+        (segment,) = built(tmp_path, factory, vectors)
+        assert (segment.cells, segment.graph, segment.compares) == expected
+        least, most = (segment.cost(effort, 10) for effort in (Effort(nprobe=1, ef_search=16), EVERYTHING))
+        assert 0 < least < most
+        assert segment.cost(EVERYTHING, 10) < 1e9

@@ -28,8 +28,8 @@ from ray_retrieval.descriptors import DescriptorKind, Form, Local, concatenate
 from ray_retrieval.errors import ArtefactError, DataError, QueryError, RecipeError
 from ray_retrieval.search import NO_ROW, Index, build, embeddings, merge
 from ray_retrieval.search.approximate import ApproximateConfig
-from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.columns import descriptor_columns, descriptors_in
+from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.neighbours import FeatureSegment, merge_neighbours, nearest_features
 from ray_retrieval.search.votes import LocalSearchConfig, cast, search_votes
