@@ -32,6 +32,7 @@ from ray_retrieval.search.faiss_index import (
 )
 from ray_retrieval.search.hits import NO_ROW, Hits, merge, no_hits
 from ray_retrieval.search.segments import AnySegment
+from ray_retrieval.search.selection import Bits
 from ray_retrieval.search.threads import run_all
 from ray_retrieval.search.vector_kernels import Floats
 from ray_retrieval.search.vectors import VectorSegment, check_query_vectors, distances_to
@@ -39,8 +40,6 @@ from ray_retrieval.search.vectors import VectorSegment, check_query_vectors, dis
 _BLOCK_QUERIES = 64
 _MOST_CANDIDATES = 1 << 14  # of a query, where some of them are dropped again
 _SCATTERED = 4  # what is looked up row by row costs about so many times what is read in a row
-
-Mask = npt.NDArray[np.bool_]
 
 
 class ApproximateConfig(Config):
@@ -123,15 +122,15 @@ class ApproximateSegment:
         row = inner.code_size if self.cells else inner.sa_code_size()
         return float(row * share * len(self) + _SCATTERED * looked_up)
 
-    def search(self, queries: Floats, k: int, effort: Effort, mask: Mask | None = None) -> Hits:
+    def search(self, queries: Floats, k: int, effort: Effort, allowed: Bits | None = None) -> Hits:
         """The `k` nearest rows for each query among the candidates, sorted by (distance, row).
 
         Args:
             queries: float32 [q, d], finite.
             k: hits per query; `NO_ROW` at infinity where there are fewer.
             effort: how hard to look.
-            mask: bool [rows of the shard], which of them may be hits; default all. Kinds that FAISS cannot
-                ask for some of their rows are asked for more candidates, within reason.
+            allowed: which rows of the shard may be hits; default all. Kinds that FAISS cannot ask for some of
+                their rows are asked for more candidates, within reason.
 
         Returns:
             Hits [q, k] with exact float32 distances.
@@ -144,20 +143,18 @@ class ApproximateSegment:
             raise QueryError(f"k is the number of hits to return and at least 1, got {k}")
         check_query_vectors(queries, self._index.d)
         total = len(self)
-        kept = total if mask is None else int(np.count_nonzero(mask))
+        kept = total if allowed is None else int(np.bitwise_count(allowed).sum(dtype=np.int64))
         if kept == 0 or len(queries) == 0:
             return no_hits(len(queries), k, np.float32)
-        if kept == total:
-            mask = None
-        count, bitmap = k * self._factor(effort), None
-        if mask is not None and selects(self._index):
-            bitmap = np.packbits(mask, bitorder="little")
-        elif mask is not None:
+        count, selected = k * self._factor(effort), None
+        if kept < total and selects(self._index):
+            selected = allowed
+        elif kept < total:
             count = max(k, min(-(-count * total // kept), _MOST_CANDIDATES))
-        count = min(count, total if bitmap is None else kept)
-        found = candidates(self._index, np.ascontiguousarray(queries), count, effort, bitmap).rows
-        if mask is not None and bitmap is None:
-            found = np.where(mask[found], found, NO_ROW)
+        count = min(count, total if selected is None else kept)
+        found = candidates(self._index, np.ascontiguousarray(queries), count, effort, selected).rows
+        if allowed is not None:
+            found = np.where((allowed[found >> 3] >> (found & 7)) & 1, found, NO_ROW)
         distances = distances_to(self.segment.vectors, queries, found)
         rows = np.where(found == NO_ROW, NO_ROW, found + self.segment.first_row)
         return merge([Hits(distances, rows)], k)
@@ -189,7 +186,7 @@ class Structure(Protocol):
     def cost(self, effort: Effort, hits: int) -> float:
         """Bytes that a search for so many hits looks at, about."""
 
-    def search(self, queries: Any, k: int, effort: Effort, mask: Mask | None = None) -> Hits:
+    def search(self, queries: Any, k: int, effort: Effort, allowed: Bits | None = None) -> Hits:
         """The `k` nearest rows that it finds for each query, sorted by (distance, row)."""
 
 
@@ -199,7 +196,7 @@ def search_approximate(
     k: int,
     effort: Effort,
     *,
-    masks: Sequence[Mask] | None = None,
+    allowed: Sequence[Bits] | None = None,
     threads: int = 1,
 ) -> Hits:
     """The `k` nearest that several structures find; see `ApproximateSegment.search`.
@@ -209,7 +206,7 @@ def search_approximate(
         queries: float32 [q, d], finite; or packed codes.
         k: hits per query.
         effort: how hard to look in each segment.
-        masks: of each segment, which of its rows may be hits; default all.
+        allowed: of each segment, which of its rows may be hits; default all.
         threads: to share the work among, at least 1; the result does not depend on it.
     """
     dtype = np.int32 if queries.dtype == np.uint8 else np.float32
@@ -219,8 +216,8 @@ def search_approximate(
     starts = range(0, len(queries), _BLOCK_QUERIES)
 
     def search(start: int, number: int) -> None:
-        some, mask = slice(start, start + _BLOCK_QUERIES), None if masks is None else masks[number]
-        hits, out = segments[number].search(queries[some], k, effort, mask), found[number].take(some)
+        some, own = slice(start, start + _BLOCK_QUERIES), None if allowed is None else allowed[number]
+        hits, out = segments[number].search(queries[some], k, effort, own), found[number].take(some)
         out.distances[:], out.rows[:] = hits.distances, hits.rows
 
     run_all(search, [(start, number) for start in starts for number in range(len(segments))], threads)

@@ -51,7 +51,7 @@ def search_cells(
     queries: Words,
     width: tuple[int, ...],
     bits: int,
-    mask: npt.NDArray[np.uint8],
+    allowed: npt.NDArray[np.uint8],
     out_distances: Distances,
     out_rows: Rows,
 ) -> None:
@@ -65,7 +65,8 @@ def search_cells(
         queries: uint64 [q, w].
         width: a tuple with w places: a number that the compiler knows.
         bits: of a code.
-        mask: uint8 [rows], 0 for those that may not be hits; of length 0, all may.
+        allowed: uint8 [ceil(rows / 8)], a bit for each row, the lowest of a byte first: whether it may be a
+            hit; of length 0, all may.
         out_distances: int32 [q, k], filled from the left.
         out_rows: int64 [q, k], likewise.
     """
@@ -88,22 +89,22 @@ def search_cells(
                 place = start + first
                 block = words[place * len(width) : (place + BLOCK_ROWS) * len(width)]
                 hits, bound = 0, np.uint64(limit)
-                for row in range(BLOCK_ROWS):
+                for at in range(BLOCK_ROWS):
                     distance = np.uint64(0)
                     for word in range(len(width)):
-                        distance += ones(query[word] ^ block[row * len(width) + word])
-                    distances[row] = distance
+                        distance += ones(query[word] ^ block[at * len(width) + word])
+                    distances[at] = distance
                     hits += int(distance <= bound)
                 if hits == 0:
                     continue
                 if count + BLOCK_ROWS > found_rows.shape[0]:
                     spare = k - (within - histogram[limit])
                     count = _nearest(found_distances, found_rows, count, limit, spare)
-                for row in range(min(BLOCK_ROWS, stop - place)):
-                    near = np.int64(distances[row])
-                    if near <= limit and (mask.shape[0] == 0 or mask[own[first + row]] != 0):
+                for at in range(min(BLOCK_ROWS, stop - place)):
+                    near, row = np.int64(distances[at]), np.int64(own[first + at])
+                    if near <= limit and (allowed.shape[0] == 0 or (allowed[row >> 3] >> (row & 7)) & 1):
                         found_distances[count] = near
-                        found_rows[count] = own[first + row]
+                        found_rows[count] = row
                         histogram[near] += 1
                         count += 1
                         within += 1

@@ -34,6 +34,7 @@ from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.faiss_index import check_sample, faiss, one_faiss_thread
 from ray_retrieval.search.hits import Hits, merge, no_hits
 from ray_retrieval.search.scan import Segment, Words, scan_segments, to_words, words_per_row
+from ray_retrieval.search.selection import Bits
 
 _HEADER = struct.Struct("<8sIIQQ32x")
 _MAGIC = b"RRCELLS1"
@@ -208,7 +209,7 @@ class CellSegment:
         queries: npt.NDArray[np.uint8],
         k: int,
         effort: Effort,
-        mask: npt.NDArray[np.bool_] | None = None,
+        allowed: Bits | None = None,
     ) -> Hits:
         """The `k` nearest rows for each query in the cells that it looks at, sorted by (distance, row).
 
@@ -216,7 +217,7 @@ class CellSegment:
             queries: uint8 [q, ceil(bits / 8)], packed codes.
             k: hits per query; `NO_ROW` where there are fewer.
             effort: `nprobe` says how many cells; nothing else of it is looked at.
-            mask: bool [rows of the shard], which of them may be hits; default all.
+            allowed: which rows of the shard may be hits; default all.
 
         Raises:
             ArtefactError: if the queries' type or width does not fit.
@@ -230,9 +231,8 @@ class CellSegment:
             return no_hits(len(wanted), k)
         probes = scan_segments([Segment(held.centres)], queries, held.bits, min(effort.nprobe, self.cells))
         found = no_hits(len(wanted), min(k, len(self)))
-        allowed = np.zeros(0, np.uint8) if mask is None else mask.view(np.uint8)
-        allowed = allowed[:]  # a view of its own, which is marked: compiled code knows read-only arrays apart
-        allowed.flags.writeable = False
+        selected = np.zeros(0, np.uint8) if allowed is None else allowed.view()
+        selected.flags.writeable = False  # compiled code knows read-only arrays apart
         search_cells(
             held.words,
             held.rows,
@@ -241,7 +241,7 @@ class CellSegment:
             wanted,
             (0,) * wanted.shape[1],
             held.bits,
-            allowed,
+            selected,
             found.distances,
             found.rows,
         )

@@ -47,6 +47,8 @@ def train(factory: str, sample: Floats, seed: int) -> bytes:
     with one_faiss_thread(), _refusing(factory):
         index = faiss.index_factory(dimension, factory, faiss.METRIC_L2)
         check_sample(factory, cells_of(index), count)
+        if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
+            raise RuntimeError("Error: rows are numbered here, leave out what maps their ids")
         index.train(shuffled)
         trained: bytes = faiss.serialize_index(index).tobytes()
         # Some kinds only say now that they cannot be filled, or searched.

@@ -4,9 +4,11 @@ A search among some rows returns what the search of a database of these rows alo
 ways lead there. Where the rows are few, they are gathered and compared exactly. Else the search over all rows
 is asked for more hits, and those that may not be are dropped; queries that are still short after a second
 attempt, because the wrong rows lie around them, go the first way. Asking for more costs a few per cent; a
-search that looks at each row's mark takes several times as long.
+search that looks at each row's mark takes several times as long. An approximate search looks at few rows, and
+so at their marks (`bits`): see `structures.StructureSearch.search`.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from ray_retrieval.search.vectors import VectorSegment
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Bits = npt.NDArray[np.uint8]
+"""A mask with a bit for each row, the lowest of a byte first, and zeros to the end of the last byte."""
 Find = Callable[[Codes | Vectors, int], Hits]
 """The search over all rows: the `k` nearest for each query."""
 
@@ -100,6 +104,12 @@ class Selection:
         found[self.dead[start:stop] - first] = False
         return found
 
+    @functools.cached_property
+    def bits(self) -> tuple[Bits, ...]:
+        """The masks of all shards, packed: they are made once, and kept."""
+        shards = range(len(self.spans.sizes))
+        return tuple(np.packbits(self.mask(number), bitorder="little") for number in shards)
+
     def chosen(self) -> Rows:
         """int64, ascending: those that may."""
         parts = [
@@ -161,8 +171,7 @@ def search_selected(
     count, total = len(selection), selection.spans.rows
     most = min(k, count)
     if count <= total // _SHARE:
-        masks = [selection.mask(number) for number in range(len(segments))]
-        return search_gathered(segments, masks, queries, k, threads=threads)
+        return search_gathered(segments, range(len(segments)), selection, queries, k, threads=threads)
     found = no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)
     short = np.arange(len(queries))
     wanted = math.ceil(most * total / count) + _SPARE
@@ -176,8 +185,8 @@ def search_selected(
             left.append(some[np.count_nonzero(hits.rows != NO_ROW, axis=1) < most])
         short = np.concatenate(left)
     if len(short):
-        masks = [selection.mask(number) for number in range(len(segments))]
-        hits = search_gathered(segments, masks, queries.take(short), k, threads=threads)
+        left_over, everywhere = queries.take(short), range(len(segments))
+        hits = search_gathered(segments, everywhere, selection, left_over, k, threads=threads)
         found.distances[short], found.rows[short] = hits.distances, hits.rows
     return found
 
@@ -197,27 +206,29 @@ def dropped(hits: Hits, selection: Selection, k: int) -> Hits:
 
 def search_gathered(
     segments: Sequence[AnySegment],
-    masks: Sequence[Mask] | None,
+    numbers: Sequence[int],
+    selection: Selection | None,
     queries: Codes | Vectors,
     k: int,
     *,
     threads: int,
 ) -> Hits:
-    """The `k` nearest of some rows for each query, exactly: they are copied out and compared one by one.
+    """The `k` nearest rows of some segments for each query, exactly: they are copied out and compared.
 
     Args:
-        segments: where the rows lie.
-        masks: for each segment bool [its rows], which of them may be hits; default all, without a copy.
+        segments: those of the selection's shards.
+        numbers: of those to search.
+        selection: which rows may be hits; default all, without a copy.
         queries: codes or vectors.
         k: hits per query.
         threads: to share the work among.
     """
-    if masks is None or all(mask.all() for mask in masks):
-        return search_segments(segments, queries, k, threads=threads)
+    if selection is None:
+        return search_segments([segments[number] for number in numbers], queries, k, threads=threads)
     blocks = (
-        (places, segment.first_row, _gathered(segment, places))
-        for segment, mask in zip(segments, masks, strict=True)
-        for places in _blocks(np.flatnonzero(mask), segment)
+        (places, segments[number].first_row, _gathered(segments[number], places))
+        for number in numbers
+        for places in _blocks(np.flatnonzero(selection.mask(number)), segments[number])
     )
     return search_blocks(blocks, queries, k, threads=threads)
 

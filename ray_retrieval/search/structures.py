@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Vectors
+from ray_retrieval.errors import RecipeError
 from ray_retrieval.search import cells, faiss_index
 from ray_retrieval.search.approximate import (
     ApproximateConfig,
@@ -153,26 +154,33 @@ class StructureSearch:
                 one by one, and so they are for queries that find fewer than there are.
             threads: to share the work among.
         """
-        effort, masks = effort or self.effort, None
-        if selection is not None:
-            masks = [selection.mask(number) for number in range(len(self.segments))]
-            if len(selection) <= max(FEW, int(FEW_SHARE * selection.spans.rows)):
-                return search_gathered(self.segments, masks, queries, k, threads=threads)
-        asked = None if masks is None else [masks[number] for number in self.filled]
-        structures = list(self.filled.values())
-        found = search_approximate(structures, queries.data, k, effort, masks=asked, threads=threads)
-        others = [number for number in range(len(self.segments)) if number not in self.filled]
-        if others:
-            left = [self.segments[number] for number in others]
-            asked = None if masks is None else [masks[number] for number in others]
-            found = merge([found, search_gathered(left, asked, queries, k, threads=threads)], k)
-        if selection is None or masks is None:
-            return found
+        effort, structures = effort or self.effort, list(self.filled.values())
+        if selection is None:
+            found = search_approximate(structures, queries.data, k, effort, threads=threads)
+            return self._with_others(found, None, queries, k, threads)
+        everywhere = range(len(self.segments))
+        if len(selection) <= max(FEW, int(FEW_SHARE * selection.spans.rows)):
+            return search_gathered(self.segments, everywhere, selection, queries, k, threads=threads)
+        allowed = [selection.bits[number] for number in self.filled]
+        found = search_approximate(structures, queries.data, k, effort, allowed=allowed, threads=threads)
+        found = self._with_others(found, selection, queries, k, threads)
         short = np.flatnonzero(np.count_nonzero(found.rows != NO_ROW, axis=1) < min(k, len(selection)))
         if len(short):
-            hits = search_gathered(self.segments, masks, queries.take(short), k, threads=threads)
+            some = queries.take(short)
+            hits = search_gathered(self.segments, everywhere, selection, some, k, threads=threads)
             found.distances[short], found.rows[short] = hits.distances, hits.rows
         return found
+
+    def _with_others(
+        self, found: Hits, selection: Selection | None, queries: Codes | Vectors, k: int, threads: int
+    ) -> Hits:
+        """Hits of the structures, with those of the shards that have none."""
+        others = [number for number in range(len(self.segments)) if number not in self.filled]
+        if not others:
+            return found
+        return merge(
+            [found, search_gathered(self.segments, others, selection, queries, k, threads=threads)], k
+        )
 
 
 def build_structure(
@@ -196,8 +204,12 @@ def build_structure(
     Raises:
         RecipeError: if the search is not one for these descriptors, or finds less than it is to find.
     """
-    if form.kind is DescriptorKind.LOCAL:
-        return None, "asked for"  # Their search is the shortlist's.
+    if form.kind is DescriptorKind.LOCAL and config.search != "exact":
+        raise RecipeError(
+            f"'{config.search}' is a search of codes or vectors, the embeddings hold {form}",
+            where="search",
+            mend="set it to exact",
+        )
     rows = sum(shard.entry.rows for shard in shards)
     factory, why = choose(form, rows, config)
     if factory is None:

@@ -38,6 +38,7 @@ KINDS = [
     "Pad32,IVF8,PQ16x4fs",
     "PCAR16,IVF8,SQ8",
     "IVF8,PQ12x4fs,RFlat",
+    "IVF8,PQ12x4fs,Refine(SQ8)",
     "IVF8,RaBitQ",
     "LSH",
 ]
@@ -66,6 +67,10 @@ def built(folder, factory, vectors, *, shards=1):
             fill(trained, segment.vectors, stream.write)
         opened.append(ApproximateSegment(path, segment))
     return opened
+
+
+def packed(mask):
+    return np.packbits(mask, bitorder="little")
 
 
 def assert_same(found, expected):
@@ -189,7 +194,8 @@ def test_fewer_rows_than_hits(tmp_path):
         ("PQ7x4", "multiple of the number of subquantizers"),
         ("IVF0,Flat", "'IVF0,Flat'"),
         ("IVF400,Flat", "400 cells, and there are 300 rows"),
-        ("IDMap,Flat", "use add_with_ids"),
+        ("IDMap,Flat", "leave out what maps their ids"),
+        ("IDMap2,SQ8", "leave out what maps their ids"),
         ("PQ12", "'PQ12'"),
         ("BIVF8", "could not parse index string BIVF8"),
     ],
@@ -258,17 +264,18 @@ def test_only_rows_of_a_mask_are_hits(tmp_path, factory, share):
     expected = Hits(alone.distances, rows)
     for shards in (1, 3):
         segments = built(tmp_path, factory, vectors, shards=shards)
-        masks = np.split(kept, np.cumsum([len(segment) for segment in segments])[:-1])
-        found = search_approximate(segments, queries, 10, EVERYTHING, masks=masks, threads=2)
+        cuts = np.cumsum([len(segment) for segment in segments])[:-1]
+        allowed = [packed(mask) for mask in np.split(kept, cuts)]
+        found = search_approximate(segments, queries, 10, EVERYTHING, allowed=allowed, threads=2)
         assert np.isin(found.rows, [*np.flatnonzero(kept), NO_ROW]).all()
         assert recall(expected, found) > (0.85 if factory.startswith("HNSW") and share < 0.1 else 0.999)
-        everything = [np.ones(len(segment), bool) for segment in segments]
+        everything = [packed(np.ones(len(segment), bool)) for segment in segments]
         assert_same(
-            search_approximate(segments, queries, 10, Effort(nprobe=2), masks=everything),
+            search_approximate(segments, queries, 10, Effort(nprobe=2), allowed=everything),
             search_approximate(segments, queries, 10, Effort(nprobe=2)),
         )
-        nothing = [np.zeros(len(segment), bool) for segment in segments]
-        found = search_approximate(segments, queries[:2], 10, EVERYTHING, masks=nothing)
+        nothing = [packed(np.zeros(len(segment), bool)) for segment in segments]
+        found = search_approximate(segments, queries[:2], 10, EVERYTHING, allowed=nothing)
         assert (found.rows == NO_ROW).all()
 
 
@@ -278,7 +285,7 @@ def test_candidates_do_not_grow_with_what_a_mask_leaves_out(tmp_path, monkeypatc
     monkeypatch.setattr(
         approximate, "candidates", lambda *given: asked.append(given[2]) or candidates(*given)
     )
-    mask = np.arange(1500) % 30 == 0
+    mask = packed(np.arange(1500) % 30 == 0)
     for factory, count in (("IVF8,PQ12x4fs", 20), ("PQ12x4fs", 600)):
         asked.clear()
         (segment,) = built(tmp_path, factory, vectors)

@@ -38,6 +38,10 @@ def opened(folder, factory, codes, *, shards=1, first_row=0):
     return found
 
 
+def packed(mask):
+    return np.packbits(mask, bitorder="little")
+
+
 def naive(codes, queries, k, *, centres, nprobe, allowed):
     """The exact search of the allowed rows whose cell is among a query's nearest, all in numpy."""
 
@@ -78,8 +82,9 @@ def test_the_rows_of_near_cells_are_searched_exactly(
     queries = draw_codes(5, bits, seed=seed + 1)
     segments = opened(tmp_path_factory.mktemp("cells"), f"BIVF{cells}", codes, shards=shards)
     kept = np.ones(count, bool) if share is None else np.random.default_rng(seed).random(count) < share
-    masks = None if share is None else np.split(kept, np.cumsum([len(some) for some in segments])[:-1])
-    found = search_approximate(segments, queries.data, k, Effort(nprobe=nprobe), masks=masks, threads=2)
+    cuts = np.cumsum([len(some) for some in segments])[:-1]
+    allowed = None if share is None else [packed(mask) for mask in np.split(kept, cuts)]
+    found = search_approximate(segments, queries.data, k, Effort(nprobe=nprobe), allowed=allowed, threads=2)
     expected = naive(codes, queries, k, centres=centres_of(segments[0]), nprobe=nprobe, allowed=kept)
     np.testing.assert_array_equal(found.rows, expected)
     real = found.rows != NO_ROW
@@ -182,6 +187,6 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
 def test_hits_of_nothing_that_may_be(tmp_path):
     codes = clustered(300, 24)
     (segment,) = opened(tmp_path, "BIVF4", codes)
-    found = segment.search(codes.data[:3], 2, Effort(), np.zeros(300, bool))
+    found = segment.search(codes.data[:3], 2, Effort(), packed(np.zeros(300, bool)))
     assert isinstance(found, Hits)
     assert (found.rows == NO_ROW).all()
