@@ -5,20 +5,16 @@ Shards that are added later are filled into the same structure; small ones are s
 are so many of them that it costs time (`extend_structure`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Vectors
+from ray_retrieval.descriptors import Codes, DescriptorKind, Form, Vectors
 from ray_retrieval.errors import RecipeError
-from ray_retrieval.search import cells, faiss_index
 from ray_retrieval.search.approximate import (
     ApproximateConfig,
-    ApproximateSegment,
     Structure,
     recall,
     search_approximate,
@@ -36,12 +32,11 @@ from ray_retrieval.search.files import (
 )
 from ray_retrieval.search.hits import NO_ROW, Hits, merge, without
 from ray_retrieval.search.manifest import Approximate, FileEntry, Recall
-from ray_retrieval.search.scan import Segment
 from ray_retrieval.search.segments import AnySegment, search_segments
 from ray_retrieval.search.selection import FEW, FEW_SHARE, Selection, search_gathered
 from ray_retrieval.search.shard import Shard, descriptors_of
+from ray_retrieval.search.structure_kinds import kind_of, opened_structures
 from ray_retrieval.search.tuning import Tried, raised, settle
-from ray_retrieval.search.vectors import VectorSegment
 from ray_retrieval.storage import Folder, fingerprint
 
 LEFT_OUT_ROWS, LEFT_OUT_SHARE = 100_000, 0.1
@@ -50,59 +45,6 @@ LEFT_OUT_ROWS, LEFT_OUT_SHARE = 100_000, 0.1
 _RECALL_K = 10
 _TRAINING_SEED, _RECALL_SEED = 0, 1
 """Of the rows to train on and of the queries: the same embeddings give the same files and recall."""
-
-
-class _Kind(NamedTuple):
-    """How structures of a kind of descriptor are made.
-
-    suffix: of their files.
-    train: from a factory string, a sample and a seed: what all of them are filled from.
-    fill: writes one, from that and a shard's rows.
-    open: one that was filled with these rows, of so many bits.
-    """
-
-    suffix: str
-    train: Callable[[str, Descriptors, int], bytes]
-    fill: Callable[[bytes, AnySegment, Callable[[bytes], object]], None]
-    open: Callable[[Path, AnySegment, int], Structure]
-
-
-def _kind(form: Form) -> _Kind:
-    return _CELLS if form.kind is DescriptorKind.CODES else _FAISS
-
-
-def _train_vectors(factory: str, sample: Descriptors, seed: int) -> bytes:
-    assert isinstance(sample, Vectors)
-    return faiss_index.train(factory, sample.data, seed)
-
-
-def _fill_vectors(trained: bytes, rows: AnySegment, write: Callable[[bytes], object]) -> None:
-    assert isinstance(rows, VectorSegment)
-    faiss_index.fill(trained, rows.vectors, write)
-
-
-def _open_vectors(path: Path, rows: AnySegment, _: int) -> Structure:
-    assert isinstance(rows, VectorSegment)
-    return ApproximateSegment(path, rows)
-
-
-def _train_codes(factory: str, sample: Descriptors, seed: int) -> bytes:
-    assert isinstance(sample, Codes)
-    return cells.train(factory, sample, seed)
-
-
-def _fill_codes(trained: bytes, rows: AnySegment, write: Callable[[bytes], object]) -> None:
-    assert isinstance(rows, Segment)
-    cells.fill(trained, rows, write)
-
-
-def _open_codes(path: Path, rows: AnySegment, bits: int) -> Structure:
-    assert isinstance(rows, Segment)
-    return cells.CellSegment(path, rows, bits)
-
-
-_FAISS = _Kind("faiss", _train_vectors, _fill_vectors, _open_vectors)
-_CELLS = _Kind("cells", _train_codes, _fill_codes, _open_codes)
 
 
 @dataclass(frozen=True)
@@ -133,7 +75,7 @@ class StructureSearch:
         """
         files = [built.files[number] for number in shards]
         opened = list(shards.values())
-        return cls(built.effort, [shard.segment for shard in opened], _opened(index, opened, files))
+        return cls(built.effort, [shard.segment for shard in opened], opened_structures(index, opened, files))
 
     def search(
         self,
@@ -226,9 +168,7 @@ def build_structure(
         effort=config.effort,
         files=files,
         recall=Recall(k=1, value=0, queries=len(queries)),
-        asked=ApproximateConfig(
-            **config.model_dump(include=set(ApproximateConfig.model_fields), exclude_unset=True)
-        ),
+        asked=ApproximateConfig(**config.model_dump(include=set(ApproximateConfig.model_fields))),
         target=target,
         trained=trained,
     )
@@ -280,12 +220,12 @@ def fill_in(
     """
 
     def prepare() -> Fill:
-        kind, trained = _kind(shards[0].form), trained_bytes(index, built)
+        kind, trained = kind_of(shards[0].form), trained_bytes(index, built)
         return lambda number, write: kind.fill(trained, shards[number].segment, write)
 
     if not shards:
         return ()
-    names, suffix = names_of([shard.entry for shard in shards]), _kind(shards[0].form).suffix
+    names, suffix = names_of([shard.entry for shard in shards]), kind_of(shards[0].form).suffix
     return complete(index, f"approximate/{built.key}", suffix, names, prepare, threads)
 
 
@@ -316,7 +256,7 @@ def _fill_all(
     threads: int,
 ) -> tuple[FileEntry, tuple[FileEntry, ...]]:
     """Train on a sample of all rows, and write a file for each shard."""
-    kind, folder = _kind(form), f"approximate/{key}"
+    kind, folder = kind_of(form), f"approximate/{key}"
 
     def train() -> bytes:
         return kind.train(factory, descriptors_of(shards, sample), _TRAINING_SEED)
@@ -353,7 +293,7 @@ class _Measure:
         queries: npt.NDArray[np.int64],
         threads: int,
     ) -> None:
-        self.structures = list(_opened(index, shards, files).values())
+        self.structures = list(opened_structures(index, shards, files).values())
         segments = [shard.segment for shard in shards]
         self.k = max(1, min(_RECALL_K, sum(shard.entry.rows for shard in shards) - 1))
         self._rows, self._threads = queries, threads
@@ -372,17 +312,6 @@ class _Measure:
         """A structure with an effort and what that was measured to find."""
         found = Recall(k=self.k, value=tried.recall, queries=len(self._rows))
         return built.model_copy(update={"effort": tried.effort, "recall": found})
-
-
-def _opened(
-    index: Folder, shards: Sequence[Shard], files: Sequence[FileEntry | None]
-) -> dict[int, Structure]:
-    """The structures of the shards that have a file, by their places among them."""
-    return {
-        number: _kind(shard.form).open(index.local_path(file.file), shard.segment, shard.form.size)
-        for number, (shard, file) in enumerate(zip(shards, files, strict=True))
-        if file is not None
-    }
 
 
 def _sample(rows: int, count: int) -> npt.NDArray[np.int64]:
