@@ -401,6 +401,10 @@ def search(
         str | None,
         typer.Option(help="Only among images like these, e.g. 'label in (cat, dog) and price < 20'."),
     ] = None,
+    gpu: Annotated[
+        bool,
+        typer.Option("--gpu", help="Compare all images on a GPU; the hits are those of the exact search."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest images of an index."""
@@ -408,7 +412,7 @@ def search(
     from ray_retrieval.query import Searcher
     from ray_retrieval.recipe import rerank_steps
 
-    searcher = Searcher(index, model, rerank=rerank_steps(rerank or []))
+    searcher = Searcher(index, model, rerank=rerank_steps(rerank or []), gpu=gpu)
     answers = searcher.answers(images, k, box=box, where=where)
     if picture is not None:
         examples = [

@@ -19,14 +19,22 @@ IndexArgument = Annotated[str, typer.Argument(metavar="INDEX", help="An index di
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 Keep = Annotated[int, typer.Option(min=1, help="How many versions stay, the newest ones.")]
 KeepImages = Annotated[bool, typer.Option(help="Keep the bytes of images that came as bytes.")]
-Shards = Annotated[int, typer.Option(min=1, help="Parts that different processes can search.")]
+Shards = Annotated[
+    int | None,
+    typer.Option(min=1, help="Parts that different processes can search; one for every 10 million images."),
+]
+Workers = Annotated[
+    int,
+    typer.Option(min=1, help="Ray tasks that write the parts, one each; 1: threads of this process."),
+]
 
 
 @index_app.command("build")
 def index_build(
     embeddings: Annotated[str, typer.Argument(metavar="EMBEDDINGS", help="An embeddings directory.")],
     out: Annotated[str, typer.Option("--out", help="Where the index goes.")],
-    shards: Shards = 1,
+    shards: Shards = None,
+    workers: Workers = 1,
     keep_images: KeepImages = True,
     how: Annotated[
         str | None,
@@ -52,6 +60,7 @@ def index_build(
 ) -> None:
     """Build an index of codes, vectors or local features."""
     from ray_retrieval import search
+    from ray_retrieval.cluster.pool import pool_of
     from ray_retrieval.compute import cores
     from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import from_settings
@@ -67,7 +76,7 @@ def index_build(
         local = from_settings(LocalSearchConfig, [*([f"shortlist={how}"] if how else []), *given])
     else:
         approximate = from_settings(ApproximateConfig, [f"search={how or 'exact'}", *given])
-    with _rows_written("index", source.rows) as progress:
+    with _rows_written("index", source.rows) as progress, pool_of(workers, cores()) as pool:
         search.build(
             embeddings,
             out,
@@ -75,12 +84,51 @@ def index_build(
             keep_images=keep_images,
             approximate=approximate,
             local=local,
-            threads=cores(),
+            pool=pool,
             progress=progress,
         )
     _describe(out, as_json)
     if not as_json:
         typer.echo(f"next    ray-retrieval search {out} IMAGE --model MODEL")
+
+
+@index_app.command("plan")
+def index_plan(
+    embeddings: Annotated[
+        str | None, typer.Argument(metavar="[EMBEDDINGS]", help="An embeddings directory.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Or: so many images,")] = None,
+    bits: Annotated[int | None, typer.Option(min=1, help="with codes of so many bits,")] = None,
+    dimension: Annotated[int | None, typer.Option(min=1, help="or vectors of that dimension.")] = None,
+    shards: Shards = None,
+    memory: Annotated[str | None, typer.Option(help="That `auto` may take, such as 4GB.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an index would take on disk and in memory, for each kind of search, before it is built."""
+    from ray_retrieval.recipe import from_settings
+    from ray_retrieval.search.approximate import ApproximateConfig
+    from ray_retrieval.search.building import ROWS_PER_SHARD
+    from ray_retrieval.search.planning import plan
+
+    form, count, features, known = _to_plan(embeddings, rows, bits, dimension)
+    allowed = from_settings(ApproximateConfig, [f"memory={memory}"] if memory else []).memory
+    found = plan(form, count, features=features, shards=shards or -(-count // ROWS_PER_SHARD), memory=allowed)
+    if as_json:
+        kinds = [kind.as_json() for kind in found]
+        print_json({**form.as_json(), "rows": count, "known_bytes": known, "kinds": kinds})
+        return
+    table = Table("search", "mapped", "private", "bytes a row", "", box=SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for kind in found:
+        sizes = (f"{size / 1e6:,.1f} MB" for size in (kind.mapped, kind.private))
+        table.add_row(kind.kind, *sizes, f"{kind.bytes_per_row:,.1f}", "auto" if kind.auto else "")
+    Console(highlight=False, markup=False).print(table)
+    typer.echo(
+        f"{count:,} images; bytes a row are megabytes a million. Mapped files are shared by all processes."
+    )
+    if known is not None:
+        typer.echo(f"ids, labels, paths and other columns: about {known / 1e6:,.1f} MB more, mapped")
 
 
 @index_app.command("add")
@@ -114,12 +162,14 @@ def index_add(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="How to encode images, e.g. batch_size=32."),
     ] = None,
-    shards: Shards = 1,
+    shards: Shards = None,
+    workers: Workers = 1,
     keep_images: KeepImages = True,
     as_json: AsJson = False,
 ) -> None:
     """Add images to an index, as a new version of it; run again, it goes on where it stopped."""
     from ray_retrieval import extend, search
+    from ray_retrieval.cluster.pool import pool_of
     from ray_retrieval.compute import cores
     from ray_retrieval.data.table import open_images
     from ray_retrieval.encode import EncodeConfig
@@ -127,7 +177,8 @@ def index_add(
     from ray_retrieval.search.embeddings import Embeddings
 
     def add(embeddings: Any) -> Any:
-        with _rows_written("add", Embeddings.open(embeddings).rows) as progress:
+        rows = Embeddings.open(embeddings).rows
+        with _rows_written("add", rows) as progress, pool_of(workers, cores()) as pool:
             return search.add(
                 index,
                 embeddings,
@@ -135,7 +186,7 @@ def index_add(
                 skip_duplicates=skip_duplicates,
                 shards=shards,
                 keep_images=keep_images,
-                threads=cores(),
+                pool=pool,
                 progress=progress,
             )
 
@@ -180,19 +231,23 @@ def index_remove(
 def index_compact(
     index: IndexArgument,
     shards: Annotated[
-        int | None, typer.Option(min=1, help="Parts that different processes can search.")
+        int | None,
+        typer.Option(min=1, help="Write all anew in so many parts; parts that are as they should be stay."),
     ] = None,
+    workers: Workers = 1,
     keep: Keep = 2,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Write what is left of an index anew, and delete what no version needs."""
     from ray_retrieval import search
+    from ray_retrieval.cluster.pool import pool_of
     from ray_retrieval.compute import cores
 
-    with _rows_written("compact", 0 if dry_run else search.Index.open(index).rows) as progress:
+    rows = 0 if dry_run else search.Index.open(index).rows
+    with _rows_written("compact", rows) as progress, pool_of(workers, cores()) as pool:
         change = search.compact(
-            index, shards=shards, keep=keep, dry_run=dry_run, threads=cores(), progress=progress
+            index, shards=shards, keep=keep, dry_run=dry_run, pool=pool, progress=progress
         )
     _report(index, change, as_json, dry_run=dry_run)
 
@@ -260,6 +315,30 @@ def index_verify(index: IndexArgument, as_json: AsJson = False) -> None:
         return
     for check in checks:
         typer.echo(f"ok      {check}")
+
+
+def _to_plan(
+    embeddings: str | None, rows: int | None, bits: int | None, dimension: int | None
+) -> tuple[Any, int, int, int | None]:
+    """Form, rows, local features, and bytes of what else is known, of embeddings or of numbers."""
+    from ray_retrieval.descriptors import DescriptorKind, Form
+    from ray_retrieval.errors import QueryError
+    from ray_retrieval.search.embeddings import Embeddings
+    from ray_retrieval.search.planning import known_bytes
+    from ray_retrieval.search.sources import EmbeddedRows
+
+    numbers = sum(given is not None for given in (bits, dimension))
+    if (embeddings is None) == (rows is None) or numbers != (rows is not None):
+        raise QueryError(
+            "what is to be planned is not said",
+            mend="give an embeddings directory, or --rows with --bits or --dimension",
+        )
+    if embeddings is None:
+        assert rows is not None
+        kind = DescriptorKind.CODES if bits else DescriptorKind.VECTORS
+        return Form(kind, bits or dimension or 0), rows, 0, None
+    source = Embeddings.open(embeddings)
+    return source.form, source.rows, source.features, known_bytes(EmbeddedRows(source))
 
 
 def _describe(uri: str, as_json: bool) -> None:

@@ -110,6 +110,7 @@ class Searcher:
         threads: processor threads; unset: all.
         rerank: steps of re-ranking; what they need of the whole index is made here. None: geometric
             verification for an index of local features, and nothing for others.
+        gpu: search on a GPU, see `Index.open`.
 
     Raises:
         ArtefactError: if index or model is missing, damaged, or they do not belong together, or a step is not
@@ -123,10 +124,11 @@ class Searcher:
         *,
         threads: int | None = None,
         rerank: Sequence[AnyRerankConfig] | None = None,
+        gpu: bool = False,
     ) -> None:
         threads = threads or cores()
         folder = Folder(index)
-        self.index = Index.open(folder, threads=threads)
+        self.index = Index.open(folder, threads=threads, gpu=gpu)
         found = Folder(model) if model is not None else model_of(folder, mend=NAME_MODEL)
         self.encoder = Encoder(found, threads=threads)
         if self.encoder.fingerprint != self.index.model:

@@ -65,6 +65,9 @@ class IndexConfig(ApproximateConfig):
 
     shards: int = Field(default=2, ge=1)
     """Parts that can be searched by different processes."""
+    workers: int = Field(default=1, ge=1)
+    """Ray tasks that write the parts, one each, and what an approximate search needs beside them; 1: threads
+    of this process. The index is the same."""
     keep_images: bool = True
     """Keep the bytes of images that came as bytes (from Parquet), so that hits can be shown. Images that are
     files are referred to by their paths."""

@@ -18,6 +18,7 @@ import yaml
 from ray_retrieval import examples, report, search
 from ray_retrieval import recipe as recipes
 from ray_retrieval.cluster import connect
+from ray_retrieval.cluster.pool import pool_of
 from ray_retrieval.compare import acceptance
 from ray_retrieval.compute import cores, describe_machine
 from ray_retrieval.config import validate
@@ -113,7 +114,7 @@ class Run:
         with connect():
             self.train(benchmark)
             self.encode(benchmark)
-        self.index()
+            self.index()
         metrics = self.evaluate(benchmark)
         return Finished(self.folder, metrics, self.report(benchmark))
 
@@ -344,15 +345,16 @@ class Run:
         with self._stage("index") as stage:
             stage.worked = not self.folder.exists("index/CURRENT")
             local = self.recipe.method.form.kind is DescriptorKind.LOCAL
-            built = search.build(
-                self._embeddings("model", "database"),
-                self.folder / "index",
-                shards=self.recipe.index.shards,
-                keep_images=self.recipe.index.keep_images,
-                approximate=None if local else self.recipe.index,
-                local=self.recipe.index.local if local else None,
-                threads=cores(),
-            )
+            with pool_of(self.recipe.index.workers, cores()) as pool:
+                built = search.build(
+                    self._embeddings("model", "database"),
+                    self.folder / "index",
+                    shards=self.recipe.index.shards,
+                    keep_images=self.recipe.index.keep_images,
+                    approximate=None if local else self.recipe.index,
+                    local=self.recipe.index.local if local else None,
+                    pool=pool,
+                )
         if built.approximate is not None:
             found = built.approximate.recall
             self.display.say(

@@ -5,6 +5,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_retrieval.descriptors import Form
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.search.building import Progress, write_shards
 from ray_retrieval.search.changes import Change, Where, changing, ids_of, published, rows_with
@@ -14,9 +15,11 @@ from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.ids import check_once, first_of, ids_in
 from ray_retrieval.search.index import Index
+from ray_retrieval.search.manifest import Manifest
+from ray_retrieval.search.pool import Pool, Threads
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.search.shortlist import extend_shortlist
-from ray_retrieval.search.sources import EmbeddedRows
+from ray_retrieval.search.sources import EmbeddedRows, RowSource
 from ray_retrieval.search.structures import extend_structure
 from ray_retrieval.storage import Folder, fingerprint
 
@@ -29,9 +32,10 @@ def add(
     *,
     replace: bool = False,
     skip_duplicates: bool = False,
-    shards: int = 1,
+    shards: int | None = 1,
     keep_images: bool = True,
     threads: int = 1,
+    pool: Pool | None = None,
     progress: Progress | None = None,
 ) -> Change:
     """Add the rows of embeddings to an index, as new shards.
@@ -45,9 +49,11 @@ def add(
         replace: remove the rows whose ids come again.
         skip_duplicates: leave out images that the index holds already, whatever their ids, and such as come
             twice; one that is to replace a row only if it is that row's own image. See `duplicates`.
-        shards: parts of nearly equal size that different processes can search.
+        shards: parts of nearly equal size that different processes can search; None: one for every
+            `building.ROWS_PER_SHARD`.
         keep_images: store the images that came as bytes.
-        threads: processor threads for files beside the shards, one each.
+        threads: processor threads: a shard, or file beside one, each.
+        pool: who writes the files instead; the same ones, whoever it is.
         progress: called with the number of rows written to shards so far.
 
     Raises:
@@ -56,12 +62,14 @@ def add(
         DataError: if an id is in the index already, or comes twice, or if columns do not fit together.
     """
     index, source = Folder(uri), Embeddings.open(Folder(embeddings), check="content")
-    with changing(index, "add", threads) as (opened, previous, _):
-        _check_same_kind(opened, source)
-        ids = ids_in(source)
-        kept = np.arange(source.rows)
+    pool = pool or Threads(threads)
+    with changing(index, "add", pool.threads) as (opened, previous, _):
+        _check_same_kind(opened, source.model, source.form)
+        _check_same_ids(opened, numbered=False)
+        ids, kept = ids_in(source), None
         if skip_duplicates:
-            kept = kept[~duplicates(opened, source, _replaced(opened, ids) if replace else None)]
+            same = duplicates(opened, source, _replaced(opened, ids) if replace else None)
+            kept = np.flatnonzero(~same)
             ids = ids.take(pa.array(kept))
         check_once(ids, index)
         outdated = rows_with(opened, ids)
@@ -72,46 +80,118 @@ def add(
                 where=source.folder,
                 mend="replace them with --replace, leave out equal images with --skip-duplicates, or rename",
             )
-        skipped = source.rows - len(kept)
-        if len(kept) == 0:
+        skipped = source.rows - len(ids)
+        if len(ids) == 0:
             return Change(previous, changed=False, skipped=skipped)
         names, numbers = _classes(opened, source)
         rows = EmbeddedRows(source, kept=kept if skipped else None, labels=numbers)
-        _check_columns(opened, rows)
-        entries = write_shards(
-            index,
+        manifest = _appended(
+            opened,
             rows,
+            outdated,
+            class_names=names,
             shards=shards,
-            first_row=previous.next_row,
             keep_images=keep_images,
+            pool=pool,
             progress=progress,
         )
-        new = [Shard(index, entry, source.form) for entry in entries]
-        everything = [*opened.shards.values(), *new]
-        approximate, local = previous.approximate, previous.local
-        if approximate is not None:
-            approximate = extend_structure(index, approximate, everything, threads=threads)
-        if local is not None:
-            anew = range(len(opened.shards), len(everything))
-            local = extend_shortlist(index, local, everything, anew, threads)
-        dead = np.union1d(opened.removed(), outdated)
-        next_row = previous.next_row + len(kept)
-        replaced = f", {len(outdated)} of them replaced" if len(outdated) else ""
-        manifest = previous.model_copy(
-            update={
-                "operation": f"add {len(kept)} row{'s' if len(kept) != 1 else ''}{replaced}",
-                "rows": next_row - len(dead),
-                "next_row": next_row,
-                "embeddings": fingerprint([previous.embeddings, rows.fingerprint, len(outdated)]),
-                "class_names": names,
-                "shards": (*previous.shards, *entries),
-                "approximate": approximate,
-                "local": local,
-                "deletes": write_deletes(index, dead),
-            }
+        return Change(manifest, added=len(rows), removed=len(outdated), skipped=skipped)
+
+
+def add_rows(
+    uri: Where,
+    source: RowSource,
+    *,
+    model: str,
+    shards: int | None = 1,
+    keep_images: bool = True,
+    pool: Pool,
+    progress: Progress | None = None,
+) -> Change:
+    """Add rows without ids to an index that numbers its rows: they get the next numbers.
+
+    Args:
+        uri: the index directory.
+        source: of the rows, at least one.
+        model: fingerprint of what made the descriptors.
+        shards: as for `add`.
+        keep_images: as for `add`.
+        pool: who writes the files.
+        progress: as for `add`.
+
+    Raises:
+        ArtefactError: if the index is missing or damaged, of another model or form, or somebody else is
+            writing to it.
+        DataError: if the rows of the index have ids of their own, or those of the source do, or if columns do
+            not fit together.
+    """
+    index = Folder(uri)
+    with changing(index, "add", pool.threads) as (opened, previous, _):
+        _check_same_kind(opened, model, source.form)
+        _check_same_ids(opened, numbered="id" not in source.schema.names)
+        manifest = _appended(
+            opened,
+            source,
+            np.zeros(0, np.int64),
+            class_names=previous.class_names,
+            shards=shards,
+            keep_images=keep_images,
+            pool=pool,
+            progress=progress,
         )
-        manifest = published(index, manifest, everything, previous, threads)
-        return Change(manifest, added=len(kept), removed=len(outdated), skipped=skipped)
+        return Change(manifest, added=len(source))
+
+
+def _appended(
+    opened: Index,
+    rows: RowSource,
+    outdated: Rows,
+    *,
+    class_names: tuple[str, ...] | None,
+    shards: int | None,
+    keep_images: bool,
+    pool: Pool,
+    progress: Progress | None,
+) -> Manifest:
+    """Publish a version with rows after those that are there, and without those that they replace."""
+    index, previous, first_id = opened.folder, opened.manifest, opened.manifest.next_id
+    _check_columns(opened, rows)
+    entries = write_shards(
+        index,
+        rows,
+        shards=shards,
+        first_row=previous.next_row,
+        first_id=lambda start, _: None if first_id is None else first_id + start,
+        keep_images=keep_images,
+        pool=pool,
+        progress=progress,
+    )
+    new = [Shard(index, entry, rows.form, content=pool.elsewhere) for entry in entries]
+    everything = [*opened.shards.values(), *new]
+    approximate, local = previous.approximate, previous.local
+    if approximate is not None:
+        approximate = extend_structure(index, approximate, everything, pool=pool)
+    if local is not None:
+        anew = range(len(opened.shards), len(everything))
+        local = extend_shortlist(index, local, everything, anew, pool)
+    dead = np.union1d(opened.removed(), outdated)
+    next_row = previous.next_row + len(rows)
+    replaced = f", {len(outdated)} of them replaced" if len(outdated) else ""
+    manifest = previous.model_copy(
+        update={
+            "operation": f"add {len(rows)} row{'s' if len(rows) != 1 else ''}{replaced}",
+            "rows": next_row - len(dead),
+            "next_row": next_row,
+            "next_id": None if first_id is None else first_id + len(rows),
+            "embeddings": fingerprint([previous.embeddings, rows.fingerprint, len(outdated)]),
+            "class_names": class_names,
+            "shards": (*previous.shards, *entries),
+            "approximate": approximate,
+            "local": local,
+            "deletes": write_deletes(index, dead),
+        }
+    )
+    return published(index, manifest, everything, previous, pool.threads)
 
 
 def _replaced(index: Index, ids: pa.Array) -> Rows:
@@ -123,8 +203,8 @@ def _replaced(index: Index, ids: pa.Array) -> Rows:
     return np.asarray(found, np.int64)
 
 
-def _check_same_kind(index: Index, source: Embeddings) -> None:
-    for what, own, other in (("model", index.model, source.model), ("form", index.form, source.form)):
+def _check_same_kind(index: Index, model: str, form: Form) -> None:
+    for what, own, other in (("model", index.model, model), ("form", index.form, form)):
         if own != other:
             raise ArtefactError(
                 f"it is an index of {what} {own}, the embeddings are of {what} {other}",
@@ -133,7 +213,21 @@ def _check_same_kind(index: Index, source: Embeddings) -> None:
             )
 
 
-def _check_columns(index: Index, rows: EmbeddedRows) -> None:
+def _check_same_ids(index: Index, *, numbered: bool) -> None:
+    """Refuse rows with ids beside rows that are known by their numbers, and the other way round."""
+    if numbered == (index.manifest.next_id is not None):
+        return
+    own, coming = "numbers its rows", "have ids"
+    if numbered:
+        own, coming = "knows its rows by ids", "have none"
+    raise DataError(
+        f"the index {own}, and the rows to add {coming}",
+        where=index.folder,
+        mend="give ids to all rows or to none; an index of both is built anew",
+    )
+
+
+def _check_columns(index: Index, rows: RowSource) -> None:
     """Refuse columns that have no type with those of the index which holds the values of both as they are."""
     for field in rows.schema:
         if field.name not in index.schema.names:

@@ -1,7 +1,8 @@
 """Building an index from embeddings: shards, and what an approximate search needs beside them."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ray_retrieval.descriptors import DescriptorKind
@@ -11,6 +12,7 @@ from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.ids import check_once, ids_in
 from ray_retrieval.search.lock import writing_alone
 from ray_retrieval.search.manifest import CURRENT, Manifest, ShardEntry, read_current
+from ray_retrieval.search.pool import Advance, Pool, Threads
 from ray_retrieval.search.publishing import publish
 from ray_retrieval.search.selftest import tested
 from ray_retrieval.search.shard import Shard, write_shard
@@ -23,15 +25,20 @@ from ray_retrieval.storage import Folder
 Progress = Callable[[int], None]
 
 
+ROWS_PER_SHARD = 10_000_000
+"""Rows of a shard, at most, unless told: of a FAISS index, a writer holds a whole shard in memory."""
+
+
 def build(
     embeddings: "str | Path | Folder",
     out: "str | Path | Folder",
     *,
-    shards: int = 1,
+    shards: int | None = 1,
     keep_images: bool = True,
     approximate: ApproximateConfig | None = None,
     local: LocalSearchConfig | None = None,
     threads: int = 1,
+    pool: Pool | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Build an index, or go on with a build that was interrupted.
@@ -44,11 +51,13 @@ def build(
         embeddings: an embeddings directory.
         out: the index directory.
         shards: parts of nearly equal size that different processes can search; no more than there are rows.
+            None: one for every `ROWS_PER_SHARD`.
         keep_images: store the images that came as bytes; those that are files are referred to by path.
         approximate: which search an index of codes or vectors is built for; default the exact one. The
             shards are the same for all.
         local: which shortlist an index of local features is built for; not looked at for other kinds.
-        threads: processor threads for the files beside the shards, one each, and for measuring a search.
+        threads: processor threads: a shard, or file beside one, each; and for measuring a search.
+        pool: who writes the files instead; the same ones, whoever it is.
         progress: called with the number of rows written to shards so far.
 
     Returns:
@@ -61,44 +70,91 @@ def build(
         RecipeError: if the search is not one for these embeddings, or finds less than it is to find.
     """
     source = Embeddings.open(Folder(embeddings), check="content")
-    index = Folder(out)
     if source.rows == 0:
         raise ArtefactError("there are no rows to index", where=source.folder, mend="see its errors.parquet")
     check_once(ids_in(source), source.folder)
+    return build_rows(
+        EmbeddedRows(source),
+        out,
+        model=source.model,
+        class_names=source.class_names,
+        shards=shards,
+        keep_images=keep_images,
+        approximate=approximate,
+        local=local,
+        pool=pool or Threads(threads),
+        progress=progress,
+    )
+
+
+def build_rows(
+    source: RowSource,
+    out: "str | Path | Folder",
+    *,
+    model: str,
+    class_names: Sequence[str] | None,
+    shards: int | None,
+    keep_images: bool,
+    approximate: ApproximateConfig | None,
+    local: LocalSearchConfig | None,
+    pool: Pool,
+    progress: Progress | None = None,
+) -> Manifest:
+    """As `build`, of rows wherever they come from: at least one, no two of the same id.
+
+    Args:
+        source: of the rows; without ids, these are numbers from 0.
+        out: the index directory.
+        model: fingerprint of what made the descriptors.
+        class_names: of the labels, where they have any.
+        shards: as for `build`.
+        keep_images: as for `build`.
+        approximate: as for `build`.
+        local: as for `build`.
+        pool: who writes the files; its threads measure.
+        progress: as for `build`.
+    """
+    index, form = Folder(out), source.form
     with writing_alone(index, "build"):
         previous = read_current(index) if index.exists(CURRENT) else None
-        if previous is not None and previous.model != source.model:
+        if previous is not None and previous.model != model:
             raise ArtefactError(
-                f"it is an index of model {previous.model}, the embeddings are of model {source.model}",
+                f"it is an index of model {previous.model}, the embeddings are of model {model}",
                 where=index,
                 mend="build into another directory",
             )
         index.sweep()
+        numbered = "id" not in source.schema.names
         entries = write_shards(
-            index, EmbeddedRows(source), shards=shards, keep_images=keep_images, progress=progress
+            index,
+            source,
+            shards=shards,
+            first_id=(lambda start, _: start) if numbered else _stored,
+            keep_images=keep_images,
+            pool=pool,
+            progress=progress,
         )
-        opened = [Shard(index, entry, source.form) for entry in entries]
+        opened = [Shard(index, entry, form, content=pool.elsewhere) for entry in entries]
         known = None if previous is None else previous.approximate
-        structure, why = build_structure(
-            index, opened, source.form, approximate or ApproximateConfig(), known, threads
-        )
+        structure, why = build_structure(index, opened, form, approximate or ApproximateConfig(), known, pool)
         shortlist = None
-        if source.form.kind is DescriptorKind.LOCAL:
+        if form.kind is DescriptorKind.LOCAL:
             before = None if previous is None else previous.local
-            shortlist = build_shortlist(index, opened, local or LocalSearchConfig(), before, threads)
+            shortlist = build_shortlist(index, opened, local or LocalSearchConfig(), before, pool)
         manifest = Manifest(
             number=1 if previous is None else previous.number,
             parent=None if previous is None else previous.parent,
             parent_sha256=None if previous is None else previous.parent_sha256,
             operation="build" if previous is None else previous.operation,
-            **source.form.as_json(),
+            **form.as_json(),
             search="shortlist" if shortlist else "approximate" if structure else "exact",
             ties="row",
-            rows=source.rows,
-            next_row=source.rows,
-            model=source.model,
+            rows=len(source),
+            next_row=len(source),
+            next_id=len(source) if numbered else None,
+            model=model,
             embeddings=source.fingerprint,
-            class_names=None if source.class_names is None else tuple(source.class_names),
+            class_names=None if class_names is None else tuple(class_names),
             shards=entries,
             approximate=structure,
             why=None if structure or shortlist else why,
@@ -107,33 +163,47 @@ def build(
             self_test=(),
             pointer="" if previous is None else previous.pointer,
         )
-        manifest = tested(index, manifest, opened, threads)
+        manifest = tested(index, manifest, opened, pool.threads)
         if manifest == previous:
             return manifest
         return publish(index, manifest.model_copy(update={"operation": "build"}), parent=previous)
+
+
+FirstId = Callable[[int, int], int | None]
+"""The first id of the rows of a source from one place to another, where they are numbers that count on from
+there and are not stored; else None."""
+
+
+def _stored(_start: int, _stop: int) -> None:
+    """Of rows whose ids are stored."""
 
 
 def write_shards(
     index: Folder,
     source: RowSource,
     *,
-    shards: int,
+    shards: int | None,
     first_row: int = 0,
+    first_id: FirstId = _stored,
     keep_images: bool,
+    pool: Pool,
     progress: Progress | None,
 ) -> tuple[ShardEntry, ...]:
     """Write all rows of a source as shards of nearly equal size.
 
     Args:
         index: the index's folder.
-        source: of the rows, at least one.
-        shards: how many, at most.
+        source: of the rows.
+        shards: how many, at most; None: one for every `ROWS_PER_SHARD`.
         first_row: number of the first row in the index.
+        first_id: gives the ids that are not stored.
         keep_images: as for `build`.
+        pool: who writes them, one each.
         progress: called with the number of rows written so far.
     """
-    done, count = 0, max(1, min(shards, len(source)))
-    bounds = [len(source) * number // count for number in range(count + 1)]
+    done, rows = 0, len(source)
+    count = min(max(1, shards or -(-rows // ROWS_PER_SHARD)), rows)
+    bounds = [rows * number // count for number in range(count + 1)] if rows else []
 
     def advance(rows: int) -> None:
         nonlocal done
@@ -141,15 +211,28 @@ def write_shards(
         if progress is not None:
             progress(done)
 
-    return tuple(
-        write_shard(
-            index,
-            source,
+    pieces = [(start, stop, first_id(start, stop)) for start, stop in itertools.pairwise(bounds)]
+    return tuple(pool.map(_WriteShard(index, source, first_row, keep_images), pieces, advance))
+
+
+@dataclass(frozen=True)
+class _WriteShard:
+    """Writes some rows of a source as a shard."""
+
+    index: Folder
+    source: RowSource
+    first_row: int
+    keep_images: bool
+
+    def __call__(self, piece: tuple[int, int, int | None], advance: Advance) -> ShardEntry:
+        start, stop, first_id = piece
+        return write_shard(
+            self.index,
+            self.source,
             start,
             stop,
-            first_row=first_row + start,
-            keep_images=keep_images,
+            first_row=self.first_row + start,
+            first_id=first_id,
+            keep_images=self.keep_images,
             advance=advance,
         )
-        for start, stop in itertools.pairwise(bounds)
-    )

@@ -105,9 +105,10 @@ def _of_index(index: Index) -> _Contents:
     for number in np.unique(shard_of).tolist():
         own, shard = np.flatnonzero(shard_of == number), index.shards[number]
         held = shard.image_lengths()[place_of[own]]
-        paths = shard.records["path"]
-        for position, place in zip(own[held == _UNKNOWN], place_of[own][held == _UNKNOWN], strict=True):
-            held[np.searchsorted(own, position)] = _length_of(paths[int(place)].as_py())
+        if "path" in shard.rows.schema.names:
+            paths = shard.rows.column("path")
+            for position, place in zip(own[held == _UNKNOWN], place_of[own][held == _UNKNOWN], strict=True):
+                held[np.searchsorted(own, position)] = _length_of(paths[int(place)].as_py())
         lengths[own] = held
 
     def image(place: int) -> bytes | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.faiss_index import emptied
 from ray_retrieval.search.manifest import Approximate, FileEntry, LocalSearch, ShardEntry
-from ray_retrieval.search.threads import run_all
+from ray_retrieval.search.pool import Advance, Pool, Threads
 from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description
 
 FILES_VERSION = 1
@@ -26,7 +26,7 @@ def complete(
     suffix: str,
     names: Sequence[str],
     prepare: Callable[[], Fill],
-    threads: int,
+    pool: Pool,
 ) -> tuple[FileEntry, ...]:
     """Write the files that are missing or damaged, several at a time.
 
@@ -36,7 +36,7 @@ def complete(
         suffix: of the files' names.
         names: of the files, one for each shard: `numbers` or `names_of`.
         prepare: called once, and only if a file is to be written.
-        threads: one file each.
+        pool: who writes them.
 
     Returns:
         One entry a shard, named from the index's folder.
@@ -47,16 +47,19 @@ def complete(
     if missing:
         fill = prepare()
 
-        def write(number: int, _: int) -> None:
+        def write(number: int, _: Advance) -> FileEntry:
             name = f"{folder}/{names[number]}"
             with index.writing(f"{name}.{suffix}") as stream:
                 fill(number, stream.write)
             entry = FileEntry(**file_entry(index, f"{name}.{suffix}"))
             body = entry.model_dump()
             write_description(index, f"{name}.json", kind=_KIND, version=FILES_VERSION, body=body)
-            entries[number] = entry
+            return entry
 
-        run_all(write, [(number, 0) for number in missing], threads)
+        for number, entry in zip(missing, pool.map(write, missing, lambda _: None), strict=True):
+            if pool.elsewhere:
+                check_file(index, entry.model_dump(), content=True)
+            entries[number] = entry
     return tuple(entry for entry in entries if entry is not None)
 
 
@@ -73,7 +76,7 @@ def trained_once(index: Folder, folder: str, suffix: str, train: Callable[[], by
     def prepare() -> Fill:
         return lambda _, write: write(train())
 
-    (entry,) = complete(index, folder, suffix, [_TRAINED], prepare, threads=1)
+    (entry,) = complete(index, folder, suffix, [_TRAINED], prepare, Threads(1))
     return entry
 
 

@@ -62,6 +62,8 @@ class ShardEntry(Config):
     """Where it lies, from the index's folder."""
     first_row: int = Field(ge=0)
     """Number of its first row in the index."""
+    first_id: int | None = Field(default=None, ge=0)
+    """Id of its first row, where ids are numbers that count on from there; None where they are stored."""
     rows: int = Field(ge=0)
     files: tuple[FileEntry, ...]
     norm_error: float = Field(ge=0, allow_inf_nan=False)
@@ -188,6 +190,9 @@ class Manifest(Config):
     """Rows that a search can find: those of the shards, without the deleted ones."""
     next_row: int = Field(ge=0)
     """The number that the next row added will get: the rows of the shards. `compact` begins again at 0."""
+    next_id: int | None = Field(default=None, ge=0)
+    """The id that the next row added will get, of an index whose rows came without ids: these count up, and
+    no number is given twice. None where rows have ids of their own."""
     model: str
     """Fingerprint of the model that made the descriptors."""
     embeddings: str

@@ -10,8 +10,11 @@ so at their marks (`bits`): see `structures.StructureSearch.search`.
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +29,7 @@ Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Bits = npt.NDArray[np.uint8]
 """A mask with a bit for each row, the lowest of a byte first, and zeros to the end of the last byte."""
+Asked = TypeVar("Asked", bound=Hashable)
 Find = Callable[[Codes | Vectors, int], Hits]
 """The search over all rows: the `k` nearest for each query."""
 
@@ -37,6 +41,8 @@ _MORE = 8  # times as many hits at the second attempt
 _SPARE = 8
 _BYTES_AT_ONCE = 1 << 26  # of gathered rows, or of hits
 _HIT_BYTES = 4 + 8  # a distance and a row
+_FILTERED_BYTES = 1 << 28  # of the masks of filters, a byte a row
+_KEPT_BYTES = 1 << 26  # of what a selection keeps for the next search
 
 
 @dataclass(frozen=True)
@@ -90,14 +96,43 @@ class Selection:
 
     def __len__(self) -> int:
         """How many rows may be hits."""
+        return self._count
+
+    @functools.cached_property
+    def _count(self) -> int:
         if self.masks is None:
             return self.spans.rows - len(self.dead)
         return sum(int(np.count_nonzero(mask)) for mask in self.masks)
 
     def mask(self, number: int) -> Mask:
-        """Bool [rows of a shard]: which of them may."""
+        """Bool [rows of a shard]: which of them may; not to be changed."""
         if self.masks is not None:
             return self.masks[number]
+        if number not in self._made:
+            made = self._mask_without_dead(number)
+            if self.spans.rows > _KEPT_BYTES:
+                return made
+            self._made[number] = made
+        return self._made[number]
+
+    def places(self, number: int) -> Rows:
+        """int64, ascending: places in a shard of those that may; not to be changed."""
+        if number not in self._found:
+            found = np.flatnonzero(self.mask(number))
+            if len(self) * found.itemsize > _KEPT_BYTES:
+                return found
+            self._found[number] = found
+        return self._found[number]
+
+    @functools.cached_property
+    def _made(self) -> dict[int, Mask]:
+        return {}
+
+    @functools.cached_property
+    def _found(self) -> dict[int, Rows]:
+        return {}
+
+    def _mask_without_dead(self, number: int) -> Mask:
         first, size = int(self.spans.first_rows[number]), int(self.spans.sizes[number])
         found = np.ones(size, np.bool_)
         start, stop = np.searchsorted(self.dead, [first, first + size])
@@ -112,9 +147,7 @@ class Selection:
 
     def chosen(self) -> Rows:
         """int64, ascending: those that may."""
-        parts = [
-            np.flatnonzero(self.mask(number)) + first for number, first in enumerate(self.spans.first_rows)
-        ]
+        parts = [self.places(number) + first for number, first in enumerate(self.spans.first_rows)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def at(self, places: Rows) -> Rows:
@@ -122,11 +155,16 @@ class Selection:
         if self.masks is not None:
             return self.chosen()[places]
         before = np.cumsum([0, *self.spans.sizes[:-1]])
-        numbers, inside, _ = self.spans.place(self.dead)
-        gaps = before[numbers] + inside - np.arange(len(self.dead))
-        everywhere = places + np.searchsorted(gaps, places, side="right")
+        everywhere = places + np.searchsorted(self._gaps, places, side="right")
         numbers = np.searchsorted(before, everywhere, side="right") - 1
         return np.asarray(self.spans.first_rows[numbers] + everywhere - before[numbers])
+
+    @functools.cached_property
+    def _gaps(self) -> Rows:
+        """int64 [dead], ascending: how many rows that may come before each one that may not."""
+        before = np.cumsum([0, *self.spans.sizes[:-1]])
+        numbers, inside, _ = self.spans.place(self.dead)
+        return np.asarray(before[numbers] + inside - np.arange(len(self.dead)))
 
     def allows(self, rows: Rows) -> Mask:
         """Which of some hits, of any shape, may be; `NO_ROW` may not."""
@@ -139,6 +177,31 @@ class Selection:
             own = np.flatnonzero(here & (numbers == number))
             here[own] = self.masks[number][places[own]]
         return here.reshape(rows.shape)
+
+
+class RecentSelections:
+    """The selections of the filters that were used last, as the same ones often come again.
+
+    They are kept up to some bytes in all: of a billion rows, none.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, Selection] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, asked: Asked, select: Callable[[Asked], Selection]) -> Selection:
+        """The selection of a filter, made anew if it is not there."""
+        with self._lock:
+            found = self._kept.pop(asked, None)
+            if found is not None:
+                self._kept[asked] = found
+                return found
+        found = select(asked)
+        with self._lock:
+            self._kept[asked] = found
+            while sum(some.spans.rows for some in self._kept.values()) > _FILTERED_BYTES:
+                self._kept.popitem(last=False)
+        return found
 
 
 def is_among(rows: Rows, sorted_rows: Rows) -> Mask:
@@ -228,7 +291,7 @@ def search_gathered(
     blocks = (
         (places, segments[number].first_row, _gathered(segments[number], places))
         for number in numbers
-        for places in _blocks(np.flatnonzero(selection.mask(number)), segments[number])
+        for places in _blocks(selection.places(number), segments[number])
     )
     return search_blocks(blocks, queries, k, threads=threads)
 

@@ -1,10 +1,11 @@
 """Where the rows of new shards come from: embeddings, or shards that are written anew.
 
 A source gives its rows some at a time: what is known of them, with their descriptors, and once more their
-images. What is known has the columns id · label · path · further ones; the row's number is added when the
-shard is written.
+images. What is known has the columns id · label · path · further ones, each of which may be missing. Where
+there are no ids, rows are known by numbers that count up, which are not stored.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 from ray_retrieval.descriptors import DescriptorKind, Descriptors, Form
 from ray_retrieval.search.columns import descriptors_in
 from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.selection import Selection
 from ray_retrieval.search.shard import Shard, aligned
 from ray_retrieval.storage import digest, fingerprint
 
@@ -29,9 +31,13 @@ _IMAGES_AT_ONCE = 512
 class RowSource(Protocol):
     """Rows to write.
 
+    Several processes may write some of the rows each, so a source can be pickled, and what it gives depends
+    on nothing but the rows that are asked for.
+
     Attributes:
         form: of their descriptors.
-        schema: types of what is known of them, of all rows.
+        schema: types of what is known of them, of all rows. Without a column `id` the rows have no ids of
+            their own, and the index numbers them; without any columns there is nothing but the descriptors.
         fingerprint: stands for all that they are.
     """
 
@@ -69,7 +75,7 @@ class EmbeddedRows:
         self, embeddings: Embeddings, *, kept: Rows | None = None, labels: Rows | None = None
     ) -> None:
         self.form, self._embeddings, self._labels = embeddings.form, embeddings, labels
-        self._kept = np.arange(embeddings.rows) if kept is None else kept
+        self._kept = kept
         self._columns = [name for name in embeddings.schema.names if name not in ("row", "image")]
         self._before = np.cumsum([0, *(part["rows"] for part in embeddings.parts)])
         self.schema = _known(embeddings)
@@ -79,7 +85,7 @@ class EmbeddedRows:
             self.fingerprint = fingerprint([embeddings.fingerprint, *changes])
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return self._embeddings.rows if self._kept is None else len(self._kept)
 
     def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
         for number, places in self._parts(start, stop):
@@ -97,12 +103,14 @@ class EmbeddedRows:
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[int, Rows]]:
         """The parts that hold the rows, and the rows' places there."""
-        wanted = self._kept[start:stop]
-        cuts = np.searchsorted(wanted, self._before)
-        for number in range(len(self._before) - 1):
-            some = wanted[cuts[number] : cuts[number + 1]]
+        for number, (first, last) in enumerate(itertools.pairwise(self._before.tolist())):
+            if self._kept is None:
+                some = np.arange(max(first, start), min(last, stop))
+            else:
+                wanted = self._kept[start:stop]
+                some = wanted[slice(*np.searchsorted(wanted, [first, last]))]
             if len(some):
-                yield number, some - self._before[number]
+                yield number, some - first
 
     def _what_is_known(self, table: pa.Table) -> pa.Table:
         label = table["label"].cast(self.schema.field("label").type)
@@ -122,42 +130,58 @@ class ShardRows:
 
     Attributes:
         shards: opened, in ascending order of rows.
-        rows: int64, ascending: numbers of the rows to write.
+        kept: which of their rows to write.
         form: of their descriptors.
         schema: of the whole index, without the row's number.
         fingerprint: stands for all that they are.
+        skipped: so many of the kept rows, the first ones, are none of these.
     """
 
     shards: Sequence[Shard]
-    rows: Rows
+    kept: Selection
     form: Form
     schema: pa.Schema
     fingerprint: str
+    skipped: int = 0
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.kept) - self.skipped
 
     def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
         step = _SETS_AT_ONCE if self.form.kind is DescriptorKind.LOCAL else _ROWS_AT_ONCE
         for shard, places in self._places(start, stop, step):
-            known = shard.records.take(pa.array(places))
-            yield aligned(known, self.schema), shard.descriptors(places)
+            yield aligned(shard.rows.take(places), self.schema), shard.descriptors(places)
 
     def holds_images(self, start: int, stop: int) -> bool:
-        return any(shard.holds_images for shard, _ in self._places(start, stop, _ROWS_AT_ONCE))
+        first, last = self.kept.at(np.array([start, stop - 1]) + self.skipped)
+        return any(
+            shard.holds_images
+            for shard in self.shards
+            if shard.entry.first_row <= last and first < shard.entry.first_row + shard.entry.rows
+        )
 
     def images(self, start: int, stop: int) -> Iterator[pa.ChunkedArray]:
         for shard, places in self._places(start, stop, _IMAGES_AT_ONCE):
             images = [shard.image(place) for place in places.tolist()]
             yield pa.chunked_array([pa.array(images, pa.large_binary())])
 
+    def first_id(self, start: int, stop: int) -> int | None:
+        """The first of the rows' ids, if these are numbers that count on from there; else None."""
+        if not pa.types.is_int64(self.schema.field("id").type):
+            return None
+        first, last = (self._id_at(place) for place in (start, stop - 1))
+        return first if last - first == stop - 1 - start else None
+
+    def _id_at(self, place: int) -> int:
+        ((shard, places),) = self._places(place, place + 1, 1)
+        return int(shard.rows.ids_at(places)[0])
+
     def _places(self, start: int, stop: int, step: int) -> Iterator[tuple[Shard, Rows]]:
-        wanted = self.rows[start:stop]
-        for shard in self.shards:
-            first = shard.entry.first_row
-            low, high = np.searchsorted(wanted, [first, first + shard.entry.rows])
-            for cut in range(low, high, step):
-                yield shard, wanted[cut : min(cut + step, high)] - first
+        for cut in range(start, stop, step):
+            rows = self.kept.at(np.arange(cut, min(cut + step, stop)) + self.skipped)
+            numbers, places, _ = self.kept.spans.place(rows)
+            for number in np.unique(numbers).tolist():
+                yield self.shards[number], places[numbers == number]
 
 
 def _known(embeddings: Embeddings) -> pa.Schema:

@@ -32,6 +32,7 @@ from ray_retrieval.search.files import (
 )
 from ray_retrieval.search.hits import NO_ROW, Hits, merge, without
 from ray_retrieval.search.manifest import Approximate, FileEntry, Recall
+from ray_retrieval.search.pool import Pool
 from ray_retrieval.search.segments import AnySegment, search_segments
 from ray_retrieval.search.selection import FEW, FEW_SHARE, Selection, search_gathered
 from ray_retrieval.search.shard import Shard, descriptors_of
@@ -131,7 +132,7 @@ def build_structure(
     form: Form,
     config: ApproximateConfig,
     known: Approximate | None,
-    threads: int,
+    pool: Pool,
 ) -> tuple[Approximate | None, str]:
     """What the configured search needs beside the shards, None for the exact one; and why it is that one.
 
@@ -141,7 +142,7 @@ def build_structure(
         form: of their descriptors.
         config: what is asked for.
         known: of the version before; its measurement stays where nothing has changed.
-        threads: one file each, and for the measurement.
+        pool: who writes the files; its threads measure.
 
     Raises:
         RecipeError: if the search is not one for these descriptors, or finds less than it is to find.
@@ -158,7 +159,7 @@ def build_structure(
         return None, why
     key = fingerprint([FILES_VERSION, factory, config.train_rows, [shard.entry.folder for shard in shards]])
     sample = _sample(rows, config.train_rows)
-    trained, files = _fill_all(index, shards, form, sample, factory, key, threads)
+    trained, files = _fill_all(index, shards, form, sample, factory, key, pool)
     queries = _recall_queries(rows, sample, config.recall_queries)
     target = config.recall_target or (RECALL_TARGET if config.search == "auto" else None)
     built = Approximate(
@@ -176,12 +177,12 @@ def build_structure(
     same = built.model_copy(update={"effort": known.effort, "recall": known.recall}) if known else None
     if known is not None and known == same:
         return known, why
-    measure = _Measure(index, shards, files, queries, threads)
+    measure = _Measure(index, shards, files, queries, pool.threads)
     return measure.of(built, settle(config, target, measure.structures, measure.recall, measure.k)), why
 
 
 def extend_structure(
-    index: Folder, built: Approximate, shards: Sequence[Shard], *, everything: bool = False, threads: int
+    index: Folder, built: Approximate, shards: Sequence[Shard], *, everything: bool = False, pool: Pool
 ) -> Approximate:
     """The structure with new shards, which are filled in once they are many rows.
 
@@ -190,7 +191,7 @@ def extend_structure(
         built: the structure; its files are those of the first shards.
         shards: all of them, as they are to be.
         everything: fill in what is left out, however little it is.
-        threads: one file each.
+        pool: who writes them.
 
     Returns:
         The structure of all shards; its recall is that of `built`.
@@ -201,22 +202,20 @@ def extend_structure(
         sum(shard.entry.rows for shard in some) for some in ([shards[n] for n in missing], shards)
     )
     if everything or left_out > min(LEFT_OUT_ROWS, LEFT_OUT_SHARE * rows):
-        made = fill_in(index, built, [shards[number] for number in missing], threads)
+        made = fill_in(index, built, [shards[number] for number in missing], pool)
         for number, file in zip(missing, made, strict=True):
             files[number] = file
     return built.model_copy(update={"files": tuple(files)})
 
 
-def fill_in(
-    index: Folder, built: Approximate, shards: Sequence[Shard], threads: int
-) -> tuple[FileEntry, ...]:
+def fill_in(index: Folder, built: Approximate, shards: Sequence[Shard], pool: Pool) -> tuple[FileEntry, ...]:
     """Fill some shards into what a structure was trained to.
 
     Args:
         index: the index's folder.
         built: the structure.
         shards: that have no file yet.
-        threads: one file each.
+        pool: who writes them.
     """
 
     def prepare() -> Fill:
@@ -226,7 +225,7 @@ def fill_in(
     if not shards:
         return ()
     names, suffix = names_of([shard.entry for shard in shards]), kind_of(shards[0].form).suffix
-    return complete(index, f"approximate/{built.key}", suffix, names, prepare, threads)
+    return complete(index, f"approximate/{built.key}", suffix, names, prepare, pool)
 
 
 def measured(index: Folder, built: Approximate, shards: Sequence[Shard], threads: int) -> Approximate:
@@ -253,7 +252,7 @@ def _fill_all(
     sample: npt.NDArray[np.int64],
     factory: str,
     key: str,
-    threads: int,
+    pool: Pool,
 ) -> tuple[FileEntry, tuple[FileEntry, ...]]:
     """Train on a sample of all rows, and write a file for each shard."""
     kind, folder = kind_of(form), f"approximate/{key}"
@@ -267,7 +266,7 @@ def _fill_all(
 
     trained = trained_once(index, folder, kind.suffix, train)
     names = numbers([shard.entry for shard in shards])
-    return trained, complete(index, folder, kind.suffix, names, prepare, threads)
+    return trained, complete(index, folder, kind.suffix, names, prepare, pool)
 
 
 class _Measure:

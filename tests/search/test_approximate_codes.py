@@ -21,6 +21,7 @@ from ray_retrieval.search import NO_ROW, Index, add, build, choosing, compact, r
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.hits import merge
+from ray_retrieval.search.pool import Threads
 
 BITS = 20
 CELLS = ApproximateConfig(search="BIVF16", nprobe=2, recall_queries=100)
@@ -209,5 +210,5 @@ def test_what_an_earlier_release_built_can_grow(spread, tmp_path):
     index = Index.open(tmp_path / "index")
     before = built.model_copy(update={"trained": None, "files": (built.files[0], None)})
     shards = list(index.shards.values())
-    grown = structures.extend_structure(index.folder, before, shards, everything=True, threads=1)
+    grown = structures.extend_structure(index.folder, before, shards, everything=True, pool=Threads(1))
     assert [file.sha256 for file in grown.files] == [file.sha256 for file in built.files]

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from search_parts import draw_codes, draw_vectors
 
 from ray_retrieval.descriptors import Codes, Vectors
+from ray_retrieval.search import selection as module
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.scan import Segment, to_words
 from ray_retrieval.search.segments import search_segments
-from ray_retrieval.search.selection import Selection, Spans, search_selected
+from ray_retrieval.search.selection import RecentSelections, Selection, Spans, search_selected
 from ray_retrieval.search.vectors import VectorSegment
 
 BITS, DIMENSION = 9, 3
@@ -120,3 +121,28 @@ def test_all_that_is_near_may_be_deleted(kind, monkeypatch):
         row for row in search_segments([segment], query, 2500, threads=1).rows[0].tolist() if row >= 1999
     ]
     assert found.rows[0].tolist() == expected[:5]
+
+
+def test_selections_of_the_last_filters_are_kept_within_bounds(monkeypatch):
+    monkeypatch.setattr(module, "_FILTERED_BYTES", 20)
+    spans, made = Spans(np.array([0]), np.array([9])), []
+
+    def select(name):
+        made.append(name)
+        return Selection(spans, np.zeros(0, np.int64), (np.ones(9, np.bool_),))
+
+    recent = RecentSelections()
+    for name in ("a", "b", "a", "c", "a", "b"):
+        assert len(recent.of(name, select)) == 9
+    assert made == ["a", "b", "c", "b"]
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 20])
+def test_what_is_kept_of_a_selection_is_what_is_made(monkeypatch, kept):
+    monkeypatch.setattr(module, "_KEPT_BYTES", kept)
+    chosen = Selection(Spans(np.array([0, 7]), np.array([5, 3])), np.array([1, 4, 8]))
+    for _ in range(2):
+        assert [chosen.places(number).tolist() for number in (0, 1)] == [[0, 2, 3], [0, 2]]
+        assert chosen.mask(1).tolist() == [True, False, True]
+        assert chosen.chosen().tolist() == [0, 2, 3, 7, 9]
+        assert chosen.at(np.arange(5)).tolist() == [0, 2, 3, 7, 9]
