@@ -68,3 +68,17 @@ def test_what_is_known_is_written_in_batches_of_equal_length(tmp_path, few_at_on
         4097,
         9999,
     ]
+
+
+def test_rows_that_earlier_releases_wrote_are_read():
+    """One batch, with the number of each row."""
+    batch = pa.record_batch({"row": pa.array([5, 6, 7]), "id": pa.array(["c", "a", "b"], pa.large_string())})
+    known = rows.KnownRows([batch], 3, 5, None)
+    assert known.schema.names == ["row", "id"]
+    assert known.take(np.array([2, 0])).to_pylist() == [{"row": 7, "id": "b"}, {"row": 5, "id": "c"}]
+    assert [known.place_of(name) for name in "abcd"] == [1, 2, 0, None]
+    assert known.places_with(pa.array(["b", "c", "x"])).tolist() == [0, 2]
+    assert not known.numbered
+    for wrong in ([batch.slice(0, 2)], []):
+        with pytest.raises(ValueError, match="it should hold"):
+            rows.KnownRows(wrong, 3, 5, None)
