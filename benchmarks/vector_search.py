@@ -26,15 +26,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from ray_retrieval.search.approximate import (
-    ApproximateSegment,
-    Effort,
-    choose,
-    fill,
-    recall,
-    search_approximate,
-    train,
-)
+from ray_retrieval.search.approximate import ApproximateSegment, recall, search_approximate
+from ray_retrieval.search.choosing import choose_for_vectors
+from ray_retrieval.search.effort import Effort
+from ray_retrieval.search.faiss_index import fill, train
 from ray_retrieval.search.vectors import VectorSegment, norm_error, search_vectors
 
 Floats = npt.NDArray[np.float32]
@@ -134,7 +129,7 @@ def main() -> None:
     queries = unit_vectors(options.batch, options.dimension, 2)
     print(f"{options.rows:,} rows of {options.dimension} dimensions; ms\n")
     measure_exact(database, queries, options.threads)
-    factory = options.factory or choose(options.rows, options.dimension).factory
+    factory = options.factory or choose_for_vectors(options.rows, options.dimension).factory
     if options.approximate and factory is not None:
         measure_approximate(database, queries, factory, options.threads)
 

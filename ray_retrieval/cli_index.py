@@ -58,9 +58,17 @@ def index_build(
         str | None,
         typer.Option(
             "--search",
-            help="Of vectors: exact (the default), auto (by their number), or a FAISS factory string. Of "
-            "local features: auto (the default), votes, exact, asmk or global.",
+            help="Of codes and vectors: exact (the default) or auto (by their number); of vectors a FAISS "
+            "factory string, of codes BIVF1024 (1,024 cells). Of local features: auto (the default), votes, "
+            "exact, asmk or global.",
         ),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(help="Of the exact hits, the share to be found at least; fewer, and nothing is built."),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What the search that auto chooses may take beside the shards: 2GB.")
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -87,7 +95,9 @@ def index_build(
     from ray_retrieval.search.importing import made_elsewhere
     from ray_retrieval.search.votes import LocalSearchConfig
 
-    given, local, approximate = settings or [], None, None
+    asked = {"recall_target": recall, "memory": memory}
+    given = [*(f"{key}={value}" for key, value in asked.items() if value is not None), *(settings or [])]
+    local, approximate = None, None
     source = rows_to_index(
         places,
         bits=bits,

@@ -96,6 +96,21 @@ def test_a_round_of_changes(cli_call, made, index, tmp_path):
     assert said(cli_call, "index", "verify", index)["sound"]
 
 
+def test_a_recall_to_reach(cli_call, made, tmp_path):
+    build = ("index", "build", made / "first", "--out", tmp_path / "index")
+    cells = ("--search", "BIVF6", "--set", "recall_queries=24")
+    code, _, err = cli_call(*build, *cells, "--set", "nprobe=1", "--recall", "1")
+    assert code == 2
+    assert "nearest, 1 is asked for (--set nprobe=" in err
+    assert not (tmp_path / "index" / "CURRENT").exists()
+    info = said(cli_call, *build, *cells, "--set", "nprobe=6", "--recall", "1")
+    assert (info["search"], info["factory"], info["nprobe"]) == ("approximate", "BIVF6", 6)
+    assert (info["recall@10"], info["recall_target"]) == (1, 1)
+    info = said(cli_call, *build, "--search", "auto", "--memory", "1 MB")
+    assert info["search"] == "exact"
+    assert "24 rows are searched exactly" in info["why"]
+
+
 def test_search_under_a_filter(cli_call, made, index):
     found = said(cli_call, "search", index, made / "query.png", "-k", 4, "--where", "label in (green, blue)")
     labels = [hit["labels"] for hit in found["queries"][0]["hits"]]

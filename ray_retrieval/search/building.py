@@ -54,8 +54,8 @@ def build(
         shards: parts of nearly equal size that different processes can search; no more than there are rows.
             None: one for every `ROWS_PER_SHARD`.
         keep_images: store the images that came as bytes; those that are files are referred to by path.
-        approximate: which search an index of vectors is built for; default the exact one. The shards are the
-            same for all.
+        approximate: which search an index of codes or vectors is built for; default the exact one. The
+            shards are the same for all.
         local: which shortlist an index of local features is built for; not looked at for other kinds.
         threads: processor threads: a shard, or file beside one, each; and for measuring a search.
         pool: who writes the files instead; the same ones, whoever it is.
@@ -68,7 +68,7 @@ def build(
         ArtefactError: if the rows are missing, damaged or none, `out` holds another model's index, or
             somebody else is writing to it.
         DataError: if an id comes twice, or a file of others is not what it should be.
-        RecipeError: if the search is not one for these descriptors.
+        RecipeError: if the search is not one for these descriptors, or finds less than it is to find.
     """
     source, index, pool = opened_rows(rows), Folder(out), pool or Threads(threads)
     form, ids = source.form, source.ids()
@@ -98,7 +98,7 @@ def build(
         )
         opened = [Shard(index, entry, form, content=pool.elsewhere) for entry in entries]
         known = None if previous is None else previous.approximate
-        structure = build_structure(index, opened, form, approximate or ApproximateConfig(), known, pool)
+        structure, why = build_structure(index, opened, form, approximate or ApproximateConfig(), known, pool)
         shortlist = None
         if form.kind is DescriptorKind.LOCAL:
             before = None if previous is None else previous.local
@@ -119,6 +119,7 @@ def build(
             class_names=None if source.class_names is None else tuple(source.class_names),
             shards=entries,
             approximate=structure,
+            why=None if structure or shortlist else why,
             local=shortlist,
             deletes=None,
             self_test=(),

@@ -67,6 +67,7 @@ def describe(index: Index) -> dict[str, Any]:
         "operation": manifest.operation,
         **manifest.form.as_json(),
         "search": manifest.search,
+        **({} if manifest.why is None else {"why": manifest.why}),
         **({} if manifest.approximate is None else manifest.approximate.info()),
         **({} if manifest.local is None else manifest.local.info()),
         "rows": manifest.rows,
@@ -88,7 +89,7 @@ def _memory(manifest: Manifest) -> dict[str, Any]:
     for shard in manifest.shards:
         for file in shard.files:
             kinds[_KIND_OF.get(file.file, "descriptor_bytes")] += file.bytes
-    beside = sum(file.bytes for file in manifest.files)
+    beside = sum(file.bytes for file in manifest.beside if file is not None)
     private = _private(manifest, beside)
     searched = kinds["descriptor_bytes"] + beside
     return {
@@ -101,7 +102,8 @@ def _memory(manifest: Manifest) -> dict[str, Any]:
 
 def _private(manifest: Manifest, beside: int) -> int | None:
     """Of what lies beside the shards, and of removed rows; None if FAISS's kind is not known."""
-    removed, shards = 8 * manifest.deleted, len(manifest.files)
+    removed = 8 * manifest.deleted
+    shards = sum(file is not None for file in manifest.beside)
     built = manifest.approximate or manifest.local
     if built is None or built.factory is None:
         return removed

@@ -14,7 +14,7 @@ import numpy as np
 
 from ray_retrieval.descriptors import DescriptorKind, Descriptors, Form
 from ray_retrieval.errors import RecipeError
-from ray_retrieval.search.approximate import _one_faiss_thread as one_faiss_thread
+from ray_retrieval.search.faiss_index import one_faiss_thread
 from ray_retrieval.search.index import Index
 from ray_retrieval.storage import Folder
 

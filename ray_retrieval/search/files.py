@@ -7,12 +7,14 @@ its description says, and writes the rest anew.
 from collections.abc import Callable, Sequence
 
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search.manifest import FileEntry, ShardEntry
-from ray_retrieval.search.pool import Advance, Pool
+from ray_retrieval.search.faiss_index import emptied
+from ray_retrieval.search.manifest import Approximate, FileEntry, LocalSearch, ShardEntry
+from ray_retrieval.search.pool import Advance, Pool, Threads
 from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description
 
 FILES_VERSION = 1
 _KIND = "approximate index of a shard"
+_TRAINED = "trained"
 
 Fill = Callable[[int, Callable[[bytes], object]], object]
 """Gives the bytes of a shard's file, by its number, to what writes them."""
@@ -59,6 +61,36 @@ def complete(
                 check_file(index, entry.model_dump(), content=True)
             entries[number] = entry
     return tuple(entry for entry in entries if entry is not None)
+
+
+def trained_once(index: Folder, folder: str, suffix: str, train: Callable[[], bytes]) -> FileEntry:
+    """What the files of a folder are filled from, a file beside them; trained only if it is not there.
+
+    Args:
+        index: the index's folder.
+        folder: of the files, from there.
+        suffix: of the files' names.
+        train: gives the bytes.
+    """
+
+    def prepare() -> Fill:
+        return lambda _, write: write(train())
+
+    (entry,) = complete(index, folder, suffix, [_TRAINED], prepare, Threads(1))
+    return entry
+
+
+def trained_bytes(index: Folder, built: Approximate | LocalSearch) -> bytes:
+    """What the files of FAISS, or of cells, are filled from.
+
+    Raises:
+        ArtefactError: if it is missing or damaged.
+    """
+    if built.trained is not None:
+        check_file(index, built.trained.model_dump(), content=True)
+        return index.read_bytes(built.trained.file)
+    # Of an index that an earlier release built.
+    return emptied(index.local_path(next(file.file for file in built.files if file is not None)))
 
 
 def numbers(shards: Sequence[ShardEntry]) -> list[str]:

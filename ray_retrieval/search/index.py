@@ -22,8 +22,8 @@ import pyarrow as pa
 
 from ray_retrieval.descriptors import Codes, Descriptors, Form, Local, Vectors, assembled, concatenate
 from ray_retrieval.errors import ArtefactError, QueryError
-from ray_retrieval.search.approximate import Effort
 from ray_retrieval.search.deletes import read_deletes
+from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.gpu import GpuSearch
 from ray_retrieval.search.hits import Hits
@@ -31,15 +31,7 @@ from ray_retrieval.search.images import read_image
 from ray_retrieval.search.manifest import Manifest, read_current, read_pointer, read_version
 from ray_retrieval.search.rows import ids_as_text
 from ray_retrieval.search.segments import search_segments
-from ray_retrieval.search.selection import (
-    FEW,
-    FEW_SHARE,
-    RecentSelections,
-    Selection,
-    Spans,
-    is_among,
-    search_selected,
-)
+from ray_retrieval.search.selection import RecentSelections, Selection, Spans, is_among, search_selected
 from ray_retrieval.search.shard import Shard, aligned
 from ray_retrieval.search.shortlist import ShortlistSearch
 from ray_retrieval.search.structures import StructureSearch
@@ -302,20 +294,17 @@ class Index:
                 threads=self._threads,
             )
         assert isinstance(queries, Codes | Vectors)
-        structure = None if exact or self._gpu is not None else self._structure
+        if self._structure is not None and self._gpu is None and not exact:
+            return self._structure.search(queries, k, effort, selection=selection, threads=self._threads)
 
         def find(some: Codes | Vectors, count: int) -> Hits:
             if self._gpu is not None:
                 return self._gpu.search(some, count, threads=self._threads)
-            if structure is None:
-                return search_segments(self._segments, some, count, threads=self._threads)
-            assert isinstance(some, Vectors)
-            return structure.search(some, count, effort, threads=self._threads)
+            return search_segments(self._segments, some, count, threads=self._threads)
 
         if selection is None:
             return find(queries, k)
-        few = None if structure is None else max(FEW, int(FEW_SHARE * self._spans.rows))
-        return search_selected(find, self._segments, selection, queries, k, few=few, threads=self._threads)
+        return search_selected(find, self._segments, selection, queries, k, threads=self._threads)
 
     def selection(self, where: "str | Filter | None" = None) -> Selection:
         """The rows that a search can find, or those that pass a filter.

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from ray_retrieval.descriptors import DescriptorKind, Form
-from ray_retrieval.search.approximate import EXACT_ROWS, choose
+from ray_retrieval.search.choosing import EXACT_CODES, EXACT_VECTORS, choose_for_codes, choose_for_vectors
 from ray_retrieval.search.scan import words_per_row
 from ray_retrieval.search.sources import RowSource
 from ray_retrieval.search.votes import LocalSearchConfig, choose_shortlist
@@ -22,6 +22,7 @@ _FACTORY = re.compile(
     r"(?:Pad(?P<padded>\d+),)?(?:IVF(?P<cells>\d+),)?"
     r"(?:(?P<flat>Flat)|(?P<sq8>SQ8)|PQ(?P<parts>\d+)x4fs|HNSW(?P<links>\d+)(?:,Flat)?)"
 )
+_CELLS = re.compile(r"BIVF(?P<cells>\d+)")
 _NUMBER, _COUNT = 4, 8
 """Bytes of a float32 or a row in a graph, and of an id or a length in FAISS's files."""
 _BLOCK_ROWS = 32
@@ -87,11 +88,11 @@ def plan(
     """
     stored = descriptor_bytes(form, rows, features)
     if form.kind is DescriptorKind.CODES:
-        return [Footprint("exact", stored, 0, rows, auto=True)]
+        return _of_codes(form, rows, shards, memory)
     if form.kind is DescriptorKind.LOCAL:
         return _of_local(form, rows, features, shards)
-    chosen = choose(rows, form.size, memory).factory
-    fast = chosen or choose(max(rows, EXACT_ROWS + 1), form.size, memory).factory or ""
+    chosen = choose_for_vectors(rows, form.size, memory).factory
+    fast = chosen or choose_for_vectors(max(rows, EXACT_VECTORS + 1), form.size, memory).factory or ""
     cells = _FACTORY.fullmatch(fast)
     assert cells is not None, "what `auto` chooses is known"
     coarse = f"IVF{cells['cells']}"
@@ -100,6 +101,17 @@ def plan(
         taken = structure_bytes(factory, rows, form.size, shards)
         found.append(_beside(factory, stored, taken, rows, auto=factory == chosen))
     return found
+
+
+def _of_codes(form: Form, rows: int, shards: int, memory: int | None) -> list[Footprint]:
+    """Of the exact search, and of cells."""
+    stored, chosen = descriptor_bytes(form, rows), choose_for_codes(rows, form.size, memory).factory
+    cells = chosen or choose_for_codes(max(rows, EXACT_CODES + 1), form.size).factory or ""
+    taken = structure_bytes(cells, rows, form.size, shards)
+    return [
+        Footprint("exact", stored, 0, rows, auto=chosen is None),
+        _beside(cells, stored, taken, rows, auto=chosen is not None),
+    ]
 
 
 def _of_local(form: Form, rows: int, features: int, shards: int) -> list[Footprint]:
@@ -149,11 +161,14 @@ def structure_bytes(factory: str, rows: int, dimension: int, shards: int = 1) ->
     each row's neighbours begin. Cells hold half a block more than their rows, on average.
 
     Args:
-        factory: FAISS's string.
+        factory: FAISS's string, or that of cells of codes.
         rows: in all shards.
-        dimension: of the vectors.
+        dimension: of the vectors, or bits of the codes.
         shards: with a file each.
     """
+    if (codes := _CELLS.fullmatch(factory)) is not None:
+        width = 8 * words_per_row(dimension)
+        return Structure(rows * (width + 4) + shards * int(codes["cells"]) * (width + 8), 0)
     said = _FACTORY.fullmatch(factory)
     if said is None:
         return None

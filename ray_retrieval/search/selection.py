@@ -4,14 +4,15 @@ A search among some rows returns what the search of a database of these rows alo
 ways lead there. Where the rows are few, they are gathered and compared exactly. Else the search over all rows
 is asked for more hits, and those that may not be are dropped; queries that are still short after a second
 attempt, because the wrong rows lie around them, go the first way. Asking for more costs a few per cent; a
-search that looks at each row's mark takes several times as long.
+search that looks at each row's mark takes several times as long. An approximate search looks at few rows, and
+so at their marks (`bits`): see `structures.StructureSearch.search`.
 """
 
 import functools
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,6 +27,8 @@ from ray_retrieval.search.vectors import VectorSegment
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Bits = npt.NDArray[np.uint8]
+"""A mask with a bit for each row, the lowest of a byte first, and zeros to the end of the last byte."""
 Asked = TypeVar("Asked", bound=Hashable)
 Find = Callable[[Codes | Vectors, int], Hits]
 """The search over all rows: the `k` nearest for each query."""
@@ -136,6 +139,12 @@ class Selection:
         found[self.dead[start:stop] - first] = False
         return found
 
+    @functools.cached_property
+    def bits(self) -> tuple[Bits, ...]:
+        """The masks of all shards, packed: they are made once, and kept."""
+        shards = range(len(self.spans.sizes))
+        return tuple(np.packbits(self.mask(number), bitorder="little") for number in shards)
+
     def chosen(self) -> Rows:
         """int64, ascending: those that may."""
         parts = [self.places(number) + first for number, first in enumerate(self.spans.first_rows)]
@@ -210,25 +219,22 @@ def search_selected(
     queries: Codes | Vectors,
     k: int,
     *,
-    few: int | None = None,
     threads: int,
 ) -> Hits:
     """The `k` nearest of the selected rows for each query, sorted by (distance, row).
 
     Args:
-        find: the search over all rows of the segments, with exact distances. Where it misses near rows, so
-            may this one; but where `k` rows are selected, there are `k` hits.
+        find: the exact search over all rows of the segments.
         segments: those of the selection's shards, in their order.
         selection: which rows may be hits.
         queries: codes or vectors.
         k: hits per query.
-        few: up to so many selected rows are compared one by one; None: where they are a small share.
         threads: to share the work among.
     """
     count, total = len(selection), selection.spans.rows
     most = min(k, count)
-    if count <= (total // _SHARE if few is None else few):
-        return _search_gathered(segments, selection, queries, k, threads)
+    if count <= total // _SHARE:
+        return search_gathered(segments, range(len(segments)), selection, queries, k, threads=threads)
     found = no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)
     short = np.arange(len(queries))
     wanted = math.ceil(most * total / count) + _SPARE
@@ -242,7 +248,8 @@ def search_selected(
             left.append(some[np.count_nonzero(hits.rows != NO_ROW, axis=1) < most])
         short = np.concatenate(left)
     if len(short):
-        hits = _search_gathered(segments, selection, queries.take(short), k, threads)
+        left_over, everywhere = queries.take(short), range(len(segments))
+        hits = search_gathered(segments, everywhere, selection, left_over, k, threads=threads)
         found.distances[short], found.rows[short] = hits.distances, hits.rows
     return found
 
@@ -260,22 +267,52 @@ def dropped(hits: Hits, selection: Selection, k: int) -> Hits:
     return found
 
 
-def _search_gathered(
+def search_gathered(
     segments: Sequence[AnySegment],
-    selection: Selection,
+    numbers: Sequence[int],
+    selection: Selection | None,
     queries: Codes | Vectors,
     k: int,
+    *,
     threads: int,
 ) -> Hits:
-    """Compare the queries with the selected rows, copied out of their segments some at a time."""
-    parts = [no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)]
-    for number, segment in enumerate(segments):
-        for places in _blocks(selection.places(number), segment):
-            some = _gathered(segment, places)
-            hits = search_segments([some], queries, min(k, len(places)), threads=threads)
-            rows = np.where(hits.rows == NO_ROW, NO_ROW, places[hits.rows] + segment.first_row)
-            parts = [merge([*parts, Hits(hits.distances, rows)], k)]
-    return parts[0]
+    """The `k` nearest rows of some segments for each query, exactly: they are copied out and compared.
+
+    Args:
+        segments: those of the selection's shards.
+        numbers: of those to search.
+        selection: which rows may be hits; default all, without a copy.
+        queries: codes or vectors.
+        k: hits per query.
+        threads: to share the work among.
+    """
+    if selection is None:
+        return search_segments([segments[number] for number in numbers], queries, k, threads=threads)
+    blocks = (
+        (places, segments[number].first_row, _gathered(segments[number], places))
+        for number in numbers
+        for places in _blocks(selection.places(number), segments[number])
+    )
+    return search_blocks(blocks, queries, k, threads=threads)
+
+
+def search_blocks(
+    blocks: Iterable[tuple[Rows, int, AnySegment]], queries: Codes | Vectors, k: int, *, threads: int
+) -> Hits:
+    """The `k` nearest rows of blocks that were copied from somewhere, one block at a time.
+
+    Args:
+        blocks: the places that a block's rows have there, the row number of place 0, and the rows.
+        queries: codes or vectors.
+        k: hits per query.
+        threads: to share the work among.
+    """
+    found = no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)
+    for places, first_row, block in blocks:
+        hits = search_segments([block], queries, min(k, len(places)), threads=threads)
+        rows = np.where(hits.rows == NO_ROW, NO_ROW, places[hits.rows] + first_row)
+        found = merge([found, Hits(hits.distances, rows)], k)
+    return found
 
 
 def _blocks(places: Rows, segment: AnySegment) -> Iterator[Rows]:

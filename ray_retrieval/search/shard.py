@@ -182,7 +182,7 @@ class Shard:
     """
 
     def __init__(self, index: Folder, entry: ShardEntry, form: Form, *, content: bool = False) -> None:
-        self._index, self.entry, self._form = index, entry, form
+        self._index, self.entry, self.form = index, entry, form
         self._folder = index / entry.folder
         self.check_files(content=content)
         # Mapped at once, so that they stay readable once pruned; other stores are asked when need be.
@@ -190,7 +190,7 @@ class Shard:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it maps the files again, when they are first needed."""
-        return _to_be_mapped, (self._index, self.entry, self._form)
+        return _to_be_mapped, (self._index, self.entry, self.form)
 
     @functools.cached_property
     def segment(self) -> AnySegment:
@@ -239,7 +239,7 @@ class Shard:
 
     def descriptors(self, places: npt.NDArray[np.int64]) -> Descriptors:
         """Those of the rows at some places, in the order asked."""
-        return rows_of(self.segment, self._form, places)
+        return rows_of(self.segment, self.form, places)
 
     def image(self, place: int) -> bytes | None:
         """Bytes of the image at a place, or None where the shard does not hold them."""
@@ -274,7 +274,7 @@ class Shard:
         try:
             return open_segment(
                 self._folder,
-                self._form,
+                self.form,
                 rows=entry.rows,
                 first_row=entry.first_row,
                 features=entry.features,
@@ -312,7 +312,7 @@ class Shard:
 def _to_be_mapped(index: Folder, entry: ShardEntry, form: Form) -> Shard:
     """A shard of which nothing was looked at yet."""
     shard = Shard.__new__(Shard)
-    shard._index, shard.entry, shard._form = index, entry, form
+    shard._index, shard.entry, shard.form = index, entry, form
     shard._folder = index / entry.folder
     return shard
 

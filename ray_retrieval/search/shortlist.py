@@ -19,10 +19,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_retrieval.descriptors import Codes, Local, Vectors
-from ray_retrieval.search import approximate, asmk
-from ray_retrieval.search.approximate import Effort
+from ray_retrieval.search import asmk, faiss_index
 from ray_retrieval.search.asmk import AsmkSegment, search_asmk
-from ray_retrieval.search.files import FILES_VERSION, Fill, complete, names_of, numbers
+from ray_retrieval.search.effort import Effort
+from ray_retrieval.search.files import (
+    FILES_VERSION,
+    Fill,
+    complete,
+    names_of,
+    numbers,
+    trained_bytes,
+    trained_once,
+)
 from ray_retrieval.search.hits import NO_ROW, Hits, without
 from ray_retrieval.search.local import LocalSegment
 from ray_retrieval.search.manifest import FileEntry, LocalSearch, Recall, ShardEntry
@@ -196,16 +204,24 @@ def build_shortlist(
     chosen = choose_shortlist(config, features=total, vectors=vectors)
     key = fingerprint([FILES_VERSION, *chosen[:-1], [entry.folder for entry in entries]])
 
-    def prepare() -> Fill:
+    def train() -> bytes:
         features = [features_of(number) for number in range(len(shards))]
         sample = sample_features(features, chosen.train_rows, _TRAINING_SEED)
-        if chosen.kind == "asmk":
-            codebook = asmk.train(chosen.words, sample, _TRAINING_SEED)
-            return lambda number, write: asmk.fill(codebook, features_of(number), write)
-        trained = approximate.train(chosen.factory or "", sample, _TRAINING_SEED)
-        return lambda number, write: fill(trained, features_of(number), write)
+        return faiss_index.train(chosen.factory or "", sample, _TRAINING_SEED)
 
+    def prepare() -> Fill:
+        if trained is not None:
+            known = index.read_bytes(trained.file)
+            return lambda number, write: fill(known, features_of(number), write)
+        features = [features_of(number) for number in range(len(shards))]
+        sample = sample_features(features, chosen.train_rows, _TRAINING_SEED)
+        codebook = asmk.train(chosen.words, sample, _TRAINING_SEED)
+        return lambda number, write: asmk.fill(codebook, features_of(number), write)
+
+    trained: FileEntry | None = None
     files: tuple[FileEntry, ...] = ()
+    if chosen.kind == "votes":
+        trained = trained_once(index, f"local/{key}", _SUFFIX[chosen.kind], train)
     if chosen.kind in _SUFFIX:
         files = complete(index, f"local/{key}", _SUFFIX[chosen.kind], numbers(entries), prepare, pool)
     built = LocalSearch(
@@ -216,6 +232,7 @@ def build_shortlist(
         why=chosen.why,
         config=config,
         files=files,
+        trained=trained,
         recall=None,
     )
     if known is not None and known == built.model_copy(update={"recall": known.recall}):
@@ -246,11 +263,10 @@ def extend_shortlist(
     features_of = _Features(shards)
 
     def prepare() -> Fill:
-        path = index.local_path(built.files[0].file)
         if built.kind == "asmk":
-            codebook = asmk.codebook_of(path)
+            codebook = asmk.codebook_of(index.local_path(built.files[0].file))
             return lambda number, write: asmk.fill(codebook, features_of(anew[number]), write)
-        trained = approximate.emptied(path)
+        trained = trained_bytes(index, built)
         return lambda number, write: fill(trained, features_of(anew[number]), write)
 
     names = names_of([shards[number].entry for number in anew])

@@ -35,6 +35,7 @@ def ray_pool():
 
 KINDS = {
     "codes": (draw_codes(90, 50), {}),
+    "cells": (draw_codes(90, 50), {"approximate": ApproximateConfig(search="BIVF4", recall_queries=20)}),
     "vectors": (
         draw_vectors(90, 8),
         {"approximate": ApproximateConfig(search="IVF2,PQ4x4fs", recall_queries=20)},

@@ -16,7 +16,9 @@ from ray_retrieval.search.votes import LocalSearchConfig
 
 
 def sized(index, suffixes):
-    return sum(path.stat().st_size for path in index.rglob("*") if path.suffix in suffixes)
+    """Without what the files are filled from, which no search needs."""
+    found = [path for path in index.rglob("*") if path.suffix in suffixes and path.stem != "trained"]
+    return sum(path.stat().st_size for path in found)
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +46,24 @@ def test_structures_take_what_is_said(tmp_path, vectors, factory, shards):
 def test_codes_take_whole_words(tmp_path, bits):
     build_bare(Bare(draw_codes(40, bits)), tmp_path / "index", shards=2)
     said = plan(Form(DescriptorKind.CODES, bits), 40, shards=2)
-    assert [(kind.kind, kind.private, kind.auto) for kind in said] == [("exact", 0, True)]
+    assert [(kind.kind, kind.private, kind.auto) for kind in said] == [
+        ("exact", 0, True),
+        ("BIVF2048", 0, False),
+    ]
     assert sized(tmp_path / "index", {".bin"}) == said[0].mapped + 2 * 64
     info = Index.open(tmp_path / "index").info()
     assert (info["descriptor_bytes"], info["known_bytes"]) == (said[0].mapped + 2 * 64, 0)
     assert info["searched_bytes_per_row"] == pytest.approx(said[0].bytes_per_row + 2 * 64 / 40)
+
+
+@pytest.mark.parametrize("bits", [10, 200])
+def test_cells_of_codes_take_what_is_said(tmp_path, bits):
+    config = ApproximateConfig(search="BIVF8", recall_queries=5)
+    build_bare(Bare(draw_codes(900, bits)), tmp_path / "index", shards=2, approximate=config)
+    said, real = structure_bytes("BIVF8", 900, bits, 2), sized(tmp_path / "index", {".cells"})
+    assert abs(said.bytes - real) < 2 * (64 * 8 * 4 + 128)
+    info = Index.open(tmp_path / "index").info()
+    assert (info["structure_bytes"], info["private_bytes"]) == (real, 0)
 
 
 def test_local_features_take_what_is_said(tmp_path):

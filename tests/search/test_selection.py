@@ -42,12 +42,12 @@ def segments_of(kind, sizes, seed):
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=3),
     share=st.sampled_from([0.0, 0.02, 0.3, 0.9, 1.0]),
     k=st.integers(1, 70),
-    few=st.sampled_from([0, 10, None]),
+    share_of_few=st.sampled_from([1, 8, 10**9]),
     filtered=st.booleans(),
     at_once=st.sampled_from([1 << 26, 1 << 9]),
     seed=st.integers(0, 10**6),
 )
-def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered, at_once, seed):
+def test_as_the_search_of_what_is_selected(kind, sizes, share, k, share_of_few, filtered, at_once, seed):
     segments, data, numbers = segments_of(kind, sizes, seed)
     generator = np.random.default_rng(seed)
     kept = generator.random(len(data)) < share
@@ -62,6 +62,10 @@ def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered,
         selection = Selection.of(spans, np.union1d(numbers[~kept], elsewhere))
     assert len(selection) == kept.sum()
     np.testing.assert_array_equal(selection.chosen(), numbers[kept])
+    unpacked = [np.unpackbits(bits, bitorder="little") for bits in selection.bits]
+    marks = [bits[:size] for bits, size in zip(unpacked, sizes, strict=True)]
+    np.testing.assert_array_equal(np.concatenate(marks), kept)
+    assert sum(int(bits.sum()) for bits in unpacked) == kept.sum()
     places = generator.permutation(int(kept.sum()))
     np.testing.assert_array_equal(selection.at(places), numbers[kept][places])
     np.testing.assert_array_equal(selection.allows(numbers), kept)
@@ -75,7 +79,8 @@ def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ray_retrieval.search.selection._BYTES_AT_ONCE", at_once)
-        found = search_selected(find, segments, selection, queries, k, few=few, threads=2)
+        patch.setattr("ray_retrieval.search.selection._SHARE", share_of_few)
+        found = search_selected(find, segments, selection, queries, k, threads=2)
     alone = data[kept]
     whole = Segment(to_words(alone, BITS)) if kind == "codes" else VectorSegment(alone, 0, 1e-6)
     expected = search_segments([whole], queries, k, threads=1)
@@ -87,7 +92,7 @@ def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered,
 
 
 @pytest.mark.parametrize("kind", ["codes", "vectors"])
-def test_all_that_is_near_may_be_deleted(kind):
+def test_all_that_is_near_may_be_deleted(kind, monkeypatch):
     """Then asking for more does not help, and the others are compared one by one."""
     generator = np.random.default_rng(0)
     if kind == "codes":
@@ -108,7 +113,8 @@ def test_all_that_is_near_may_be_deleted(kind):
         return search_segments([segment], some, count, threads=1)
 
     selection = Selection.of(spans, np.arange(1999))
-    found = search_selected(find, [segment], selection, query, 5, few=0, threads=1)
+    monkeypatch.setattr("ray_retrieval.search.selection._SHARE", 10**9)
+    found = search_selected(find, [segment], selection, query, 5, threads=1)
     assert len(asked) == 2
     assert max(asked) < 500
     expected = [
