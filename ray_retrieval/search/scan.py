@@ -241,7 +241,7 @@ def _next_block(
     # cost. And they stand in a function of their own, free of reference counts.
     bound = np.uint64(limit)
     if len(width) <= _NARROW:
-        # Most blocks hold nothing, so the least distance is all that is found out of them, and nothing stored.
+        # Most blocks hold no hit: of them only the least distance is found, and nothing is stored.
         for number in range(first, stop):
             block = words[number * _BLOCK_ROWS * len(width) : (number + 1) * _BLOCK_ROWS * len(width)]
             least = np.uint64(0xFFFF)
