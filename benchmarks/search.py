@@ -51,7 +51,7 @@ FULL = {
     "approximate-vectors": [1_000_000],
 }
 SHORT = {
-    "codes": [100_000, 1_000_000],
+    "codes": [1_000_000],
     "approximate-codes": [100_000],
     "vectors": [100_000],
     "approximate-vectors": [50_000],

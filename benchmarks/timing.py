@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 _STATUS = Path("/proc/self/status")
+_ENOUGH_S = 0.3
 _LONG_S = 1.0  # Of what takes longer, a few runs tell enough.
 
 
@@ -30,7 +31,7 @@ class Latency(NamedTuple):
 
 
 def seconds(work: Callable[[], object], at_least: int = 3) -> float:
-    """The shortest of several runs: so many and half a second's worth of them, after one to warm up.
+    """The shortest of several runs, after one to warm up: so many, and some tenths of a second's worth.
 
     Work of more than a second is run twice, the first time included; of more than ten, once.
     """
@@ -38,13 +39,13 @@ def seconds(work: Callable[[], object], at_least: int = 3) -> float:
     if taken[0] > _LONG_S:
         return min([*taken, _taken(work)]) if taken[0] < 10 * _LONG_S else taken[0]
     taken = []
-    while len(taken) < at_least or (sum(taken) < 0.5 and len(taken) < 200):
+    while len(taken) < at_least or (sum(taken) < _ENOUGH_S and len(taken) < 200):
         taken.append(_taken(work))
     return min(taken)
 
 
 def latency(
-    search: Callable[[Any], object], queries: Sequence[Any] | npt.NDArray[Any], budget_s: float = 2.0
+    search: Callable[[Any], object], queries: Sequence[Any] | npt.NDArray[Any], budget_s: float = 1.0
 ) -> Latency:
     """How long single queries take: as many different ones as the time allows, at least ten.
 
