@@ -29,6 +29,7 @@ def measure_exact(rows: int, dimension: int, threads: int) -> None:
     flat = {"L2": faiss.IndexFlatL2(dimension), "IP": faiss.IndexFlatIP(dimension)}
     for index in flat.values():
         index.add(database)
+    before = faiss.cvar.distance_compute_blas_threshold
     faiss.cvar.distance_compute_blas_threshold = 4 * dimension
     found, peer = search_vectors(segments, queries, 10).rows, flat["L2"].search(queries, 10)[1]
     same = 100 * np.mean(found == peer)
@@ -51,6 +52,7 @@ def measure_exact(rows: int, dimension: int, threads: int) -> None:
                     f"{min(theirs) / taken:8.2f}",
                     flush=True,
                 )
+    faiss.cvar.distance_compute_blas_threshold = before
 
 
 def measure_approximate(
