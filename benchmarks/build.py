@@ -33,7 +33,7 @@ from typing import Any
 
 import faiss
 import numpy as np
-from databases import clustered_codes, clustered_vectors, embedded
+from databases import clustered_codes, clustered_vectors, embedded, usual_factory
 
 from ray_retrieval.compute import cores, describe_machine
 from ray_retrieval.descriptors import Codes, Vectors
@@ -200,7 +200,7 @@ def main() -> None:
         file = saved(of_vectors, vectors)
         measure(table, "vectors", Vectors(vectors), "exact", threads, of_vectors)
         measure_faiss(table, "vectors", faiss_vectors, "Flat", threads, file)
-        wanted = options.factory or factory_for(rows, options.dimension)
+        wanted = options.factory or usual_factory(rows, options.dimension)
         built = measure(table, wanted, Vectors(vectors), wanted, threads, of_vectors)
         assert built == wanted, f"{built} was built"
         measure_faiss(table, wanted, faiss_vectors, wanted, threads, file)
@@ -208,11 +208,6 @@ def main() -> None:
             measure_autofaiss(table, wanted, options.autofaiss, wanted, threads, file)
         else:
             print("not compared with autofaiss: name an environment's Python with --autofaiss")
-
-
-def factory_for(rows: int, dimension: int) -> str:
-    """What `auto` takes for many rows: about √rows cells, 4 bits for every 2 dimensions."""
-    return f"IVF{2 ** round(np.log2(np.sqrt(rows)))},PQ{dimension // 2}x4fs"
 
 
 if __name__ == "__main__":

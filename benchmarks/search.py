@@ -22,8 +22,8 @@ several times longer. Ours gives the same hits in the same order for any batch a
 which FAISS does not promise.
 
 approximate-vectors: points in 10,000 clusters around such points (`databases.clustered_vectors`); the index
-that `auto` chooses, or `--factory`, against hnswlib and usearch (16 links, 128 candidates when a row is
-added) and the exact search.
+of `--factory`, by default the kind that `auto` takes for a million, against hnswlib and usearch (16 links,
+128 candidates when a row is added) and the exact search.
 
 The approximate ones are compared at equal recall: for each share of the exact nearest 10 each takes the
 least effort (cells that are visited, or length of a graph's list), of powers of two, that finds as much for
@@ -39,6 +39,7 @@ from pathlib import Path
 
 import search_codes
 import search_vectors
+from databases import usual_factory
 from peers import installed
 
 from ray_retrieval.compute import cores, describe_machine
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--rows", type=count, nargs="+", help="of the database, instead of the part's own")
     parser.add_argument("--bits", type=int, nargs="+", default=[64], help="of codes; multiples of 8")
     parser.add_argument("--dimensions", type=int, nargs="+", help="of vectors; default 128 and 512")
-    parser.add_argument("--factory", default="auto", help="of the approximate search of vectors")
+    parser.add_argument("--factory", help="of our approximate search of vectors; default IVF…,PQ…x4fs")
     parser.add_argument("--threads", type=int, default=cores(), help="measured besides one thread")
     parser.add_argument("--folder", type=Path, help="where temporary files go; default the system's")
     options = parser.parse_args()
@@ -98,7 +99,8 @@ def main() -> None:
                         search_vectors.measure_exact(rows, dimension, options.threads)
                 else:
                     for dimension in dimensions:
-                        search_vectors.measure_approximate(rows, dimension, options.factory, *shared)
+                        factory = options.factory or usual_factory(rows, dimension)
+                        search_vectors.measure_approximate(rows, dimension, factory, *shared)
 
 
 if __name__ == "__main__":

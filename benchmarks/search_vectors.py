@@ -58,7 +58,7 @@ def measure_exact(rows: int, dimension: int, threads: int) -> None:
 def measure_approximate(
     rows: int, dimension: int, factory: str, threads: int, packages: dict[str, Any], folder: Path
 ) -> None:
-    """One table: the index that a factory string, or `auto`, builds; all vectors; graphs."""
+    """One table: the index that a factory string builds; all vectors; graphs."""
     database = clustered_vectors(rows, dimension, 1)
     queries = clustered_vectors(_APPROXIMATE_BATCH, dimension, 2)
     segments = [VectorSegment(database, 0, norm_error(database))]
