@@ -1,6 +1,6 @@
 """Searching codes and vectors, exactly and approximately, against FAISS, usearch and hnswlib, in one run.
 
-    python benchmarks/search.py                            all of it: half an hour, and 7 GB of memory
+    python benchmarks/search.py                            all of it: 40 minutes, and 7 GB of memory
     python benchmarks/search.py --short                    smaller ones: a minute or two
     python benchmarks/search.py codes --rows 1e9           a billion codes: 8 GB of disk, deleted at the end
     python benchmarks/search.py codes --rows 1e6 --bits 32 48 64
