@@ -36,8 +36,8 @@ check: install
 
 bench: install
 	$(BIN)/python benchmarks/hamming_map.py
-	$(BIN)/python benchmarks/hamming_scan.py
-	$(BIN)/python benchmarks/vector_search.py
+	$(BIN)/python benchmarks/search.py --short
+	$(BIN)/python benchmarks/build.py
 	$(BIN)/python benchmarks/local_search.py --short
 	$(BIN)/python benchmarks/geometric_verification.py
 	$(BIN)/python benchmarks/train_overhead.py

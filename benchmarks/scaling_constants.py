@@ -8,25 +8,19 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
+from databases import PART, paths_of, unit_vectors, write_embeddings
 from mining import Workload, simulated
-from vector_search import unit_vectors
 from workload import photographs
 
 from ray_retrieval.data.mining import hard_negatives
-from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, prepare
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Vectors
-from ray_retrieval.search import embeddings
 from ray_retrieval.search.building import build
 from ray_retrieval.search.scan import scan, to_words
 from ray_retrieval.search.vectors import VectorSegment, norm_error, search_vectors
 from ray_retrieval.storage import Folder
-
-PART = 65_536
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
@@ -51,23 +45,6 @@ def of_images() -> dict[str, float]:
     preprocessing = Preprocessing(size=224)
     taken = seconds(lambda: [prepare(file, preprocessing, None) for file in files], 3)
     return {"decode": 1e3 * taken / len(files), "image_bytes": float(np.mean([len(file) for file in files]))}
-
-
-def paths_of(count: int) -> ImageTable:
-    """Images in a bucket: paths of 47 characters, ids of 13."""
-    rows = range(count)
-    image_type = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
-    images = [
-        {"bytes": None, "path": f"s3://bucket/photographs/{row // 1000:06d}/{row:012d}.jpg"} for row in rows
-    ]
-    table = pa.table(
-        {
-            "id": pa.array([f"i{row:012d}" for row in rows]),
-            "image": pa.array(images, image_type),
-            "label": pa.array(np.arange(count) % 1000),
-        }
-    )
-    return ImageTable(table, name="paths")
 
 
 def of_indices(count: int = 2 * PART) -> dict[str, float]:
@@ -96,19 +73,6 @@ def of_indices(count: int = 2 * PART) -> dict[str, float]:
         "index_codes": paces[0],
         "index_vectors": paces[1],
     }
-
-
-def write_embeddings(
-    out: Folder, table: ImageTable, form: Form, described: Callable[[slice], Descriptors]
-) -> None:
-    parts: list[dict[str, Any]] = []
-    for number, first in enumerate(range(0, len(table), PART)):
-        some = slice(first, first + PART)
-        rows = embeddings.part_table(table.table[some], described(some), first_row=first, skip={})
-        parts.append(embeddings.write_part(out, number, rows, key="", errors=[]))
-    embeddings.finish(
-        out, model="0" * 16, form=form, classes=1000, class_names=None, parts=parts, source=table.fingerprint
-    )
 
 
 def of_searches() -> dict[str, float]:

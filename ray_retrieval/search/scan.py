@@ -241,16 +241,21 @@ def _next_block(
     # cost. And they stand in a function of their own, free of reference counts.
     bound = np.uint64(limit)
     if len(width) <= _NARROW:
+        # Most blocks hold no hit: of them only the least distance is found, and nothing is stored.
         for number in range(first, stop):
             block = words[number * _BLOCK_ROWS * len(width) : (number + 1) * _BLOCK_ROWS * len(width)]
-            hits = 0
+            least = np.uint64(0xFFFF)
             for row in range(_BLOCK_ROWS):
                 distance = np.uint64(0)
                 for word in range(len(width)):
                     distance += ones(query[word] ^ block[row * len(width) + word])
-                distances[row] = distance
-                hits += int(distance <= bound)
-            if hits > 0:
+                least = min(least, distance)
+            if least <= bound:
+                for row in range(_BLOCK_ROWS):
+                    distance = np.uint64(0)
+                    for word in range(len(width)):
+                        distance += ones(query[word] ^ block[row * len(width) + word])
+                    distances[row] = distance
                 return number
         return stop
     # A wide row does not fit the registers so. Its popcounts are stored as bytes and summed eight at a time.
