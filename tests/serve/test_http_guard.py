@@ -261,15 +261,20 @@ def test_a_batch_leaves_turns_to_others(backend: FakeBackend) -> None:
 def test_a_search_that_takes_too_long_is_given_up(backend: FakeBackend) -> None:
     async def wait() -> tuple[list[httpx.Response], httpx.Response, httpx.Response]:
         backend.release.clear()
-        async with connected(backend, changed(request_timeout_s=0.05)) as client:
+        async with connected(backend, changed(request_timeout_s=0.05, max_batch=9)) as client:
+            # The last of the batch never have a turn.
             answers = [await client.post("/v1/search", files={"image": picture(i)}) for i in range(6)]
-            batch = await client.post("/v1/search/batch", json={"searches": [SEARCH] * 3})
+            batch = await client.post("/v1/search/batch", json={"searches": [SEARCH] * 9})
             backend.release.set()
             return answers, batch, await client.post("/v1/search", files={"image": picture(9)})
 
     late, batch, after = asyncio.run(wait())
-    for answer in [*late, batch]:
+    for answer in late:
         assert "0.05 s" in error_of(answer, 503)["problem"]
+    assert batch.status_code == 200
+    for number, one in enumerate(batch.json()["answers"]):
+        assert "0.05 s" in one["error"]["problem"]
+        assert one["error"]["where"] == f"searches.{number}"
     assert after.status_code == 200
     assert backend.busy == 0
 
