@@ -28,6 +28,7 @@ from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.images import read_image
 from ray_retrieval.search.manifest import Manifest, read_current, read_pointer, read_version
+from ray_retrieval.search.neighbours import Neighbours
 from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.selection import FEW, FEW_SHARE, Selection, Spans, is_among, search_selected
 from ray_retrieval.search.shard import Shard, aligned
@@ -288,6 +289,39 @@ class Index:
             return find(queries, k)
         few = None if structure is None else max(FEW, int(FEW_SHARE * self._spans.rows))
         return search_selected(find, self._segments, selection, queries, k, few=few, threads=self._threads)
+
+    @property
+    def votes(self) -> bool:
+        """Whether what is nearest is known only once the neighbours of all shards are merged."""
+        return self.shortlist is not None and self.shortlist.kind in ("votes", "exact")
+
+    def count(self, where: "str | Filter | None" = None) -> int:
+        """How many rows of the opened shards a search can find, or pass a filter.
+
+        Raises:
+            QueryError: if the filter is not one for this index.
+        """
+        return len(self._selection(where))
+
+    def nearest_features(self, queries: Local, *, where: "str | Filter | None" = None) -> Neighbours:
+        """What the queries' features would vote on, among the opened shards, where the index has `votes`.
+
+        Merged by `neighbours.merge_neighbours` with that of the other shards, and voted on by `votes.cast`,
+        it gives the hits of a search of all shards.
+
+        Args:
+            queries: sets of the index's form.
+            where: as for `search`.
+
+        Returns:
+            The nearest features of each feature of the queries, one query after another.
+
+        Raises:
+            QueryError: if the filter is not one for this index.
+        """
+        assert self.shortlist is not None
+        selection = self._selection(where) if where is not None or self.deleted else None
+        return self.shortlist.nearest(queries, selection=selection, threads=self._threads)
 
     def _selection(self, where: "str | Filter | None") -> Selection:
         """The rows that may be hits."""

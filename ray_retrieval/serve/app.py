@@ -1,20 +1,21 @@
 """The server as one Ray Serve application, and the way to run it.
 
-with run("runs/quickstart/index", "runs/quickstart/model", blocking=True) as url:
+with run(named(["runs/quickstart/index"]), blocking=True) as url:
     print(url)
 """
 
 import contextlib
-import itertools
 import logging
+import re
 import signal
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -25,13 +26,21 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_retrieval.cluster import connect, resources
 from ray_retrieval.config import validate
+from ray_retrieval.data import location
 from ray_retrieval.descriptors import DescriptorKind
-from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError
-from ray_retrieval.model import Encoder, read_model_description
+from ray_retrieval.errors import ClusterError, RecipeError
+from ray_retrieval.model import Encoder
+from ray_retrieval.query import local_index
 from ray_retrieval.search import Index
-from ray_retrieval.serve.config import ServeConfig
-from ray_retrieval.serve.deployments import EncoderFactory, EncoderReplica, GatewayReplica
+from ray_retrieval.serve.config import ServeConfig, ServedIndex
+from ray_retrieval.serve.deployments import GatewayReplica, Handles, WriterReplica
+from ray_retrieval.serve.encoders import EncoderFactory, EncoderReplica
+from ray_retrieval.serve.keys import check_exposure
+from ray_retrieval.serve.rerankings import check_offered, offered
+from ray_retrieval.serve.rolling import model_key
 from ray_retrieval.serve.shards import ShardGroup
+from ray_retrieval.serve.versions import current_key, key_of
+from ray_retrieval.serve.wire import ModelKey, VersionKey
 from ray_retrieval.storage import Folder
 
 NAME = "ray-retrieval"
@@ -40,94 +49,138 @@ NAME = "ray-retrieval"
 _SLACK = 64
 """Requests that a gateway takes beside its searches: the page, thumbnails, health, and refusals in JSON."""
 _SHUTDOWN_S = 30.0
+_LATER_S = 10.0
+_NAME = re.compile(r"[\w.-]+")
 
 
 def build(
-    index_uri: str,
-    model_uri: str,
+    indexes: Mapping[str, ServedIndex],
     config: ServeConfig | None = None,
     *,
     encoder: EncoderFactory = Encoder,
 ) -> Application:
-    """The application that serves an index through the model that made it. Nothing is started yet.
+    """The application that serves indices through the models that made them. Nothing is started yet.
 
     Args:
-        index_uri: an index directory.
-        model_uri: a model directory.
+        indexes: by the names that clients know them by; the first is searched where none is named.
         config: ports, processes and limits.
         encoder: what encodes queries, called as `encoder(model_uri, threads=…, batch_size=…)`.
 
     Raises:
-        ArtefactError: if either is missing or damaged, or the index was made by another model, or it holds
-            local features, which are not served yet.
-        RecipeError: if there are fewer shards than groups of shards.
+        ArtefactError: if an index or its model is missing or damaged, they do not belong together, or a
+            re-ranking suits no index.
+        RecipeError: if there are fewer shards than groups of shards, or others may reach the server and
+            nothing guards it.
     """
     config = config or ServeConfig()
-    index_uri, model_uri = Folder(index_uri).uri, Folder(model_uri).uri
-    _, model = read_model_description(Folder(model_uri))
-    index = Index.open(index_uri)
-    if index.model != model:
-        raise ArtefactError(
-            f"the index was made by model {index.model}, the model given is {model}",
-            where=index_uri,
-            mend=f"give the model that made the index, or build an index with {model_uri}",
+    check_exposure(config)
+    found = {name: _checked(name, served, config) for name, served in indexes.items()}
+    if not found:
+        raise RecipeError("no index is named", where="indexes", mend="name one")
+    check_offered(config, {name: one.kind for name, one in found.items()})
+    writers = {name: _writer(name, config) for name in found} if config.writable else {}
+    encoders: dict[str, Application] = {}
+    for name, one in found.items():
+        if one.model.fingerprint not in encoders:
+            encoders[one.model.fingerprint] = _encoder(name, one.model, config, encoder)
+    beside = _beside(found.values(), config)
+    for model in beside:
+        if model.fingerprint not in encoders:
+            named = f"local-{model.fingerprint[:8]}"
+            encoders[model.fingerprint] = _encoder(named, model, config, encoder)
+    handles = {
+        name: Handles(
+            encoders[one.model.fingerprint],
+            [_group(name, number, one.key, config) for number in range(config.shard_groups)],
+            writers.get(name),
         )
-    if index.form.kind is DescriptorKind.LOCAL:
-        raise ArtefactError(
-            "an index of local features is not served yet",
-            where=index_uri,
-            mend=f"ask it on the command line: ray-retrieval search {index_uri} IMAGE",
-        )
-    shards = len(index.manifest.shards)
-    if config.shard_groups > shards:
-        raise RecipeError(
-            f"shard_groups is {config.shard_groups}, the index has {shards} shards",
-            where=index_uri,
-            mend=f"set shard_groups to {shards} at most, or build the index with more shards",
-        )
-    searches = config.max_ongoing + config.max_queued
-    encoders = _deployment(
-        EncoderReplica,
-        config.encoder_replicas,
-        config.encoder_cpus,
-        config.encoder_threads,
-        gpus=config.encoder_gpus,
-    ).options(
-        max_ongoing_requests=max(config.max_ongoing, 2 * config.encoder_batch), max_queued_requests=searches
-    )
-    groups = [
-        _deployment(ShardGroup, 1, config.shard_cpus, config.shard_threads)
-        .options(name=f"ShardGroup-{number}", max_ongoing_requests=2 * searches, max_queued_requests=searches)
-        .bind(index_uri, model, numbers, config)
-        for number, numbers in enumerate(_divide(shards, config.shard_groups))
-    ]
-    gateways = _deployment(GatewayReplica, config.gateway_replicas, config.gateway_cpus, 1).options(
-        max_ongoing_requests=searches + _SLACK, max_queued_requests=searches + _SLACK
-    )
-    return gateways.bind(index_uri, model, encoders.bind(model_uri, model, encoder, config), groups, config)
+        for name, one in found.items()
+    }
+    others = {model.fingerprint: encoders[model.fingerprint] for model in beside}
+    requests = config.max_ongoing + config.max_queued
+    gateways = _deployment(GatewayReplica, "Gateway", config.gateway_cpus, 1, config.gateway_replicas)
+    gateways = gateways.options(max_ongoing_requests=requests + _SLACK, max_queued_requests=requests + _SLACK)
+    served = {name: ServedIndex(index=one.key.uri, model=one.given) for name, one in found.items()}
+    return gateways.bind(served, handles, others, config)
 
 
 def from_args(args: dict[str, Any]) -> Application:
     """The application for a Serve configuration file: `import_path: ray_retrieval.serve.app:from_args`.
 
     Args:
-        args: `index`, `model`, and any field of ServeConfig. Host and port are set in the file itself.
+        args: `indexes`, for each name `index` and perhaps `model`, and any field of ServeConfig. The address
+            itself is set in the file: `host` here says who can reach it.
 
     Raises:
         RecipeError: if a field is unknown or missing.
     """
     rest = dict(args)
-    try:
-        index, model = rest.pop("index"), rest.pop("model")
-    except KeyError as error:
-        raise RecipeError(f"'{error.args[0]}' is missing", where="args", mend="give its URI") from None
-    return build(index, model, validate(ServeConfig, rest, where="args"))
+    if not isinstance(rest.get("indexes"), dict):
+        raise RecipeError("'indexes' is missing", where="args", mend="give it: indexes: {NAME: {index: URI}}")
+    indexes = {
+        str(name): validate(ServedIndex, values, where=f"args.indexes.{name}")
+        for name, values in rest.pop("indexes").items()
+    }
+    return build(indexes, validate(ServeConfig, rest, where="args"))
+
+
+def named(indexes: Sequence[str], model: str | None = None) -> dict[str, ServedIndex]:
+    """Indices as the command line names them: `NAME=INDEX`, or `INDEX`, which is called as its run.
+
+    Args:
+        indexes: `runs/quickstart/index` is called `quickstart`, `big/faces` is called `faces`.
+        model: that made them; None: each is looked for beside its index.
+
+    Raises:
+        RecipeError: if two have the same name.
+    """
+    found: dict[str, ServedIndex] = {}
+    for one in indexes:
+        name, equals, uri = one.partition("=")
+        if not equals or "/" in name:
+            uri = one
+            folder = Folder(uri)
+            name = location.name_of(
+                folder.parent.uri if location.name_of(folder.uri) == "index" else folder.uri
+            )
+        if name in found:
+            raise RecipeError(f"two indices are called '{name}'", where=one, mend=f"name it: OTHER={uri}")
+        found[name] = ServedIndex(index=uri, model=model)
+    return found
+
+
+def serve_config(indexes: Mapping[str, ServedIndex], config: ServeConfig) -> dict[str, Any]:
+    """What `serve deploy` takes, as plain values: this server on a cluster."""
+    given = {
+        name: {
+            "index": Folder(one.index).uri,
+            **({} if one.model is None else {"model": Folder(one.model).uri}),
+        }
+        for name, one in indexes.items()
+    }
+    settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"port"})
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {
+            "host": config.host,
+            "port": config.port,
+            "request_timeout_s": config.request_timeout_s + _LATER_S,
+        },
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "applications": [
+            {
+                "name": NAME,
+                "route_prefix": "/",
+                "import_path": "ray_retrieval.serve.app:from_args",
+                "args": {"indexes": given, **settings},
+            }
+        ],
+    }
 
 
 @contextmanager
 def run(
-    index_uri: str,
-    model_uri: str,
+    indexes: Mapping[str, ServedIndex],
     config: ServeConfig | None = None,
     *,
     blocking: bool = False,
@@ -136,8 +189,7 @@ def run(
     """Serve for as long as the `with` block lasts. Prints nothing.
 
     Args:
-        index_uri: an index directory.
-        model_uri: a model directory.
+        indexes: by the names that clients know them by.
         config: ports, processes and limits.
         blocking: go on serving after the block until SIGINT (Ctrl-C) or SIGTERM.
         encoder: what encodes queries, as for `build`.
@@ -146,14 +198,15 @@ def run(
         The server's URL, once every part of it answers.
 
     Raises:
-        ArtefactError: if the model did not make the index.
+        ArtefactError: if a model did not make its index.
         ClusterError: if the port is taken, cores are missing or the server does not start.
     """
     config = config or ServeConfig()
-    application = build(index_uri, model_uri, config, encoder=encoder)
+    application = build(indexes, config, encoder=encoder)
+    models = len(_models(indexes, config))
     _check_port(config)
     with connect(), _quiet():
-        _check_resources(config)
+        _check_resources(config, len(indexes), models)
         _check_alone()
         try:
             serve.start(
@@ -161,7 +214,7 @@ def run(
                     "host": config.host,
                     "port": config.port,
                     # The gateway gives up first and says so in JSON.
-                    "request_timeout_s": config.request_timeout_s + 10,
+                    "request_timeout_s": config.request_timeout_s + _LATER_S,
                 },
                 logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
             )
@@ -174,28 +227,125 @@ def run(
             _shut_down()
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """An index that was found to be in order: where its model was said to be, and what both are."""
+
+    given: str | None
+    key: VersionKey
+    model: ModelKey
+    kind: DescriptorKind
+
+
+def _checked(name: str, served: ServedIndex, config: ServeConfig) -> _Checked:
+    if _NAME.fullmatch(name) is None:
+        raise RecipeError(
+            f"'{name}' is no name for an index",
+            where=served.index,
+            mend="take letters, digits, '-', '_' and '.': NAME=INDEX",
+        )
+    index = Index.open(Folder(served.index))
+    key = key_of(Folder(served.index).uri, index.manifest)
+    model = model_key(served, key)
+    shards = len(index.manifest.shards)
+    if config.shard_groups > shards:
+        raise RecipeError(
+            f"shard_groups is {config.shard_groups}, the index has {shards} shards",
+            where=served.index,
+            mend=f"set shard_groups to {shards} at most, or build the index with more shards",
+        )
+    given = None if served.model is None else Folder(served.model).uri
+    return _Checked(given, key, model, index.form.kind)
+
+
+def _models(indexes: Mapping[str, ServedIndex], config: ServeConfig) -> set[str]:
+    """Fingerprints of all models that are loaded."""
+    found = [_checked(name, served, config) for name, served in indexes.items()]
+    return {model.fingerprint for model in (*(one.model for one in found), *_beside(found, config))}
+
+
+def _beside(found: Iterable[_Checked], config: ServeConfig) -> list[ModelKey]:
+    """The models of local features by which indices of vectors are verified."""
+    uris = {
+        local
+        for one in found
+        for steps in offered(config, one.kind).values()
+        if (local := local_index(steps)) is not None
+    }
+    models = (model_key(ServedIndex(index=uri), current_key(Folder(uri).uri)) for uri in sorted(uris))
+    return list({model.fingerprint: model for model in models}.values())
+
+
+def _encoder(name: str, model: ModelKey, config: ServeConfig, factory: EncoderFactory) -> Application:
+    requests = config.max_ongoing + config.max_queued
+    # Named after the index and not the model: one that is deployed anew takes over from the one before.
+    deployment = _deployment(
+        EncoderReplica,
+        f"Encoder-{name}",
+        config.encoder_cpus,
+        config.encoder_threads,
+        config.encoder_replicas,
+        gpus=config.encoder_gpus,
+        up_to=config.encoder_replicas_max,
+        target=config.encoder_target_ongoing,
+    ).options(
+        max_ongoing_requests=max(config.max_ongoing, 2 * config.encoder_batch), max_queued_requests=requests
+    )
+    return deployment.bind(model, factory, config)
+
+
+def _group(name: str, number: int, key: VersionKey, config: ServeConfig) -> Application:
+    requests = config.max_ongoing + config.max_queued
+    deployment = _deployment(
+        ShardGroup, f"Shards-{name}-{number}", config.shard_cpus, config.shard_threads, config.shard_replicas
+    ).options(max_ongoing_requests=2 * requests, max_queued_requests=requests)
+    return deployment.bind(number, config.shard_groups, config, key)
+
+
+def _writer(name: str, config: ServeConfig) -> Application:
+    deployment = _deployment(WriterReplica, f"Writer-{name}", 0, 1, 1)
+    return deployment.options(
+        max_ongoing_requests=config.max_ongoing, max_queued_requests=config.max_queued
+    ).bind()
+
+
 def _deployment(
-    kind: type, replicas: int, cpus: float, threads: int, *, gpus: float = 0
+    kind: type,
+    name: str,
+    cpus: float,
+    threads: int,
+    replicas: int,
+    *,
+    gpus: float = 0,
+    up_to: int | None = None,
+    target: float = 1.0,
 ) -> "serve.Deployment":
     # Waiting threads that spin take the cores from the other processes of the server.
     variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     plain: Any = serve.deployment(kind)
+    many: dict[str, Any] = {"num_replicas": replicas}
+    if up_to is not None:
+        many = {
+            "autoscaling_config": {
+                "min_replicas": replicas,
+                "max_replicas": up_to,
+                "target_ongoing_requests": target,
+            }
+        }
     deployment: serve.Deployment = plain.options(
-        num_replicas=replicas,
+        name=name,
+        **many,
         backpressure_config={"status_code": 503, "retry_after_s": 1},
         # A search takes milliseconds: nobody needs to wait long for the last ones.
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=10,
+        # A replica that hangs is replaced; one that dies is noticed anyway.
+        health_check_period_s=5,
+        health_check_timeout_s=20,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )
     return deployment
-
-
-def _divide(shards: int, groups: int) -> list[list[int]]:
-    """Numbers 0 … shards - 1 in `groups` runs of nearly equal length."""
-    bounds = [round(group * shards / groups) for group in range(groups + 1)]
-    return [list(range(*pair)) for pair in itertools.pairwise(bounds)]
 
 
 def _deploy(application: Application, config: ServeConfig, url: str) -> None:
@@ -226,7 +376,7 @@ def _reason(state: Any) -> str:
 
 def _is_healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=10) as answer:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -252,18 +402,18 @@ def _check_port(config: ServeConfig) -> None:
             ) from None
 
 
-def _check_resources(config: ServeConfig) -> None:
+def _check_resources(config: ServeConfig, indexes: int, models: int) -> None:
     # Ray would wait for them without a word.
     there = resources()
     cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
-    if config.cpus > cpus:
+    if config.cpus(indexes, models) > cpus:
         raise ClusterError(
-            f"the server books {config.cpus:g} cores, the cluster has {cpus:g}",
+            f"the server books {config.cpus(indexes, models):g} cores, the cluster has {cpus:g}",
             mend="lower encoder_replicas, shard_groups or the shares encoder_cpus, shard_cpus, gateway_cpus",
         )
-    if config.gpus > gpus:
+    if config.gpus(models) > gpus:
         raise ClusterError(
-            f"the server books {config.gpus:g} GPUs, the cluster has {gpus:g}",
+            f"the server books {config.gpus(models):g} GPUs, the cluster has {gpus:g}",
             mend="lower encoder_replicas or encoder_gpus",
         )
 

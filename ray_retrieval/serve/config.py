@@ -38,13 +38,13 @@ class ServeConfig(Config):
     """Answer without keys on an address that others can reach, too."""
     rate_limit: float | None = Field(None, gt=0)
     """Requests a second of each key, or of each address where there are no keys; unset: any number."""
-    rate_burst: int = Field(20, ge=1)
+    rate_burst: int = Field(100, ge=1)
     """Requests that may come at once before the rate counts."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may ask this server, such as https://example.com."""
     url_hosts: tuple[str, ...] = ()
     """Hosts whose images may be named by URL. None, unless listed."""
-    url_timeout_s: float = Field(5.0, gt=0)
+    url_timeout_s: float = Field(10.0, gt=0)
     """How long fetching an image may take, in seconds."""
     writable: bool = False
     """Whether images may be added and removed, with a key of scope `write` where there are keys."""
@@ -52,13 +52,15 @@ class ServeConfig(Config):
     """Largest image in bytes."""
     max_pixels: int = Field(50_000_000, ge=1)
     """Largest image in pixels."""
+    max_body_bytes: int = Field(64 * 1024**2, ge=1)
+    """Largest request in bytes, with all its images."""
     max_k: int = Field(1000, ge=1)
     """Most hits that one search may ask for."""
-    max_examples: int = Field(16, ge=1)
+    max_examples: int = Field(8, ge=1)
     """Most images, ids or descriptors that one search may start from."""
-    max_batch: int = Field(64, ge=1)
+    max_batch: int = Field(100, ge=1)
     """Most searches that one request may hold, and most images to embed."""
-    max_added: int = Field(256, ge=1)
+    max_added: int = Field(100, ge=1)
     """Most images that one request may add."""
     max_ongoing: int = Field(32, ge=1)
     """Searches that one gateway works on at once."""
@@ -102,9 +104,9 @@ class ServeConfig(Config):
     shard_cpus: float = Field(0.25, ge=0)
     """Cores that Ray books for a shard group."""
     check: Literal["size", "content"] = "size"
-    """How groups of shards check their files when they open them: by size, or by checksum, which reads all."""
+    """How groups of shards check files that they open: by size, or by checksum, which reads all."""
 
-    rerank: dict[str, RerankConfigs] = {}
+    rerank: dict[str, RerankConfigs] = Field(default_factory=dict)
     """Re-rankings that searches may ask for by name, such as `qe: [{name: query_expansion}]`. An index of
     local features has `geometric_verification` in any case."""
     default_rerank: str | None = None

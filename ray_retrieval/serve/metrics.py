@@ -6,6 +6,7 @@ Each gateway replica measures what passes through it; several are told apart by 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -25,53 +26,62 @@ class Metrics:
 
     def __init__(self, replica: str | None = None) -> None:
         self._registry = CollectorRegistry()
-        own = {"registry": self._registry}
+        to: Any = {"registry": self._registry}
         self._requests = Counter(
-            "ray_retrieval_requests", "Answered requests.", ("method", "route", "status"), **own
+            "ray_retrieval_requests", "Answered requests.", ("method", "route", "status"), **to
         )
         self._request_seconds = Histogram(
             "ray_retrieval_request_seconds",
             "From a request's first byte to its answer.",
             ("method", "route"),
             buckets=_SECONDS,
-            **own,
+            **to,
         )
         self._stage_seconds = Histogram(
             "ray_retrieval_stage_seconds",
             "Stages of searches: decode, encode, search, merge, rerank, records, total.",
             ("index", "stage"),
             buckets=_SECONDS,
-            **own,
+            **to,
         )
         self._batches = Histogram(
             "ray_retrieval_batch_size",
-            "Images or queries that an encoder or a group of shards worked on together, as each request met them.",
+            "Images or queries that a part worked on together, as each request met them.",
             ("part",),
             buckets=_BATCHES,
-            **own,
+            **to,
         )
         self._waiting = Gauge(
-            "ray_retrieval_in_flight", "What this gateway waits for: admission, encoder, group.", ("part",), **own
+            "ray_retrieval_in_flight",
+            "What this gateway waits for: admission, encoder, group.",
+            ("part",),
+            **to,
         )
         self._failures = Counter(
             "ray_retrieval_failures",
             "Calls to a part that did not answer: busy, dead, late.",
             ("part", "why"),
-            **own,
+            **to,
         )
         self._partial = Counter(
-            "ray_retrieval_partial_answers", "Searches answered without some shards.", ("index",), **own
+            "ray_retrieval_partial_answers",
+            "Searches answered without some shards.",
+            ("index",),
+            **to,
         )
-        self._version = Gauge("ray_retrieval_index_version", "Version that is served.", ("index",), **own)
-        self._rows = Gauge("ray_retrieval_index_rows", "Rows that searches can find.", ("index",), **own)
+        self._version = Gauge("ray_retrieval_index_version", "Version that is served.", ("index",), **to)
+        self._rows = Gauge("ray_retrieval_index_rows", "Rows that searches can find.", ("index",), **to)
         self._switches = Counter(
-            "ray_retrieval_index_switches", "New versions: switched or refused.", ("index", "outcome"), **own
+            "ray_retrieval_index_switches",
+            "New versions: switched or refused.",
+            ("index", "outcome"),
+            **to,
         )
-        info = Gauge("ray_retrieval_gateway", "1, with the gateway's name.", ("replica",), **own)
+        info = Gauge("ray_retrieval_gateway", "1, with the gateway's name.", ("replica",), **to)
         info.labels(replica or str(os.getpid())).set(1)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """An HTTP request was answered. `route` is a template such as `/v1/indexes/{name}`, never an address."""
+        """An HTTP request was answered. `route` is a template such as `/v1/indexes/{name}`, no address."""
         self._requests.labels(method, route, str(status)).inc()
         self._request_seconds.labels(method, route).observe(seconds)
 
