@@ -117,9 +117,8 @@ def new_key(path: str | Path, name: str, scope: Scope) -> str:
     if scope not in get_args(Scope):
         raise RecipeError(f"'{scope}' is no scope", mend="take read or write")
     path = Path(path)
-    if path.exists() and any(_says(line) for line in path.read_text(encoding="utf-8").splitlines()):
-        if any(key.name == name for key in read_keys(path)):
-            raise RecipeError(f"there is a key '{name}'", where=path, mend="delete its line, or name another")
+    if path.exists() and path.stat().st_size and any(key.name == name for key in read_keys(path)):
+        raise RecipeError(f"there is a key '{name}'", where=path, mend="delete its line, or name another")
     secret = _PREFIX + secrets.token_urlsafe(32)
     salt = secrets.token_bytes(16)
     line = f"{name} {scope} sha256:{salt.hex()}:{_digest(salt, secret).hex()}\n"
