@@ -320,7 +320,9 @@ class Index:
             QueryError: if the filter is not one for this index.
         """
         assert self.shortlist is not None
-        selection = self._selection(where) if where is not None or self.deleted else None
+        # As with all shards opened: how features are compared may depend on whether there is a selection.
+        selected = where is not None or self.manifest.deleted
+        selection = self._selection(where) if selected else None
         return self.shortlist.nearest(queries, selection=selection, threads=self._threads)
 
     def _selection(self, where: "str | Filter | None") -> Selection:

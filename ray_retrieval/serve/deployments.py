@@ -13,7 +13,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
-from ray_retrieval.errors import QueryError, RetrievalError
+from ray_retrieval.errors import QueryError
 from ray_retrieval.serve import maps
 from ray_retrieval.serve.asking import Ask, answered, asking, everywhere, pinging
 from ray_retrieval.serve.behind import Addition, PartError, Parts, Removal, Written
@@ -81,9 +81,7 @@ class WriterReplica:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, written, request)
         except QueryError as error:
-            return Wrong(QueryError(error.problem, mend=error.mend, status=error.status))
-        except RetrievalError as error:
-            return Wrong(QueryError(error.problem, mend="see the log of the server", status=error.status))
+            return Wrong(error)
 
     async def ping(self) -> int:
         """A sign of life: the number of the process."""

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_retrieval.descriptors import Descriptors, Form, concatenate
-from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.errors import ArtefactError, QueryError, RetrievalError
 from ray_retrieval.search import Index, add, remove
 from ray_retrieval.search.changes import Change
 from ray_retrieval.search.embeddings import finish, part_table, write_part
@@ -120,6 +120,9 @@ def written(request: Addition | Removal, *, threads: int = 1) -> Written:
                     "somebody else is writing to the index", mend="try again in a moment", status=503
                 ) from None
             time.sleep(0.2)
+        except RetrievalError as error:
+            # Where it is, is a place on this machine.
+            raise QueryError(error.problem, mend=error.mend, status=error.status) from None
     manifest = change.manifest
     said = manifest.operation if change.changed else "nothing to change"
     return Written(manifest.number, said, manifest.rows, change.added, change.removed)

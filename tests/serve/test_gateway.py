@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,7 +181,7 @@ def test_a_filter_holds_and_a_wrong_one_is_told(indexed: Served) -> None:
 
 
 def test_a_re_ranking_by_name_is_the_searchers_own(vectors: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: Any = {"qe": [{"name": "query_expansion", "n": 3}], "kr": [{"name": "k_reciprocal", "k1": 5, "k2": 2}]}
+    steps: Any = {"qe": [{"name": "query_expansion", "n": 3}], "one": [{"name": "query_expansion", "n": 1}]}
     config = ServeConfig.model_validate({"rerank": steps, "default_rerank": "qe"})
     monkeypatch.setattr("ray_retrieval.query.Encoder", lambda model, threads: GreyVectorWithBox(str(model)))
     searchers = {
@@ -208,7 +207,7 @@ def test_a_re_ranking_by_name_is_the_searchers_own(vectors: Served, monkeypatch:
         assert filtered.query.rerank == "none"
         assert "not re-ranked by qe" in filtered.notes[0]
         about = gateway.describe().indexes[0].rerankings
-        assert {one.name: one.is_default for one in about} == {"none": False, "qe": True, "kr": False}
+        assert {one.name: one.is_default for one in about} == {"none": False, "qe": True, "one": False}
 
     on(vectors, work, config=config, encoder=GreyVector)
 
