@@ -50,7 +50,7 @@ _SLACK = 64
 """Requests that a gateway takes beside its searches: the page, thumbnails, health, and refusals in JSON."""
 _SHUTDOWN_S = 30.0
 _LATER_S = 10.0
-_NAME = re.compile(r"[\w.-]+")
+_NAME = re.compile(r"[\w-][\w.-]*")
 
 
 def build(
@@ -242,7 +242,7 @@ def _checked(name: str, served: ServedIndex, config: ServeConfig) -> _Checked:
         raise RecipeError(
             f"'{name}' is no name for an index",
             where=served.index,
-            mend="take letters, digits, '-', '_' and '.': NAME=INDEX",
+            mend="take letters, digits, '-', '_' and, not at the beginning, '.': NAME=INDEX",
         )
     index = Index.open(Folder(served.index))
     key = key_of(Folder(served.index).uri, index.manifest)

@@ -1,4 +1,4 @@
-"""The replicas' classes in this process, without Ray: what they batch, what they drop, and the real encoder."""
+"""The replicas' classes in this process, without Ray: what they batch and drop, and the real encoder."""
 
 import asyncio
 import time
