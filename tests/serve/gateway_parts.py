@@ -41,6 +41,7 @@ class Behind:
     """
 
     groups: list[ShardGroup]
+    encoder: EncoderReplica
     down: set[int] = field(default_factory=set)
     slow: dict[int, float] = field(default_factory=dict)
     prepared: list[int] = field(default_factory=list)
@@ -72,7 +73,9 @@ class Behind:
 
     async def prepare(self, key: VersionKey, model: ModelKey) -> list[float | str]:
         self.prepared.append(key.number)
-        return [await group.prepare(key) for group in self.groups]
+        loaded = await self.encoder.prepare(model)
+        opened = [await group.prepare(key) for group in self.groups]
+        return [*([loaded] if isinstance(loaded, str) else []), *opened]
 
 
 def gateway_over(
@@ -87,7 +90,7 @@ def gateway_over(
     config = config.model_copy(update={"shard_groups": groups})
     uri = Folder(served.index).uri
     replica = EncoderReplica(ModelKey(Folder(served.model).uri, current_key(uri).model), encoder, config)
-    behind = Behind([ShardGroup(number, groups, config) for number in range(groups)])
+    behind = Behind([ShardGroup(number, groups, config) for number in range(groups)], replica)
 
     async def encode(job: EncodeJob, timeout_s: float) -> Encoded:
         found = await asyncio.wait_for(replica.encode(job), timeout_s)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gateway_parts import Behind, gateway_over, image, search, soon
-from serving_parts import AverageHash, Served, picture
+from serving_parts import AverageHash, Served, make_index, picture
 
 from ray_retrieval.errors import QueryError
 from ray_retrieval.search import Index, compact, prune, remove
@@ -222,3 +222,26 @@ def test_what_nobody_asks_for_is_closed(monkeypatch: pytest.MonkeyPatch) -> None
     now[0] = 100
     assert kept.get(1) == "1 beside []"
     assert len(kept) == 1
+
+
+def test_a_new_model_in_the_same_folders_is_rolled_in_without_a_mixture(tmp_path: Path) -> None:
+    first = make_index(tmp_path)
+
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        before = await search(gateway, image(5))
+        (tmp_path / "new").mkdir()
+        second = make_index(tmp_path / "new", note="another")
+        for name in ("model", "index"):  # as a run does that is made anew: the model first
+            shutil.rmtree(tmp_path / name)
+            shutil.copytree(tmp_path / "new" / name, tmp_path / name)
+            assert (await search(gateway, image(5))).index == before.index
+        fingerprint = AverageHash(second.model).fingerprint
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            answer = await search(gateway, image(5))
+            assert answer.hits == before.hits
+            if answer.index.model == fingerprint:
+                break
+        assert answer.index.model == fingerprint != before.index.model
+
+    on(first, work, ServeConfig(poll_s=0.1))
