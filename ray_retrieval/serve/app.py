@@ -320,8 +320,14 @@ def _deployment(
     up_to: int | None = None,
     target: float = 1.0,
 ) -> "serve.Deployment":
-    # Waiting threads that spin take the cores from the other processes of the server.
-    variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    variables = {
+        "OMP_NUM_THREADS": str(threads),
+        # Waiting threads that spin take the cores from the other processes of the server.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # All that takes long is done in threads here, so one event loop does, and no request changes threads.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    }
     plain: Any = serve.deployment(kind)
     many: dict[str, Any] = {"num_replicas": replicas}
     if up_to is not None:

@@ -119,7 +119,8 @@ class ServeConfig(Config):
     """What is answered where a group of shards is dead or slow: status 503, or what the others have found,
     marked as partial. A search may ask for the other."""
     group_timeout_s: float = Field(10.0, gt=0)
-    """How long a group of shards may take before it counts as slow, in seconds."""
+    """How long a group of shards may take before an answer is given without it, in seconds; where it may not
+    be left out, it is waited for as long as a request may take."""
     poll_s: float = Field(2.0, gt=0)
     """How often each gateway looks whether a new version of an index was published, in seconds."""
     start_timeout_s: float = Field(300.0, gt=0)

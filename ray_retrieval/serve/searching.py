@@ -199,7 +199,8 @@ class Searching:
         """The answers of all groups of shards, or of those that answer where that is allowed."""
         live, groups = call.live, call.rolling.groups
         allowed = self._config.partial == "allow" if request.partial is None else request.partial
-        left = min(call.left(), self._config.group_timeout_s)
+        # Without it there is no answer: then a group that comes back in time is worth waiting for.
+        left = min(call.left(), self._config.group_timeout_s) if allowed else call.left()
         query = GroupQuery(live.key, queries, k, request.where, time.time() + left)
         with self._metrics.waiting("group"):
             asked = [group.ask(query, left, may_leave_out=allowed) for group in groups]

@@ -34,6 +34,7 @@ def served(local_ray: None, indexed: Served, tmp_path_factory: pytest.TempPathFa
         max_upload_bytes=500_000,
         writable=True,
         poll_s=0.5,
+        request_timeout_s=90,  # a busy machine takes long to start a process anew
     )
     given = {"x": ServedIndex(index=index, model=indexed.model)}
     with run(given, config, encoder=AverageHash) as url:

@@ -96,7 +96,7 @@ class Load:
 
     def _client(self, number: int) -> None:
         seed = number
-        with httpx.Client(base_url=self.url, timeout=60) as client:
+        with httpx.Client(base_url=self.url, timeout=100) as client:
             while not self._stop.is_set():
                 seed = (seed + 7) % SEEDS
                 self.asked.append(self._search(client, seed))
