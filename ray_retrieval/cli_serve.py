@@ -57,8 +57,8 @@ def serve(
     from ray_retrieval.serve.app import build, named, run, serve_config
 
     served = named(indexes, model)
+    build(served, config)  # What is wrong is told before anything else.
     if print_config:
-        build(served, config)
         typer.echo(yaml.safe_dump(serve_config(served, config), sort_keys=False), nl=False)
         return
     display = Display()

@@ -226,12 +226,8 @@ class Gateway:
         def draw() -> list[Record]:
             there = None if where is None else live.index.living(where)
             total = live.index.rows if there is None else len(there)
-            drawn = (
-                np.random.default_rng(seed).permutation(total)[:count]
-                if total <= 10**6
-                else (np.unique(np.random.default_rng(seed).integers(0, total, count)))
-            )
-            rows = live.index.at(drawn.astype(np.int64)) if there is None else there[drawn]
+            places = np.random.default_rng(seed).choice(total, min(count, total), replace=False, shuffle=True)
+            rows = live.index.at(places.astype(np.int64)) if there is None else there[places]
             return record_of(live.name, live.index, rows.tolist())
 
         return SampleAnswer(images=await self._aside(draw), seed=seed, index=live.served)
