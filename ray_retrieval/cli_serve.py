@@ -54,7 +54,8 @@ def serve(
     if not indexes:
         raise RecipeError("no index is named", mend="name one: ray-retrieval serve runs/quickstart/index")
 
-    from ray_retrieval.serve.app import build, named, run, serve_config
+    from ray_retrieval.serve.app import run
+    from ray_retrieval.serve.application import build, named, serve_config
 
     served = named(indexes, model)
     build(served, config)  # What is wrong is told before anything else.

@@ -3,8 +3,8 @@
     http ──▶ backend ◀── gateway ──▶ searching ──▶ behind ◀── deployments, encoders, shards (Ray)
                             └──▶ rolling: which version is served
 
-`app.run` starts it, `app.build` makes the application; `http` knows no Ray, and nor does the gateway: it asks
-functions (`behind`), which other processes answer, or in tests this one.
+`app.run` starts it, `application.build` says what it consists of; `http` knows no Ray, and nor does the
+gateway: it asks functions (`behind`), which other processes answer, or in tests this one.
 """
 
 from ray_retrieval.serve.config import ServeConfig

@@ -17,7 +17,7 @@ import httpx
 from serving_parts import AverageHash, Served, picture
 
 from ray_retrieval.search import Index, compact, remove
-from ray_retrieval.serve.app import NAME
+from ray_retrieval.serve.application import NAME
 from ray_retrieval.serve.versions import current_key
 
 K = 10

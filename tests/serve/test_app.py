@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from ray_retrieval.cli import app as command
 from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError
 from ray_retrieval.search import Index
-from ray_retrieval.serve.app import _wait_for_signal, build, from_args, named, run, serve_config
+from ray_retrieval.serve.app import _wait_for_signal, from_args, run
+from ray_retrieval.serve.application import build, named, serve_config
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.storage import Folder
 
