@@ -49,6 +49,8 @@ bench: install
 	$(BIN)/python benchmarks/pyramid.py --short
 	$(BIN)/python benchmarks/scaling.py --short
 	$(BIN)/python benchmarks/index_soak.py --minutes 2
+	$(BIN)/python benchmarks/serving.py --short
+	$(BIN)/python benchmarks/serving_faults.py --minutes 1
 
 clean:
 	rm -rf .venv runs

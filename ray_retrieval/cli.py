@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ray_retrieval.cli_index import index_app
+from ray_retrieval.cli_serve import serve
 from ray_retrieval.cli_submit import submit_app
 from ray_retrieval.cli_vectors import Column, Normalise, answers_to, refuse_settings
 from ray_retrieval.errors import RetrievalError
@@ -549,32 +550,7 @@ def export(
         )
 
 
-@app.command()
-def serve(
-    index: Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")],
-    model: ModelOption = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A serving setting, e.g. shard_groups=2."),
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless told.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 8000 unless told.")] = None,
-) -> None:
-    """Answer queries over HTTP, with a web page, until interrupted."""
-    from ray_retrieval import query
-    from ray_retrieval.recipe import from_settings
-    from ray_retrieval.serve.app import run as run_server
-    from ray_retrieval.serve.config import ServeConfig
-    from ray_retrieval.storage import Folder
-
-    named = {"host": host, "port": port}
-    chosen = [f"{key}={value}" for key, value in named.items() if value is not None]
-    config = from_settings(ServeConfig, [*(settings or []), *chosen])
-    display = Display()
-    found = model or query.model_of(Folder(index), mend=query.NAME_MODEL).uri
-    display.say("starting the server …")
-    with run_server(index, found, config, blocking=True) as url:
-        display.say(f"serving {index}: page {url}, API {url}/docs; Ctrl-C stops it")
+app.command()(serve)
 
 
 def _show_comparison(comparison: dict[str, Any], folder: str | None, as_json: bool) -> None:

@@ -22,7 +22,7 @@ from ray_retrieval import recipe as recipes
 from ray_retrieval.cluster import AWAIT, Needs
 from ray_retrieval.config import validate
 from ray_retrieval.serve import app
-from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.config import ServeConfig, ServedIndex
 
 ROOT = Path(__file__).parents[1]
 LAUNCHERS = ["cluster.yaml", "cluster-onpremise.yaml"]
@@ -195,10 +195,12 @@ def test_the_service_of_a_manifest_is_one_that_serve_takes():
     (application,) = given["applications"]
     module, _, builder = application["import_path"].partition(":")
     assert (module, getattr(app, builder)) == (app.__name__, app.from_args)
-    rest = {key: value for key, value in application["args"].items() if key not in ("index", "model")}
+    rest = {key: value for key, value in application["args"].items() if key != "indexes"}
     config = validate(ServeConfig, rest)
+    for index in application["args"]["indexes"].values():
+        validate(ServedIndex, index)
     group = spec["rayClusterConfig"]["workerGroupSpecs"][0]
     cores = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
-    assert config.cpus <= cores * group["minReplicas"]
+    assert config.cpus() <= cores * group["minReplicas"]
     assert max(config.gateway_cpus, config.encoder_cpus, config.shard_cpus) <= cores
     assert given["http_options"]["request_timeout_s"] > config.request_timeout_s

@@ -29,6 +29,7 @@ from ray_retrieval.search.gpu import GpuSearch
 from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.images import read_image
 from ray_retrieval.search.manifest import Manifest, read_current, read_pointer, read_version
+from ray_retrieval.search.neighbours import Neighbours
 from ray_retrieval.search.rows import ids_as_text
 from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.selection import RecentSelections, Selection, Spans, is_among, search_selected
@@ -305,6 +306,41 @@ class Index:
         if selection is None:
             return find(queries, k)
         return search_selected(find, self._segments, selection, queries, k, threads=self._threads)
+
+    @property
+    def votes(self) -> bool:
+        """Whether what is nearest is known only once the neighbours of all shards are merged."""
+        return self.shortlist is not None and self.shortlist.kind in ("votes", "exact")
+
+    def count(self, where: "str | Filter | None" = None) -> int:
+        """How many rows of the opened shards a search can find, or pass a filter.
+
+        Raises:
+            QueryError: if the filter is not one for this index.
+        """
+        return len(self.selection(where))
+
+    def nearest_features(self, queries: Local, *, where: "str | Filter | None" = None) -> Neighbours:
+        """What the queries' features would vote on, among the opened shards, where the index has `votes`.
+
+        Merged by `neighbours.merge_neighbours` with that of the other shards, and voted on by `votes.cast`,
+        it gives the hits of a search of all shards.
+
+        Args:
+            queries: sets of the index's form.
+            where: as for `search`.
+
+        Returns:
+            The nearest features of each feature of the queries, one query after another.
+
+        Raises:
+            QueryError: if the filter is not one for this index.
+        """
+        assert self.shortlist is not None
+        # As with all shards opened: how features are compared may depend on whether there is a selection.
+        selected = where is not None or self.manifest.deleted
+        selection = self.selection(where) if selected else None
+        return self.shortlist.nearest(queries, selection=selection, threads=self._threads)
 
     def selection(self, where: "str | Filter | None" = None) -> Selection:
         """The rows that a search can find, or those that pass a filter.

@@ -34,7 +34,14 @@ from ray_retrieval.search.files import (
 from ray_retrieval.search.hits import NO_ROW, Hits, without
 from ray_retrieval.search.local import LocalSegment
 from ray_retrieval.search.manifest import FileEntry, LocalSearch, Recall, ShardEntry
-from ray_retrieval.search.neighbours import FeatureSegment, IndexedFeatures, fill, sample_features
+from ray_retrieval.search.neighbours import (
+    FeatureSegment,
+    IndexedFeatures,
+    Neighbours,
+    fill,
+    nearest_features,
+    sample_features,
+)
 from ray_retrieval.search.pool import Pool
 from ray_retrieval.search.selection import Selection, search_selected
 from ray_retrieval.search.shard import Shard, descriptors_of
@@ -158,6 +165,25 @@ class ShortlistSearch:
         segments = self.features if exact or self.kind == "exact" else self.indexed
         images = self.images if selection is None or not filtered else len(selection)
         return search_votes(segments, queries, k, config, images=images, masks=masks, threads=threads)
+
+    def nearest(self, queries: Local, *, selection: Selection | None = None, threads: int = 1) -> Neighbours:
+        """The neighbours that `votes` and `exact` vote on: of every feature of the queries, in their order.
+
+        Args:
+            queries: sets of the index's form.
+            selection: images of the opened shards whose features count; default all.
+            threads: to share the work among.
+        """
+        masks = None if selection is None else [selection.mask(n) for n in range(len(self.segments))]
+        segments = self.features if self.kind == "exact" else self.indexed
+        return nearest_features(
+            segments,
+            queries.data.astype(np.float32),
+            self.config.neighbours,
+            self.config.effort,
+            masks=masks,
+            threads=threads,
+        )
 
     def _by_vectors(self, queries: Local, k: int, selection: Selection | None, threads: int) -> Hits:
         """By the global vectors, exactly: similarities are (1 + cosine) / 2."""

@@ -1,6 +1,10 @@
-"""Serving: one model and one index over HTTP, on Ray Serve.
+"""Serving: indices and their models over HTTP, on Ray Serve.
 
-`app.run` starts it, `app.build` makes the application; `http` is the HTTP layer and knows no Ray.
+    http ──▶ backend ◀── gateway ──▶ searching ──▶ behind ◀── deployments, encoders, shards (Ray)
+                            └──▶ rolling: which version is served
+
+`app.run` starts it, `application.build` says what it consists of; `http` knows no Ray, and nor does the
+gateway: it asks functions (`behind`), which other processes answer, or in tests this one.
 """
 
 from ray_retrieval.serve.config import ServeConfig

@@ -112,8 +112,8 @@ class SearchAnswer(BaseModel):
         default_factory=list, description="why there are no hits, or that none is a match"
     )
     timings_ms: dict[str, float] = Field(
-        description="decode: reading and checking headers; encode: pixels to descriptors, with the wait for a "
-        "batch; search: the slowest group of shards; merge; rerank; records: ids and labels; total"
+        description="decode: reading and checking headers; encode: pixels to descriptors, with the wait for "
+        "a batch; search: the slowest group of shards; merge; rerank; records: ids and labels; total"
     )
 
 

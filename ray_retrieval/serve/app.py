@@ -1,11 +1,10 @@
-"""The server as one Ray Serve application, and the way to run it.
+"""Running the server: here until the `with` block ends, or by Ray Serve with a configuration file.
 
-with run("runs/quickstart/index", "runs/quickstart/model", blocking=True) as url:
+with run(named(["runs/quickstart/index"]), blocking=True) as url:
     print(url)
 """
 
 import contextlib
-import itertools
 import logging
 import signal
 import socket
@@ -13,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,109 +24,38 @@ from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_retrieval.cluster import connect, resources
 from ray_retrieval.config import validate
-from ray_retrieval.descriptors import DescriptorKind
-from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError
-from ray_retrieval.model import Encoder, read_model_description
-from ray_retrieval.search import Index
-from ray_retrieval.serve.config import ServeConfig
-from ray_retrieval.serve.deployments import EncoderFactory, EncoderReplica, GatewayReplica
-from ray_retrieval.serve.shards import ShardGroup
-from ray_retrieval.storage import Folder
+from ray_retrieval.errors import ClusterError, RecipeError
+from ray_retrieval.model import Encoder
+from ray_retrieval.serve.application import LATER_S, NAME, build, models_of
+from ray_retrieval.serve.config import ServeConfig, ServedIndex
+from ray_retrieval.serve.encoders import EncoderFactory
 
-NAME = "ray-retrieval"
-"""Name of the application on Ray Serve."""
-
-_SLACK = 64
-"""Requests that a gateway takes beside its searches: the page, thumbnails, health, and refusals in JSON."""
 _SHUTDOWN_S = 30.0
-
-
-def build(
-    index_uri: str,
-    model_uri: str,
-    config: ServeConfig | None = None,
-    *,
-    encoder: EncoderFactory = Encoder,
-) -> Application:
-    """The application that serves an index through the model that made it. Nothing is started yet.
-
-    Args:
-        index_uri: an index directory.
-        model_uri: a model directory.
-        config: ports, processes and limits.
-        encoder: what encodes queries, called as `encoder(model_uri, threads=…, batch_size=…)`.
-
-    Raises:
-        ArtefactError: if either is missing or damaged, or the index was made by another model, or it holds
-            local features, which are not served yet.
-        RecipeError: if there are fewer shards than groups of shards.
-    """
-    config = config or ServeConfig()
-    index_uri, model_uri = Folder(index_uri).uri, Folder(model_uri).uri
-    _, model = read_model_description(Folder(model_uri))
-    index = Index.open(index_uri)
-    if index.model != model:
-        raise ArtefactError(
-            f"the index was made by model {index.model}, the model given is {model}",
-            where=index_uri,
-            mend=f"give the model that made the index, or build an index with {model_uri}",
-        )
-    if index.form.kind is DescriptorKind.LOCAL:
-        raise ArtefactError(
-            "an index of local features is not served yet",
-            where=index_uri,
-            mend=f"ask it on the command line: ray-retrieval search {index_uri} IMAGE",
-        )
-    shards = len(index.manifest.shards)
-    if config.shard_groups > shards:
-        raise RecipeError(
-            f"shard_groups is {config.shard_groups}, the index has {shards} shards",
-            where=index_uri,
-            mend=f"set shard_groups to {shards} at most, or build the index with more shards",
-        )
-    searches = config.max_ongoing + config.max_queued
-    encoders = _deployment(
-        EncoderReplica,
-        config.encoder_replicas,
-        config.encoder_cpus,
-        config.encoder_threads,
-        gpus=config.encoder_gpus,
-    ).options(
-        max_ongoing_requests=max(config.max_ongoing, 2 * config.encoder_batch), max_queued_requests=searches
-    )
-    groups = [
-        _deployment(ShardGroup, 1, config.shard_cpus, config.shard_threads)
-        .options(name=f"ShardGroup-{number}", max_ongoing_requests=2 * searches, max_queued_requests=searches)
-        .bind(index_uri, model, numbers, config)
-        for number, numbers in enumerate(_divide(shards, config.shard_groups))
-    ]
-    gateways = _deployment(GatewayReplica, config.gateway_replicas, config.gateway_cpus, 1).options(
-        max_ongoing_requests=searches + _SLACK, max_queued_requests=searches + _SLACK
-    )
-    return gateways.bind(index_uri, model, encoders.bind(model_uri, model, encoder, config), groups, config)
 
 
 def from_args(args: dict[str, Any]) -> Application:
     """The application for a Serve configuration file: `import_path: ray_retrieval.serve.app:from_args`.
 
     Args:
-        args: `index`, `model`, and any field of ServeConfig. Host and port are set in the file itself.
+        args: `indexes`, for each name `index` and perhaps `model`, and any field of ServeConfig. The address
+            itself is set in the file: `host` here says who can reach it.
 
     Raises:
         RecipeError: if a field is unknown or missing.
     """
     rest = dict(args)
-    try:
-        index, model = rest.pop("index"), rest.pop("model")
-    except KeyError as error:
-        raise RecipeError(f"'{error.args[0]}' is missing", where="args", mend="give its URI") from None
-    return build(index, model, validate(ServeConfig, rest, where="args"))
+    if not isinstance(rest.get("indexes"), dict):
+        raise RecipeError("'indexes' is missing", where="args", mend="give it: indexes: {NAME: {index: URI}}")
+    indexes = {
+        str(name): validate(ServedIndex, values, where=f"args.indexes.{name}")
+        for name, values in rest.pop("indexes").items()
+    }
+    return build(indexes, validate(ServeConfig, rest, where="args"))
 
 
 @contextmanager
 def run(
-    index_uri: str,
-    model_uri: str,
+    indexes: Mapping[str, ServedIndex],
     config: ServeConfig | None = None,
     *,
     blocking: bool = False,
@@ -136,8 +64,7 @@ def run(
     """Serve for as long as the `with` block lasts. Prints nothing.
 
     Args:
-        index_uri: an index directory.
-        model_uri: a model directory.
+        indexes: by the names that clients know them by.
         config: ports, processes and limits.
         blocking: go on serving after the block until SIGINT (Ctrl-C) or SIGTERM.
         encoder: what encodes queries, as for `build`.
@@ -146,14 +73,15 @@ def run(
         The server's URL, once every part of it answers.
 
     Raises:
-        ArtefactError: if the model did not make the index.
+        ArtefactError: if a model did not make its index.
         ClusterError: if the port is taken, cores are missing or the server does not start.
     """
     config = config or ServeConfig()
-    application = build(index_uri, model_uri, config, encoder=encoder)
+    application = build(indexes, config, encoder=encoder)
+    models = len(models_of(indexes, config))
     _check_port(config)
     with connect(), _quiet():
-        _check_resources(config)
+        _check_resources(config, len(indexes), models)
         _check_alone()
         try:
             serve.start(
@@ -161,7 +89,7 @@ def run(
                     "host": config.host,
                     "port": config.port,
                     # The gateway gives up first and says so in JSON.
-                    "request_timeout_s": config.request_timeout_s + 10,
+                    "request_timeout_s": config.request_timeout_s + LATER_S,
                 },
                 logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
             )
@@ -172,30 +100,6 @@ def run(
                 _wait_for_signal()
         finally:
             _shut_down()
-
-
-def _deployment(
-    kind: type, replicas: int, cpus: float, threads: int, *, gpus: float = 0
-) -> "serve.Deployment":
-    # Waiting threads that spin take the cores from the other processes of the server.
-    variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    plain: Any = serve.deployment(kind)
-    deployment: serve.Deployment = plain.options(
-        num_replicas=replicas,
-        backpressure_config={"status_code": 503, "retry_after_s": 1},
-        # A search takes milliseconds: nobody needs to wait long for the last ones.
-        graceful_shutdown_wait_loop_s=0.2,
-        graceful_shutdown_timeout_s=10,
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}},
-        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-    )
-    return deployment
-
-
-def _divide(shards: int, groups: int) -> list[list[int]]:
-    """Numbers 0 … shards - 1 in `groups` runs of nearly equal length."""
-    bounds = [round(group * shards / groups) for group in range(groups + 1)]
-    return [list(range(*pair)) for pair in itertools.pairwise(bounds)]
 
 
 def _deploy(application: Application, config: ServeConfig, url: str) -> None:
@@ -226,7 +130,7 @@ def _reason(state: Any) -> str:
 
 def _is_healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/healthz", timeout=10) as answer:
+        with urllib.request.urlopen(f"{url}/readyz", timeout=10) as answer:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -252,18 +156,18 @@ def _check_port(config: ServeConfig) -> None:
             ) from None
 
 
-def _check_resources(config: ServeConfig) -> None:
+def _check_resources(config: ServeConfig, indexes: int, models: int) -> None:
     # Ray would wait for them without a word.
     there = resources()
     cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
-    if config.cpus > cpus:
+    if config.cpus(indexes, models) > cpus:
         raise ClusterError(
-            f"the server books {config.cpus:g} cores, the cluster has {cpus:g}",
+            f"the server books {config.cpus(indexes, models):g} cores, the cluster has {cpus:g}",
             mend="lower encoder_replicas, shard_groups or the shares encoder_cpus, shard_cpus, gateway_cpus",
         )
-    if config.gpus > gpus:
+    if config.gpus(models) > gpus:
         raise ClusterError(
-            f"the server books {config.gpus:g} GPUs, the cluster has {gpus:g}",
+            f"the server books {config.gpus(models):g} GPUs, the cluster has {gpus:g}",
             mend="lower encoder_replicas or encoder_gpus",
         )
 

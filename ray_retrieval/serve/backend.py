@@ -1,4 +1,4 @@
-"""What the HTTP layer asks of what stands behind it: requests in, answers out. It knows neither HTTP nor Ray."""
+"""What the HTTP layer asks of what stands behind it: requests in, answers out. No HTTP here, and no Ray."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -51,7 +51,7 @@ class IdExample:
 
 @dataclass(frozen=True)
 class DescriptorExample:
-    """A descriptor of the index's kind: a packed code, uint8 [bytes], or a vector, float32 [d], any length."""
+    """A descriptor of the index's kind: a packed code, uint8 [bytes], or a vector of any length."""
 
     data: npt.NDArray[Any]
 
@@ -66,8 +66,8 @@ class SearchRequest:
     Attributes:
         examples: at least one.
         k: hits wanted, at least 1.
-        combine: several examples give one query: their average (unit vectors: the mean; codes: the majority of
-            each bit), or each is searched and a row counts by the best of its distances.
+        combine: several examples give one query, their average (unit vectors: the mean; codes: the majority
+            of each bit), or each is searched and a row counts by the best of its distances.
         index: name of the index; None: the first one.
         where: a filter, in the language of `search.filters`.
         rerank: name of a re-ranking that the index offers; None: its default; "none": without.

@@ -2,13 +2,26 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config
+from ray_retrieval.search.rerank import RerankConfigs
+
+NO_RERANKING = "none"
+"""The name that searches give who want none."""
+
+
+class ServedIndex(Config):
+    """An index to serve, with what made it."""
+
+    index: str
+    """The index directory."""
+    model: str | None = None
+    """The directory of the model that made it; unset: it is looked for beside the index."""
 
 
 class ServeConfig(Config):
-    """A server of one model and one index.
+    """A server of one index or several, and of the models that made them.
 
     The processor shares are what Ray books for each replica when it places them. The defaults add up to
     1.0, so that a server fits on a laptop of two cores and leaves room for other work.
@@ -18,47 +31,7 @@ class ServeConfig(Config):
     """Address to listen on. The default answers this machine alone, `0.0.0.0` whoever can reach it."""
     port: int = Field(8000, ge=1, le=65535)
     """Port to listen on."""
-    shard_groups: int = Field(1, ge=1)
-    """Processes among which the index's shards are divided; a few large groups are the fastest."""
-    gateway_replicas: int = Field(1, ge=1)
-    """Processes that take HTTP requests, merge hits and make thumbnails."""
-    encoder_replicas: int = Field(1, ge=1)
-    """Processes that encode query images."""
-    encoder_batch: int = Field(16, ge=1)
-    """Most images that are encoded together."""
-    batch_wait_ms: float = Field(5.0, ge=0)
-    """How long an idle encoder waits for further images before it begins, in milliseconds. A lone search
-    takes so much longer; many at once gain throughput. With 0, images still gather while it works."""
-    encoder_threads: int = Field(1, ge=1)
-    """Threads of an encoder."""
-    shard_threads: int = Field(1, ge=1)
-    """Threads of a shard group."""
-    gateway_cpus: float = Field(0.25, ge=0)
-    """Cores that Ray books for a gateway."""
-    encoder_cpus: float = Field(0.5, ge=0)
-    """Cores that Ray books for an encoder."""
-    encoder_gpus: float = Field(0.0, ge=0)
-    """GPUs, or a share of one, that Ray books for an encoder; with 0 it encodes on the processor."""
-    shard_cpus: float = Field(0.25, ge=0)
-    """Cores that Ray books for a shard group."""
-    check: Literal["size", "content"] = "size"
-    """How groups of shards check their files at the start: by size, or by checksum, which reads them all."""
-    max_upload_bytes: int = Field(20 * 1024**2, ge=1)
-    """Largest image that may be sent, in bytes."""
-    max_body_bytes: int = Field(64 * 1024**2, ge=1)
-    """Largest request, with all its images, in bytes."""
-    max_pixels: int = Field(50_000_000, ge=1)
-    """Largest image that may be sent, in pixels."""
-    max_k: int = Field(1000, ge=1)
-    """Most hits that one search may ask for."""
-    max_examples: int = Field(8, ge=1)
-    """Most examples that one search may start from."""
-    max_batch: int = Field(100, ge=1)
-    """Most searches of one batch, and most images that are embedded in one request."""
-    writable: bool = False
-    """Whether images may be added and removed; where there are keys, it takes one of the scope `write`."""
-    max_added: int = Field(100, ge=1)
-    """Most images that are added in one request."""
+
     api_keys: str | None = None
     """File of the hashed keys that may ask, made by `ray-retrieval serve --new-key`. Unset: no key is needed,
     and the server answers this machine alone."""
@@ -79,27 +52,99 @@ class ServeConfig(Config):
     time and caller, and neither images nor keys."""
     url_timeout_s: float = Field(10.0, gt=0)
     """How long fetching one image by its URL may take, in seconds."""
+    writable: bool = False
+    """Whether images may be added and removed; where there are keys, it takes one of the scope `write`."""
+    max_upload_bytes: int = Field(20 * 1024**2, ge=1)
+    """Largest image that may be sent, in bytes."""
+    max_pixels: int = Field(50_000_000, ge=1)
+    """Largest image that may be sent, in pixels."""
+    max_body_bytes: int = Field(64 * 1024**2, ge=1)
+    """Largest request, with all its images, in bytes."""
+    max_k: int = Field(1000, ge=1)
+    """Most hits that one search may ask for."""
+    max_examples: int = Field(8, ge=1)
+    """Most examples that one search may start from."""
+    max_batch: int = Field(100, ge=1)
+    """Most searches of one batch, and most images that are embedded in one request."""
+    max_added: int = Field(100, ge=1)
+    """Most images that are added in one request."""
     max_ongoing: int = Field(32, ge=1)
     """Searches that one gateway works on at once."""
     max_queued: int = Field(64, ge=0)
     """Searches that wait at one gateway for their turn; the next one is refused with status 503."""
     request_timeout_s: float = Field(30.0, gt=0)
-    """How long a search may take, in seconds, before it is given up with status 503."""
-    start_timeout_s: float = Field(300.0, gt=0)
-    """How long all processes together may take to start, in seconds."""
+    """How long a request may take, in seconds, before it is given up with status 503."""
     thumbnail_cache_bytes: int = Field(64 * 1024**2, ge=0)
     """Memory for thumbnails in each gateway, in bytes."""
 
-    @property
-    def cpus(self) -> float:
-        """Cores that Ray books for the whole server."""
+    shard_groups: int = Field(1, ge=0)
+    """Processes among which the shards of each index are divided; a few large groups are the fastest. With 0
+    the gateways search themselves: the least latency, for an index that one process searches fast enough."""
+    shard_replicas: int = Field(1, ge=1)
+    """Processes that search the same group of shards."""
+    gateway_replicas: int = Field(1, ge=1)
+    """Processes that take HTTP requests, merge hits, re-rank and make thumbnails."""
+    encoder_replicas: int = Field(1, ge=1)
+    """Processes that encode query images, for each model; the fewest, if `encoder_replicas_max` is set."""
+    encoder_replicas_max: int | None = Field(None, ge=1)
+    """Up to how many encoders Ray starts while requests wait; unset: always as many."""
+    encoder_target_ongoing: float = Field(16.0, gt=0)
+    """Images at one encoder, waiting ones included, above which Ray starts another."""
+    encoder_batch: int = Field(16, ge=1)
+    """Most images that are encoded together."""
+    batch_wait_ms: float = Field(0.0, ge=0)
+    """How long an idle encoder waits for further images before it begins, in milliseconds. With 0 a lone
+    search does not wait, and images gather while the encoder works: the more load, the larger the batches."""
+    encoder_threads: int = Field(1, ge=1)
+    """Threads of an encoder."""
+    shard_threads: int = Field(1, ge=1)
+    """Threads of a shard group."""
+    rerank_threads: int = Field(1, ge=1)
+    """Threads of a gateway that re-rank and match."""
+    gateway_cpus: float = Field(0.25, ge=0)
+    """Cores that Ray books for a gateway."""
+    encoder_cpus: float = Field(0.5, ge=0)
+    """Cores that Ray books for an encoder."""
+    encoder_gpus: float = Field(0.0, ge=0)
+    """GPUs, or a share of one, that Ray books for an encoder; with 0 it encodes on the processor."""
+    shard_cpus: float = Field(0.25, ge=0)
+    """Cores that Ray books for a shard group."""
+    check: Literal["size", "content"] = "size"
+    """How groups of shards check files that they open: by size, or by checksum, which reads all."""
+
+    rerank: dict[str, RerankConfigs] = Field(default_factory=dict)
+    """Re-rankings that searches may ask for by name, such as `qe: [{name: query_expansion}]`. An index of
+    local features has `geometric_verification` in any case."""
+    default_rerank: str | None = None
+    """The one that is used unless a search says otherwise. Unset: geometric verification of local features,
+    and none of codes and vectors."""
+    partial: Literal["refuse", "allow"] = "refuse"
+    """What is answered where a group of shards is dead or slow: status 503, or what the others have found,
+    marked as partial. A search may ask for the other."""
+    group_timeout_s: float = Field(10.0, gt=0)
+    """How long a group of shards may take before an answer is given without it, in seconds; where it may not
+    be left out, it is waited for as long as a request may take."""
+    poll_s: float = Field(2.0, gt=0)
+    """How often each gateway looks whether a new version of an index was published, in seconds."""
+    start_timeout_s: float = Field(300.0, gt=0)
+    """How long all processes together may take to start, in seconds."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ServeConfig":
+        if self.encoder_replicas_max is not None and self.encoder_replicas_max < self.encoder_replicas:
+            raise ValueError("'encoder_replicas_max' is less than 'encoder_replicas'")
+        if NO_RERANKING in self.rerank:
+            raise ValueError(f"'{NO_RERANKING}' is the name of no re-ranking")
+        return self
+
+    def cpus(self, indexes: int = 1, models: int = 1) -> float:
+        """Cores that Ray books for a server of so many indices and models."""
         return (
             self.gateway_replicas * self.gateway_cpus
-            + self.encoder_replicas * self.encoder_cpus
-            + self.shard_groups * self.shard_cpus
+            + models * self.encoder_replicas * self.encoder_cpus
+            + indexes * self.shard_groups * self.shard_replicas * self.shard_cpus
         )
 
-    @property
-    def gpus(self) -> float:
-        """GPUs that Ray books for the whole server."""
-        return self.encoder_replicas * self.encoder_gpus
+    def gpus(self, models: int = 1) -> float:
+        """GPUs that Ray books for a server of so many models."""
+        return models * self.encoder_replicas * self.encoder_gpus

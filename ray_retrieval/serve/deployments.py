@@ -1,91 +1,45 @@
-"""The server's processes on Ray that take requests: encoders, and the gateways in front of everything."""
+"""The server's processes on Ray that take requests, and the one that writes."""
 
 import asyncio
-import io
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import ray
 from fastapi import FastAPI
-from PIL import Image
 from ray import serve
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle
 
-from ray_retrieval.descriptors import Descriptors
-from ray_retrieval.errors import ModelError, QueryError
-from ray_retrieval.search import Index
-from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.errors import QueryError
+from ray_retrieval.serve import maps
+from ray_retrieval.serve.asking import Ask, answered, asking, everywhere, pinging
+from ray_retrieval.serve.behind import Addition, PartError, Parts, Removal, Written
+from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.gateway import Gateway
 from ray_retrieval.serve.http import create_app
 from ray_retrieval.serve.shards import ShardGroup, limit_threads
-from ray_retrieval.serve.wire import Row
+from ray_retrieval.serve.wire import Encoded, EncodeJob, GroupAnswer, GroupQuery, ModelKey, VersionKey, Wrong
+from ray_retrieval.serve.writing import written
 
-_GONE = (
-    RayActorError,
-    WorkerCrashedError,
-    NodeDiedError,
-    ObjectLostError,
-    ReplicaUnavailableError,
-    DeploymentUnavailableError,
-)
-_PING_TIMEOUT_S = 5.0
+_PREPARE_S = 120.0
 
 
-class EncoderLike(Protocol):
-    """What serving needs of `ray_retrieval.model.Encoder`."""
+@dataclass(frozen=True)
+class Handles:
+    """Handles of the deployments behind one index.
 
-    fingerprint: str
-
-    def encode(self, images: list[bytes]) -> tuple[Descriptors, dict[int, str]]:
-        """Descriptors of images, and the reason for each image that cannot be decoded."""
-        ...
-
-
-EncoderFactory = Callable[..., EncoderLike]
-"""Called with the model's URI and the keywords `threads` and `batch_size`."""
-
-
-class EncoderReplica:
-    """Encodes query images, several at once.
-
-    Args:
-        model_uri: the model directory.
-        model: fingerprint that the model must have.
-        factory: makes the encoder.
-        config: batch size, wait and threads.
+    Attributes:
+        encoder: of those that encode by its model.
+        groups: of its groups of shards; none where gateways search themselves.
+        writer: of the one that changes it; None where it may not be changed.
     """
 
-    def __init__(self, model_uri: str, model: str, factory: EncoderFactory, config: ServeConfig) -> None:
-        limit_threads(config.encoder_threads)
-        self._encoder = factory(model_uri, threads=config.encoder_threads, batch_size=config.encoder_batch)
-        if self._encoder.fingerprint != model:
-            raise ModelError(
-                f"the model is {self._encoder.fingerprint} by now, {model} was asked for", where=model_uri
-            )
-        batching: Any = self.encode  # Its type leaves out what the decorator adds.
-        batching.set_max_batch_size(config.encoder_batch)
-        batching.set_batch_wait_timeout_s(config.batch_wait_ms / 1000)
-        # Always the same thread: a pool of torch's own belongs to each thread that calls it.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
-        # The first pass compiles kernels and fills caches.
-        self._thread.submit(self.encode_batch, [_blank_image()]).result()
-
-    @serve.batch
-    async def encode(self, images: list[bytes]) -> list[Row | str]:
-        """As `encode_batch`; called with one image at a time, it gathers them."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.encode_batch, images)
-
-    def encode_batch(self, images: list[bytes]) -> list[Row | str]:
-        """A descriptor, or the reason for none, for each image."""
-        found, failures = self._encoder.encode(images)
-        return [failures.get(position, found.data[position]) for position in range(len(images))]
-
-    async def ping(self) -> int:
-        """A sign of life: the number of the process."""
-        return os.getpid()
+    encoder: Any
+    groups: list[Any]
+    writer: Any = None
 
 
 @serve.ingress()
@@ -93,58 +47,109 @@ class GatewayReplica:
     """Takes HTTP requests.
 
     Args:
-        index_uri: the index.
-        model: fingerprint of the model that must have made it.
-        encoder: handle of the encoders.
-        groups: handles of the groups of shards.
+        indexes: what is served, by name.
+        handles: of what stands behind each.
+        encoders: handles by fingerprint of the model that they start with, of other models than the indices'.
         config: limits.
     """
 
     def __init__(
         self,
-        index_uri: str,
-        model: str,
-        encoder: "DeploymentHandle[EncoderReplica]",
-        groups: "list[DeploymentHandle[ShardGroup]]",
+        indexes: Mapping[str, ServedIndex],
+        handles: Mapping[str, Handles],
+        encoders: Mapping[str, Any],
         config: ServeConfig,
     ) -> None:
         limit_threads(1)
         self._config = config
-        self._gateway = Gateway(
-            Index.open(index_uri, model=model),
-            encode=_asking(encoder.encode, "the encoder"),
-            groups=[_asking(group.search, "a group of shards") for group in groups],
-            pings=[
-                _asking(encoder.ping, "the encoder", _PING_TIMEOUT_S),
-                *(_asking(group.ping, "a group of shards", _PING_TIMEOUT_S) for group in groups),
-            ],
-            config=config,
-        )
+        parts = {name: parts_of(handles[name], encoders, config) for name in indexes}
+        self._gateway = Gateway(indexes, parts, config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._gateway, self._config)
+        return create_app(self._gateway, self._config, self._gateway.measured.request)
 
 
-def _asking(method: Any, name: str, timeout_s: float | None = None) -> Callable[..., Any]:
-    """Calls a deployment's method; a replica that died is asked once more, for searches have no effects."""
+class WriterReplica:
+    """The one process that changes an index: changes wait for each other here, not at the index's lock."""
 
-    async def ask(*arguments: Any) -> Any:
-        for attempt in range(2):
-            try:
-                return await asyncio.wait_for(method.remote(*arguments), timeout_s)
-            except BackPressureError:
-                raise QueryError("the server is busy", mend="try again in a moment", status=503) from None
-            except _GONE:
-                if attempt:
-                    break
-            except asyncio.TimeoutError:
-                break
-        raise QueryError(f"{name} does not answer", mend="try again in a moment", status=503)
+    def __init__(self) -> None:
+        limit_threads(1)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
+
+    async def write(self, request: Addition | Removal) -> Written | Wrong:
+        """Write and publish a change; see `writing.written`."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, written, request)
+        except QueryError as error:
+            return Wrong(error)
+
+    async def ping(self) -> int:
+        """A sign of life: the number of the process."""
+        return os.getpid()
+
+
+def parts_of(handles: Handles, encoders: Mapping[str, Any], config: ServeConfig) -> Parts:
+    """What stands behind one index, as functions."""
+    own = asking(handles.encoder.encode, "encoder")
+    others = {fingerprint: asking(one.encode, "encoder") for fingerprint, one in encoders.items()}
+
+    async def encode(job: EncodeJob, timeout_s: float) -> Encoded:
+        found: Encoded = await others.get(job.model.fingerprint, own)(job, timeout_s)
+        return found
+
+    pings = {"encoder": pinging(handles.encoder.ping, "encoder")}
+    groups: list[Ask] = [asking(group.search, "group") for group in handles.groups]
+    pings |= {f"group {number}": pinging(group.ping, "group") for number, group in enumerate(handles.groups)}
+    here = None
+    if not groups:
+        here = ShardGroup(0, 1, config)
+        groups = [asking_here(here)]
+    if handles.writer is not None:
+        pings["writer"] = pinging(handles.writer.ping, "writer")
+
+    async def prepare(key: VersionKey, model: ModelKey) -> list[float | str]:
+        # The encoders first: of what has no model nothing needs to be opened.
+        said = [await everywhere(handles.encoder, "prepare", model, _PREPARE_S)]
+        asked = (everywhere(group, "prepare", key, _PREPARE_S) for group in handles.groups)
+        searching = await asyncio.gather(*asked)
+        if here is not None:
+            searching.append([await here.prepare(key)])
+        problems = [one for one in said[0] if isinstance(one, str)]
+        return [*problems, *(one for some in searching for one in some)]
+
+    return Parts(
+        encode=encode,
+        groups=groups,
+        prepare=prepare,
+        write=None if handles.writer is None else asking(handles.writer.write, "writer", again=False),
+        lay_out=_laid_out,
+        pings=pings,
+    )
+
+
+def asking_here(group: ShardGroup) -> Ask:
+    """Asks a group of shards of this process."""
+
+    async def ask(query: GroupQuery, timeout_s: float) -> GroupAnswer:
+        try:
+            found: GroupAnswer = answered(await asyncio.wait_for(group.search(query), timeout_s), "group")
+            return found
+        except asyncio.TimeoutError:
+            raise PartError("group", "late") from None
 
     return ask
 
 
-def _blank_image() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
-    return file.getvalue()
+async def _laid_out(data: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """`maps.places` in a process of its own: it would hold up the requests here."""
+    try:
+        found: npt.NDArray[np.float32] = await _places.remote(data)
+        return found
+    except ray.exceptions.RayError:
+        raise PartError("map", "dead") from None
+
+
+@ray.remote(num_cpus=0, max_retries=1)
+def _places(data: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    os.nice(10)
+    return maps.places(data)

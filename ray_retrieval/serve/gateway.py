@@ -1,123 +1,276 @@
-"""From an image to hits: encode, ask every group of shards, merge, look up. It knows no Ray.
+"""What answers the HTTP layer: `backend.Backend` over encoders and groups of shards. It knows no Ray.
 
-The gateway holds the index only to look things up: rows, ids, labels and images are memory-mapped, so it
-costs no memory, and the descriptors are searched by the shard groups alone.
+A gateway holds each index only to look things up and to re-rank: rows, ids, labels, images and descriptors
+are memory-mapped, so they cost no memory of its own.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import PurePosixPath
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ray_retrieval.data.decode import FORMATS
 from ray_retrieval.errors import QueryError, RetrievalError
-from ray_retrieval.search import Hits, Index, merge
+from ray_retrieval.serve import maps
+from ray_retrieval.serve.addresses import thumbnail_address
 from ray_retrieval.serve.answers import (
-    METRICS,
-    Example,
+    ChangeAnswer,
+    Described,
+    EmbedAnswer,
+    ErrorAnswer,
     Health,
-    Hit,
-    IndexAnswer,
-    IndexVersion,
-    Query,
+    IndexesAnswer,
+    MapAnswer,
+    MatchAnswer,
+    Problem,
+    Record,
+    SampleAnswer,
     SearchAnswer,
+    Spot,
 )
-from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.backend import (
+    IdExample,
+    ImageExample,
+    NewImage,
+    Original,
+    SearchRequest,
+)
+from ray_retrieval.serve.behind import PartError, Parts
+from ray_retrieval.serve.config import ServeConfig, ServedIndex
+from ray_retrieval.serve.lookups import looked_up, media_type, record_of, row_of, stored_image
+from ray_retrieval.serve.matching import Matching
+from ray_retrieval.serve.metrics import Metrics
+from ray_retrieval.serve.rolling import Live, Rolling
+from ray_retrieval.serve.searching import Call, Searching, described
 from ray_retrieval.serve.thumbnails import Thumbnail, ThumbnailCache, shrink
-from ray_retrieval.serve.uploads import read_header
-from ray_retrieval.serve.wire import GroupHits, Row, identity
+from ray_retrieval.serve.wire import GoneError, VersionKey
+from ray_retrieval.serve.writing import addition, removal
 from ray_retrieval.storage import fingerprint
 
-_EXAMPLES = 12
-
-
-Encode = Callable[[bytes], Awaitable["Row | str"]]
-"""An image's descriptor, or why the image cannot be decoded."""
-SearchGroup = Callable[[tuple[Row, int]], Awaitable[GroupHits]]
-"""The nearest rows of a group of shards for a descriptor and the number of them wanted."""
-Ping = Callable[[], Awaitable[Any]]
+Result = TypeVar("Result")
+_PING_S = 5.0
 
 
 class Gateway:
-    """Answers searches through an encoder and groups of shards.
+    """Answers requests about one index or several.
 
     Args:
-        index: the index, to look up rows, ids, labels and images.
-        encode: encodes one image.
-        groups: one search function for each group of shards; together they cover the index.
-        pings: one function for each part that has to answer for the server to be healthy.
+        indexes: by name; the first is searched where none is named.
+        parts: what stands behind each.
         config: limits.
+        metrics: what happens is counted there.
+
+    Raises:
+        ArtefactError: if an index or a model is missing or damaged, or they do not belong together.
     """
 
     def __init__(
         self,
-        index: Index,
-        *,
-        encode: Encode,
-        groups: Sequence[SearchGroup],
-        pings: Sequence[Ping],
+        indexes: Mapping[str, ServedIndex],
+        parts: Mapping[str, Parts],
         config: ServeConfig,
+        metrics: Metrics | None = None,
     ) -> None:
-        self._index, self._config = index, config
-        self._encode, self._groups, self._pings = encode, groups, pings
-        self._version = IndexVersion(version=index.version, model=index.model)
-        self._identity = identity(index)
+        self._config, self.measured = config, metrics or Metrics()
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="files")
+        workers = ThreadPoolExecutor(config.rerank_threads, thread_name_prefix="rerank")
+        self._rolling = {
+            name: Rolling(name, served, parts[name], config, self.measured, self._threads)
+            for name, served in indexes.items()
+        }
         self._thumbnails = ThumbnailCache(config.thumbnail_cache_bytes)
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="thumbnail")
-        self._description = self._describe()
-        # The first look-up of an id sorts all ids: better now than when the first picture is waited for.
-        self._threads.submit(index.row_of, "")
+        self._searching = Searching(config, self.measured, workers, self._threads)
+        self._matching = Matching(self._searching, workers)
+        self._maps: dict[VersionKey, asyncio.Task[MapAnswer]] = {}
+        self._polling: asyncio.Task[None] | None = None
 
-    async def search(self, image: bytes, k: int) -> SearchAnswer:
-        """The `k` nearest images of the index to an image.
+    async def search(self, request: SearchRequest, *, deadline: float) -> SearchAnswer:
+        """The nearest images of an index; see `searching`."""
 
-        Raises:
-            QueryError: 4xx if the image cannot be decoded; 503 if a part of the server does not answer.
-        """
-        clock = _Clock()
-        header = read_header(image, max_pixels=self._config.max_pixels)
-        clock.lap("decode")
-        described = await self._encode(image)
-        if isinstance(described, str):
-            raise QueryError(described, where="image", mend="send another image")
-        clock.lap("encode")
-        parts = await asyncio.gather(*(group((described, k)) for group in self._groups))
-        for part in parts:
-            self._check_same(part.index)
-        clock.lap("search")
-        hits = merge([Hits(part.distances[None], part.rows[None]) for part in parts], k)
-        rows, distances = hits.rows[0], hits.distances[0]
-        rows, distances = rows[rows >= 0], distances[rows >= 0]
-        clock.lap("merge")
-        found = [self._hit(*pair) for pair in zip(self._records(rows), distances.tolist(), strict=True)]
-        clock.lap("records")
-        query = Query(format=header.format, width=header.width, height=header.height, bytes=len(image), k=k)
-        return SearchAnswer(query=query, hits=found, index=self._version, timings_ms=clock.laps())
+        async def work(live: Live, rolling: Rolling) -> SearchAnswer:
+            return await self._searching.search(live, rolling, request, deadline)
 
-    def describe(self) -> IndexAnswer:
+        return await self._answered(request.index, work)
+
+    async def embed(self, images: list[ImageExample], index: str | None, *, deadline: float) -> EmbedAnswer:
+        """Descriptors of images by the model of an index; one that cannot be decoded does not harm others."""
+
+        async def work(live: Live, rolling: Rolling) -> EmbedAnswer:
+            start = time.perf_counter()
+            call = Call(live, rolling, deadline)
+            found = await asyncio.gather(*(self._embedded(call, image) for image in images))
+            took = round(1000 * (time.perf_counter() - start), 3)
+            form = live.index.form
+            return EmbedAnswer(
+                kind=form.kind.value,
+                bits=live.about.bits,
+                dimension=live.about.dimension,
+                descriptors=found,
+                model=live.key.model,
+                timings_ms={"encode": took, "total": took},
+            )
+
+        return await self._answered(index, work)
+
+    async def match(
+        self,
+        first: ImageExample | IdExample,
+        second: ImageExample | IdExample,
+        index: str | None,
+        *,
+        deadline: float,
+    ) -> MatchAnswer:
+        """What two photographs have in common."""
+
+        async def work(live: Live, rolling: Rolling) -> MatchAnswer:
+            return await self._matching.match(Call(live, rolling, deadline), first, second)
+
+        return await self._answered(index, work)
+
+    async def match_picture(
+        self,
+        first: ImageExample | IdExample,
+        second: ImageExample | IdExample,
+        index: str | None,
+        *,
+        deadline: float,
+    ) -> bytes:
+        """The same drawn, as a PNG file."""
+
+        async def work(live: Live, rolling: Rolling) -> bytes:
+            return await self._matching.picture(Call(live, rolling, deadline), first, second)
+
+        return await self._answered(index, work)
+
+    async def add(
+        self, images: list[NewImage], index: str | None, *, replace: bool, deadline: float
+    ) -> ChangeAnswer:
+        """Add images and publish a new version, which is served when this returns."""
+
+        async def work(live: Live, rolling: Rolling) -> ChangeAnswer:
+            call = Call(live, rolling, deadline)
+            write = _writer(self._config, rolling)
+            found = await asyncio.gather(
+                *(self._searching.encoded(call, image.image) for image in images), return_exceptions=True
+            )
+            made = await self._aside(lambda: addition(live.index, images, found, replace=replace))
+            if made.request is None:
+                return ChangeAnswer(
+                    index=live.served,
+                    operation="nothing to add",
+                    rows=live.index.rows,
+                    changed=0,
+                    left_out=made.left_out,
+                )
+            written = await write(made.request, call.left())
+            now = await rolling.refresh(force=True)
+            return ChangeAnswer(
+                index=now.served,
+                operation=written.operation,
+                rows=now.index.rows,
+                changed=written.added,
+                left_out=made.left_out,
+            )
+
+        return await self._answered(index, work)
+
+    async def remove(
+        self, ids: list[str] | None, where: str | None, index: str | None, *, deadline: float
+    ) -> ChangeAnswer:
+        """Remove images, by their ids or by a filter, and publish a new version."""
+
+        async def work(live: Live, rolling: Rolling) -> ChangeAnswer:
+            write = _writer(self._config, rolling)
+            request = removal(live.index, ids, where)
+            written = await write(request, Call(live, rolling, deadline).left())
+            now = await rolling.refresh(force=True)
+            return ChangeAnswer(
+                index=now.served,
+                operation=written.operation,
+                rows=now.index.rows,
+                changed=written.removed,
+            )
+
+        return await self._answered(index, work)
+
+    def describe(self) -> IndexesAnswer:
         """What is served."""
-        return self._description
+        config = self._config
+        return IndexesAnswer(
+            indexes=[rolling.about() for rolling in self._rolling.values()],
+            max_k=config.max_k,
+            max_upload_bytes=config.max_upload_bytes,
+            max_pixels=config.max_pixels,
+            max_examples=config.max_examples,
+            max_batch=config.max_batch,
+            formats=list(FORMATS),
+            urls_from=list(config.url_hosts),
+            needs_key=config.api_keys is not None,
+        )
 
-    async def thumbnail(self, identifier: str, size: int) -> Thumbnail:
+    async def record(self, identifier: str, index: str | None) -> Record:
+        """What an index knows of one image."""
+        live = self._named(index).live
+        return record_of(live.name, live.index, [row_of(live.index, identifier)])[0]
+
+    async def sample(
+        self, count: int, seed: int | None, where: str | None, index: str | None
+    ) -> SampleAnswer:
+        """Images drawn at random; without a seed others each time."""
+        live = self._named(index).live
+        seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+
+        def draw() -> list[Record]:
+            there = None if where is None else live.index.living(where)
+            total = live.index.rows if there is None else len(there)
+            places = np.random.default_rng(seed).choice(total, min(count, total), replace=False, shuffle=True)
+            rows = live.index.at(places.astype(np.int64)) if there is None else there[places]
+            return record_of(live.name, live.index, rows.tolist())
+
+        return SampleAnswer(images=await self._aside(draw), seed=seed, index=live.served)
+
+    async def map(self, index: str | None) -> MapAnswer:
+        """The map of a sample of the index; made once per version, the first caller waits."""
+        rolling = self._named(index)
+        live = rolling.live
+        task = self._maps.get(live.key)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            served = {rolling.live.key for rolling in self._rolling.values()}
+            self._maps = {key: one for key, one in self._maps.items() if key in served}
+            task = self._maps[live.key] = asyncio.create_task(self._mapped(live, rolling.parts))
+        # Who gives up waiting does not stop it for others.
+        return await asyncio.shield(task)
+
+    async def thumbnail(self, identifier: str, size: int, index: str | None) -> Thumbnail:
         """An image of the index, shrunk to fit a square of `size` pixels.
 
         Raises:
             QueryError: 404 if the index has no such image, or holds none that can be shown.
         """
-        key = (identifier, size)
+        live = self._named(index).live
+        key = (live.key, identifier, size)
         found = self._thumbnails.get(key)
         if found is None:
             # Decoding takes milliseconds and files may be slow: both would hold up other requests here.
-            loop = asyncio.get_running_loop()
-            found = await loop.run_in_executor(self._threads, self._shrink, identifier, size)
+            etag = f'"{fingerprint([live.key.sha256, identifier, size])}"'
+            found = await self._aside(
+                lambda: looked_up(lambda: shrink(stored_image(live.index, identifier), size, etag=etag))
+            )
             self._thumbnails.put(key, found)
         return found
+
+    async def original(self, identifier: str, index: str | None) -> Original:
+        """An image of the index as it was indexed.
+
+        Raises:
+            QueryError: 404 if the index has no such image, or its file cannot be read.
+        """
+        live = self._named(index).live
+        data = await self._aside(lambda: looked_up(lambda: stored_image(live.index, identifier)))
+        return Original(data, media_type(data), f'"{fingerprint([live.key.sha256, identifier])}"')
 
     async def check(self) -> Health:
         """Ask every part for a sign of life.
@@ -125,109 +278,101 @@ class Gateway:
         Raises:
             QueryError: 503 if one does not answer.
         """
-        await asyncio.gather(*(ping() for ping in self._pings))
-        return Health(status="ok", version=self._version.version)
-
-    def _shrink(self, identifier: str, size: int) -> Thumbnail:
-        row = self._index.row_of(identifier)
-        if row is None:
-            raise QueryError(
-                "the index has no image of that id",
-                where=identifier,
-                mend="take an id from a hit",
-                status=404,
-            )
-        etag = f'"{fingerprint([self._identity, identifier, size])}"'
+        self._poll()
+        pings = [ping for rolling in self._rolling.values() for ping in rolling.parts.pings.values()]
         try:
-            return shrink(self._index.image_bytes(row), size, etag=etag)
-        except RetrievalError:
-            # The error itself names a file of this machine.
+            await asyncio.gather(*(ping(_PING_S) for ping in pings))
+        except PartError as error:
+            raise error.as_query_error() from None
+        versions = {name: rolling.live.key.number for name, rolling in self._rolling.items()}
+        return Health(status="ok", versions=versions)
+
+    def metrics(self) -> bytes:
+        """The gateway's own measurements in the text format of Prometheus."""
+        return self.measured.text()
+
+    async def _answered(
+        self, index: str | None, work: Callable[[Live, Rolling], Awaitable[Result]]
+    ) -> Result:
+        """What work on the served version gives; once more on a newer one, where that one has gone."""
+        rolling = self._named(index)
+        live = rolling.live
+        try:
+            try:
+                return await work(live, rolling)
+            except GoneError:
+                return await work(await rolling.refresh(force=True), rolling)
+        except PartError as error:
+            self.measured.failure(error.part, error.why)
+            raise error.as_query_error() from None
+        except GoneError:
             raise QueryError(
-                "the image of that id cannot be read",
-                where=identifier,
-                mend="build the index with its images, or put the files back where they were",
-                status=404,
+                "the version that is served is no longer there",
+                mend="try again in a moment",
+                status=503,
             ) from None
 
-    def _check_same(self, searched: str) -> None:
-        # A replica that restarts after the index has changed opens the new version: its rows mean others.
-        if searched != self._identity:
+    def _named(self, index: str | None) -> Rolling:
+        self._poll()
+        if index is None:
+            return next(iter(self._rolling.values()))
+        found = self._rolling.get(index)
+        if found is None:
+            known = ", ".join(self._rolling)
             raise QueryError(
-                "the index has changed since the server started",
-                mend="restart the server to serve the new version",
-                status=503,
+                f"no index '{index}' is served here", where="index", mend=f"name one of: {known}", status=404
             )
+        return found
 
-    def _records(self, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
-        table = self._index.records(rows)
-        wanted = [name for name in ("row", "id", "label", "path") if name in table.column_names]
-        records: list[dict[str, Any]] = table.select(wanted).to_pylist()
-        return records
+    def _poll(self) -> None:
+        """Look for new versions from now on, on the loop that requests are answered on."""
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.get_running_loop().create_task(self._look_for_versions())
 
-    def _hit(self, record: dict[str, Any], distance: float) -> Hit:
-        path = record.get("path")
-        return Hit(
-            id=record["id"],
-            row=record["row"],
-            distance=distance,
-            similarity=self._index.form.similarity(distance),
-            label=record.get("label"),
-            class_name=self._class_name(record.get("label")),
-            path=PurePosixPath(path.replace("\\", "/")).name if path else None,
-            image=_address(record["id"]),
-        )
+    async def _look_for_versions(self) -> None:
+        while True:
+            for rolling in self._rolling.values():
+                try:
+                    await rolling.refresh()
+                except RetrievalError as error:
+                    rolling.trouble(error)
+            await asyncio.sleep(self._config.poll_s)
 
-    def _class_name(self, label: int | list[int] | None) -> str | list[str] | None:
-        names = self._index.class_names
-        if names is None or label is None:
-            return None
-        return [names[one] for one in label] if isinstance(label, list) else names[label]
+    async def _embedded(self, call: Call, image: ImageExample) -> Described | ErrorAnswer:
+        try:
+            return described(await self._searching.encoded(call, image))
+        except QueryError as error:
+            if error.status >= 500:
+                raise
+            return ErrorAnswer(error=Problem(problem=error.problem, where=error.where, mend=error.mend))
 
-    def _describe(self) -> IndexAnswer:
-        index = self._index
-        count = min(_EXAMPLES, index.rows)
-        rows = index.at(np.linspace(0, index.rows - 1, count).round().astype(np.int64))
-        examples = [
-            Example(
-                id=record["id"],
-                class_name=self._class_name(record.get("label")),
-                image=_address(record["id"]),
-            )
-            for record in self._records(rows)
+    async def _mapped(self, live: Live, parts: Parts) -> MapAnswer:
+        def drawn() -> tuple[list[Record], Any]:
+            rows = live.index.at(maps.drawn(live.index.rows))
+            records = record_of(live.name, live.index, rows.tolist())
+            return records, maps.laid_out(live.index.descriptors(rows))
+
+        records, data = await self._aside(drawn)
+        if parts.lay_out is not None:
+            placed = await parts.lay_out(data)
+        else:
+            placed = await self._aside(lambda: maps.places(data))
+        spots = [
+            Spot(id=one.id, x=x, y=y, class_name=one.class_name, image=thumbnail_address(live.name, one.id))
+            for one, (x, y) in zip(records, placed.tolist(), strict=True)
         ]
-        return IndexAnswer(
-            rows=index.rows,
-            **index.form.as_json(),
-            shards=len(index.manifest.shards),
-            shard_groups=len(self._groups),
-            metric=METRICS[index.form.kind],
-            version=self._version.version,
-            model=index.model,
-            class_names=index.class_names,
-            max_k=self._config.max_k,
-            max_upload_bytes=self._config.max_upload_bytes,
-            formats=list(FORMATS),
-            examples=examples,
+        return MapAnswer(spots=spots, method=maps.in_words(data), index=live.served)
+
+    async def _aside(self, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _writer(config: ServeConfig, rolling: Rolling) -> Any:
+    write = rolling.parts.write
+    if not config.writable or write is None:
+        raise QueryError(
+            "images are not added or removed here",
+            mend="start the server with writable=true",
+            status=403,
         )
-
-
-class _Clock:
-    """Times of the steps of a search, in milliseconds."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        """The step `name` ends here."""
-        now = time.perf_counter()
-        self._laps[name] = round(1000 * (now - self._last), 3)
-        self._last = now
-
-    def laps(self) -> dict[str, float]:
-        return {**self._laps, "total": round(1000 * (self._last - self._start), 3)}
-
-
-def _address(identifier: str) -> str:
-    # Slashes are escaped as well: browsers would fold the `..` of an id that looks like a path.
-    return f"/images/{quote(identifier, safe='')}"
+    return write

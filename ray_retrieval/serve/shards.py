@@ -1,64 +1,167 @@
-"""The server's processes on Ray that search: each holds some shards of the index.
+"""The server's processes on Ray that search: each holds some shards of an index.
 
 This module stands alone so that these processes load neither the network nor the HTTP layer.
 """
 
 import asyncio
 import os
+import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pyarrow
-from ray import serve
 
-from ray_retrieval.search import Index
+from ray_retrieval.descriptors import Descriptors, Local, concatenate
+from ray_retrieval.errors import RetrievalError
+from ray_retrieval.search import Hits, Index
+from ray_retrieval.search.checking import check_hits
+from ray_retrieval.search.hits import no_hits
 from ray_retrieval.serve.config import ServeConfig
-from ray_retrieval.serve.wire import GroupHits, Row, identity
+from ray_retrieval.serve.gathering import Gathering
+from ray_retrieval.serve.versions import Kept, open_version
+from ray_retrieval.serve.wire import (
+    Gone,
+    GoneError,
+    GroupAnswer,
+    GroupQuery,
+    Late,
+    VersionKey,
+    Wrong,
+    late,
+    wrong,
+)
 
 _SEARCH_BATCH = 64
 """Most queries that a group of shards scans in one pass; those that come meanwhile share the next one."""
+_IDLE = 2.0
+"""Times as long as a request may take: then nobody can still ask for an old version."""
+
+AnyAnswer = GroupAnswer | Late | Gone | Wrong
 
 
 class ShardGroup:
-    """Searches some of the shards of an index.
+    """Searches some of the shards of an index, in whatever version it is asked for.
 
     Args:
-        index_uri: the index.
-        model: fingerprint of the model that must have made it.
-        shards: numbers of the shards.
+        group: its number.
+        groups: how many there are.
         config: threads and checks.
+        key: a version to open at once; None: when it is asked for.
     """
 
-    def __init__(self, index_uri: str, model: str, shards: list[int], config: ServeConfig) -> None:
-        limit_threads(config.shard_threads)
-        self._index = Index.open(
-            index_uri, shards=shards, threads=config.shard_threads, check=config.check, model=model
+    def __init__(self, group: int, groups: int, config: ServeConfig, key: VersionKey | None = None) -> None:
+        self._group, self._groups, self._config = group, groups, config
+        self._versions: Kept[VersionKey, Index | None] = Kept(
+            self._open, idle_s=_IDLE * config.request_timeout_s
         )
-        self._identity = identity(self._index)
         # One scan at a time: it uses all the threads that this process may have.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="search")
-        self.search_batch([(self._index.form.zeros(1).data[0], 1)])  # The first scan compiles its kernel.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="search")
+        self._gathering = Gathering(self.search_batch, thread, most=_SEARCH_BATCH)
+        # Versions are opened beside the searches in others.
+        self._opening = ThreadPoolExecutor(1, thread_name_prefix="open")
+        if key is not None:
+            with suppress(GoneError):  # Pruned since: the gateways ask for what is there.
+                self._versions.get(key)
 
-    @serve.batch(max_batch_size=_SEARCH_BATCH, batch_wait_timeout_s=0)
-    async def search(self, queries: list[tuple[Row, int]]) -> list[GroupHits]:
-        """As `search_batch`; called with one query at a time, it gathers them."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self.search_batch, queries)
+    async def search(self, query: GroupQuery) -> AnyAnswer:
+        """As `search_batch`, which gets the queries that have come meanwhile."""
+        return await self._gathering.ask(query)
+
+    async def prepare(self, key: VersionKey) -> float | str:
+        """Open a version before it is asked for; private bytes of this process, or why it cannot be."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._opening, self._versions.get, key)
+        except (GoneError, RetrievalError) as error:
+            return str(error)
+        return private_bytes()
 
     async def ping(self) -> int:
         """A sign of life: the number of the process."""
         return os.getpid()
 
-    def search_batch(self, queries: list[tuple[Row, int]]) -> list[GroupHits]:
-        """The `k` nearest rows for each (descriptor, k)."""
-        described = self._index.form.with_rows(np.stack([row for row, _ in queries]))
-        hits = self._index.search(described, max(k for _, k in queries))
+    def search_batch(self, queries: list[GroupQuery]) -> list[AnyAnswer]:
+        """An answer to each query, in their order; those of one version and filter are searched together."""
+        answers: dict[int, AnyAnswer] = {}
+        together: dict[tuple[VersionKey, str | None], list[int]] = {}
+        for number, query in enumerate(queries):
+            if late(query.expires):
+                answers[number] = Late()
+            else:
+                together.setdefault((query.version, query.where), []).append(number)
+        for (version, where), numbers in together.items():
+            some = [queries[number] for number in numbers]
+            try:
+                found = self._search(version, where, some)
+            except GoneError as error:
+                found = [Gone(str(error))] * len(some)
+            except RetrievalError as error:
+                found = [wrong(error)] * len(some)
+            answers.update(zip(numbers, found, strict=True))
+        return [answers[number] for number in range(len(queries))]
+
+    def _search(
+        self, version: VersionKey, where: str | None, queries: list[GroupQuery]
+    ) -> Sequence[AnyAnswer]:
+        index = self._versions.get(version)
+        if index is None:
+            return [_nothing(query) for query in queries]
+        selected = 0
+        if index.votes:
+            selected = index.count(where)
+            parts = [(index.nearest_features(_local(query), where=where)) for query in queries]
+            return [GroupAnswer(version, part, selected, len(queries)) for part in parts]
+        described = concatenate([query.queries for query in queries])
+        hits = index.search(described, max(query.k for query in queries), where=where)
+        ends = np.cumsum([0, *(len(query.queries) for query in queries)]).tolist()
         return [
-            GroupHits(self._identity, hits.distances[query, :k], hits.rows[query, :k])
-            for query, (_, k) in enumerate(queries)
+            GroupAnswer(
+                version,
+                Hits(hits.distances[start:stop, : query.k], hits.rows[start:stop, : query.k]),
+                selected,
+                len(queries),
+            )
+            for query, start, stop in zip(queries, ends, ends[1:], strict=False)
         ]
+
+    def _open(self, key: VersionKey, known: "list[Index | None]") -> Index | None:
+        index = open_version(
+            key,
+            group=self._group,
+            groups=self._groups,
+            threads=self._config.shard_threads,
+            check=self._config.check,
+            known=[other for other in known if other is not None],
+        )
+        if index is not None:
+            check_hits(index)  # It compiles the kernels, too.
+        return index
+
+
+def _nothing(query: GroupQuery) -> GroupAnswer:
+    """What a group without shards finds."""
+    dtype = np.int32 if query.queries.data.dtype == np.uint8 else np.float32
+    return GroupAnswer(query.version, no_hits(len(query.queries), 0, dtype), 0, 1)
+
+
+def _local(query: GroupQuery) -> Local:
+    found: Descriptors = query.queries
+    assert isinstance(found, Local)
+    return found
 
 
 def limit_threads(threads: int) -> None:
     """Bound the pools of this process. Those of torch and numba are bound by who uses them."""
     pyarrow.set_cpu_count(threads)
     pyarrow.set_io_thread_count(max(2, threads))
+
+
+def private_bytes() -> float:
+    """Memory of this process that no other shares, as far as the system tells; 0 where it does not."""
+    try:
+        said = Path("/proc/self/smaps_rollup").read_text()
+    except OSError:
+        return 0.0
+    return 1024.0 * sum(int(number) for number in re.findall(r"Private_Dirty: +(\d+) kB", said))

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 import socket
 from collections.abc import Iterator
 
@@ -13,19 +14,31 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Served:
 
 
 @pytest.fixture(scope="module")
-def served(local_ray: None, indexed: Served) -> Iterator[Served]:
-    """The index behind a running server of two groups of shards."""
+def served(local_ray: None, indexed: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A copy of the index behind a running server of two groups of shards, which may change it."""
     import ray.cloudpickle
     import serving_parts
 
     from ray_retrieval.serve.app import run
-    from ray_retrieval.serve.config import ServeConfig
+    from ray_retrieval.serve.config import ServeConfig, ServedIndex
 
     # Replicas cannot import what lies in the tests' folder.
     ray.cloudpickle.register_pickle_by_value(serving_parts)  # type: ignore[no-untyped-call]
-    config = ServeConfig(port=free_port(), shard_groups=2, max_upload_bytes=500_000)
-    with run(indexed.index, indexed.model, config, encoder=AverageHash) as url:
-        yield dataclasses.replace(indexed, url=url)
+    index = str(tmp_path_factory.mktemp("served") / "index")
+    shutil.copytree(indexed.index, index)
+    config = ServeConfig(
+        port=free_port(),
+        shard_groups=2,
+        encoder_replicas=2,
+        encoder_cpus=0.25,
+        max_upload_bytes=500_000,
+        writable=True,
+        poll_s=0.5,
+        request_timeout_s=90,  # a busy machine takes long to start a process anew
+    )
+    given = {"x": ServedIndex(index=index, model=indexed.model)}
+    with run(given, config, encoder=AverageHash) as url:
+        yield dataclasses.replace(indexed, url=url, index=index)
 
 
 def free_port() -> int:

@@ -90,11 +90,16 @@ class Served:
 
 
 def make_index(
-    folder: Path, *, count: int = 300, shards: int = 3, encoder: type[AverageHash | GreyVector] = AverageHash
+    folder: Path,
+    *,
+    count: int = 300,
+    shards: int = 3,
+    encoder: type[AverageHash | GreyVector] = AverageHash,
+    note: str = "",
 ) -> Served:
     """An index of noise images, some with ids that look like paths or addresses."""
     model = str(folder / "model")
-    write_model(Folder(model))
+    write_model(Folder(model), note=note)
     odd = ["../../etc/passwd", "/etc/passwd", "a b/ü?x=1#y%2F.png", "...", "x" * 200]
     ids = odd + [f"set {number % 3}/{number:04d}.png" for number in range(len(odd), count)]
     images = [picture(number) for number in range(count)]

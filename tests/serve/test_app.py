@@ -3,15 +3,27 @@ import signal
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
 from serving_parts import AverageHash, Served, write_model
+from typer.testing import CliRunner
 
+from ray_retrieval.cli import app as command
 from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError
 from ray_retrieval.search import Index
-from ray_retrieval.serve.app import _divide, _wait_for_signal, build, from_args, run
-from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.app import _wait_for_signal, from_args, run
+from ray_retrieval.serve.application import build, named, serve_config
+from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.storage import Folder
+
+ROOT = Path(__file__).parents[2]
+
+
+def one(served: Served, model: str | None = None) -> dict[str, ServedIndex]:
+    return {"x": ServedIndex(index=served.index, model=model or served.model)}
 
 
 @pytest.fixture
@@ -26,7 +38,7 @@ def test_an_index_of_another_model_is_refused_before_anything_starts(
     indexed: Served, tmp_path: Path, nothing_starts: None
 ) -> None:
     other = write_model(Folder(tmp_path), note="another")
-    with pytest.raises(ArtefactError) as caught, run(indexed.index, str(tmp_path), encoder=AverageHash):
+    with pytest.raises(ArtefactError) as caught, run(one(indexed, str(tmp_path)), encoder=AverageHash):
         pass
     assert other in str(caught.value)
     assert Index.open(indexed.index).model in str(caught.value)
@@ -36,7 +48,7 @@ def test_a_missing_index_or_model_is_refused_before_anything_starts(
     indexed: Served, tmp_path: Path, nothing_starts: None
 ) -> None:
     for index, model in ((str(tmp_path), indexed.model), (indexed.index, str(tmp_path))):
-        with pytest.raises(ArtefactError), run(index, model, encoder=AverageHash):
+        with pytest.raises(ArtefactError), run({"x": ServedIndex(index=index, model=model)}):
             pass
 
 
@@ -47,24 +59,102 @@ def test_a_taken_port_is_refused_before_anything_starts(indexed: Served, nothing
         port = other.getsockname()[1]
         with (
             pytest.raises(ClusterError, match=f"port {port}") as caught,
-            run(indexed.index, indexed.model, ServeConfig(port=port), encoder=AverageHash),
+            run(one(indexed), ServeConfig(port=port), encoder=AverageHash),
         ):
             pass
         assert "another port" in str(caught.value.mend)
 
 
-def test_more_groups_than_shards_are_refused(indexed: Served) -> None:
+def test_an_address_that_others_reach_takes_keys(indexed: Served, nothing_starts: None) -> None:
+    with pytest.raises(RecipeError, match="key"), run(one(indexed), ServeConfig(host="0.0.0.0")):
+        pass
+    assert build(one(indexed), ServeConfig(host="0.0.0.0", allow_anonymous=True)) is not None
+
+
+def test_what_does_not_fit_the_index_is_refused(indexed: Served) -> None:
     with pytest.raises(RecipeError, match="shard_groups is 4, the index has 3"):
-        build(indexed.index, indexed.model, ServeConfig(shard_groups=4), encoder=AverageHash)
+        build(one(indexed), ServeConfig(shard_groups=4), encoder=AverageHash)
+    rerank: Any = {"qe": [{"name": "query_expansion"}]}
+    with pytest.raises(ArtefactError, match="'qe' suits none of the indices: x holds codes"):
+        build(one(indexed), ServeConfig.model_validate({"rerank": rerank}))
+    with pytest.raises(ArtefactError, match="'nothing' suits none"):
+        build(one(indexed), ServeConfig(default_rerank="nothing"))
+    for name in ("a/b", "..", ""):
+        with pytest.raises(RecipeError, match="no name"):
+            build({name: one(indexed)["x"]})
+
+
+def test_indices_are_called_as_their_runs_or_as_one_says() -> None:
+    found = named(
+        ["runs/quickstart/index", "big/faces", "mine=runs/other/index", "s3://bucket/runs/sop/index"]
+    )
+    assert list(found) == ["quickstart", "faces", "mine", "sop"]
+    assert found["mine"].index == "runs/other/index"
+    with pytest.raises(RecipeError, match="two indices are called 'quickstart'"):
+        named(["runs/quickstart/index", "old/quickstart/index"])
 
 
 def test_the_arguments_of_a_configuration_file_are_checked(indexed: Served) -> None:
-    args = {"index": indexed.index, "model": indexed.model}
+    args = {"indexes": {"x": {"index": indexed.index, "model": indexed.model}}}
     assert from_args({**args, "shard_groups": 2}) is not None
     with pytest.raises(RecipeError, match="did you mean 'shard_groups'"):
         from_args({**args, "shard_group": 2})
-    with pytest.raises(RecipeError, match="'model' is missing"):
+    with pytest.raises(RecipeError, match="did you mean 'model'"):
+        from_args({"indexes": {"x": {"index": indexed.index, "modl": "x"}}})
+    with pytest.raises(RecipeError, match="'indexes' is missing"):
         from_args({"index": indexed.index})
+
+
+def test_the_printed_file_is_one_that_serve_takes_and_starts_the_same_server(indexed: Served) -> None:
+    settings = ["--set", "shard_groups=2", "--set", "encoder_replicas_max=4", "--port", "9000"]
+    result = CliRunner().invoke(
+        command, ["serve", f"x={indexed.index}", "--model", indexed.model, *settings, "--print-config"]
+    )
+    assert result.exit_code == 0, result.output
+    given = yaml.safe_load(result.output)
+    # Ray drops unknown keys without a word.
+    known = ServeDeploySchema.model_validate(given).model_dump(exclude_unset=True, mode="json")
+    assert known == given
+    assert given["http_options"]["port"] == 9000
+    (application,) = given["applications"]
+    assert application["args"] == {
+        "indexes": {"x": {"index": indexed.index, "model": indexed.model}},
+        "shard_groups": 2,
+        "encoder_replicas_max": 4,
+    }
+    assert from_args(application["args"]) is not None
+
+
+def test_the_ready_made_file_is_what_would_be_printed() -> None:
+    text = (ROOT / "jobs" / "serve.yaml").read_text()
+    given = yaml.safe_load(text)
+    ServeDeploySchema.model_validate(given)
+    (application,) = given["applications"]
+    args = dict(application["args"])
+    indexes = {name: ServedIndex.model_validate(one) for name, one in args.pop("indexes").items()}
+    assert serve_config(indexes, ServeConfig.model_validate(args)) == given
+
+
+def test_autoscaling_and_replicas_are_as_configured(indexed: Served) -> None:
+    config = ServeConfig(encoder_replicas_max=3, shard_groups=2, shard_replicas=2, writable=True)
+    gateway: Any = build(one(indexed), config, encoder=AverageHash)
+    handles = gateway._bound_deployment.init_args[1]["x"]
+    encoder, *groups = [
+        bound._bound_deployment for bound in (handles.encoder, *handles.groups, handles.writer)
+    ]
+    scaling = encoder._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 16)
+    names = [(group.name, group.num_replicas) for group in groups]
+    assert names == [("Shards-x-0", 2), ("Shards-x-1", 2), ("Writer-x", 1)]
+
+
+def test_keys_are_made_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    arguments = ["serve", "--new-key", "anna", "--scope", "write", "--set", f"api_keys={file}"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    assert "anna write" in file.read_text()
+    assert result.output.strip() not in file.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -75,14 +165,7 @@ def test_a_blocking_server_ends_with_a_signal(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-@pytest.mark.parametrize("shards", [1, 2, 3, 7, 16])
-@pytest.mark.parametrize("groups", [1, 2, 3, 5])
-def test_groups_share_the_shards_out_evenly(shards: int, groups: int) -> None:
-    parts = _divide(shards, min(groups, shards))
-    assert [shard for part in parts for shard in part] == list(range(shards))
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
 def test_the_default_server_fits_on_two_cores_and_leaves_one() -> None:
-    assert ServeConfig().cpus == 1.0
-    assert ServeConfig(encoder_replicas=2, shard_groups=3).cpus == 2.0
+    assert ServeConfig().cpus() == 1.0
+    assert ServeConfig(encoder_replicas=2, shard_groups=3).cpus() == 2.0
+    assert ServeConfig(shard_replicas=2).cpus(indexes=2, models=2) == 2.25

@@ -1,27 +1,46 @@
-"""The replicas' classes in this process, without Ray: what they batch, and the real encoder."""
+"""The replicas' classes in this process, without Ray: what they batch and drop, and the real encoder."""
 
 import asyncio
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from ray.exceptions import RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError
-from serving_parts import AverageHash, Served, picture
+from serving_parts import AverageHash, GreyVector, Served, make_index, picture
 
 from ray_retrieval import model
-from ray_retrieval.errors import ArtefactError, ModelError, QueryError
+from ray_retrieval.errors import QueryError
 from ray_retrieval.methods import METHODS
-from ray_retrieval.search import Index
+from ray_retrieval.search import Hits, Index
+from ray_retrieval.serve.asking import asking
+from ray_retrieval.serve.behind import PartError
 from ray_retrieval.serve.config import ServeConfig
-from ray_retrieval.serve.deployments import EncoderReplica, _asking
+from ray_retrieval.serve.encoders import EncoderReplica
+from ray_retrieval.serve.gathering import Gathering
 from ray_retrieval.serve.shards import ShardGroup
-from ray_retrieval.serve.wire import identity
+from ray_retrieval.serve.versions import current_key
+from ray_retrieval.serve.wire import (
+    Encoded,
+    EncodeJob,
+    Gone,
+    GoneError,
+    GroupAnswer,
+    GroupQuery,
+    Late,
+    ModelKey,
+    VersionKey,
+    Wrong,
+)
 from ray_retrieval.storage import Folder
 
 CONFIG = ServeConfig(encoder_batch=4)
+NEVER = float("inf")
 
 
 @pytest.fixture
@@ -55,43 +74,114 @@ def test_the_real_encoder_answers_a_batch_as_it_does_alone(tmp_path: Path, one_t
     encoder = model.Encoder(uri)
     images = [picture(seed, side=40, kind="JPEG" if seed % 2 else "PNG") for seed in range(11)]
     images[3], images[8] = b"no image", images[8][:200]
-    expected, failures = encoder.encode(images)
+    boxes = [(4.0, 4.0, 36.0, 36.0) if seed > 8 else None for seed in range(11)]
+    whole, failures = encoder.encode(images)
+    parts, _ = encoder.encode(images[9:], boxes[9])
+    expected = np.concatenate([whole.data[:9], parts.data])
     encoder.close()
     assert set(failures) == {3, 8}
-
-    def factory(uri: str, *, threads: int, batch_size: int) -> model.Encoder:
-        return model.Encoder(uri, threads=threads, batch_size=batch_size)
-
-    replica = EncoderReplica(uri, encoder.fingerprint, factory, CONFIG)
-    for position, answer in enumerate(replica.encode_batch(images)):
+    key = ModelKey(uri, encoder.fingerprint)
+    replica = EncoderReplica(key, model.Encoder, CONFIG)
+    jobs = [EncodeJob(key, image, box, NEVER) for image, box in zip(images, boxes, strict=True)]
+    for position, answer in enumerate(replica.encode_batch(jobs)):
+        assert isinstance(answer, Encoded)
         if position in failures:
-            assert answer == failures[position]
+            assert answer.found == failures[position]
         else:
-            np.testing.assert_array_equal(answer, expected.data[position])
+            assert not isinstance(answer.found, str)
+            np.testing.assert_array_equal(answer.found.data[0], expected[position])
 
 
-def test_an_encoder_whose_model_was_exchanged_does_not_start(indexed: Served) -> None:
-    with pytest.raises(ModelError, match="by now"):
-        EncoderReplica(indexed.model, "0123456789abcdef", AverageHash, CONFIG)
+def test_an_encoder_answers_by_the_model_that_is_asked_for_or_not_at_all(indexed: Served) -> None:
+    with pytest.raises(GoneError, match="by now"):
+        EncoderReplica(ModelKey(indexed.model, "0123456789abcdef"), AverageHash, CONFIG)
+    key = ModelKey(indexed.model, AverageHash(indexed.model).fingerprint)
+    replica = EncoderReplica(key, AverageHash, CONFIG)
+    jobs = [
+        EncodeJob(key, picture(1), None, NEVER),
+        EncodeJob(ModelKey(indexed.model, "0123456789abcdef"), picture(1), None, NEVER),
+        EncodeJob(key, picture(1), None, time.time() - 1),
+    ]
+    assert [type(answer) for answer in replica.encode_batch(jobs)] == [Encoded, Gone, Late]
 
 
-def test_a_group_answers_queries_of_different_k_in_one_batch(indexed: Served) -> None:
-    fingerprint = AverageHash(indexed.model).fingerprint
+def asked(version: VersionKey, descriptors: Any, k: int, **more: Any) -> GroupQuery:
+    return GroupQuery(
+        **{"version": version, "queries": descriptors, "k": k, "where": None, "expires": NEVER, **more}
+    )
+
+
+def hits_of(answer: Any) -> Hits:
+    assert isinstance(answer, GroupAnswer)
+    assert isinstance(answer.found, Hits)
+    return answer.found
+
+
+def test_a_group_answers_queries_of_different_k_and_filter_in_one_batch(indexed: Served) -> None:
     codes, _ = AverageHash(indexed.model).encode([picture(seed) for seed in range(700, 712)])
+    version = current_key(indexed.index)
+    group = ShardGroup(0, 2, CONFIG, version)
+    wheres = [None, "label = bee"]
+    rows = [codes.take(np.array([number])) for number in range(12)]
+    queries = [asked(version, row, 1 + 15 * n, where=wheres[n % 2]) for n, row in enumerate(rows)]
+    answers = group.search_batch(queries)
+    index = Index.open(indexed.index, shards=[0, 1])
+    for number, answer in enumerate(answers):
+        expected = index.search(rows[number], 1 + 15 * number, where=wheres[number % 2])
+        np.testing.assert_array_equal(hits_of(answer).distances, expected.distances)
+        np.testing.assert_array_equal(hits_of(answer).rows, expected.rows)
 
-    group = ShardGroup(indexed.index, fingerprint, [0, 2], CONFIG)
-    answers = group.search_batch([(code, 1 + 15 * number) for number, code in enumerate(codes.data)])
-    index = Index.open(indexed.index, shards=[0, 2])
-    for number, found in enumerate(answers):
-        expected = index.search(type(codes)(codes.data[number : number + 1], 64), 1 + 15 * number)
-        np.testing.assert_array_equal(found.distances, expected.distances[0])
-        np.testing.assert_array_equal(found.rows, expected.rows[0])
-        assert found.index == identity(index)
+
+def test_a_group_tells_what_it_cannot_answer_and_answers_the_others(indexed: Served) -> None:
+    codes, _ = AverageHash(indexed.model).encode([picture(1)])
+    version = current_key(indexed.index)
+    another = VersionKey(version.uri, 1, "0" * 64, version.model)
+    queries = [
+        asked(version, codes, 3),
+        asked(another, codes, 3),
+        asked(version, codes, 3, expires=time.time() - 1),
+        asked(version, codes, 3, where="price < 3"),
+    ]
+    answers = ShardGroup(0, 1, CONFIG).search_batch(queries)
+    assert [type(answer) for answer in answers] == [GroupAnswer, Gone, Late, Wrong]
+    assert hits_of(answers[0]).rows[0, 0] == 1
+    assert isinstance(answers[3], Wrong)
+    assert indexed.index not in str(answers[3].error)
 
 
-def test_a_group_of_another_models_index_does_not_start(indexed: Served) -> None:
-    with pytest.raises(ArtefactError, match="0123456789abcdef"):
-        ShardGroup(indexed.index, "0123456789abcdef", [0], CONFIG)
+def test_a_group_without_shards_finds_nothing(tmp_path: Path) -> None:
+    served = make_index(tmp_path, count=10, shards=1, encoder=GreyVector)
+    vectors, _ = GreyVector(served.model).encode([picture(1)])
+    version = current_key(served.index)
+    groups = [ShardGroup(number, 2, CONFIG, version) for number in range(2)]
+    sizes = [hits_of(group.search_batch([asked(version, vectors, 3)])[0]).rows.shape[1] for group in groups]
+    assert sorted(sizes) == [0, 3]
+
+
+def test_questions_gather_while_the_worker_is_busy() -> None:
+    batches: list[list[int]] = []
+
+    def work(batch: list[int]) -> list[int]:
+        batches.append(batch)
+        time.sleep(0.05)
+        if 13 in batch:
+            raise QueryError("unlucky")
+        return [2 * one for one in batch]
+
+    async def run() -> list[Any]:
+        gathering = Gathering(work, ThreadPoolExecutor(1), most=4)
+        first = asyncio.create_task(gathering.ask(0))
+        await asyncio.sleep(0.01)
+        rest = [asyncio.create_task(gathering.ask(number)) for number in (1, 2, 3, 4, 5, 13)]
+        await asyncio.sleep(0.01)
+        rest[1].cancel()  # Who has gone is not worked for.
+        return await asyncio.gather(first, *rest, return_exceptions=True)
+
+    answers = asyncio.run(run())
+    assert batches == [[0], [1, 3, 4, 5], [13]]
+    assert isinstance(answers.pop(2), asyncio.CancelledError)
+    assert isinstance(answers.pop(), QueryError)
+    assert answers == [0, 2, 6, 8, 10]
 
 
 class Method:
@@ -108,31 +198,60 @@ class Method:
         return value
 
 
-def test_a_replica_that_died_is_asked_once_more() -> None:
+def test_a_replica_that_died_is_asked_again_until_time_is_up() -> None:
+    method = Method(RayActorError(), WorkerCrashedError())
+    assert asyncio.run(asking(method, "encoder")(7, 30)) == 7
+    assert method.calls == 3
+    dead = Method(*(RayActorError() for _ in range(100)))
+    with pytest.raises(PartError) as caught:
+        asyncio.run(asking(dead, "encoder")(7, 0.35))
+    assert caught.value.why == "dead"
+    assert 2 <= dead.calls <= 4
+
+
+def test_what_has_effects_is_not_asked_again() -> None:
     method = Method(RayActorError())
-    assert asyncio.run(_asking(method, "the encoder")(7)) == 7
-    assert method.calls == 2
+    with pytest.raises(PartError, match="dead"):
+        asyncio.run(asking(method, "writer", again=False)(7, 30))
+    assert method.calls == 1
+
+
+def test_a_part_that_is_full_is_not_asked_again() -> None:
+    method = Method(BackPressureError(5, 5))
+    with pytest.raises(PartError) as caught:
+        asyncio.run(asking(method, "encoder")(7, 30))
+    assert (caught.value.why, method.calls) == ("busy", 1)
+    assert caught.value.as_query_error().status == 503
+
+
+def test_a_part_that_is_silent_is_told_that_nobody_waits() -> None:
+    cancelled = []
+
+    class Response:
+        def __await__(self) -> Any:
+            return asyncio.sleep(30).__await__()
+
+        def cancel(self) -> None:
+            cancelled.append(True)
+
+    class Silent:
+        def remote(self, question: int) -> Response:
+            return Response()
+
+    with pytest.raises(PartError) as caught:
+        asyncio.run(asking(Silent(), "encoder")(7, 0.05))
+    assert caught.value.why == "late"
+    assert cancelled == [True]
 
 
 @pytest.mark.parametrize(
-    ("failures", "calls", "problem"),
-    [
-        ([RayActorError(), WorkerCrashedError()], 2, "the encoder does not answer"),
-        ([BackPressureError(5, 5)], 1, "the server is busy"),
-    ],
+    ("answer", "error"),
+    [(Late(), PartError), (Gone("pruned"), GoneError), (Wrong(QueryError("k", status=422)), QueryError)],
 )
-def test_what_stays_dead_or_is_full_is_a_503(failures: list[Exception], calls: int, problem: str) -> None:
-    method = Method(*failures)
-    with pytest.raises(QueryError, match=problem) as caught:
-        asyncio.run(_asking(method, "the encoder")(7))
-    assert caught.value.status == 503
-    assert method.calls == calls
+def test_what_a_part_says_instead_of_an_answer_is_raised(answer: Any, error: type[Exception]) -> None:
+    class Says:
+        async def remote(self, question: int) -> Any:
+            return answer
 
-
-def test_a_part_that_is_silent_is_not_waited_for() -> None:
-    class Silent:
-        async def remote(self) -> None:
-            await asyncio.sleep(30)
-
-    with pytest.raises(QueryError, match="does not answer"):
-        asyncio.run(_asking(Silent(), "the encoder", timeout_s=0.05)())
+    with pytest.raises(error):
+        asyncio.run(asking(Says(), "group")(7, 5))

@@ -62,6 +62,8 @@ class GeometricVerification(Step):
     """Geometric verification. Distances are negative: see `scores`.
 
     Attributes:
+        config: the numbers above.
+        features: the local features of the database's rows.
         model: fingerprint of the model whose local features are compared, where `local` names an index; the
             queries' local features are given beside the queries then, whatever these are, and are of it. None
             where the features are of the model that made the database.
@@ -86,7 +88,7 @@ class GeometricVerification(Step):
         # Of what it has been given it hands on the same: `build` refuses steps that need vectors it lacks.
         super().__init__(cast("Database", database), config.depth)
         self.config, self.model = config, model
-        self._features, self._threads = features, threads
+        self.features, self._threads = features, threads
 
     def __call__(
         self,
@@ -172,7 +174,7 @@ class GeometricVerification(Step):
 
     def _inliers(self, query: Local, rows: Rows) -> Rows:
         """int64 [m]: those that some rows share with one query, 0 where they are too few."""
-        candidates = self._features.descriptors(rows)
+        candidates = self.features.descriptors(rows)
         assert isinstance(candidates, Local)
         found = verify(query, candidates, self.config, threads=self._threads).inliers
         return np.where(found >= self.config.min_inliers, found, 0)

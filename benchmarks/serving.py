@@ -1,0 +1,296 @@
+"""What serving costs: searches through HTTP against the same searches in one process, in one run.
+
+    python benchmarks/serving.py                    MobileNetV2 on 224 pixels, 100,000 codes of 64 bits
+    python benchmarks/serving.py --short            a few seconds a row
+    python benchmarks/serving.py --groups 0         gateways search themselves
+    python benchmarks/serving.py --index runs/quickstart/index --images DIR
+
+`alone` is the model on batches of 16 in this process, one thread, decoding included: what its processor can
+do. `in process` is one image after another, encoded and searched. The rows below are 1, 8 and 64 clients,
+each with one connection, that send the bytes of an image and wait for the answer, in a process of their own
+that does nothing but write and read sockets. `codes` are the same with the encoder left out: descriptors
+are sent, so that what is left is the serving layer. On a machine of few cores clients, HTTP and the model
+share them, which the last column shows: processor time of all processes but the clients' for a search.
+"""
+
+import argparse
+import asyncio
+import io
+import json
+import multiprocessing
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import ray
+import torch
+from PIL import Image
+
+from ray_retrieval import model as models
+from ray_retrieval.descriptors import Codes, Form
+from ray_retrieval.methods import METHODS
+from ray_retrieval.model import Encoder
+from ray_retrieval.query import model_of
+from ray_retrieval.search import Index, build
+from ray_retrieval.search.embeddings import finish, part_table, write_part
+from ray_retrieval.serve.app import run
+from ray_retrieval.serve.config import ServeConfig, ServedIndex
+from ray_retrieval.storage import Folder
+
+ROWS, BITS, K, BATCH = 100_000, 64, 10, 16
+CLIENTS = (1, 8, 64)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What clients saw: latencies in ms, searches a second, and processor time of the server for one, ms."""
+
+    latencies: list[float]
+    rate: float
+    busy_ms: float
+    failed: int
+
+    def percentile(self, share: float) -> float:
+        return float(np.percentile(self.latencies, share)) if self.latencies else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--seconds", type=float, help="of each row")
+    parser.add_argument("--groups", type=int, default=1, help="of shards; 0: in the gateway")
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--index", help="an index beside its model, instead of the one that is made")
+    parser.add_argument("--images", help="a folder of query images, instead of those that are made")
+    arguments = parser.parse_args()
+    seconds = arguments.seconds or (3 if arguments.short else 20)
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.index is None:
+            uri = _model(Path(folder) / "model")
+            index = _index(Path(folder), uri, arguments.rows)
+        else:
+            uri, index = model_of(Folder(arguments.index)).uri, arguments.index
+        images = _images(arguments.images)
+        alone, one = _alone(uri, index, images, seconds)
+        print(f"alone       {alone:8.1f} images/s in batches of {BATCH}, one thread")
+        print(f"in process  {1000 * one:8.2f} ms for an image, encoded and searched: p50")
+        cores = max(4, len(os.sched_getaffinity(0)))
+        ray.init(num_cpus=cores, num_gpus=0, log_to_driver=False, logging_level="ERROR")
+        with _server(uri, index, arguments.groups) as url:
+            bodies = {
+                "images": [_upload(image) for image in images],
+                "codes": [_code(index, row) for row in range(len(images))],
+            }
+            columns = ("what", "clients", "p50 ms", "p95 ms", "p99 ms", "a second", "of the model alone")
+            print(f"\n| {' | '.join((*columns, 'added p50 ms', 'server processor ms'))} |")
+            print("|---" * (len(columns) + 2) + "|")
+            for what, requests in bodies.items():
+                for clients in CLIENTS:
+                    row = _measured(url, requests, clients, seconds)
+                    said = [f"{row.percentile(share):.1f}" for share in (50, 95, 99)]
+                    share = f"{row.rate / alone:.0%}" if what == "images" else "–"
+                    base = 1000 * one if what == "images" else 0.0
+                    added = f"{row.percentile(50) - base:.1f}" if clients == 1 else "–"
+                    failed = f" ({row.failed} failed)" if row.failed else ""
+                    print(
+                        f"| {what} | {clients} | {' | '.join(said)} | {row.rate:.1f}{failed} | {share} "
+                        f"| {added} | {row.busy_ms:.1f} |",
+                        flush=True,
+                    )
+    print(f"\nload {os.getloadavg()[0]:.1f} at the end, {len(os.sched_getaffinity(0))} cores")
+
+
+def _alone(uri: str, index: str, images: list[bytes], seconds: float) -> tuple[float, float]:
+    """Images a second of the model in batches, and the median seconds of a single search."""
+    encoder, opened = Encoder(uri, threads=1, batch_size=BATCH), Index.open(index)
+    batch = [images[number % len(images)] for number in range(BATCH)]
+    encoder.encode(batch)
+    opened.search(encoder.encode(images[:1])[0], K)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        encoder.encode(batch)
+        count += BATCH
+    alone = count / (time.perf_counter() - start)
+    times = []
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds or len(times) < 10:
+        began = time.perf_counter()
+        found = opened.search(encoder.encode([images[len(times) % len(images)]])[0], K)
+        opened.records(found.rows[0][found.rows[0] >= 0]).to_pylist()
+        times.append(time.perf_counter() - began)
+    encoder.close()
+    return alone, float(np.median(times))
+
+
+@contextmanager
+def _server(uri: str, index: str, groups: int) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = ServeConfig(
+        port=port, shard_groups=groups, encoder_batch=BATCH, max_ongoing=64, max_queued=64, poll_s=10
+    )
+    with run({"index": ServedIndex(index=index, model=uri)}, config) as url:
+        yield url
+
+
+def _measured(url: str, requests: list[bytes], clients: int, seconds: float) -> Row:
+    """What clients see in a process of their own, after a warm-up."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        pool.apply(_clients, (url, requests, clients, min(2.0, seconds)))
+        before = _busy(os.getpid())
+        latencies, failed, took = pool.apply(_clients, (url, requests, clients, seconds))
+        busy = _busy(os.getpid()) - before
+    return Row(latencies, len(latencies) / took, 1000 * busy / max(1, len(latencies)), failed)
+
+
+def _busy(own: int) -> float:
+    """Processor seconds of Ray's processes on this machine that this process has started."""
+    total = 0.0
+    for process in psutil.Process(own).children(recursive=True):
+        try:
+            if "ray::" in " ".join(process.cmdline()):
+                times = process.cpu_times()
+                total += times.user + times.system
+        except psutil.Error:
+            continue
+    return total
+
+
+def _clients(url: str, requests: list[bytes], clients: int, seconds: float) -> tuple[list[float], int, float]:
+    """Latencies in ms of all clients, how many requests failed, and the seconds that it took."""
+    return asyncio.run(_all_clients(url, requests, clients, seconds))
+
+
+async def _all_clients(
+    url: str, requests: list[bytes], clients: int, seconds: float
+) -> tuple[list[float], int, float]:
+    host, port = url.removeprefix("http://").split(":")
+    latencies: list[float] = []
+    failed = 0
+    start = time.perf_counter()
+
+    async def client(number: int) -> None:
+        nonlocal failed
+        reader, writer = await asyncio.open_connection(host, int(port))
+        while time.perf_counter() - start < seconds:
+            began = time.perf_counter()
+            writer.write(requests[number % len(requests)])
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                int(line.split(b":")[1])
+                for line in head.split(b"\r\n")
+                if line.lower().startswith(b"content-length")
+            )
+            await reader.readexactly(length)
+            if b" 200 " in head.split(b"\r\n", 1)[0]:
+                latencies.append(1000 * (time.perf_counter() - began))
+            else:
+                failed += 1
+            number += clients
+        writer.close()
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return latencies, failed, time.perf_counter() - start
+
+
+def _upload(image: bytes) -> bytes:
+    """A whole request with an image in a form."""
+    boundary = b"7d1a0c3e"
+    body = (
+        b"--" + boundary + b'\r\nContent-Disposition: form-data; name="image"; filename="q.jpg"\r\n'
+        b"Content-Type: image/jpeg\r\n\r\n" + image + b"\r\n--" + boundary + b"--\r\n"
+    )
+    return _request(b"multipart/form-data; boundary=" + boundary, body)
+
+
+def _code(index: str, row: int) -> bytes:
+    """A whole request with the descriptor of a row."""
+    opened = Index.open(index)
+    data: Any = opened.descriptors([row % opened.rows]).data[0]
+    example = {"code": data.tobytes().hex()} if data.dtype == np.uint8 else {"vector": data.tolist()}
+    return _request(b"application/json", json.dumps({"examples": [example], "k": K}).encode())
+
+
+def _request(kind: bytes, body: bytes) -> bytes:
+    head = (
+        b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: " + kind + b"\r\n"
+        b"Content-Length: " + str(len(body)).encode() + b"\r\n\r\n"
+    )
+    return head + body
+
+
+def _images(folder: str | None) -> list[bytes]:
+    """Query images: JPEGs of smooth noise, or those of a folder."""
+    if folder is not None:
+        files = sorted(
+            path for path in Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png")
+        )
+        return [path.read_bytes() for path in files[:64]]
+    made = []
+    for seed in range(64):
+        small = np.random.default_rng(seed).integers(0, 256, (24, 32, 3)).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        made.append(file.getvalue())
+    return made
+
+
+def _model(folder: Path) -> str:
+    """MobileNetV2 with a layer of 64 bits, random weights: it is as fast as a trained one."""
+    kind, make = METHODS["greedyhash"]
+    torch.manual_seed(0)
+    backbone = {"name": "mobilenet_v2", "weights": "none"}
+    config = kind.model_validate({"bits": BITS, "backbone": backbone, "image": {"size": 224}})
+    models.save(
+        Folder(folder),
+        config=config.model_dump(mode="json"),
+        weights=make(config, classes=10, pretrained=False).state_dict(),
+        classes=10,
+        class_names=None,
+        precision="float32",
+        training={},
+        metrics={},
+    )
+    return str(folder)
+
+
+def _index(folder: Path, uri: str, rows: int) -> str:
+    """An index of random codes, as if the model had made them."""
+    codes = Codes(np.random.default_rng(0).integers(0, 256, (rows, BITS // 8)).astype(np.uint8), BITS)
+    image = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+    table = pa.table(
+        {
+            "id": [f"image-{row:07d}" for row in range(rows)],
+            "image": pa.nulls(rows, image),
+            "label": pa.array(np.arange(rows) % 10),
+        }
+    )
+    embeddings = Folder(folder / "embeddings")
+    part = write_part(embeddings, 0, part_table(table, codes, first_row=0, skip={}), key="", errors=[])
+    finish(
+        embeddings,
+        model=models.read_model_description(Folder(uri))[1],
+        form=Form.of(codes),
+        classes=10,
+        class_names=None,
+        parts=[part],
+        source="",
+    )
+    build(embeddings, str(folder / "index"))
+    return str(folder / "index")
+
+
+if __name__ == "__main__":
+    main()

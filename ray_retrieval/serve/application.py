@@ -1,0 +1,271 @@
+"""The server as one Ray Serve application: which deployments there are, and how they are bound together.
+
+Nothing is started here: `app.run` does, or Ray Serve with the file that `serve_config` makes.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.schema import LoggingConfig
+
+from ray_retrieval.data import location
+from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.finder import local_index
+from ray_retrieval.model import Encoder
+from ray_retrieval.search import Index
+from ray_retrieval.serve.config import ServeConfig, ServedIndex
+from ray_retrieval.serve.deployments import GatewayReplica, Handles, WriterReplica
+from ray_retrieval.serve.encoders import EncoderFactory, EncoderReplica
+from ray_retrieval.serve.keys import check_exposure
+from ray_retrieval.serve.rerankings import check_offered, offered
+from ray_retrieval.serve.rolling import model_key
+from ray_retrieval.serve.shards import ShardGroup
+from ray_retrieval.serve.versions import current_key, key_of
+from ray_retrieval.serve.wire import ModelKey, VersionKey
+from ray_retrieval.storage import Folder
+
+NAME = "ray-retrieval"
+"""Name of the application on Ray Serve."""
+LATER_S = 10.0
+"""So much later than the gateway gives up, Ray does: the gateway says so in JSON."""
+
+_SLACK = 64
+"""Requests that a gateway takes beside its searches: the page, thumbnails, health, and refusals in JSON."""
+_NAME = re.compile(r"[\w-][\w.-]*")
+
+
+def build(
+    indexes: Mapping[str, ServedIndex],
+    config: ServeConfig | None = None,
+    *,
+    encoder: EncoderFactory = Encoder,
+) -> Application:
+    """The application that serves indices through the models that made them. Nothing is started yet.
+
+    Args:
+        indexes: by the names that clients know them by; the first is searched where none is named.
+        config: ports, processes and limits.
+        encoder: what encodes queries, called as `encoder(model_uri, threads=…, batch_size=…)`.
+
+    Raises:
+        ArtefactError: if an index or its model is missing or damaged, they do not belong together, or a
+            re-ranking suits no index.
+        RecipeError: if there are fewer shards than groups of shards, or others may reach the server and
+            nothing guards it.
+    """
+    config = config or ServeConfig()
+    check_exposure(config)
+    found = {name: _checked(name, served, config) for name, served in indexes.items()}
+    if not found:
+        raise RecipeError("no index is named", where="indexes", mend="name one")
+    check_offered(config, {name: one.kind for name, one in found.items()})
+    writers = {name: _writer(name, config) for name in found} if config.writable else {}
+    encoders: dict[str, Application] = {}
+    for name, one in found.items():
+        if one.model.fingerprint not in encoders:
+            encoders[one.model.fingerprint] = _encoder(name, one.model, config, encoder)
+    beside = _beside(found.values(), config)
+    for model in beside:
+        if model.fingerprint not in encoders:
+            named = f"local-{model.fingerprint[:8]}"
+            encoders[model.fingerprint] = _encoder(named, model, config, encoder)
+    handles = {
+        name: Handles(
+            encoders[one.model.fingerprint],
+            [_group(name, number, one.key, config) for number in range(config.shard_groups)],
+            writers.get(name),
+        )
+        for name, one in found.items()
+    }
+    others = {model.fingerprint: encoders[model.fingerprint] for model in beside}
+    requests = config.max_ongoing + config.max_queued
+    gateways = _deployment(GatewayReplica, "Gateway", config.gateway_cpus, 1, config.gateway_replicas)
+    gateways = gateways.options(max_ongoing_requests=requests + _SLACK, max_queued_requests=requests + _SLACK)
+    served = {name: ServedIndex(index=one.key.uri, model=one.given) for name, one in found.items()}
+    return gateways.bind(served, handles, others, config)
+
+
+def named(indexes: Sequence[str], model: str | None = None) -> dict[str, ServedIndex]:
+    """Indices as the command line names them: `NAME=INDEX`, or `INDEX`, which is called as its run.
+
+    Args:
+        indexes: `runs/quickstart/index` is called `quickstart`, `big/faces` is called `faces`.
+        model: that made them; None: each is looked for beside its index.
+
+    Raises:
+        RecipeError: if two have the same name.
+    """
+    found: dict[str, ServedIndex] = {}
+    for one in indexes:
+        name, equals, uri = one.partition("=")
+        if not equals or "/" in name:
+            uri = one
+            folder = Folder(uri)
+            name = location.name_of(
+                folder.parent.uri if location.name_of(folder.uri) == "index" else folder.uri
+            )
+        if name in found:
+            raise RecipeError(f"two indices are called '{name}'", where=one, mend=f"name it: OTHER={uri}")
+        found[name] = ServedIndex(index=uri, model=model)
+    return found
+
+
+def serve_config(indexes: Mapping[str, ServedIndex], config: ServeConfig) -> dict[str, Any]:
+    """What `serve deploy` takes, as plain values: this server on a cluster."""
+    given = {
+        name: {
+            "index": Folder(one.index).uri,
+            **({} if one.model is None else {"model": Folder(one.model).uri}),
+        }
+        for name, one in indexes.items()
+    }
+    settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"port"})
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {
+            "host": config.host,
+            "port": config.port,
+            "request_timeout_s": config.request_timeout_s + LATER_S,
+        },
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "applications": [
+            {
+                "name": NAME,
+                "route_prefix": "/",
+                "import_path": "ray_retrieval.serve.app:from_args",
+                "args": {"indexes": given, **settings},
+            }
+        ],
+    }
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """An index that was found to be in order: where its model was said to be, and what both are."""
+
+    given: str | None
+    key: VersionKey
+    model: ModelKey
+    kind: DescriptorKind
+
+
+def _checked(name: str, served: ServedIndex, config: ServeConfig) -> _Checked:
+    if _NAME.fullmatch(name) is None:
+        raise RecipeError(
+            f"'{name}' is no name for an index",
+            where=served.index,
+            mend="take letters, digits, '-', '_' and, not at the beginning, '.': NAME=INDEX",
+        )
+    index = Index.open(Folder(served.index))
+    key = key_of(Folder(served.index).uri, index.manifest)
+    model = model_key(served, key)
+    shards = len(index.manifest.shards)
+    if config.shard_groups > shards:
+        raise RecipeError(
+            f"shard_groups is {config.shard_groups}, the index has {shards} shards",
+            where=served.index,
+            mend=f"set shard_groups to {shards} at most, or build the index with more shards",
+        )
+    given = None if served.model is None else Folder(served.model).uri
+    return _Checked(given, key, model, index.form.kind)
+
+
+def models_of(indexes: Mapping[str, ServedIndex], config: ServeConfig) -> set[str]:
+    """Fingerprints of all models that are loaded."""
+    found = [_checked(name, served, config) for name, served in indexes.items()]
+    return {model.fingerprint for model in (*(one.model for one in found), *_beside(found, config))}
+
+
+def _beside(found: Iterable[_Checked], config: ServeConfig) -> list[ModelKey]:
+    """The models of local features by which indices of vectors are verified."""
+    uris = {
+        local
+        for one in found
+        for steps in offered(config, one.kind).values()
+        if (local := local_index(steps)) is not None
+    }
+    models = (model_key(ServedIndex(index=uri), current_key(Folder(uri).uri)) for uri in sorted(uris))
+    return list({model.fingerprint: model for model in models}.values())
+
+
+def _encoder(name: str, model: ModelKey, config: ServeConfig, factory: EncoderFactory) -> Application:
+    requests = config.max_ongoing + config.max_queued
+    # Named after the index and not the model: one that is deployed anew takes over from the one before.
+    deployment = _deployment(
+        EncoderReplica,
+        f"Encoder-{name}",
+        config.encoder_cpus,
+        config.encoder_threads,
+        config.encoder_replicas,
+        gpus=config.encoder_gpus,
+        up_to=config.encoder_replicas_max,
+        target=config.encoder_target_ongoing,
+    ).options(
+        max_ongoing_requests=max(config.max_ongoing, 2 * config.encoder_batch), max_queued_requests=requests
+    )
+    return deployment.bind(model, factory, config)
+
+
+def _group(name: str, number: int, key: VersionKey, config: ServeConfig) -> Application:
+    requests = config.max_ongoing + config.max_queued
+    deployment = _deployment(
+        ShardGroup, f"Shards-{name}-{number}", config.shard_cpus, config.shard_threads, config.shard_replicas
+    ).options(max_ongoing_requests=2 * requests, max_queued_requests=requests)
+    return deployment.bind(number, config.shard_groups, config, key)
+
+
+def _writer(name: str, config: ServeConfig) -> Application:
+    deployment = _deployment(WriterReplica, f"Writer-{name}", 0, 1, 1)
+    return deployment.options(
+        max_ongoing_requests=config.max_ongoing, max_queued_requests=config.max_queued
+    ).bind()
+
+
+def _deployment(
+    kind: type,
+    name: str,
+    cpus: float,
+    threads: int,
+    replicas: int,
+    *,
+    gpus: float = 0,
+    up_to: int | None = None,
+    target: float = 1.0,
+) -> "serve.Deployment":
+    variables = {
+        "OMP_NUM_THREADS": str(threads),
+        # Waiting threads that spin take the cores from the other processes of the server.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # All that takes long is done in threads here, so one event loop does, and no request changes threads.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    }
+    plain: Any = serve.deployment(kind)
+    many: dict[str, Any] = {"num_replicas": replicas}
+    if up_to is not None:
+        many = {
+            "autoscaling_config": {
+                "min_replicas": replicas,
+                "max_replicas": up_to,
+                "target_ongoing_requests": target,
+            }
+        }
+    deployment: serve.Deployment = plain.options(
+        name=name,
+        **many,
+        backpressure_config={"status_code": 503, "retry_after_s": 1},
+        # A search takes milliseconds: nobody needs to wait long for the last ones.
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=10,
+        # A replica that hangs is replaced; one that dies is noticed anyway.
+        health_check_period_s=5,
+        health_check_timeout_s=20,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}},
+        logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+    )
+    return deployment

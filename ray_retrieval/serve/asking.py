@@ -1,0 +1,105 @@
+"""Questions to other processes of the server: bounded in time, asked again where a process died."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+
+from ray_retrieval.serve.behind import PartError
+from ray_retrieval.serve.wire import Gone, GoneError, Late, Wrong
+
+_GONE = (
+    RayActorError,
+    WorkerCrashedError,
+    NodeDiedError,
+    ObjectLostError,
+    ReplicaUnavailableError,
+    DeploymentUnavailableError,
+)
+_AGAIN_S = 0.1
+
+Ask = Callable[[Any, float], Awaitable[Any]]
+
+
+def asking(method: Any, part: str, *, again: bool = True) -> Ask:
+    """A function that asks a deployment's method.
+
+    Args:
+        method: of a deployment's handle.
+        part: `encoder` or `group` or what else it is, for errors.
+        again: whether a question whose process died may be asked again: it must have no effects.
+
+    Returns:
+        A function of the question and the seconds that an answer is waited for. It raises PartError without
+        an answer, GoneError where a version is no longer there, and QueryError if the question is wrong.
+    """
+
+    async def ask(question: Any, timeout_s: float) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            response = method.remote(question)
+            try:
+                answer = await asyncio.wait_for(_result(response), max(0.0, deadline - time.monotonic()))
+                break
+            except BackPressureError:
+                raise PartError(part, "busy") from None
+            except _GONE:
+                # Another replica may be there, or this one again in some seconds.
+                if not again or time.monotonic() + _AGAIN_S > deadline:
+                    raise PartError(part, "dead") from None
+                await asyncio.sleep(_AGAIN_S)
+            except asyncio.TimeoutError:
+                raise PartError(part, "late") from None
+        return answered(answer, part)
+
+    return ask
+
+
+def answered(answer: Any, part: str) -> Any:
+    """An answer, if it is one; else what it says is raised, see `asking`."""
+    if isinstance(answer, Late):
+        raise PartError(part, "late")
+    if isinstance(answer, Gone):
+        raise GoneError(answer.why)
+    if isinstance(answer, Wrong):
+        raise answer.error
+    return answer
+
+
+async def _result(response: Any) -> Any:
+    """The answer; whoever works for it is told where it is no longer waited for."""
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+
+
+def pinging(method: Any, part: str) -> Callable[[float], Awaitable[Any]]:
+    """A function that asks for a sign of life within some seconds; it raises PartError without one."""
+
+    async def ping(timeout_s: float) -> Any:
+        try:
+            return await asyncio.wait_for(_result(method.remote()), timeout_s)
+        except BackPressureError:
+            raise PartError(part, "busy") from None
+        except _GONE:
+            raise PartError(part, "dead") from None
+        except asyncio.TimeoutError:
+            raise PartError(part, "late") from None
+
+    return ping
+
+
+async def everywhere(handle: Any, method: str, question: Any, timeout_s: float) -> list[Any]:
+    """What each replica that is there answers; those that die meanwhile, or take too long, are left out."""
+    try:
+        answers = await handle.broadcast(method, question).results_async(
+            timeout_s=timeout_s, return_exceptions=True
+        )
+    except (*_GONE, TimeoutError, asyncio.TimeoutError):
+        return []
+    return [answer for answer in answers if not isinstance(answer, BaseException)]

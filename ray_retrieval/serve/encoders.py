@@ -1,0 +1,131 @@
+"""The server's processes on Ray that encode query images, several at once.
+
+This module stands alone so that these processes load no HTTP layer.
+"""
+
+import asyncio
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ray_retrieval.descriptors import Descriptors
+from ray_retrieval.errors import RetrievalError
+from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.gathering import Gathering
+from ray_retrieval.serve.shards import limit_threads, private_bytes
+from ray_retrieval.serve.versions import Kept
+from ray_retrieval.serve.wire import Box, Encoded, EncodeJob, Gone, GoneError, Late, ModelKey, late
+
+_IDLE = 2.0  # as long as a request may take, twice
+
+
+class EncoderLike(Protocol):
+    """What serving needs of `ray_retrieval.model.Encoder`."""
+
+    fingerprint: str
+
+    def encode(self, images: list[bytes]) -> tuple[Descriptors, dict[int, str]]:
+        """Descriptors of images, and the reason for each image that cannot be decoded."""
+        ...
+
+
+EncoderFactory = Callable[..., EncoderLike]
+"""Called with the model's URI and the keywords `threads` and `batch_size`."""
+
+AnyEncoded = Encoded | Late | Gone
+
+
+class EncoderReplica:
+    """Encodes query images by the model that each is to be encoded by.
+
+    That is one and the same, unless a new model takes the place of another: then both are there for a while.
+
+    Args:
+        model: the one that is loaded at once.
+        factory: makes encoders.
+        config: batch size, wait and threads.
+
+    Raises:
+        GoneError: if the model is another by now.
+    """
+
+    def __init__(self, model: ModelKey, factory: EncoderFactory, config: ServeConfig) -> None:
+        limit_threads(config.encoder_threads)
+        self._factory, self._config = factory, config
+        self._encoders: Kept[ModelKey, EncoderLike] = Kept(
+            self._open, idle_s=_IDLE * config.request_timeout_s, close=_close
+        )
+        # Always the same thread: a pool of torch's own belongs to each thread that calls it.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+        self._gathering = Gathering(
+            self.encode_batch, thread, most=config.encoder_batch, wait_s=config.batch_wait_ms / 1000
+        )
+        self._opening = ThreadPoolExecutor(1, thread_name_prefix="open")
+        self._encoders.get(model)
+        # The first pass compiles kernels and fills caches.
+        blank = EncodeJob(model, _blank_image(), None, float("inf"))
+        thread.submit(self.encode_batch, [blank]).result()
+
+    async def encode(self, job: EncodeJob) -> AnyEncoded:
+        """As `encode_batch`, which gets the images that have come meanwhile."""
+        return await self._gathering.ask(job)
+
+    async def prepare(self, model: ModelKey) -> float | str:
+        """Load a model before it is asked for; private bytes of this process, or why it cannot be loaded."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._opening, self._encoders.get, model)
+        except (GoneError, RetrievalError) as error:
+            return str(error)
+        return private_bytes()
+
+    async def ping(self) -> int:
+        """A sign of life: the number of the process."""
+        return os.getpid()
+
+    def encode_batch(self, jobs: list[EncodeJob]) -> list[AnyEncoded]:
+        """A descriptor, or the reason for none, for each image that somebody still waits for."""
+        answers: dict[int, AnyEncoded] = {}
+        together: dict[tuple[ModelKey, Box | None], list[int]] = {}
+        for number, job in enumerate(jobs):
+            if late(job.expires):
+                answers[number] = Late()
+            else:
+                together.setdefault((job.model, job.box), []).append(number)
+        for (model, box), numbers in together.items():
+            try:
+                encoder = self._encoders.get(model)
+            except (GoneError, RetrievalError) as error:
+                answers.update(dict.fromkeys(numbers, Gone(str(error))))
+                continue
+            images = [jobs[number].image for number in numbers]
+            encode: Any = encoder.encode
+            found, failures = encode(images) if box is None else encode(images, box)
+            for place, number in enumerate(numbers):
+                one = failures.get(place) or found.take(np.array([place]))
+                answers[number] = Encoded(one, model.fingerprint, len(jobs))
+        return [answers[number] for number in range(len(jobs))]
+
+    def _open(self, model: ModelKey, _others: list[EncoderLike]) -> EncoderLike:
+        threads, batch = self._config.encoder_threads, self._config.encoder_batch
+        encoder = self._factory(model.uri, threads=threads, batch_size=batch)
+        if encoder.fingerprint != model.fingerprint:
+            _close(encoder)
+            raise GoneError(f"the model is {encoder.fingerprint} by now, {model.fingerprint} was asked for")
+        return encoder
+
+
+def _close(encoder: EncoderLike) -> None:
+    close = getattr(encoder, "close", None)
+    if close is not None:
+        close()
+
+
+def _blank_image() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    return file.getvalue()

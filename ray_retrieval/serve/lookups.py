@@ -1,0 +1,104 @@
+"""What an index knows of its images, as clients are told; ids are looked up, never joined to paths."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from ray_retrieval.data.decode import FORMATS
+from ray_retrieval.errors import QueryError, RetrievalError
+from ray_retrieval.search import Index
+from ray_retrieval.serve.addresses import original_address, thumbnail_address
+from ray_retrieval.serve.answers import Record
+from ray_retrieval.serve.describing import further
+
+Result = TypeVar("Result")
+_UNKNOWN = "application/octet-stream"
+
+
+def row_of(index: Index, identifier: str) -> int:
+    """The row with that id.
+
+    Raises:
+        QueryError: 404 if there is none.
+    """
+    row = index.row_of(identifier)
+    if row is None:
+        raise QueryError(
+            "the index has no image of that id", where=identifier, mend="take an id from a hit", status=404
+        )
+    return row
+
+
+def stored_image(index: Index, identifier: str) -> bytes:
+    """The file of an image of the index.
+
+    Raises:
+        QueryError: 404 if there is no such image.
+        ArtefactError: if it cannot be read.
+    """
+    return index.image_bytes(row_of(index, identifier))
+
+
+def looked_up(look: Callable[[], Result]) -> Result:
+    """What a look at an image gives, which may not be where it was; the error does not tell where that is.
+
+    Raises:
+        QueryError: 404 if the index has no such image, or it cannot be read.
+    """
+    try:
+        return look()
+    except QueryError:
+        raise
+    except RetrievalError:
+        raise QueryError(
+            "the image of that id cannot be read",
+            mend="build the index with its images, or put the files back where they were",
+            status=404,
+        ) from None
+
+
+def records_of(index: Index, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """What is known of some rows, as plain values."""
+    found: list[dict[str, Any]] = index.records(np.asarray(rows, np.int64)).to_pylist()
+    return found
+
+
+def record_of(name: str, index: Index, rows: Sequence[int]) -> list[Record]:
+    """What clients are told of some rows of the index of that name."""
+    return [Record(**known(name, index, record)) for record in records_of(index, rows)]
+
+
+def known(name: str, index: Index, record: dict[str, Any]) -> dict[str, Any]:
+    """The fields that records and hits share."""
+    path = record.get("path")
+    return {
+        "id": record["id"],
+        "row": record["row"],
+        "label": record.get("label"),
+        "class_name": class_names(index, record.get("label")),
+        "columns": further(record),
+        "path": PurePosixPath(path.replace("\\", "/")).name if path else None,
+        "image": thumbnail_address(name, record["id"]),
+        "original": original_address(name, record["id"]),
+    }
+
+
+def class_names(index: Index, label: int | list[int] | None) -> str | list[str] | None:
+    """The names of a row's classes, where they have names."""
+    names = index.class_names
+    if names is None or label is None:
+        return None
+    return [names[one] for one in label] if isinstance(label, list) else names[label]
+
+
+def media_type(data: bytes) -> str:
+    """Of an image file, by its content."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            return Image.MIME.get(str(opened.format), _UNKNOWN)
+    except Exception:  # Pillow's readers raise whatever a damaged header leads them to.
+        return _UNKNOWN

@@ -1,0 +1,223 @@
+"""Changes of an index while it is served: what is asked for, checked, and the one that writes."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from ray_retrieval.descriptors import Descriptors, Form, concatenate
+from ray_retrieval.errors import ArtefactError, QueryError, RetrievalError
+from ray_retrieval.search import Index, add, remove
+from ray_retrieval.search.changes import Change
+from ray_retrieval.search.embeddings import finish, part_table, write_part
+from ray_retrieval.serve.backend import NewImage
+from ray_retrieval.serve.behind import Addition, Removal, Written
+from ray_retrieval.serve.lookups import row_of
+from ray_retrieval.storage import Folder
+
+_IMAGE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+_RESERVED = ("id", "image", "label", "row", "path")
+_BUSY_S = 10.0
+"""How long another writer, such as the command line, is waited for."""
+
+
+@dataclass(frozen=True)
+class MadeAddition:
+    """What is to be added; None if nothing is left, and why images are left out, by their ids."""
+
+    request: Addition | None
+    left_out: dict[str, str]
+
+
+def addition(
+    index: Index,
+    images: Sequence[NewImage],
+    described: "Sequence[Descriptors | BaseException]",
+    *,
+    replace: bool,
+) -> MadeAddition:
+    """Rows to add for images; those that cannot be decoded are left out.
+
+    Args:
+        index: the version that is served.
+        images: as they were sent.
+        described: the descriptor of each, or why there is none.
+        replace: whether ids may be in the index already.
+
+    Raises:
+        QueryError: 409 if an id is in the index and `replace` is not asked for, 422 if ids come twice, or
+            labels or columns do not fit the index.
+    """
+    _check_ids(index, images, replace=replace)
+    left_out: dict[str, str] = {}
+    kept: list[tuple[NewImage, Descriptors]] = []
+    for image, found in zip(images, described, strict=True):
+        if isinstance(found, QueryError) and found.status < 500:
+            left_out[image.id] = found.problem
+        elif isinstance(found, BaseException):
+            raise found
+        else:
+            kept.append((image, found))
+    if not kept:
+        return MadeAddition(None, left_out)
+    some = [image for image, _ in kept]
+    names, labels = _labels(index, some)
+    columns: dict[str, Any] = {
+        "id": pa.array([image.id for image in some], pa.string()),
+        "image": pa.array([{"bytes": image.image.data, "path": None} for image in some], _IMAGE),
+        "label": labels,
+        **_columns(index, some),
+    }
+    request = Addition(
+        uri=index.folder.uri,
+        model=index.model,
+        table=pa.table(columns),
+        descriptors=concatenate([found for _, found in kept]),
+        class_names=names,
+        replace=replace,
+    )
+    return MadeAddition(request, left_out)
+
+
+def removal(index: Index, ids: Sequence[str] | None, where: str | None) -> Removal:
+    """Rows to remove.
+
+    Raises:
+        QueryError: if neither or both of ids and filter are given, 404 if the index has no such id.
+    """
+    if bool(ids) == (where is not None):
+        raise QueryError(
+            "images to remove are named by their ids or by a filter: one of the two",
+            where="ids",
+            mend="send either",
+            status=422,
+        )
+    if where is not None:
+        index.check_filter(where)
+    for identifier in ids or ():
+        row_of(index, identifier)
+    return Removal(index.folder.uri, tuple(dict.fromkeys(ids or ())), where)
+
+
+def written(request: Addition | Removal, *, threads: int = 1) -> Written:
+    """Write a change and publish it.
+
+    Raises:
+        QueryError: if it does not fit the index, 503 if somebody else goes on writing to it.
+    """
+    deadline = time.monotonic() + _BUSY_S
+    while True:
+        try:
+            change = _added(request, threads) if isinstance(request, Addition) else _removed(request, threads)
+            break
+        except ArtefactError:
+            # Somebody writes to it, or has overtaken this change.
+            if time.monotonic() > deadline:
+                raise QueryError(
+                    "somebody else is writing to the index", mend="try again in a moment", status=503
+                ) from None
+            time.sleep(0.2)
+        except RetrievalError as error:
+            # Where it is, is a place on this machine.
+            raise QueryError(error.problem, mend=error.mend, status=error.status) from None
+    manifest = change.manifest
+    said = manifest.operation if change.changed else "nothing to change"
+    return Written(manifest.number, said, manifest.rows, change.added, change.removed)
+
+
+def _added(request: Addition, threads: int) -> Change:
+    with tempfile.TemporaryDirectory(prefix="ray-retrieval-add-") as folder:
+        embeddings = Folder(folder)
+        table = part_table(request.table, request.descriptors, first_row=0, skip={})
+        part = write_part(embeddings, 0, table, key="", errors=[])
+        finish(
+            embeddings,
+            model=request.model,
+            form=Form.of(request.descriptors),
+            classes=len(request.class_names or ()),
+            class_names=request.class_names,
+            parts=[part],
+            source="",
+        )
+        return add(request.uri, embeddings, replace=request.replace, threads=threads)
+
+
+def _removed(request: Removal, threads: int) -> Change:
+    return remove(request.uri, request.ids, where=request.where, threads=threads)
+
+
+def _check_ids(index: Index, images: Sequence[NewImage], *, replace: bool) -> None:
+    ids = [image.id for image in images]
+    twice = sorted({identifier for identifier in ids if ids.count(identifier) > 1})
+    if twice:
+        raise QueryError("the same id comes twice", where=twice[0], mend="rename one", status=422)
+    there = [] if replace else [one for one in ids if index.row_of(one) is not None]
+    if there:
+        raise QueryError(
+            f"{len(there):,} of the ids are in the index already",
+            where=there[0],
+            mend="send ?replace=true to replace them, or rename the images",
+            status=409,
+        )
+
+
+def _labels(index: Index, images: Sequence[NewImage]) -> tuple[list[str] | None, pa.Array]:
+    """The class names of the rows, and their labels as numbers among them."""
+    names = index.class_names
+    known = {name: number for number, name in enumerate(names or [])}
+
+    def number(label: int | str) -> int:
+        if isinstance(label, str):
+            if names is None:
+                raise _label(f"classes of this index are numbers, got '{label}'")
+            return known.setdefault(label, len(known))
+        if label < 0 or (names is not None and label >= len(names)):
+            raise _label(f"the index has no class {label}")
+        return label
+
+    labels = [
+        [number(one) for one in image.label]
+        if isinstance(image.label, list)
+        else None
+        if image.label is None
+        else number(image.label)
+        for image in images
+    ]
+    kind = index.schema.field("label").type
+    several = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    wanted = (
+        pa.null() if all(one is None for one in labels) else pa.list_(pa.int64()) if several else pa.int64()
+    )
+    if several:
+        labels = [one if one is None or isinstance(one, list) else [one] for one in labels]
+    elif any(isinstance(one, list) for one in labels):
+        raise _label("images of this index are of one class each")
+    return (None if names is None else list(known)), pa.array(labels, wanted)
+
+
+def _columns(index: Index, images: Sequence[NewImage]) -> dict[str, pa.Array]:
+    """Further columns; of those that the index has, values of their types."""
+    names = list(dict.fromkeys(name for image in images for name in image.columns))
+    found = {}
+    for name in names:
+        if name in _RESERVED:
+            raise QueryError(f"'{name}' is no further column", where=name, mend="rename it", status=422)
+        values = [image.columns.get(name) for image in images]
+        kind = index.schema.field(name).type if name in index.schema.names else None
+        try:
+            found[name] = pa.array(values, kind)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            raise QueryError(
+                f"values of column '{name}' are not {kind or 'of one type'}",
+                where=name,
+                mend="see the index's columns",
+                status=422,
+            ) from None
+    return found
+
+
+def _label(problem: str) -> QueryError:
+    return QueryError(problem, where="label", mend="see the index's class_names", status=422)

@@ -1,0 +1,247 @@
+"""Versions that follow each other while searches are under way, in this process."""
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gateway_parts import Behind, gateway_over, image, search, soon
+from serving_parts import AverageHash, Served, make_index, picture
+
+from ray_retrieval.errors import QueryError
+from ray_retrieval.search import Index, compact, prune, remove
+from ray_retrieval.serve.backend import ImageExample, NewImage
+from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.gateway import Gateway
+from ray_retrieval.serve.versions import Kept, current_key, open_version, share
+from ray_retrieval.serve.wire import GoneError
+
+WRITABLE = ServeConfig(writable=True, poll_s=0.1)
+
+
+@pytest.fixture
+def own(indexed: Served, tmp_path: Path) -> Served:
+    """A copy of the index that may be changed."""
+    shutil.copytree(indexed.index, tmp_path / "index")
+    return Served("", str(tmp_path / "index"), indexed.model, indexed.ids)
+
+
+def on(served: Served, work: Callable[[Gateway, Behind], Any], config: ServeConfig = WRITABLE) -> Any:
+    async def run() -> Any:
+        return await work(*gateway_over(served, config=config))
+
+    return asyncio.run(run())
+
+
+class Oracle:
+    """What each version of an index finds for an image, all shards searched in one go."""
+
+    def __init__(self, served: Served) -> None:
+        self._served, self._encoder = served, AverageHash(served.model)
+        self._indices: dict[int, Index] = {}
+
+    def hits(self, version: int, seed: int, k: int = 10) -> list[tuple[str, int]]:
+        if version not in self._indices:
+            self._indices[version] = Index.open(self._served.index, version=version)
+        index = self._indices[version]
+        codes, _ = self._encoder.encode([picture(seed)])
+        found = index.search(codes, k)
+        rows = found.rows[0][found.rows[0] >= 0]
+        ids = index.records(rows)["id"].to_pylist()
+        return list(zip(ids, found.distances[0].tolist(), strict=False))
+
+
+def test_added_images_are_found_when_the_answer_comes_and_removed_ones_are_not(own: Served) -> None:
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        broken = NewImage("broken", ImageExample(b"no image", "PNG", 1, 1))
+        new = [NewImage("one", image(9001), "bee"), NewImage("two", image(9002), "dragonfly"), broken]
+        change = await gateway.add(new, None, replace=False, deadline=soon())
+        assert (change.index.version, change.rows, change.changed) == (2, 302, 2)
+        assert list(change.left_out) == ["broken"]
+        (hit,) = (await search(gateway, image(9002), k=1)).hits
+        assert (hit.id, hit.distance, hit.class_name) == ("two", 0, "dragonfly")
+        assert (await gateway.original("two", None)).data == picture(9002)
+        with pytest.raises(QueryError, match="in the index already") as caught:
+            await gateway.add(new[:1], None, replace=False, deadline=soon())
+        assert caught.value.status == 409
+        change = await gateway.add([NewImage("one", image(9003))], None, replace=True, deadline=soon())
+        assert (change.index.version, change.rows) == (3, 302)
+        change = await gateway.remove(["one", "two"], None, None, deadline=soon())
+        assert (change.index.version, change.rows, change.changed) == (4, 300, 2)
+        assert not {"one", "two"} & {hit.id for hit in (await search(gateway, image(9002), k=300)).hits}
+        change = await gateway.remove(None, "label = bee", None, deadline=soon())
+        assert change.rows == 200
+        assert gateway.describe().indexes[0].version == 5
+
+    on(own, work)
+
+
+@pytest.mark.parametrize(
+    ("new", "problem"),
+    [
+        ([NewImage("a", image(1)), NewImage("a", image(2))], "comes twice"),
+        ([NewImage("a", image(1), 17)], "no class 17"),
+        ([NewImage("a", image(1), [0, 1])], "one class each"),
+        ([NewImage("a", image(1), None, {"row": 3})], "no further column"),
+        (
+            [NewImage("a", image(1), None, {"price": 3}), NewImage("b", image(1), None, {"price": "x"})],
+            "price",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_index_is_told(own: Served, new: list[NewImage], problem: str) -> None:
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        with pytest.raises(QueryError, match=problem) as caught:
+            await gateway.add(new, None, replace=False, deadline=soon())
+        assert caught.value.status == 422
+        assert Index.open(own.index).version == 1
+
+    on(own, work)
+
+
+def test_a_removal_names_ids_or_a_filter(own: Served) -> None:
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        for ids, where in ((None, None), ([own.ids[0]], "label = bee")):
+            with pytest.raises(QueryError, match="one of the two"):
+                await gateway.remove(ids, where, None, deadline=soon())
+        with pytest.raises(QueryError, match="no image of that id"):
+            await gateway.remove(["nobody"], None, None, deadline=soon())
+        with pytest.raises(QueryError, match="none left") as caught:
+            await gateway.remove(None, "label >= 0", None, deadline=soon())
+        assert own.index not in str(caught.value)
+
+    on(own, work)
+
+
+def test_a_server_that_is_not_writable_changes_nothing(own: Served) -> None:
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        with pytest.raises(QueryError, match="not added or removed") as caught:
+            await gateway.remove([own.ids[0]], None, None, deadline=soon())
+        assert caught.value.status == 403
+
+    on(own, work, ServeConfig())
+
+
+def test_no_search_fails_or_mixes_versions_while_they_change(own: Served) -> None:
+    oracle = Oracle(own)
+
+    async def work(gateway: Gateway, behind: Behind) -> set[int]:
+        stop, seen = asyncio.Event(), set()
+        wrong = []
+
+        async def client(seed: int) -> None:
+            while not stop.is_set():
+                answer = await search(gateway, image(seed))
+                seen.add(answer.index.version)
+                found = [(hit.id, hit.distance) for hit in answer.hits]
+                if found != oracle.hits(answer.index.version, seed):
+                    wrong.append((answer.index.version, seed))
+
+        clients = [asyncio.create_task(client(seed)) for seed in range(6)]
+        await asyncio.sleep(0.1)
+        await gateway.add([NewImage("near", image(3))], None, replace=False, deadline=soon())
+        await gateway.remove([own.ids[3]], None, None, deadline=soon())
+        # Somebody else, such as the command line, publishes too.
+        await asyncio.to_thread(remove, own.index, [own.ids[4]])
+        await asyncio.to_thread(compact, own.index)
+        for _ in range(100):
+            await asyncio.sleep(0.1)
+            if 5 in seen:
+                break
+        stop.set()
+        await asyncio.gather(*clients)
+        assert not wrong
+        assert behind.prepared[-1] == 5
+        return seen
+
+    assert {1, 5} <= on(own, work)
+
+
+def test_a_version_that_cannot_be_opened_is_not_served(own: Served) -> None:
+    codes, _ = AverageHash(own.model).encode([picture(8)])
+    expected = Index.open(own.index).search(codes, 10).rows[0].tolist()
+
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        await search(gateway, image(8))
+        manifest = remove(own.index, [own.ids[8]]).manifest
+        assert manifest.deletes is not None
+        (Path(own.index) / manifest.deletes.file).write_bytes(b"damaged")
+        await asyncio.sleep(0.5)
+        answer = await search(gateway, image(8))
+        assert answer.index.version == 1
+        assert [hit.row for hit in answer.hits] == expected
+        assert 'outcome="refused"' in gateway.metrics().decode()
+
+    on(own, work)
+
+
+def test_a_group_that_starts_late_opens_the_version_that_it_is_asked_for(own: Served) -> None:
+    first = current_key(own.index)
+    remove(own.index, [own.ids[0]])
+    second = current_key(own.index)
+    parts = [open_version(key, group=1, groups=2) for key in (first, second)]
+    assert [part.version for part in parts if part is not None] == [1, 2]
+    compact(own.index)
+    prune(own.index, keep=1)
+    with pytest.raises(GoneError):
+        open_version(first)
+    assert open_version(current_key(own.index)) is not None
+
+
+def test_versions_share_the_shards_that_are_the_same(own: Served) -> None:
+    before = open_version(current_key(own.index))
+    assert before is not None
+    remove(own.index, [own.ids[0]])
+    after = open_version(current_key(own.index), known=[before])
+    assert after is not None
+    assert all(before.shards[number] is after.shards[number] for number in range(3))
+    assert after.rows == before.rows - 1
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 7, 16])
+@pytest.mark.parametrize("groups", [1, 2, 3, 5])
+def test_groups_share_the_shards_out_evenly(shards: int, groups: int) -> None:
+    parts = [share(shards, group, groups) for group in range(groups)]
+    assert [shard for part in parts for shard in part] == list(range(shards))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_what_nobody_asks_for_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, closed = [0.0], []
+    monkeypatch.setattr("ray_retrieval.serve.versions.time.monotonic", lambda: now[0])
+    kept: Kept[int, str] = Kept(lambda key, others: f"{key} beside {others}", idle_s=10, close=closed.append)
+    assert kept.get(1) == "1 beside []"
+    assert kept.get(2) == "2 beside ['1 beside []']"
+    now[0] = 9
+    kept.get(1)
+    now[0] = 12
+    kept.get(1)
+    assert closed == ["2 beside ['1 beside []']"]
+    now[0] = 100
+    assert kept.get(1) == "1 beside []"
+    assert len(kept) == 1
+
+
+def test_a_new_model_in_the_same_folders_is_rolled_in_without_a_mixture(tmp_path: Path) -> None:
+    first = make_index(tmp_path)
+
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        before = await search(gateway, image(5))
+        (tmp_path / "new").mkdir()
+        second = make_index(tmp_path / "new", note="another")
+        for name in ("model", "index"):  # as a run does that is made anew: the model first
+            shutil.rmtree(tmp_path / name)
+            shutil.copytree(tmp_path / "new" / name, tmp_path / name)
+            assert (await search(gateway, image(5))).index == before.index
+        fingerprint = AverageHash(second.model).fingerprint
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            answer = await search(gateway, image(5))
+            assert answer.hits == before.hits
+            if answer.index.model == fingerprint:
+                break
+        assert answer.index.model == fingerprint != before.index.model
+
+    on(first, work, ServeConfig(poll_s=0.1))
