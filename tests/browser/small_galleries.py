@@ -46,7 +46,7 @@ def card(method: str, fingerprint: str) -> dict[str, Any]:
 
 def galleries() -> Galleries:
     """Posters as codes and as vectors, and views of scenes with local features."""
-    ids = [f"posters/no. {number:03}?&#.png" for number in range(POSTERS)]
+    ids = [f"posters/<no. {number:03}>?&#.png" for number in range(POSTERS)]
     files = [png(poster(number)) for number in range(POSTERS)]
     labels = [number % len(SHAPES) for number in range(POSTERS)]
     columns: dict[str, list[Any]] = {
