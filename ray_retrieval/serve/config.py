@@ -44,11 +44,38 @@ class ServeConfig(Config):
     check: Literal["size", "content"] = "size"
     """How groups of shards check their files at the start: by size, or by checksum, which reads them all."""
     max_upload_bytes: int = Field(20 * 1024**2, ge=1)
-    """Largest query image in bytes."""
+    """Largest image that may be sent, in bytes."""
+    max_body_bytes: int = Field(64 * 1024**2, ge=1)
+    """Largest request, with all its images, in bytes."""
     max_pixels: int = Field(50_000_000, ge=1)
-    """Largest query image in pixels."""
+    """Largest image that may be sent, in pixels."""
     max_k: int = Field(1000, ge=1)
     """Most hits that one search may ask for."""
+    max_examples: int = Field(8, ge=1)
+    """Most examples that one search may start from."""
+    max_batch: int = Field(100, ge=1)
+    """Most searches of one batch, and most images that are embedded in one request."""
+    writable: bool = False
+    """Whether images may be added and removed; where there are keys, it takes one of the scope `write`."""
+    max_added: int = Field(100, ge=1)
+    """Most images that are added in one request."""
+    api_keys: str | None = None
+    """File of the hashed keys that may ask, made by `ray-retrieval serve --new-key`. Unset: no key is needed,
+    and the server answers this machine alone."""
+    allow_anonymous: bool = False
+    """Answer whoever can reach the server, without a key, on any address."""
+    rate_limit: float | None = Field(None, gt=0)
+    """Requests a second of one key, or of one address where there are no keys. Each search of a batch counts,
+    a thumbnail counts a tenth. Unset: any number. Each gateway counts for itself."""
+    rate_burst: int = Field(100, ge=1)
+    """Requests that may come at once before `rate_limit` holds."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of other web pages that may ask, such as `https://example.com`."""
+    url_hosts: tuple[str, ...] = ()
+    """Hosts whose images may be named by URL, none unless told. A host at a private address is asked only
+    where that address is listed too."""
+    url_timeout_s: float = Field(10.0, gt=0)
+    """How long fetching one image by its URL may take, in seconds."""
     max_ongoing: int = Field(32, ge=1)
     """Searches that one gateway works on at once."""
     max_queued: int = Field(64, ge=0)

@@ -1,180 +1,199 @@
-import asyncio
-import io
+import base64
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
+import numpy as np
 import pytest
-from PIL import Image
+from http_parts import CONFIG, IDS, Asker, FakeBackend, error_of
 from serving_parts import picture
 
-from ray_retrieval.errors import QueryError
-from ray_retrieval.serve.answers import Health, Hit, IndexAnswer, IndexVersion, Query, SearchAnswer
-from ray_retrieval.serve.config import ServeConfig
-from ray_retrieval.serve.http import create_app
-from ray_retrieval.serve.thumbnails import Thumbnail
-from ray_retrieval.serve.uploads import read_header
-
-VERSION = IndexVersion(version=7, model="abc")
-
-
-class Backend:
-    """Answers every search with one hit and remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[bytes, int]] = []
-        self.identifiers: list[str] = []
-        self.release = asyncio.Event()
-        self.release.set()
-        self.failure: Exception | None = None
-
-    async def search(self, image: bytes, k: int) -> SearchAnswer:
-        self.asked.append((image, k))
-        await self.release.wait()
-        if self.failure is not None:
-            raise self.failure
-        header = read_header(image, max_pixels=10_000)
-        query = Query(format=header.format, width=header.width, height=header.height, bytes=len(image), k=k)
-        hit = Hit(
-            id="a/b c?.png",
-            row=3,
-            distance=2,
-            similarity=1 - 2 / 64,
-            label=1,
-            class_name="one",
-            path="b c?.png",
-            image="/images/a%2Fb%20c%3F.png",
-        )
-        return SearchAnswer(query=query, hits=[hit], index=VERSION, timings_ms={"total": 1.0})
-
-    def describe(self) -> IndexAnswer:
-        return IndexAnswer(
-            rows=10,
-            kind="codes",
-            bits=64,
-            shards=1,
-            shard_groups=1,
-            metric="hamming",
-            version=7,
-            model="abc",
-            class_names=None,
-            max_k=50,
-            max_upload_bytes=100_000,
-            formats=["PNG"],
-            examples=[],
-        )
-
-    async def thumbnail(self, identifier: str, size: int) -> Thumbnail:
-        self.identifiers.append(identifier)
-        if identifier != "a/b c?.png":
-            raise QueryError("the index has no image of that id", where=identifier, status=404)
-        return Thumbnail(b"pixels", "image/png", f'"{size}"')
-
-    async def check(self) -> Health:
-        if self.failure is not None:
-            raise self.failure
-        return Health(status="ok", version=7)
+from ray_retrieval.serve.backend import DescriptorExample, IdExample, ImageExample
 
 
 @pytest.fixture
-def backend() -> Backend:
-    return Backend()
-
-
-CONFIG = ServeConfig(max_upload_bytes=100_000, max_k=50, max_ongoing=2, max_queued=3, request_timeout_s=5)
-
-
-class Client:
-    """Asks the application one thing at a time."""
-
-    def __init__(self, backend: Backend) -> None:
-        app = create_app(backend, CONFIG)
-        self._transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-
-    def get(self, path: str, **options: Any) -> httpx.Response:
-        return asyncio.run(self._ask("GET", path, options))
-
-    def post(self, path: str, **options: Any) -> httpx.Response:
-        return asyncio.run(self._ask("POST", path, options))
-
-    async def _ask(self, method: str, path: str, options: dict[str, Any]) -> httpx.Response:
-        async with httpx.AsyncClient(transport=self._transport, base_url="http://server") as client:
-            return await client.request(method, path, **options)
+def backend() -> FakeBackend:
+    return FakeBackend()
 
 
 @pytest.fixture
-def client(backend: Backend) -> Client:
-    return Client(backend)
+def asker(backend: FakeBackend) -> Asker:
+    return Asker(backend)
 
 
-def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
-    assert answer.status_code == status, answer.text
-    body = answer.json()
-    assert set(body) == {"error"}
-    error: dict[str, Any] = body["error"]
-    assert set(error) == {"problem", "where", "mend"}
-    assert error["problem"]
-    return error
+def encoded(image: bytes) -> str:
+    return base64.b64encode(image).decode()
 
 
-def test_search_hands_over_the_image_and_k_of_the_form(client: Client, backend: Backend) -> None:
+def test_a_form_hands_over_the_image_and_how_to_search(asker: Asker, backend: FakeBackend) -> None:
     image = picture(1)
-    answer = client.post("/search", files={"image": ("any name.exe", image)}, data={"k": "7"})
-    assert answer.status_code == 200
-    assert backend.asked == [(image, 7)]
+    settings = {"k": 7, "index": "first", "where": "label = 1", "rerank": "geometric", "why": True}
+    answer = asker.post(
+        "/v1/search",
+        files={"image": ("any name.exe", image)},
+        data={"request": json.dumps(settings), "k": "8", "partial": "false", "box": "1,2,9.5,30"},
+    )
+    assert answer.status_code == 200, answer.text
+    (wanted,) = backend.searches
+    assert wanted.examples == (ImageExample(image, "PNG", 16, 16, (1, 2, 9.5, 16)),)
+    assert (wanted.k, wanted.index, wanted.where) == (8, "first", "label = 1")
+    assert (wanted.rerank, wanted.why, wanted.partial) == ("geometric", True, False)
     body = answer.json()
-    assert body["query"] == {"format": "PNG", "width": 16, "height": 16, "bytes": len(image), "k": 7}
-    assert body["hits"][0]["id"] == "a/b c?.png"
-    assert body["index"] == {"version": 7, "model": "abc"}
+    assert len(body["hits"]) == 8
+    assert body["hits"][0]["image"] == "/v1/indexes/first/thumbnail?id=a%2Fb%20c%3F.png"
+    assert 4 < backend.deadlines[0] <= 5
 
 
-def test_k_comes_from_the_form_then_from_the_query_string_then_is_ten(
-    client: Client, backend: Backend
-) -> None:
-    files = {"image": picture(1)}
-    client.post("/search?k=5", files=files, data={"k": "7"})
-    client.post("/search?k=5", files=files)
-    client.post("/search", files=files)
-    assert [k for _, k in backend.asked] == [7, 5, 10]
+def test_without_settings_ten_hits_of_the_first_index_are_wanted(asker: Asker, backend: FakeBackend) -> None:
+    asker.post("/v1/search", files={"image": picture(1)})
+    (wanted,) = backend.searches
+    assert (wanted.k, wanted.index, wanted.where, wanted.rerank) == (10, None, None, None)
+    assert (wanted.combine, wanted.why, wanted.partial) == ("average", False, None)
 
 
-@pytest.mark.parametrize("k", ["0", "-1", "51", "ten", "", "1e3"])
-def test_k_out_of_range_is_refused(client: Client, backend: Backend, k: str) -> None:
-    error = error_of(client.post("/search", files={"image": picture(1)}, data={"k": k}), 422)
-    assert error["where"] == "k"
-    assert "1 to 50" in error["mend"]
-    assert not backend.asked
+def test_several_images_keep_their_order_and_boxes(asker: Asker, backend: FakeBackend) -> None:
+    images = [picture(number) for number in range(3)]
+    request = {"combine": "best", "boxes": [None, [0, 0, 8, 8], None]}
+    answer = asker.post(
+        "/v1/search", files=[("image", image) for image in images], data={"request": json.dumps(request)}
+    )
+    assert answer.status_code == 200, answer.text
+    (wanted,) = backend.searches
+    assert wanted.combine == "best"
+    assert [one.data for one in wanted.examples if isinstance(one, ImageExample)] == images
+    assert [one.box for one in wanted.examples if isinstance(one, ImageExample)] == [None, (0, 0, 8, 8), None]
 
 
-def test_a_form_without_an_image_is_refused(client: Client) -> None:
-    for form in ({"files": {"picture": picture(1)}}, {"files": {"image": (None, "text, not a file")}}):
-        error = error_of(client.post("/search", **form), 400)
-        assert error["where"] == "image"
+def test_examples_of_all_kinds_come_as_json(asker: Asker, backend: FakeBackend) -> None:
+    examples: list[dict[str, Any]] = [
+        {"id": "plain", "box": [1, 2, 3, 4]},
+        {"vector": [3.0, 4]},
+        {"code": "fF01"},
+    ]
+    assert asker.post("/v1/search", json={"examples": examples, "k": 2}).status_code == 200
+    answer = asker.post(
+        "/v1/search", json={"examples": [{"image": encoded(picture(1)), "box": [0, 0, 5, 5]}]}
+    )
+    assert answer.status_code == 200, answer.text
+    asker.post("/v1/search", json={"examples": [{"image": f"data:image/png;base64,{encoded(picture(1))}"}]})
+    mixed, image, as_url = backend.searches
+    assert mixed.examples[0] == IdExample("plain", (1, 2, 3, 4))
+    vector, code = mixed.examples[1:]
+    assert isinstance(vector, DescriptorExample)
+    assert vector.data.dtype == np.float32
+    assert vector.data.tolist() == [3, 4]
+    assert isinstance(code, DescriptorExample)
+    assert (code.data.dtype, code.data.tolist()) == (np.uint8, [255, 1])
+    assert image.examples == (ImageExample(picture(1), "PNG", 16, 16, (0, 0, 5, 5)),)
+    assert as_url.examples == (ImageExample(picture(1), "PNG", 16, 16),)
 
 
-def test_two_images_are_refused(client: Client) -> None:
-    error_of(client.post("/search", files=[("image", picture(1)), ("image", picture(2))]), 400)
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [
+        ({"k": 0}, "k"),
+        ({"k": 51}, "k"),
+        ({"k": 10**30}, "k"),
+        ({"k": "ten"}, "k"),
+        ({"combine": "sum"}, "combine"),
+        ({"colour": 1}, "colour"),
+        ({"why": 3}, "why"),
+        ({"index": ""}, "index"),
+    ],
+)
+def test_settings_out_of_range_are_refused(asker: Asker, settings: dict[str, Any], where: str) -> None:
+    body = {"examples": [{"id": "plain"}], **settings}
+    assert error_of(asker.post("/v1/search", json=body), 422)["where"] == where
+    form = {"request": json.dumps(settings)}
+    assert error_of(asker.post("/v1/search", files={"image": picture(1)}, data=form), 422)["where"] == where
 
 
-def test_a_body_that_is_no_form_is_refused(client: Client) -> None:
-    error_of(client.post("/search", content=picture(1), headers={"Content-Type": "image/png"}), 415)
-    error_of(client.post("/search"), 415)
+@pytest.mark.parametrize(
+    ("example", "where"),
+    [
+        ({}, "examples.0"),
+        ({"id": "plain", "code": "ff"}, "examples.0"),
+        ({"code": "fff"}, "examples.0.code"),
+        ({"code": "0x"}, "examples.0.code"),
+        ({"vector": []}, "examples.0.vector"),
+        ({"vector": [0.0, 0.0]}, "examples.0.vector"),
+        ({"vector": [1e300]}, "examples.0.vector"),
+        ({"vector": ["a"]}, "examples.0.vector.0"),
+        ({"vector": [1.0], "box": [0, 0, 1, 1]}, "examples.0"),
+        ({"id": "plain", "box": [4, 0, 1, 1]}, "examples.0"),
+        ({"image": "not base64!"}, "examples.0.image"),
+        ({"image": encoded(picture(1)), "box": [16, 0, 20, 9]}, "examples.0.image.box"),
+        ({"url": "file:///etc/passwd"}, "file:///etc/passwd"),
+    ],
+)
+def test_examples_that_are_none_are_refused(asker: Asker, example: dict[str, Any], where: str) -> None:
+    assert error_of(asker.post("/v1/search", json={"examples": [example]}), 422)["where"] == where
 
 
-def test_a_broken_form_is_refused(client: Client) -> None:
+def test_numbers_that_json_does_not_have_are_refused(asker: Asker) -> None:
+    for text in (
+        '{"examples": [{"vector": [NaN]}]}',
+        '{"examples": [{"id": "a", "box": [0, 0, Infinity, 1]}]}',
+    ):
+        answer = asker.post("/v1/search", content=text, headers={"Content-Type": "application/json"})
+        assert answer.status_code in (400, 422)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "\ud800", "[" * 100_000, '{"examples": 3}'])
+def test_a_body_that_is_no_search_is_refused(asker: Asker, text: str) -> None:
+    content = text.encode("utf-8", "surrogatepass")
+    answer = asker.post("/v1/search", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code in (400, 422)
+    error_of(answer, answer.status_code)
+
+
+def test_forms_that_are_no_search_are_refused(asker: Asker, backend: FakeBackend) -> None:
+    image = ("image", picture(1))
+    for options in (
+        {"files": [("picture", picture(1))]},
+        {"files": {"image": (None, "text, not a file")}},
+        {"files": [image], "data": {"colour": "red"}},
+        {"files": [image], "data": {"k": ["1", "2"]}},
+        {"files": [image], "data": {"request": "{"}},
+    ):
+        error_of(asker.post("/v1/search", **options), 400)
+    for options in (
+        {"files": [image], "data": {"request": "[1]"}},
+        {"files": [image], "data": {"why": "perhaps"}},
+        {"files": [image], "data": {"box": "1,2,3"}},
+        {"files": [image], "data": {"box": "1,2,3,nan"}},
+        {"files": [image], "data": {"box": "a"}},
+        {"files": [image], "data": {"request": json.dumps({"boxes": [None, None]})}},
+        {"files": [image], "data": {"box": "0,0,1,1", "request": json.dumps({"boxes": [None]})}},
+        {"files": [image] * 4},
+    ):
+        error_of(asker.post("/v1/search", **options), 422)
+    assert not backend.searches
+
+
+def test_a_body_of_another_type_is_refused(asker: Asker) -> None:
+    error_of(asker.post("/v1/search", content=picture(1), headers={"Content-Type": "image/png"}), 415)
+    error_of(asker.post("/v1/search"), 415)
+    error_of(asker.post("/v1/search/batch", files={"image": picture(1)}), 415)
+
+
+def test_a_broken_form_is_refused(asker: Asker) -> None:
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
-    error_of(client.post("/search", content=b"--y\r\nnonsense", headers=kind), 400)
-    error_of(client.post("/search", content=b"--x", headers={"Content-Type": "multipart/form-data"}), 400)
+    error_of(asker.post("/v1/search", content=b"--y\r\nnonsense", headers=kind), 400)
+    error_of(asker.post("/v1/search", content=b"--x", headers={"Content-Type": "multipart/form-data"}), 400)
 
 
-def test_an_upload_is_bounded_by_its_announced_length(client: Client, backend: Backend) -> None:
-    error = error_of(client.post("/search", files={"image": bytes(200_000)}), 413)
-    assert "97.7 KiB" in error["problem"]
-    error_of(client.post("/search", files={"image": bytes(120_000)}), 413)
-    assert not backend.asked
+def test_an_upload_is_bounded_by_its_announced_length(asker: Asker, backend: FakeBackend) -> None:
+    error = error_of(asker.post("/v1/search", files={"image": bytes(400_000)}), 413)
+    assert "KiB" in error["problem"]
+    assert "97.7 KiB" in error_of(asker.post("/v1/search", files={"image": bytes(120_000)}), 413)["problem"]
+    error_of(asker.post("/v1/search", json={"examples": [{"image": "A" * 140_000}]}), 413)
+    error_of(asker.post("/v1/search", json={"examples": [{"image": "A" * 400_000}]}), 413)
+    assert not backend.searches
 
 
-def test_an_upload_of_unknown_length_is_bounded_while_it_is_read(client: Client) -> None:
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "application/json"])
+def test_an_upload_of_unknown_length_is_bounded_while_it_is_read(asker: Asker, kind: str) -> None:
     sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -184,144 +203,167 @@ def test_an_upload_of_unknown_length_is_bounded_while_it_is_read(client: Client)
             sent += 10_000
             yield bytes(10_000)
 
-    kind = {"Content-Type": "multipart/form-data; boundary=x"}
-    error_of(client.post("/search", content=endless(), headers=kind), 413)
-    assert sent < 200_000
+    error_of(asker.post("/v1/search", content=endless(), headers={"Content-Type": kind}), 413)
+    assert sent < 500_000
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"GIF8", b"not an image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0junk"]
-)
-def test_what_is_no_image_is_refused_by_content(client: Client, content: bytes) -> None:
-    answer = client.post("/search", files={"image": ("photo.jpg", content, "image/jpeg")})
-    error_of(answer, 400 if content == b"" else 415)
+def test_a_batch_has_an_answer_or_an_error_for_each_search(asker: Asker, backend: FakeBackend) -> None:
+    searches: list[Any] = [
+        {"examples": [{"id": "plain"}], "k": 1},
+        {"examples": [{"id": "unknown"}]},
+        {"examples": []},
+        17,
+    ]
+    answer = asker.post("/v1/search/batch", json={"searches": searches})
+    assert answer.status_code == 200, answer.text
+    good, unknown, empty, none = answer.json()["answers"]
+    assert [hit["rank"] for hit in good["hits"]] == [1]
+    assert unknown["error"]["where"] == "searches.1.unknown"
+    assert empty["error"]["where"] == "searches.2.examples"
+    assert none["error"]["problem"]
+    assert backend.busiest <= CONFIG.max_ongoing
+    error_of(asker.post("/v1/search/batch", json={"searches": []}), 422)
+    error_of(asker.post("/v1/search/batch", json={"searches": searches * 2}), 422)
 
 
-def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(client: Client) -> None:
-    file = io.BytesIO()
-    Image.new("1", (2000, 1000)).save(file, "PNG")
-    assert "2000 x 1000" in error_of(client.post("/search", files={"image": file.getvalue()}), 413)["problem"]
+def test_images_are_described_in_their_order(asker: Asker, backend: FakeBackend) -> None:
+    files = [("image", picture(1)), ("image", b"nonsense"), ("image", picture(2))]
+    body = asker.post("/v1/embed", files=files, data={"index": "first"}).json()
+    assert [set(one) & {"error", "code"} for one in body["descriptors"]] == [{"code"}, {"error"}, {"code"}]
+    assert body["descriptors"][1]["error"]["where"] == "image[1]"
+    assert [one.data for one in backend.embedded] == [picture(1), picture(2)]
+    images = [{"image": encoded(picture(3)), "box": [0, 0, 4, 4]}]
+    assert asker.post("/v1/embed", json={"images": images}).status_code == 200
+    assert backend.embedded[-1].box == (0, 0, 4, 4)
+    error_of(asker.post("/v1/embed", files={"image": b"nonsense"}), 415)
 
 
-def test_an_image_of_the_index_is_looked_up_by_its_id(client: Client, backend: Backend) -> None:
-    answer = client.get("/images/a%2Fb%20c%3F.png?size=64")
-    assert (answer.status_code, answer.content) == (200, b"pixels")
-    assert answer.headers["content-type"] == "image/png"
-    assert backend.identifiers == ["a/b c?.png"]
-    assert client.get("/images/a/b%20c%3F.png").content == b"pixels"
+def test_two_photographs_are_matched(asker: Asker, backend: FakeBackend) -> None:
+    files = {"first": picture(1), "second": picture(2)}
+    assert asker.post("/v1/match", files=files).json()["inliers"] == 1
+    body = {"first": {"id": "plain"}, "second": {"image": encoded(picture(2))}, "index": "first"}
+    assert asker.post("/v1/match", json=body).json()["points"] == [[[1, 2]], [[3, 4]]]
+    assert backend.matched[1] == (IdExample("plain"), ImageExample(picture(2), "PNG", 16, 16))
+    for drawn in (
+        asker.post("/v1/match", json=body, headers={"Accept": "image/png"}),
+        asker.post("/v1/match?picture=true", json=body),
+    ):
+        assert (drawn.headers["content-type"], drawn.content) == ("image/png", b"\x89PNG drawing")
+    error_of(asker.post("/v1/match", files={"first": picture(1)}), 400)
+    error_of(asker.post("/v1/match", json={**body, "first": {"code": "ff"}}), 422)
 
 
-def test_a_known_image_is_not_sent_again(client: Client) -> None:
-    first = client.get("/images/a%2Fb%20c%3F.png")
-    assert "max-age" in first.headers["cache-control"]
-    again = client.get(
-        "/images/a%2Fb%20c%3F.png", headers={"If-None-Match": f'W/{first.headers["etag"]}, "x"'}
+def test_images_are_added_by_form_and_by_json(asker: Asker, backend: FakeBackend) -> None:
+    about = {"images": [{"id": "new", "label": "dog", "columns": {"price": 3}}, {"label": [1, 2]}]}
+    answer = asker.post(
+        "/v1/indexes/first/images?replace=true",
+        files=[("image", ("a.png", picture(1))), ("image", ("b.png", picture(2)))],
+        data={"request": json.dumps(about)},
     )
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["changed"] == 2
+    images, replace = backend.added[0]
+    assert replace
+    assert [(one.id, one.label, one.columns) for one in images] == [
+        ("new", "dog", {"price": 3}),
+        ("b.png", [1, 2], {}),
+    ]
+    body = {"images": [{"id": "c", "image": encoded(picture(3))}, {"id": "d", "image": encoded(b"nothing")}]}
+    answer = asker.post("/v1/indexes/first/images", json=body)
+    assert answer.json()["left_out"] == {"d": "the file is not an image of a known format"}
+    assert [one.id for one in backend.added[1][0]] == ["c"]
+    error_of(asker.post("/v1/indexes/first/images", json=body), 409)
+    error_of(asker.post("/v1/indexes/first/images", files={"image": ("e", b"nothing")}), 415)
+    twice = [("image", ("same", picture(1))), ("image", ("same", picture(2)))]
+    error_of(asker.post("/v1/indexes/first/images", files=twice), 422)
+    error_of(asker.post("/v1/indexes/first/images", files=twice, data={"id": ["x"]}), 422)
+    error_of(asker.post("/v1/indexes/none/images", files={"image": ("f", picture(1))}), 404)
+
+
+def test_images_are_removed_by_id_or_by_filter(asker: Asker, backend: FakeBackend) -> None:
+    assert asker.post("/v1/indexes/first/remove", json={"ids": ["..", "nowhere"]}).json()["changed"] == 1
+    asker.post("/v1/indexes/first/remove", json={"where": "label = 3"})
+    assert backend.removed == [(["..", "nowhere"], None), (None, "label = 3")]
+    for body in ({}, {"ids": []}, {"ids": ["a"], "where": "label = 1"}, {"where": ""}):
+        error_of(asker.post("/v1/indexes/first/remove", json=body), 422)
+
+
+def test_a_server_that_may_not_write_changes_nothing(backend: FakeBackend) -> None:
+    asker = Asker(backend, CONFIG.model_copy(update={"writable": False}))
+    error_of(asker.post("/v1/indexes/first/remove", json={"ids": ["plain"]}), 403)
+    error_of(asker.post("/v1/indexes/first/images", files={"image": ("a", picture(1))}), 403)
+    assert not backend.removed
+    assert not backend.added
+
+
+def test_indices_are_described(asker: Asker) -> None:
+    body = asker.get("/v1/indexes").json()
+    assert [one["name"] for one in body["indexes"]] == ["first", "second one/ü"]
+    assert asker.get("/v1/indexes/first").json() == body["indexes"][0]
+    assert "first" in error_of(asker.get("/v1/indexes/none"), 404)["mend"]
+    sample = asker.get("/v1/indexes/first/sample?count=3&seed=5").json()
+    assert (len(sample["images"]), sample["seed"]) == (3, 5)
+    assert len(asker.get("/v1/indexes/first/map").json()["spots"]) == len(IDS)
+    for query in ("count=0", "count=many", "seed=-1"):
+        error_of(asker.get(f"/v1/indexes/first/sample?{query}"), 422)
+
+
+@pytest.mark.parametrize("identifier", IDS)
+def test_any_id_is_looked_up(asker: Asker, identifier: str) -> None:
+    record = asker.get("/v1/indexes/first/image", params={"id": identifier}).json()
+    assert record["id"] == identifier
+    small = asker.get(record["image"] + "&size=64")
+    assert (small.content, small.headers["content-type"]) == (f"pixels of {identifier}".encode(), "image/png")
+    assert asker.get(record["original"]).content == f"file of {identifier}".encode()
+
+
+@pytest.mark.parametrize("identifier", ["unknown", "../model.json", "/etc/passwd", "\0", "", "a/b c?.png\0"])
+def test_an_unknown_id_is_a_plain_404(asker: Asker, identifier: str) -> None:
+    for what in ("image", "thumbnail", "original"):
+        error_of(asker.get(f"/v1/indexes/first/{what}", params={"id": identifier}), 404)
+    assert error_of(asker.get("/v1/indexes/first/thumbnail"), 422)["where"] == "id"
+
+
+def test_a_known_image_is_not_sent_again(asker: Asker) -> None:
+    address = "/v1/indexes/first/thumbnail?id=plain"
+    first = asker.get(address)
+    assert "max-age" in first.headers["cache-control"]
+    again = asker.get(address, headers={"If-None-Match": f'W/{first.headers["etag"]}, "x"'})
     assert (again.status_code, again.content) == (304, b"")
-    other = client.get("/images/a%2Fb%20c%3F.png?size=64", headers={"If-None-Match": first.headers["etag"]})
+    other = asker.get(f"{address}&size=64", headers={"If-None-Match": first.headers["etag"]})
     assert other.status_code == 200
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["unknown", "..%2F..%2Fetc%2Fpasswd", "%2Fetc%2Fpasswd", "a%2F..%2F..%2Fmodel.json", "%00", "", "."],
-)
-def test_an_unknown_id_is_a_plain_404(client: Client, path: str) -> None:
-    error_of(client.get(f"/images/{path}"), 404)
-
-
 @pytest.mark.parametrize("size", ["0", "15", "1025", "big"])
-def test_the_size_of_a_thumbnail_is_bounded(client: Client, size: str) -> None:
-    assert error_of(client.get(f"/images/x?size={size}"), 422)["where"] == "size"
+def test_the_size_of_a_thumbnail_is_bounded(asker: Asker, size: str) -> None:
+    assert error_of(asker.get(f"/v1/indexes/first/thumbnail?id=x&size={size}"), 422)["where"] == "size"
 
 
-def test_the_page_and_its_files_are_served(client: Client) -> None:
-    page = client.get("/")
+def test_the_page_and_its_files_are_served(asker: Asker) -> None:
+    page = asker.get("/")
     assert page.headers["content-type"].startswith("text/html")
-    assert "http:" not in page.text.replace("http://www.w3.org", "")
-    assert "https:" not in page.text
-    for name, kind in {
-        "page.css": "text/css",
-        "page.js": "text/javascript",
-        "icon.svg": "image/svg+xml",
-    }.items():
-        assert f"page/{name}" in page.text
-        assert client.get(f"/page/{name}").headers["content-type"].startswith(kind)
-    error_of(client.get("/page/..%2Fconfig.py"), 404)
-    error_of(client.get("/page/unknown.js"), 404)
+    assert asker.get("/page/page.css").headers["content-type"].startswith("text/css")
+    error_of(asker.get("/page/..%2Fconfig.py"), 404)
+    error_of(asker.get("/page/unknown.js"), 404)
 
 
-def test_unknown_routes_and_methods_are_answered_in_json(client: Client) -> None:
-    error_of(client.get("/nowhere"), 404)
-    answer = client.get("/search")
-    error_of(answer, 405)
-    assert answer.headers["allow"] == "POST"
-
-
-def test_every_answer_carries_the_security_headers(client: Client, backend: Backend) -> None:
-    for path in ("/", "/index", "/page/page.js", "/images/unknown", "/nowhere", "/docs"):
-        headers = client.get(path).headers
-        assert headers["x-content-type-options"] == "nosniff"
-        assert "frame-ancestors 'none'" in headers["content-security-policy"]
-    assert "unsafe" not in client.get("/").headers["content-security-policy"]
-
-
-def test_a_bug_is_answered_without_telling_what_it_was(client: Client, backend: Backend) -> None:
-    backend.failure = OSError("/secret/place")
-    answer = client.post("/search", files={"image": picture(1)})
-    error_of(answer, 500)
-    assert "secret" not in answer.text
-    assert answer.headers["x-content-type-options"] == "nosniff"
-
-
-def test_health_and_the_index_are_described(client: Client, backend: Backend) -> None:
-    assert client.get("/healthz").json() == {"status": "ok", "version": 7}
-    assert client.get("/index").json()["rows"] == 10
-    backend.failure = QueryError("the encoder does not answer", status=503)
-    answer = client.get("/healthz")
-    error_of(answer, 503)
+def test_health_is_of_the_process_and_readiness_of_all(asker: Asker, backend: FakeBackend) -> None:
+    assert asker.get("/healthz").json() == {"status": "ok", "versions": {"first": 7, "second one/ü": 7}}
+    assert asker.get("/readyz").json() == {"status": "ok", "versions": {"first": 7}}
+    backend.failure = error = _busy()
+    assert asker.get("/healthz").status_code == 200
+    answer = asker.get("/readyz")
+    assert error_of(answer, 503)["problem"] == error.problem
     assert answer.headers["retry-after"] == "1"
 
 
-def test_the_interface_is_described_for_programs(client: Client) -> None:
-    described = client.get("/openapi.json").json()
-    assert set(described["paths"]) == {"/search", "/index", "/images/{identifier}", "/healthz"}
-    form = described["paths"]["/search"]["post"]["requestBody"]["content"]["multipart/form-data"]
-    assert form["schema"]["required"] == ["image"]
+def _busy() -> Any:
+    from ray_retrieval.errors import QueryError
+
+    return QueryError("the encoder does not answer", status=503)
 
 
-def test_searches_beyond_the_bounds_are_refused_at_once(backend: Backend) -> None:
-    async def crowd() -> list[httpx.Response]:
-        backend.release.clear()
-        transport = httpx.ASGITransport(create_app(backend, CONFIG))
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            searches = [
-                asyncio.create_task(client.post("/search", files={"image": picture(i)})) for i in range(9)
-            ]
-            await asyncio.wait(searches, return_when=asyncio.FIRST_COMPLETED)
-            refused = [search for search in searches if search.done()]
-            assert len(backend.asked) <= CONFIG.max_ongoing
-            for search in refused:
-                assert search.result().headers["retry-after"] == "1"
-            backend.release.set()
-            return await asyncio.gather(*searches)
-
-    statuses = [answer.status_code for answer in asyncio.run(crowd())]
-    assert statuses.count(200) == CONFIG.max_ongoing + CONFIG.max_queued
-    assert statuses.count(503) == 4
-
-
-def test_a_search_that_takes_too_long_is_given_up(backend: Backend) -> None:
-    async def wait() -> list[httpx.Response]:
-        backend.release.clear()
-        config = CONFIG.model_copy(update={"request_timeout_s": 0.05})
-        transport = httpx.ASGITransport(create_app(backend, config))
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            answers = [await client.post("/search", files={"image": picture(i)}) for i in range(6)]
-            backend.release.set()
-            return [*answers, await client.post("/search", files={"image": picture(9)})]
-
-    *late, after = asyncio.run(wait())
-    for answer in late:
-        assert "0.05 s" in error_of(answer, 503)["problem"]
-    assert after.status_code == 200
+def test_measurements_are_handed_on(asker: Asker) -> None:
+    answer = asker.get("/metrics")
+    assert answer.content == b"searches_total 3\n"
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")

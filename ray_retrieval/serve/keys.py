@@ -1,0 +1,185 @@
+"""Keys that open the server, kept as hashes in a file, and when a server may do without.
+
+    # name scope hash
+    anna read sha256:7d1c…:b2f0…
+
+A key is 256 random bits, so that a salted SHA-256 keeps it: there is nothing to guess, and what is slow on
+purpose would only help who floods the server with wrong keys.
+"""
+
+import hashlib
+import ipaddress
+import logging
+import os
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.serve.config import ServeConfig
+
+Scope = Literal["read", "write"]
+"""`read`: all but changes of an index; `write`: these too."""
+
+_PREFIX = "rr_"
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
+_HASH = re.compile(r"sha256:([0-9a-f]{32}):([0-9a-f]{64})")
+_RECHECK_S = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Key:
+    """Who may ask, and what."""
+
+    name: str
+    scope: Scope
+    salt: bytes
+    digest: bytes
+
+
+class Keys:
+    """The keys of a file, which is read again when it changes: a key is taken back by deleting its line.
+
+    Raises:
+        RecipeError: if the file is missing, holds no key, or a line cannot be read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        self._keys = read_keys(self._path)
+        self._stamp = self._stamp_now()
+        self._checked = time.monotonic()
+
+    def find(self, secret: str) -> Key | None:
+        """The key that `secret` is. It takes as long for each that is none."""
+        self._refresh()
+        found = None
+        for key in self._keys:
+            if secrets.compare_digest(_digest(key.salt, secret), key.digest):
+                found = key
+        return found
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._checked < _RECHECK_S:
+            return
+        self._checked = now
+        stamp = self._stamp_now()
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._keys = read_keys(self._path)
+        except RecipeError as error:
+            _log.error("the former keys stay in use: %s", error)
+
+    def _stamp_now(self) -> tuple[int, ...]:
+        try:
+            status = self._path.stat()
+        except OSError:
+            return ()
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def read_keys(path: str | Path) -> list[Key]:
+    """The keys of a file.
+
+    Raises:
+        RecipeError: if it cannot be read, holds none, or a line says something else.
+    """
+    mend = "make one: ray-retrieval serve --new-key NAME --set api_keys=FILE"
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise RecipeError(f"the keys cannot be read: {reason}", where=path, mend=mend) from None
+    keys = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if _says(line)]
+    if not keys:
+        raise RecipeError("the file holds no key, so nobody could ask", where=path, mend=mend)
+    return keys
+
+
+def new_key(path: str | Path, name: str, scope: Scope) -> str:
+    """Add a key to a file, which is made if it is missing; the key itself, which is kept nowhere.
+
+    Raises:
+        RecipeError: if the name is taken or cannot be one, or the file cannot be read or written.
+    """
+    if not _NAME.fullmatch(name):
+        raise RecipeError(
+            f"'{name}' cannot be the name of a key", mend="take letters, digits and the signs . _ @ -"
+        )
+    if scope not in get_args(Scope):
+        raise RecipeError(f"'{scope}' is no scope", mend="take read or write")
+    path = Path(path)
+    if path.exists() and path.stat().st_size and any(key.name == name for key in read_keys(path)):
+        raise RecipeError(f"there is a key '{name}'", where=path, mend="delete its line, or name another")
+    secret = _PREFIX + secrets.token_urlsafe(32)
+    salt = secrets.token_bytes(16)
+    line = f"{name} {scope} sha256:{salt.hex()}:{_digest(salt, secret).hex()}\n"
+    try:
+        # For its owner alone from the first moment; one write, so that a reader never sees half a line.
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise RecipeError(f"the key cannot be kept: {error.strerror}", where=path) from None
+    return secret
+
+
+def check_exposure(config: ServeConfig) -> None:
+    """See that a server that others can reach asks for keys.
+
+    Raises:
+        RecipeError: if it would answer strangers and nobody has allowed that, or its keys cannot be read.
+    """
+    if config.api_keys is not None:
+        read_keys(config.api_keys)
+    elif not is_loopback(config.host) and not config.allow_anonymous:
+        raise RecipeError(
+            f"'{config.host}' answers other machines, and no keys are asked for",
+            where="host",
+            mend="set api_keys to a file of keys (ray-retrieval serve --new-key NAME makes one), "
+            "or allow_anonymous=true",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine alone."""
+    if host.rstrip(".").lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _says(line: str) -> bool:
+    return bool(line.strip()) and not line.lstrip().startswith("#")
+
+
+def _parse(line: str, where: str) -> Key:
+    fields = line.split()
+    hashed = _HASH.fullmatch(fields[2]) if len(fields) == 3 else None
+    if hashed is None or not _NAME.fullmatch(fields[0]):
+        # What stands there is not repeated: it may be a key that somebody pasted.
+        raise RecipeError(
+            "the line is not 'NAME SCOPE sha256:SALT:HASH'",
+            where=where,
+            mend="let ray-retrieval serve --new-key write it",
+        )
+    if fields[1] == "read" or fields[1] == "write":
+        scope: Scope = "read" if fields[1] == "read" else "write"
+        return Key(fields[0], scope, bytes.fromhex(hashed[1]), bytes.fromhex(hashed[2]))
+    raise RecipeError(f"'{fields[1]}' is no scope", where=where, mend="take read or write")
+
+
+def _digest(salt: bytes, secret: str) -> bytes:
+    return hashlib.sha256(salt + secret.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,259 @@
+"""What happens to every request before and after its route: names, log lines, headers, keys, rates.
+
+From the outside in: `Headers` guards browsers; `Watch` gives a request an id, measures and logs it, and
+answers what nobody caught; CORS, where it is allowed; `Guard` lets in who may ask.
+"""
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers as RequestHeaders
+from starlette.datastructures import MutableHeaders
+
+from ray_retrieval.errors import QueryError
+from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.keys import Keys, is_loopback
+from ray_retrieval.serve.limits import RateLimit
+from ray_retrieval.serve.problems import answer_of, answer_of_bug
+
+Scope = Any
+Call = Callable[..., Awaitable[Any]]
+Observe = Callable[[str, str, int, float], None]
+"""Told of each request: its method, the template of its route, the status and the seconds that it took."""
+
+API = "/v1"
+REQUEST_ID = "X-Request-ID"
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_CALLER, _CHARGE = "ray_retrieval.caller", "ray_retrieval.charge"
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_READS = frozenset(f"{API}/{name}" for name in ("search", "search/batch", "embed", "match"))
+"""What is asked by POST and changes nothing."""
+_GONE = 499
+"""Told where the client went away before there was an answer, as nginx has it."""
+_PICTURES = ("/thumbnail", "/original")
+_PICTURE_TOKENS = 0.1
+"""A page of results shows dozens of thumbnails."""
+
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), geolocation=(), microphone=()",
+}
+
+_access = logging.getLogger("ray_retrieval.serve.access")
+
+
+class Watch:
+    """Names each request, answers its bugs, and tells of it when it is done.
+
+    Args:
+        app: what answers.
+        observe: told of each request.
+    """
+
+    def __init__(self, app: Call, observe: Observe | None = None) -> None:
+        self._app, self._observe = app, observe
+
+    async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        asked = RequestHeaders(scope=scope).get(REQUEST_ID, "")
+        identifier = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
+        start, status, sent = time.perf_counter(), 0, 0
+
+        async def send_named(message: Any) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = identifier
+            else:
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except Exception as error:
+            answer = answer_of_bug(scope["method"], scope["path"], error)
+            if status == 0:
+                await answer(scope, receive, send_named)
+        finally:
+            self._tell(scope, identifier, status or _GONE, sent, time.perf_counter() - start)
+
+    def _tell(self, scope: Scope, identifier: str, status: int, sent: int, seconds: float) -> None:
+        route = _route(scope)
+        if self._observe is not None:
+            self._observe(scope["method"], route, status, seconds)
+        if not _access.isEnabledFor(logging.INFO):
+            return
+        received = RequestHeaders(scope=scope).get("content-length", "")
+        line = {
+            "request": identifier,
+            "method": scope["method"],
+            "route": route,
+            "status": status,
+            "ms": round(1000 * seconds, 1),
+            "received": int(received) if received.isdecimal() else None,
+            "sent": sent,
+            "caller": scope.get(_CALLER, _address(scope)),
+        }
+        _access.info("%s", json.dumps(line))
+
+
+class Headers:
+    """Adds the headers that keep a browser from taking an answer for something else, and from keeping it.
+
+    Args:
+        app: what answers.
+        shared: whether other pages may show images of this server.
+    """
+
+    def __init__(self, app: Call, *, shared: bool) -> None:
+        self._app = app
+        self._headers = {
+            **_HEADERS,
+            "Cross-Origin-Resource-Policy": "cross-origin" if shared else "same-origin",
+        }
+
+    async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
+        async def send_with_headers(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(self._headers)
+                headers.setdefault("Content-Security-Policy", _PAGE_POLICY)
+                headers.setdefault("Cache-Control", "no-store" if _is_guarded(scope["path"]) else "no-cache")
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+class Guard:
+    """Lets in who may ask, and as often as they may.
+
+    A server without keys answers this machine alone. Web pages of elsewhere run on it too, so the name that a
+    request was sent to has to be this machine's: another one that leads here is such a page's doing.
+
+    Args:
+        app: what answers.
+        config: keys, rate and origins.
+    """
+
+    def __init__(self, app: Call, config: ServeConfig) -> None:
+        self._app, self._config = app, config
+        self._keys = None if config.api_keys is None else Keys(config.api_keys)
+        rate = config.rate_limit
+        self._limit = None if rate is None else RateLimit(rate, config.rate_burst)
+
+    async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
+        if scope["type"] == "http" and _is_guarded(scope["path"]):
+            try:
+                self._let_in(scope)
+            except QueryError as error:
+                await answer_of(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _let_in(self, scope: Scope) -> None:
+        headers = RequestHeaders(scope=scope)
+        caller = _address(scope)
+        if self._keys is not None:
+            caller = self._key(self._keys, headers, scope, caller)
+        else:
+            self._check_place(headers)
+        self._check_origin(headers, scope)
+        scope[_CALLER] = caller
+        if self._limit is not None and scope["path"].startswith(API):
+            picture = scope["path"].endswith(_PICTURES)
+            self._limit.take(caller, _PICTURE_TOKENS if picture else 1)
+            limit = self._limit
+            scope[_CHARGE] = lambda tokens: limit.charge(caller, tokens)
+
+    def _key(self, keys: Keys, headers: RequestHeaders, scope: Scope, address: str) -> str:
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        mend = "send a key of this server as 'Authorization: Bearer KEY'"
+        if not secret.strip():
+            raise QueryError("a key is needed", where="Authorization", mend=mend, status=401)
+        key = keys.find(secret.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            if self._limit is not None:
+                self._limit.take(address)  # Who guesses is held up as well.
+            raise QueryError("the key is not known", where="Authorization", mend=mend, status=401)
+        if key.scope != "write" and _is_change(scope):
+            raise QueryError(
+                f"the key '{key.name}' may read and not write",
+                where="Authorization",
+                mend="use a key of the scope write",
+                status=403,
+            )
+        return key.name
+
+    def _check_place(self, headers: RequestHeaders) -> None:
+        if self._config.allow_anonymous:
+            return
+        host = _host_of(headers.get("host", ""))
+        if not is_loopback(host) and host != self._config.host.lower():
+            raise QueryError(
+                "without keys this server answers at the names of this machine alone",
+                where="Host",
+                mend="ask http://127.0.0.1, or set api_keys or allow_anonymous=true",
+                status=403,
+            )
+
+    def _check_origin(self, headers: RequestHeaders, scope: Scope) -> None:
+        origin = headers.get("origin")
+        if origin is None or scope["method"] in _SAFE or origin in self._config.cors_origins:
+            return
+        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+            raise QueryError(
+                "pages of that origin may not ask here",
+                where="Origin",
+                mend="let cors_origins name it",
+                status=403,
+            )
+
+
+def charge(scope: Scope, further: float) -> None:
+    """Let a request that asks for several things count for so many more."""
+    take = scope.get(_CHARGE)
+    if take is not None and further > 0:
+        take(further)
+
+
+def _is_guarded(path: str) -> bool:
+    return path == API or path.startswith(f"{API}/") or path == "/metrics"
+
+
+def _is_change(scope: Scope) -> bool:
+    return scope["method"] not in _SAFE and scope["path"] not in _READS
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0]) if client else "unknown"
+
+
+def _host_of(header: str) -> str:
+    try:
+        return (urlsplit(f"//{header}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _route(scope: Scope) -> str:
+    """The template of a request's route: paths themselves have no end."""
+    route = getattr(scope.get("route"), "path", None)
+    if isinstance(route, str) and route:
+        return route
+    return "/page" if scope["path"].startswith("/page/") else "other"

@@ -1,0 +1,83 @@
+"""What the routes share: who answers, who reads requests, and how work is taken on."""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from fastapi import Request, Response
+from pydantic import BaseModel
+
+from ray_retrieval.errors import QueryError
+from ray_retrieval.serve.backend import Backend
+from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.limits import Admission, before
+from ray_retrieval.serve.reading import Reader
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of the HTTP layer.
+
+    Attributes:
+        backend: answers requests.
+        config: limits.
+        reader: of requests.
+        admission: how much is worked on at once.
+    """
+
+    backend: Backend
+    config: ServeConfig
+    reader: Reader
+    admission: Admission
+
+    async def admitted(self, work: Callable[[float], Awaitable[Answer]]) -> Answer:
+        """Work that takes a turn, by its deadline, which it is called with.
+
+        Raises:
+            QueryError: 503 if there is no room, or it is not done in time.
+        """
+
+        async def taken(deadline: float) -> Answer:
+            # Refused before the body is read: an overloaded server takes no more memory.
+            async with self.admission.enter(), self.admission.turn():
+                return await work(deadline)
+
+        return await self.timed(taken)
+
+    async def timed(self, work: Callable[[float], Awaitable[Answer]]) -> Answer:
+        """Work by its deadline, without a turn.
+
+        Raises:
+            QueryError: 503 if it is not done in time.
+        """
+        timeout_s = self.config.request_timeout_s
+        deadline = time.monotonic() + timeout_s
+        return await before(deadline, timeout_s, work(deadline))
+
+    def check_writable(self) -> None:
+        """See that indices may be changed here.
+
+        Raises:
+            QueryError: 403 if not.
+        """
+        if not self.config.writable:
+            raise QueryError(
+                "this server changes no index", mend="start it with --set writable=true", status=403
+            )
+
+
+def as_json(body: BaseModel) -> Response:
+    """A body as an answer; FastAPI would check it once more and copy it."""
+    return Response(body.model_dump_json(), media_type="application/json")
+
+
+def as_file(request: Request, data: bytes, media_type: str, etag: str) -> Response:
+    """A file, or 304 where the client has it already."""
+    headers = {"ETag": etag, "Cache-Control": "private, max-age=3600"}
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if etag in known or known == ["*"]:
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=media_type, headers=headers)

@@ -1,0 +1,119 @@
+"""Routes that take images: search, batches of searches, descriptors, matches."""
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from ray_retrieval.errors import QueryError
+from ray_retrieval.serve.answers import (
+    BatchAnswer,
+    Described,
+    EmbedAnswer,
+    ErrorAnswer,
+    MatchAnswer,
+    SearchAnswer,
+)
+from ray_retrieval.serve.backend import ImageExample
+from ray_retrieval.serve.bodies import SearchBody, checked
+from ray_retrieval.serve.limits import before
+from ray_retrieval.serve.middleware import charge
+from ray_retrieval.serve.openapi import BATCH, EMBED, MATCH, PICTURE, SEARCH
+from ray_retrieval.serve.parts import Parts, as_json
+from ray_retrieval.serve.reading import error_answer
+
+_PNG = "image/png"
+
+
+def search_routes(parts: Parts) -> APIRouter:
+    """`POST /search`, `/search/batch`, `/embed` and `/match`."""
+    router = APIRouter(tags=["search"])
+    backend, reader, config = parts.backend, parts.reader, parts.config
+
+    @router.post("/search", response_model=SearchAnswer, openapi_extra=SEARCH)
+    async def search(request: Request) -> Response:
+        """The images of an index nearest to one or several examples."""
+
+        async def work(deadline: float) -> SearchAnswer:
+            wanted, notes = await reader.search(request)
+            answer = await backend.search(wanted, deadline=deadline)
+            return _noted(answer, notes)
+
+        return as_json(await parts.admitted(work))
+
+    @router.post("/search/batch", response_model=BatchAnswer, openapi_extra=BATCH)
+    async def batch(request: Request) -> Response:
+        """Several searches; each has its own answer or error."""
+
+        async def one(values: Any, number: int, deadline: float) -> SearchAnswer | ErrorAnswer:
+            try:
+                # Each for itself: one that takes too long is an error among answers.
+                wanted, notes = await reader.one_search(checked(SearchBody, values))
+                found = backend.search(wanted, deadline=deadline)
+                return _noted(await before(deadline, config.request_timeout_s, found), notes)
+            except QueryError as error:
+                where = f"searches.{number}" + (f".{error.where}" if error.where else "")
+                return error_answer(QueryError(error.problem, where=where, mend=error.mend))
+
+        async def work(deadline: float) -> list[SearchAnswer | ErrorAnswer]:
+            async with parts.admission.enter():
+                async with parts.admission.turn():
+                    searches = await reader.batch(request)
+                charge(request.scope, len(searches) - 1)
+                works: list[Callable[[], Awaitable[SearchAnswer | ErrorAnswer]]] = [
+                    partial(one, values, number, deadline) for number, values in enumerate(searches)
+                ]
+                return await parts.admission.together(works)
+
+        return as_json(BatchAnswer(answers=await parts.timed(work)))
+
+    @router.post("/embed", response_model=EmbedAnswer, openapi_extra=EMBED)
+    async def embed(request: Request) -> Response:
+        """Descriptors of images."""
+
+        async def work(deadline: float) -> EmbedAnswer:
+            images, index = await reader.embed(request)
+            charge(request.scope, len(images) - 1)
+            sound = [image for image in images if isinstance(image, ImageExample)]
+            answer = await backend.embed(sound, index, deadline=deadline)
+            return answer.model_copy(update={"descriptors": _in_place(images, answer.descriptors)})
+
+        return as_json(await parts.admitted(work))
+
+    @router.post("/match", response_model=MatchAnswer, openapi_extra=MATCH, responses=PICTURE)
+    async def match(
+        request: Request,
+        picture: Annotated[bool, Query(description="draw it; so does `Accept: image/png`")] = False,
+    ) -> Response:
+        """What two photographs have in common, by the local features of an index's model."""
+        drawn = picture or _wants_picture(request)
+
+        async def work(deadline: float) -> Response:
+            first, second, index = await reader.match(request)
+            if drawn:
+                return Response(
+                    await backend.match_picture(first, second, index, deadline=deadline), media_type=_PNG
+                )
+            return as_json(await backend.match(first, second, index, deadline=deadline))
+
+        return await parts.admitted(work)
+
+    return router
+
+
+def _noted(answer: SearchAnswer, notes: list[str]) -> SearchAnswer:
+    return answer.model_copy(update={"notes": [*notes, *answer.notes]}) if notes else answer
+
+
+def _in_place(
+    images: list[ImageExample | ErrorAnswer], described: list[Described | ErrorAnswer]
+) -> list[Described | ErrorAnswer]:
+    """Descriptors where their images were sent, errors where there are none."""
+    waiting = iter(described)
+    return [next(waiting) if isinstance(image, ImageExample) else image for image in images]
+
+
+def _wants_picture(request: Request) -> bool:
+    kinds = [kind.partition(";")[0].strip() for kind in request.headers.get("accept", "").split(",")]
+    return _PNG in kinds and "application/json" not in kinds

@@ -1,0 +1,192 @@
+"""Images named by URL: fetched from listed hosts only, and from no private address that is not listed itself.
+
+The name is resolved once, what it resolves to is checked, and that very address is connected to: a name that
+resolves to something else a moment later changes nothing.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+
+from ray_retrieval.errors import QueryError
+from ray_retrieval.serve.uploads import too_large
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+"""Addresses of a host name and port."""
+
+_REDIRECTS = 3
+_MOVED = frozenset({301, 302, 303, 307, 308})
+_PORTS = {"http": 80, "https": 443}
+_AGENT = "ray_retrieval"
+
+
+class Fetcher:
+    """Fetches images from listed hosts.
+
+    Args:
+        hosts: names or addresses; a name with a port, such as `images.example.com:8443`, opens that port.
+        max_bytes: largest file.
+        timeout_s: for one file, redirections included.
+        resolve: looks names up.
+        transport: what carries requests, for tests.
+    """
+
+    def __init__(
+        self,
+        hosts: tuple[str, ...],
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        resolve: Resolve | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._hosts = frozenset(host.lower().rstrip(".") for host in hosts)
+        self._max_bytes, self._timeout_s = max_bytes, timeout_s
+        self._resolve = resolve or _look_up
+        self._transport = transport
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            QueryError: 403 if its host is not listed or lies at a private address, 413 if it is too large,
+                422 if it cannot be had.
+        """
+        try:
+            return await asyncio.wait_for(self._fetch(url), self._timeout_s)
+        except (asyncio.TimeoutError, TimeoutError, httpx.TimeoutException):
+            raise _failed(url, f"its host gave no answer within {self._timeout_s:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError):
+            raise _failed(url, "its host cannot be reached") from None
+
+    async def _fetch(self, url: str) -> bytes:
+        # Without the environment's proxies: they would resolve the name once more.
+        async with httpx.AsyncClient(
+            trust_env=False, timeout=self._timeout_s, transport=self._transport
+        ) as client:
+            for _ in range(_REDIRECTS + 1):
+                found = await self._get(client, url)
+                if isinstance(found, bytes):
+                    return found
+                url = urljoin(url, found)
+        raise _failed(url, "it leads from one address to the next")
+
+    async def _get(self, client: httpx.AsyncClient, url: str) -> bytes | str:
+        """The file, or the address that it has moved to."""
+        scheme, host, port = self._listed(url)
+        address = await self._address(host, port)
+        parts = urlsplit(url)
+        literal = f"[{address}]" if address.version == 6 else str(address)
+        # The connection goes to the checked address; name and certificate stay those of the host.
+        target = parts._replace(netloc=f"{literal}:{port}", fragment="").geturl()
+        headers = {"Host": _host_header(host, port, scheme), "Accept": "image/*", "User-Agent": _AGENT}
+        headers["Accept-Encoding"] = "identity"
+        request = client.build_request("GET", target, headers=headers, extensions={"sni_hostname": host})
+        answer = await client.send(request, stream=True, follow_redirects=False)
+        try:
+            if answer.status_code in _MOVED:
+                return str(answer.headers.get("location", ""))
+            if answer.status_code != 200:
+                raise _failed(url, f"its host answered with status {answer.status_code}")
+            if answer.headers.get("content-encoding", "identity") != "identity":
+                raise _failed(url, "its host sends it compressed, though asked not to")
+            return await self._read(answer, url)
+        finally:
+            await answer.aclose()
+
+    async def _read(self, answer: httpx.Response, url: str) -> bytes:
+        data = bytearray()
+        async for chunk in answer.aiter_raw():
+            data += chunk
+            if len(data) > self._max_bytes:
+                raise too_large("the image", self._max_bytes, where=url)
+        return bytes(data)
+
+    def _listed(self, url: str) -> tuple[str, str, int]:
+        """Scheme, host and port of a URL that may be asked."""
+        try:
+            parts = urlsplit(url)
+            host, scheme = (parts.hostname or "").rstrip("."), parts.scheme.lower()
+            port = parts.port or _PORTS.get(scheme, 0)
+        except ValueError:
+            raise QueryError(
+                "the URL cannot be read", where=url[:200], mend="send the address of an image", status=422
+            ) from None
+        if scheme not in _PORTS or not host or parts.username is not None or parts.password is not None:
+            raise QueryError(
+                "an image's URL is http:// or https://, a host and a path",
+                where=url[:200],
+                mend="send such an address, or the image itself",
+                status=422,
+            )
+        name = f"[{host}]" if ":" in host else host
+        allowed = f"{name}:{port}" in self._hosts or (port in _PORTS.values() and host in self._hosts)
+        if not allowed:
+            raise QueryError(
+                f"images of '{host}' are not fetched here" if self._hosts else "images are not fetched here",
+                where=url[:200],
+                mend="send the image itself, or let the server's url_hosts name the host",
+                status=403,
+            )
+        return scheme, host, port
+
+    async def _address(self, host: str, port: int) -> Address:
+        """An address of a host. All that its name stands for have to be allowed."""
+        try:
+            found = [ipaddress.ip_address(host)]
+        except ValueError:
+            try:
+                found = [
+                    ipaddress.ip_address(one.partition("%")[0]) for one in await self._resolve(host, port)
+                ]
+            except (OSError, UnicodeError):
+                found = []
+        if not found:
+            raise QueryError(f"the host '{host}' is not known", where="url", status=422)
+        for address in found:
+            if not _is_public(address) and not self._names(address):
+                raise QueryError(
+                    f"'{host}' lies at a private address",
+                    where="url",
+                    mend="send the image itself, or let the server's url_hosts name that address too",
+                    status=403,
+                )
+        return found[0]
+
+    def _names(self, address: Address) -> bool:
+        hosts = {host if host.count(":") > 1 else host.partition(":")[0] for host in self._hosts}
+        return str(address) in {host.strip("[]") for host in hosts}
+
+
+def _is_public(address: Address) -> bool:
+    if isinstance(address, ipaddress.IPv6Address):
+        # Addresses that carry another one lead there.
+        inner = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        if address in ipaddress.ip_network("64:ff9b::/96"):
+            inner.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        if not all(_is_public(one) for one in inner if one is not None):
+            return False
+        if address.ipv4_mapped is not None:
+            return True
+    return address.is_global and not address.is_multicast
+
+
+def _host_header(host: str, port: int, scheme: str) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return name if port == _PORTS[scheme] else f"{name}:{port}"
+
+
+async def _look_up(host: str, port: int) -> list[str]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
+
+def _failed(url: str, why: str) -> QueryError:
+    return QueryError(
+        f"the image cannot be had: {why}", where=url[:200], mend="send the image itself", status=422
+    )
