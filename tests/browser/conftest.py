@@ -15,7 +15,9 @@ import pytest
 import uvicorn
 from galleries import Galleries
 from small_galleries import galleries
-from standin import create_app
+
+from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.http import create_app
 
 PROGRAM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -54,7 +56,8 @@ def backend(small_galleries: Galleries) -> Galleries:
 
 @pytest.fixture(scope="module")
 def url(small_galleries: Galleries) -> Iterator[str]:
-    with serving(create_app(small_galleries)) as address:
+    config = ServeConfig(max_k=60, max_upload_bytes=60_000, max_pixels=10**7)
+    with serving(create_app(small_galleries, config)) as address:
         yield address
 
 
@@ -100,7 +103,13 @@ def visit(browser: Any, url: str, complaints: Complaints, backend: Galleries) ->
     contexts = []
 
     def open_page(
-        address: str = "", *, width: int = 1280, height: int = 900, dark: bool = False, at: str = url, **more: Any
+        address: str = "",
+        *,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        at: str = url,
+        **more: Any,
     ) -> Any:
         phone = {"has_touch": True, "is_mobile": True} if width < 600 else {}
         context = browser.new_context(

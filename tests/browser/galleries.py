@@ -1,12 +1,12 @@
-"""A backend of the HTTP layer that searches small galleries in this process: no model, no Ray, exact answers."""
+"""A backend of the HTTP layer that searches small galleries in this process: no model, no Ray, exact."""
 
+import asyncio
 import io
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from PIL import Image
 from ray_retrieval.errors import QueryError
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.serve import answers
+from ray_retrieval.serve.addresses import original_address, thumbnail_address
 from ray_retrieval.serve.backend import (
     AnyExample,
     Box,
@@ -57,7 +58,9 @@ class Gallery:
     def __post_init__(self) -> None:
         self.described = np.stack([self.encode(opened(file)) for file in self.files])
         self.rows = {identifier: row for row, identifier in enumerate(self.ids)}
-        self.model = f"{abs(hash(self.name)) % 16**12:012x}" if not self.card else str(self.card["fingerprint"])
+        self.model = (
+            f"{abs(hash(self.name)) % 16**12:012x}" if not self.card else str(self.card["fingerprint"])
+        )
 
     @property
     def size(self) -> int:
@@ -143,8 +146,6 @@ class Galleries:
         return points
 
     async def search(self, request: SearchRequest, *, deadline: float) -> answers.SearchAnswer:
-        import asyncio
-
         self.searches.append(request)
         started = time.perf_counter()
         while not self.gate.is_set():
@@ -295,7 +296,6 @@ class Galleries:
 
     def _record(self, gallery: Gallery, row: int) -> answers.Record:
         identifier = gallery.ids[row]
-        address, asked = f"/v1/indexes/{quote(gallery.name, safe='')}", f"id={quote(identifier, safe='')}"
         label = gallery.labels[row]
         return answers.Record(
             id=identifier,
@@ -304,8 +304,8 @@ class Galleries:
             class_name=gallery.class_names[label],
             columns={name: values[row] for name, values in gallery.columns.items()},
             path=identifier.rsplit("/", 1)[-1],
-            image=f"{address}/thumbnail?{asked}",
-            original=f"{address}/original?{asked}",
+            image=thumbnail_address(gallery.name, identifier),
+            original=original_address(gallery.name, identifier),
         )
 
     async def embed(self, images: list[ImageExample], index: str | None, *, deadline: float) -> Any:

@@ -58,8 +58,14 @@ def _draw(
         count = corners if inner == 1.0 else 2 * corners
         polygon = [
             (
-                x + radius * (inner if inner < 1 and corner % 2 else 1) * math.cos(turn + 2 * math.pi * corner / count),
-                y + radius * (inner if inner < 1 and corner % 2 else 1) * math.sin(turn + 2 * math.pi * corner / count),
+                x
+                + radius
+                * (inner if inner < 1 and corner % 2 else 1)
+                * math.cos(turn + 2 * math.pi * corner / count),
+                y
+                + radius
+                * (inner if inner < 1 and corner % 2 else 1)
+                * math.sin(turn + 2 * math.pi * corner / count),
             )
             for corner in range(count)
         ]
@@ -85,7 +91,16 @@ def view(scene: int, look: int) -> View:
     points = random.uniform(0.12, 0.88, (44, 2)) * side
     for number, (x, y) in enumerate(points):
         ink = _INKS[int(random.integers(6))]
-        _draw(draw, SHAPES[number % 4], x, y, float(random.uniform(7, 26)), float(random.uniform(0, 6)), ink, ink)
+        _draw(
+            draw,
+            SHAPES[number % 4],
+            x,
+            y,
+            float(random.uniform(7, 26)),
+            float(random.uniform(0, 6)),
+            ink,
+            ink,
+        )
     random = np.random.default_rng((scene, look, 11))
     angle, scale = float(random.uniform(-0.3, 0.3)), float(random.uniform(0.75, 1.15))
     width, height = (220, 165) if look % 2 else (190, 200)
@@ -93,7 +108,10 @@ def view(scene: int, look: int) -> View:
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]) / scale
     start = centre - turn @ (np.array([width, height]) / 2)  # scene = turn @ picture + start
     image = drawn.transform(
-        (width, height), Image.Transform.AFFINE, (*turn[0], start[0], *turn[1], start[1]), Image.Resampling.BICUBIC
+        (width, height),
+        Image.Transform.AFFINE,
+        (*turn[0], start[0], *turn[1], start[1]),
+        Image.Resampling.BICUBIC,
     )
     seen = (points - start) @ np.linalg.inv(turn).T
     seen[((seen < 0) | (seen >= [width, height])).any(1)] = np.nan

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 from galleries import Galleries, Gallery
-from pictures import SHAPES, poster, png, view
+from pictures import SHAPES, png, poster, view
 from PIL import Image
 
 POSTERS, SCENES, LOOKS = 180, 6, 6
@@ -53,8 +53,28 @@ def galleries() -> Galleries:
         "price": [float(5 + number % 40) for number in range(POSTERS)],
         "shelf": ["left" if number % 3 else "right" for number in range(POSTERS)],
     }
-    codes = Gallery("posters", "codes", ids, files, labels, list(SHAPES), signs, columns, card=card("greedyhash", "5f1d2c3b4a59"))
-    vectors = Gallery("colours", "vectors", ids, files, labels, list(SHAPES), unit, columns, card=card("xbm", "9e8d7c6b5a40"))
+    codes = Gallery(
+        "posters",
+        "codes",
+        ids,
+        files,
+        labels,
+        list(SHAPES),
+        signs,
+        columns,
+        card=card("greedyhash", "5f1d2c3b4a59"),
+    )
+    vectors = Gallery(
+        "colours",
+        "vectors",
+        ids,
+        files,
+        labels,
+        list(SHAPES),
+        unit,
+        columns,
+        card=card("xbm", "9e8d7c6b5a40"),
+    )
     views = [view(scene, look) for scene in range(SCENES) for look in range(LOOKS)]
     count = len(views[0].points)
     points = [np.full((SCENES * count, 2), np.nan) for _ in views]

@@ -49,7 +49,9 @@ export function say(text) {
 // Opens a dialog; whatever is clicked beside it, or Escape, closes it, and the focus returns where it was.
 export function open(dialog, ...children) {
   dialog.replaceChildren(...children);
-  dialog.onclick = (event) => event.target === dialog && dialog.close();
+  dialog.onclick = (event) => {
+    if (event.target === dialog) dialog.close();
+  };
   if (!dialog.open) dialog.showModal();
 }
 

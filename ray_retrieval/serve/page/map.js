@@ -80,6 +80,7 @@ export function drawMap(place, { spots, method }, addressOf) {
 
   function paint() {
     if (!canvas.isConnected) return;
+    canvas.style.touchAction = view.zoom > 1 ? "none" : "pan-y"; // of the whole map a finger scrolls the page
     const sharp = devicePixelRatio || 1;
     const context = canvas.getContext("2d");
     context.setTransform(sharp, 0, 0, sharp, 0, 0);
@@ -264,6 +265,7 @@ export function drawMap(place, { spots, method }, addressOf) {
   canvas.addEventListener(
     "wheel",
     (event) => {
+      if (view.zoom === 1 && event.deltaY > 0) return; // the page scrolls on
       event.preventDefault();
       zoom(Math.exp(-event.deltaY * (event.deltaMode ? 0.05 : 0.0016)), ...offset(event));
     },

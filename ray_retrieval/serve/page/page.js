@@ -4,7 +4,7 @@ import { Failure, alive, indexes, key, link, original, sample, search } from "./
 import { showAbout } from "./about.js";
 import { $, closer, count, h, number, open, say } from "./dom.js";
 import { factsOfQuery, prepareQuery, setLimits, showQuery } from "./query.js";
-import { button, loading, showError, showHits, showSample } from "./results.js";
+import { button, loading, showError, showHits, showSample, showWaiting } from "./results.js";
 import { FIRST, address, go, kept, onChange, read, searched } from "./state.js";
 import { prepareSettings, settingsOf, showSettings, whereOf } from "./settings.js";
 import { showWhy } from "./why.js";
@@ -21,9 +21,9 @@ const rowsOf = (name) => indexOf(name).rows;
 
 async function remembered(asked, fetch) {
   const name = JSON.stringify(asked);
-  if (!answers.has(name)) answers.set(name, await fetch());
-  const answer = answers.get(name);
+  const answer = answers.has(name) ? answers.get(name) : await fetch();
   answers.delete(name);
+  if (answer.partial) return answer; // the next time it may be whole
   answers.set(name, answer); // the last to go
   if (answers.size > REMEMBERED) answers.delete(answers.keys().next().value);
   return answer;
@@ -47,16 +47,17 @@ async function askFor(state, setting, signal, why = false) {
   const asked = [state.id, state.from, state.upload, state.box, wanted];
   return remembered(asked, async () => {
     const example = await exampleFor(state, index, signal);
-    const answer = await search({ example, box: state.box, ...wanted }, signal);
-    if (answer.partial) queueMicrotask(() => answers.delete(JSON.stringify(asked))); // the next time it may be whole
-    return answer;
+    return search({ example, box: state.box, ...wanted }, signal);
   });
 }
 
 const linkTo = (state) => (hit, { index }) => address(searched(state, { id: hit.id, index: state.index, from: index }));
 
-async function render({ restore, kept: shownBefore, quiet } = {}) {
+// How: `restore` the scroll position of an entry of the history; `quiet` leave scroll and focus where they are;
+// `kept` go on after so many hits; `initial` nobody has asked for anything yet.
+async function render({ restore, kept: shownBefore, quiet, initial } = {}) {
   running?.abort();
+  interrupted = false;
   const controller = (running = new AbortController());
   const state = read();
   if (!served && !(await connect())) return;
@@ -65,13 +66,14 @@ async function render({ restore, kept: shownBefore, quiet } = {}) {
   const about = state.view === "index";
   $("search").hidden = about;
   $("about").hidden = !about;
+  $("results").setAttribute("aria-busy", String(!about));
   frame(state, index, about);
   try {
     if (about) await showAbout(index, served, controller.signal);
     else {
       showSettings(state, served, index);
       await showQuery(state, index.name);
-      await (state.id || state.upload ? showSearch : showStart)(state, index, controller.signal, { shownBefore, quiet });
+      await (state.id || state.upload ? showSearch : showStart)(state, index, controller.signal, { shownBefore, quiet, initial });
     }
   } catch (error) {
     if (error.name === "AbortError" || controller.signal.aborted) return;
@@ -113,7 +115,7 @@ async function showStart(state, index, signal) {
   say(`${count(drawn.images.length, "image")} to begin with`);
 }
 
-async function showSearch(state, index, signal, { shownBefore }) {
+async function showSearch(state, index, signal, { shownBefore, quiet, initial }) {
   const settings = settingsOf(state, served, index);
   loading(settings.length);
   const found = await Promise.all(
@@ -139,6 +141,7 @@ async function showSearch(state, index, signal, { shownBefore }) {
     clearFilter,
     more,
     kept: shownBefore,
+    focus: !initial && (!quiet || document.activeElement === document.body),
     why: (answer, hit, setting) =>
       showWhy({
         answer,
@@ -158,15 +161,17 @@ const clearFilter = () => go({ ...read(), where: undefined, label: undefined, k:
 
 function told(error) {
   if (error.name === "AbortError") return;
+  $("search").hidden = false;
+  $("about").hidden = true;
+  interrupted = error instanceof Failure && error.offline;
+  if (interrupted) return showWaiting();
   if (!(error instanceof Failure)) console.error(error);
   const message = error instanceof Failure ? error.message : "Something went wrong on this page.";
   const buttons = [];
   if (error.status === 410 || error.status === 413 || error.status === 415) buttons.push(button("Choose another image", () => $("choose").click(), "primary"));
   else buttons.push(button("Try again", () => render({ quiet: true }), "primary"));
   if (read().where || read().label) buttons.push(button("Clear the filter", clearFilter));
-  $("search").hidden = false;
-  $("about").hidden = true;
-  showError(message, buttons);
+  return showError(message, buttons);
 }
 
 // What is served: asked for at the start, and anew after the server was away or a key was given.
@@ -186,6 +191,7 @@ async function connect() {
 // The server away, and back.
 
 let waiting = null;
+let interrupted = false; // what is shown waits for the server
 
 async function reconnect() {
   await alive().catch(() => null);
@@ -200,7 +206,7 @@ link.addEventListener("online", () => {
   clearInterval(waiting);
   waiting = null;
   say("The server is back");
-  if ($("notices").querySelector(".wrong") || !served) render({ quiet: true });
+  if (interrupted) render({ quiet: true });
 });
 addEventListener("offline", reconnect);
 addEventListener("online", reconnect);
@@ -246,4 +252,4 @@ $("index").addEventListener("change", () => {
 prepareQuery(told);
 prepareSettings();
 onChange(render);
-render({ quiet: true });
+render({ quiet: true, initial: true });

@@ -43,7 +43,7 @@ export function loading(columns) {
   $("notices").replaceChildren();
   $("results-title").textContent = "Searching";
   const blank = () => h("li", { class: "tile blank", "aria-hidden": "true" }, h("span", { class: "picture" }), h("span", { class: "line" }));
-  const one = () => h("div", { class: "column" }, grid(Array.from({ length: columns > 1 ? 6 : 12 }, blank)));
+  const one = () => h("div", { class: "column" }, grid(Array.from({ length: columns > 1 ? 6 : 20 }, blank)));
   place(Array.from({ length: columns }, one));
 }
 
@@ -63,6 +63,7 @@ function clear(title) {
 
 // A random selection to begin with.
 export function showSample({ images }, { state, shuffle, rows, where, clearFilter }) {
+  const shuffled = document.activeElement?.id === "shuffle";
   clear(images.length ? "Or begin with one of these" : "");
   if (!images.length) {
     place([
@@ -72,7 +73,8 @@ export function showSample({ images }, { state, shuffle, rows, where, clearFilte
     ]);
     return;
   }
-  $("results-facts").append(button("Shuffle", shuffle));
+  $("results-facts").append(h("button", { type: "button", id: "shuffle", on: { click: shuffle } }, "Shuffle"));
+  if (shuffled) $("shuffle").focus();
   if (where) $("results-facts").prepend(h("span", { class: "quiet" }, "that pass the filter"));
   place([grid(images.map((image) => tile(image, { to: address(state(image)) })), { id: "hits" })]);
 }
@@ -86,6 +88,12 @@ export function showError(message, ...buttons) {
   $("results-title").textContent = "That did not work";
   place([]);
   $("notices").replaceChildren(h("div", { class: "notice wrong", role: "alert" }, h("p", {}, message), buttons.length ? h("div", { class: "buttons" }, buttons) : null));
+}
+
+// The server is away: the search waits for it.
+export function showWaiting() {
+  clear("Waiting for the server");
+  place([empty("The server cannot be reached", "The search is made as soon as it answers again. Nothing is lost meanwhile.")]);
 }
 
 function latency(timings) {
@@ -106,7 +114,7 @@ function partialNotice({ groups, rows, of_rows: all }, again) {
 }
 
 // `found`: for each column { setting, answer } or { setting, error }.
-export function showHits(found, { rowsOf, linkTo, why, again, more, clearFilter, kept }) {
+export function showHits(found, { rowsOf, linkTo, why, again, more, clearFilter, kept, focus }) {
   const two = found.length > 1;
   const answered = found.filter(({ answer }) => answer);
   const most = Math.max(0, ...answered.map(({ answer }) => answer.hits.length));
@@ -148,5 +156,5 @@ export function showHits(found, { rowsOf, linkTo, why, again, more, clearFilter,
   if (more) $("ends").append(h("button", { type: "button", id: "more", on: { click: more } }, "Show more"));
   // After "Show more" the keyboard goes on at the first new hit; after a new search, at the results.
   const next = kept && $("hits")?.children[kept]?.querySelector("a");
-  (next || $("results-title")).focus({ preventScroll: true });
+  if (focus) (next || $("results-title")).focus({ preventScroll: true });
 }

@@ -103,7 +103,7 @@ function bitsOf({ bits: many, differing, query_code: query, code }) {
   const few = differing.length <= 24;
   return [
     h("div", { class: "pair" }, h("figure", {}, drawing(query, false), h("figcaption", {}, "The query's code")), h("figure", {}, drawing(code, true), h("figcaption", {}, "This image's code"))),
-    h("p", {}, differing.length ? `${number(differing.length)} of ${count(many, "bit")} ${differing.length === 1 ? "differs" : "differ"}, outlined on the right${few ? `: ${differing.join(", ")}, counted from 0` : ""}.` : `All ${many} bits are the same.`),
+    h("p", {}, differing.length ? `${number(differing.length)} of ${count(many, "bit")} ${differing.length === 1 ? "differs" : "differ"}, outlined in this image's code${few ? `: ${differing.join(", ")}, counted from 0` : ""}.` : `All ${many} bits are the same.`),
   ];
 }
 
