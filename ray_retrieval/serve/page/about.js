@@ -7,13 +7,27 @@ import { address, FIRST } from "./state.js";
 
 export async function showAbout(index, served, signal) {
   const about = $("about");
-  const mapped = h("div", { class: "map", "aria-busy": "true" }, h("p", { class: "quiet" }, "The map is being drawn. The first time it takes a while."));
+  const mapped = h(
+    "div",
+    { class: "map", "aria-busy": "true" },
+    h("p", { class: "quiet" }, "The map is being drawn. The first time it takes a while."),
+  );
   about.replaceChildren(
-    h("div", { class: "heading" }, h("h2", { tabindex: "-1", id: "about-title" }, index.name), h("span", { class: "quiet" }, describe(index))),
+    h(
+      "div",
+      { class: "heading" },
+      h("h2", { tabindex: "-1", id: "about-title" }, index.name),
+      h("span", { class: "quiet" }, describe(index)),
+    ),
     figures(index),
     section("Map", mapped),
     h("div", { class: "halves" }, section("Shards", shards(index)), section("Versions", versions(index))),
-    h("div", { class: "halves" }, section("Model", card(index.card, index.model)), section("What was measured", metrics(index.card.metrics))),
+    h(
+      "div",
+      { class: "halves" },
+      section("Model", card(index.card, index.model)),
+      section("What was measured", metrics(index.card.metrics)),
+    ),
     section("Searches", searches(index, served)),
   );
   $("about-title").focus({ preventScroll: true });
@@ -22,8 +36,12 @@ export async function showAbout(index, served, signal) {
     return error;
   });
   if (found instanceof Error) {
-    mapped.replaceChildren(h("p", { class: "notice wrong" }, found.message), h("button", { type: "button", on: { click: () => showAbout(index, served, signal) } }, "Try again"));
-  } else if (!found.spots.length) mapped.replaceChildren(h("p", { class: "quiet" }, "There is nothing to map: the index is empty."));
+    mapped.replaceChildren(
+      h("p", { class: "notice wrong" }, found.message),
+      h("button", { type: "button", on: { click: () => showAbout(index, served, signal) } }, "Try again"),
+    );
+  } else if (!found.spots.length)
+    mapped.replaceChildren(h("p", { class: "quiet" }, "There is nothing to map: the index is empty."));
   else drawMap(mapped, found, (spot) => address({ index: index.name, id: spot.id, from: index.name, k: FIRST }));
   mapped.setAttribute("aria-busy", "false");
 }
@@ -64,24 +82,69 @@ function shards({ shards, memory }) {
       h(
         "table",
         {},
-        h("thead", {}, h("tr", {}, ["Shard", "Images", "", "Size", "Group"].map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))))),
-        h("tbody", {}, shown.map((shard, place) => h("tr", {}, h("td", {}, String(place)), h("td", { class: "number" }, number(shard.rows)), h("td", {}, bar(shard)), h("td", { class: "number" }, bytes(shard.bytes ?? 0)), h("td", { class: "number" }, String(shard.group ?? 0))))),
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            ["Shard", "Images", "", "Size", "Group"].map((name) => (name ? h("th", { scope: "col" }, name) : h("td"))),
+          ),
+        ),
+        h(
+          "tbody",
+          {},
+          shown.map((shard, place) =>
+            h(
+              "tr",
+              {},
+              h("td", {}, String(place)),
+              h("td", { class: "number" }, number(shard.rows)),
+              h("td", {}, bar(shard)),
+              h("td", { class: "number" }, bytes(shard.bytes ?? 0)),
+              h("td", { class: "number" }, String(shard.group ?? 0)),
+            ),
+          ),
+        ),
       ),
     ),
-    h("p", { class: "quiet" }, `${shards.length > shown.length ? `And ${number(shards.length - shown.length)} more. ` : ""}${bytes(memory.mapped ?? 0)} are mapped from files, ${bytes(memory.private ?? 0)} are the server's own.`),
+    h(
+      "p",
+      { class: "quiet" },
+      `${shards.length > shown.length ? `And ${number(shards.length - shown.length)} more. ` : ""}${bytes(memory.mapped ?? 0)} are mapped from files, ${bytes(memory.private ?? 0)} are the server's own.`,
+    ),
   ];
 }
 
 const versions = ({ versions, version }) =>
-  h("ol", { class: "versions" }, versions.map(({ number: which, operation, rows }) => h("li", { class: which === version ? "now" : "" }, h("strong", {}, `Version ${which}`), h("span", {}, operation), h("span", { class: "quiet" }, `${count(rows, "image")}${which === version ? " · served" : ""}`))));
+  h(
+    "ol",
+    { class: "versions" },
+    versions.map(({ number: which, operation, rows }) =>
+      h(
+        "li",
+        { class: which === version ? "now" : "" },
+        h("strong", {}, `Version ${which}`),
+        h("span", {}, operation),
+        h("span", { class: "quiet" }, `${count(rows, "image")}${which === version ? " · served" : ""}`),
+      ),
+    ),
+  );
 
-const plain = (value) => (typeof value === "number" ? number(value, 6) : Array.isArray(value) ? value.map(plain).join(", ") : String(value));
+const plain = (value) =>
+  typeof value === "number" ? number(value, 6) : Array.isArray(value) ? value.map(plain).join(", ") : String(value);
 
 function listed(value) {
-  return h("dl", { class: "facts" }, Object.entries(value).filter(([, one]) => one !== null && one !== "" && !(typeof one === "object" && !Object.keys(one).length)).flatMap(([name, one]) => [
-    h("dt", {}, upper(name.replaceAll("_", " "))),
-    h("dd", {}, typeof one === "object" && !Array.isArray(one) ? listed(one) : plain(one)),
-  ]));
+  return h(
+    "dl",
+    { class: "facts" },
+    Object.entries(value)
+      .filter(([, one]) => one !== null && one !== "" && !(typeof one === "object" && !Object.keys(one).length))
+      .flatMap(([name, one]) => [
+        h("dt", {}, upper(name.replaceAll("_", " "))),
+        h("dd", {}, typeof one === "object" && !Array.isArray(one) ? listed(one) : plain(one)),
+      ]),
+  );
 }
 
 function card(given, model) {
@@ -91,14 +154,32 @@ function card(given, model) {
 
 // Metrics: a list of { name, value, policy }, or such values under their names.
 function metrics(given) {
-  const all = Array.isArray(given) ? given : Object.entries(given ?? {}).map(([name, value]) => (typeof value === "object" ? { name, ...value } : { name, value }));
+  const all = Array.isArray(given)
+    ? given
+    : Object.entries(given ?? {}).map(([name, value]) =>
+        typeof value === "object" ? { name, ...value } : { name, value },
+      );
   if (!all.length) return h("p", { class: "quiet" }, "Nothing was measured beside this index.");
-  return h("dl", { class: "metrics" }, all.map(({ name, value, policy }) => h("div", {}, h("dt", {}, name), h("dd", { class: "value" }, typeof value === "number" ? value.toFixed(4) : plain(value)), policy ? h("dd", { class: "quiet" }, upper(policy)) : null)));
+  return h(
+    "dl",
+    { class: "metrics" },
+    all.map(({ name, value, policy }) =>
+      h(
+        "div",
+        {},
+        h("dt", {}, name),
+        h("dd", { class: "value" }, typeof value === "number" ? value.toFixed(4) : plain(value)),
+        policy ? h("dd", { class: "quiet" }, upper(policy)) : null,
+      ),
+    ),
+  );
 }
 
 function searches({ metric, search, rerankings, columns, writable }, served) {
   const names = Object.entries(columns).map(([name, type]) => `${name} (${type})`);
-  const list = rerankings.map(({ name, description, is_default: first }) => `${name}${first ? " (default)" : ""}: ${description}`);
+  const list = rerankings.map(
+    ({ name, description, is_default: first }) => `${name}${first ? " (default)" : ""}: ${description}`,
+  );
   return listed({
     distance: metric,
     search,

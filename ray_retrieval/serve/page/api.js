@@ -34,7 +34,10 @@ export const key = {
 export const relative = (address) => address.replace(/^\//, "");
 
 const sentence = ({ problem, mend }) =>
-  [problem, mend].filter(Boolean).map((part) => `${upper(part)}.`).join(" ");
+  [problem, mend]
+    .filter(Boolean)
+    .map((part) => `${upper(part)}.`)
+    .join(" ");
 
 export async function ask(address, options = {}) {
   const headers = { ...options.headers };
@@ -60,7 +63,12 @@ export async function ask(address, options = {}) {
 
 const json = async (address, options) => (await ask(address, options)).json();
 const post = (address, body, signal) =>
-  json(address, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal });
+  json(address, {
+    method: "POST",
+    body: JSON.stringify(body),
+    headers: { "Content-Type": "application/json" },
+    signal,
+  });
 const at = (index, rest) => `v1/indexes/${encodeURIComponent(index)}/${rest}`;
 // An id may be any text, `..` too: so it stands in the query string.
 const ofImage = (index, id, what) => at(index, `${what}?id=${encodeURIComponent(id)}`);
@@ -81,7 +89,8 @@ export function sample(index, { count, seed, where }, signal) {
 
 // `example` is { id } or { blob }, and a box in pixels of the upright image or none.
 export function search({ example, box, ...rest }, signal) {
-  if (example.id !== undefined) return post("v1/search", { examples: [{ id: example.id, ...(box && { box }) }], ...rest }, signal);
+  if (example.id !== undefined)
+    return post("v1/search", { examples: [{ id: example.id, ...(box && { box }) }], ...rest }, signal);
   const form = new FormData();
   form.set("image", example.blob, "image");
   form.set("request", JSON.stringify({ ...rest, ...(box && { boxes: [box] }) }));

@@ -11,9 +11,18 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 // The region as [left, top, right, bottom] in pixels of the image; null: the whole; undefined: left as it was.
 export function crop(image, given) {
   const dialog = $("cropping");
-  const region = h("button", { type: "button", class: "region", "aria-label": "Region: arrow keys move it, with Shift they change its size" });
+  const region = h("button", {
+    type: "button",
+    class: "region",
+    "aria-label": "Region: arrow keys move it, with Shift they change its size",
+  });
   const corners = Object.entries(CORNERS).map(([name, label]) =>
-    h("button", { type: "button", class: `corner ${name}`, "data-corner": name, "aria-label": `${label}: arrow keys move it` }),
+    h("button", {
+      type: "button",
+      class: `corner ${name}`,
+      "data-corner": name,
+      "aria-label": `${label}: arrow keys move it`,
+    }),
   );
   const stage = h("div", { class: "stage" }, image, region, corners);
   const told = h("p", { class: "quiet", role: "status" });
@@ -71,7 +80,8 @@ export function crop(image, given) {
     event.preventDefault();
     stage.setPointerCapture(event.pointerId);
     const corner = event.target.dataset?.corner;
-    const moved = event.target === region && !(box[0] === 0 && box[1] === 0 && box[2] === size()[0] && box[3] === size()[1]);
+    const moved =
+      event.target === region && !(box[0] === 0 && box[1] === 0 && box[2] === size()[0] && box[3] === size()[1]);
     const start = point(event);
     let last = start;
     const drag = (now) => {
@@ -79,7 +89,12 @@ export function crop(image, given) {
       if (corner) stretch(corner, next[0] - last[0], next[1] - last[1]);
       else if (moved) move(next[0] - last[0], next[1] - last[1]);
       else if (Math.hypot(next[0] - start[0], next[1] - start[1]) * scale() > 3)
-        put([Math.min(start[0], next[0]), Math.min(start[1], next[1]), Math.max(start[0], next[0]), Math.max(start[1], next[1])]);
+        put([
+          Math.min(start[0], next[0]),
+          Math.min(start[1], next[1]),
+          Math.max(start[0], next[0]),
+          Math.max(start[1], next[1]),
+        ]);
       last = next;
     };
     const end = () => {
@@ -130,7 +145,10 @@ export function crop(image, given) {
     };
     use.addEventListener("click", () => finish(box.map(Math.round)));
     whole.addEventListener("click", () => finish(null));
-    region.addEventListener("keydown", (event) => event.key === "Enter" && (event.preventDefault(), finish(box.map(Math.round))));
+    region.addEventListener(
+      "keydown",
+      (event) => event.key === "Enter" && (event.preventDefault(), finish(box.map(Math.round))),
+    );
     addEventListener("resize", draw_again);
     function draw_again() {
       if (box) draw();

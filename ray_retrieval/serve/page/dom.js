@@ -10,7 +10,9 @@ function furnish(element, attributes, children) {
     if (name === "on") for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
 
@@ -57,5 +59,9 @@ export function open(dialog, ...children) {
 
 export function closer(dialog) {
   const cross = svg("svg", { viewBox: "0 0 24 24", "aria-hidden": "true" }, svg("path", { d: "M6 6l12 12M18 6 6 18" }));
-  return h("button", { type: "button", class: "close", "aria-label": "Close", on: { click: () => dialog.close() } }, cross);
+  return h(
+    "button",
+    { type: "button", class: "close", "aria-label": "Close", on: { click: () => dialog.close() } },
+    cross,
+  );
 }

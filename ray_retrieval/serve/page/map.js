@@ -1,7 +1,7 @@
 // A map of the index on a canvas: what is near in the index is near here. Drag to move, wheel or pinch to zoom.
 
 import { pictureAddress, relative } from "./api.js";
-import { count, h, nameOf, say, upper, words } from "./dom.js";
+import { count, h, nameOf, say, words } from "./dom.js";
 
 const HUES = [222, 28, 152, 338, 268, 48, 190, 4, 96, 305];
 const PICTURES = 70; // spots on screen, from which on their pictures are drawn
@@ -16,15 +16,32 @@ export function drawMap(place, { spots, method }, addressOf) {
     "aria-describedby": "map-help",
   });
   const preview = h("div", { class: "preview", hidden: true });
-  const zoomBy = (factor, name, label) => h("button", { type: "button", "aria-label": label, on: { click: () => zoom(factor, ...middle()) } }, name);
-  const reset = h("button", { type: "button", on: { click: () => ((view = { x: 0, y: 0, zoom: 1 }), draw()) } }, "Whole map");
-  const frame = h("div", { class: "map-frame" }, canvas, preview, h("div", { class: "map-buttons" }, zoomBy(1.6, "+", "Zoom in"), zoomBy(1 / 1.6, "−", "Zoom out"), reset));
-  const classes = [...new Set(spots.map((spot) => words(spot.class_name)))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+  const zoomBy = (factor, name, label) =>
+    h("button", { type: "button", "aria-label": label, on: { click: () => zoom(factor, ...middle()) } }, name);
+  const reset = h(
+    "button",
+    { type: "button", on: { click: () => ((view = { x: 0, y: 0, zoom: 1 }), draw()) } },
+    "Whole map",
+  );
+  const frame = h(
+    "div",
+    { class: "map-frame" },
+    canvas,
+    preview,
+    h("div", { class: "map-buttons" }, zoomBy(1.6, "+", "Zoom in"), zoomBy(1 / 1.6, "−", "Zoom out"), reset),
+  );
+  const classes = [...new Set(spots.map((spot) => words(spot.class_name)))].sort((a, b) =>
+    a.localeCompare(b, "en", { numeric: true }),
+  );
   const legend = legendOf();
   place.replaceChildren(
     frame,
     legend ?? "",
-    h("p", { class: "quiet", id: "map-help" }, `${upper(method)}. Drag to move, scroll or pinch to zoom, click an image to search by it. By keyboard: arrow keys go from image to image, + and − zoom, Enter searches.`),
+    h(
+      "p",
+      { class: "quiet", id: "map-help" },
+      `Laid out by ${method}. Drag to move, scroll or pinch to zoom, click an image to search by it. By keyboard: arrow keys go from image to image, + and − zoom, Enter searches.`,
+    ),
   );
 
   let size = [0, 0];
@@ -45,7 +62,12 @@ export function drawMap(place, { spots, method }, addressOf) {
     if (classes.length < 2 || classes.length > 24) return null;
     const key = (name) => {
       const mark = h("span", { class: "mark" });
-      const button = h("button", { type: "button", "aria-pressed": "false", on: { click: () => single(name) } }, mark, name || "no label");
+      const button = h(
+        "button",
+        { type: "button", "aria-pressed": "false", on: { click: () => single(name) } },
+        mark,
+        name || "no label",
+      );
       button.dataset.name = name;
       return button;
     };
@@ -85,7 +107,9 @@ export function drawMap(place, { spots, method }, addressOf) {
     const context = canvas.getContext("2d");
     context.setTransform(sharp, 0, 0, sharp, 0, 0);
     context.clearRect(0, 0, ...size);
-    const visible = spots.map((spot) => [spot, ...onScreen(spot)]).filter(([, x, y]) => x > -40 && y > -40 && x < size[0] + 40 && y < size[1] + 40);
+    const visible = spots
+      .map((spot) => [spot, ...onScreen(spot)])
+      .filter(([, x, y]) => x > -40 && y > -40 && x < size[0] + 40 && y < size[1] + 40);
     const close = visible.length <= PICTURES && view.zoom > 1;
     const radius = Math.min(7, 3.2 + 0.6 * Math.log2(view.zoom));
     for (const [spot, x, y] of visible) {
@@ -133,7 +157,9 @@ export function drawMap(place, { spots, method }, addressOf) {
       image = new Image();
       pictures.set(spot.id, image);
       image.addEventListener("load", draw);
-      pictureAddress(`${relative(spot.image)}&size=128`).then((source) => (image.src = source)).catch(() => {});
+      pictureAddress(`${relative(spot.image)}&size=128`)
+        .then((source) => (image.src = source))
+        .catch(() => {});
     }
     return image.complete && image.naturalWidth ? image : null;
   }
@@ -145,7 +171,9 @@ export function drawMap(place, { spots, method }, addressOf) {
     canvas.classList.toggle("pointing", Boolean(spot));
     if (spot) {
       const image = h("img", { alt: "" });
-      pictureAddress(`${relative(spot.image)}&size=256`).then((source) => (image.src = source)).catch(() => {});
+      pictureAddress(`${relative(spot.image)}&size=256`)
+        .then((source) => (image.src = source))
+        .catch(() => {});
       preview.replaceChildren(image, h("span", {}, nameOf(spot)));
       if (aloud) say(nameOf(spot));
     }

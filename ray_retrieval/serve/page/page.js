@@ -51,7 +51,10 @@ async function askFor(state, setting, signal, why = false) {
   });
 }
 
-const linkTo = (state) => (hit, { index }) => address(searched(state, { id: hit.id, index: state.index, from: index }));
+const linkTo =
+  (state) =>
+  (hit, { index }) =>
+    address(searched(state, { id: hit.id, index: state.index, from: index }));
 
 // How: `restore` the scroll position of an entry of the history; `quiet` leave scroll and focus where they are;
 // `kept` go on after so many hits; `initial` nobody has asked for anything yet.
@@ -73,7 +76,11 @@ async function render({ restore, kept: shownBefore, quiet, initial } = {}) {
     else {
       showSettings(state, served, index);
       await showQuery(state, index.name);
-      await (state.id || state.upload ? showSearch : showStart)(state, index, controller.signal, { shownBefore, quiet, initial });
+      await (state.id || state.upload ? showSearch : showStart)(state, index, controller.signal, {
+        shownBefore,
+        quiet,
+        initial,
+      });
     }
   } catch (error) {
     if (error.name === "AbortError" || controller.signal.aborted) return;
@@ -88,7 +95,10 @@ function frame(state, index, about) {
   document.title = about ? `${index.name} · Image search` : "Image search";
   $("title").textContent = document.title;
   $("to-search").toggleAttribute("aria-current", false);
-  for (const [id, here] of [["to-search", !about], ["to-about", about]]) {
+  for (const [id, here] of [
+    ["to-search", !about],
+    ["to-about", about],
+  ]) {
     if (here) $(id).setAttribute("aria-current", "page");
     else $(id).removeAttribute("aria-current");
   }
@@ -104,7 +114,9 @@ async function showStart(state, index, signal) {
   loading(1);
   const seed = state.seed ?? String(Math.floor(Math.random() * 1e6));
   const where = whereOf(state);
-  const drawn = await remembered(["sample", index.name, seed, where], () => sample(index.name, { count: SAMPLE, seed, where }, signal));
+  const drawn = await remembered(["sample", index.name, seed, where], () =>
+    sample(index.name, { count: SAMPLE, seed, where }, signal),
+  );
   showSample(drawn, {
     state: (image) => searched(state, { id: image.id, from: index.name }),
     shuffle: () => go({ ...state, seed: String(Math.floor(Math.random() * 1e6)) }, { quiet: true }),
@@ -130,10 +142,17 @@ async function showSearch(state, index, signal, { shownBefore, quiet, initial })
   );
   signal.throwIfAborted();
   const first = found.find(({ answer }) => answer)?.answer;
-  if (first) factsOfQuery(first.query, first.index.name === state.from ? first.hits.find(({ id }) => id === state.id) : undefined);
+  if (first)
+    factsOfQuery(
+      first.query,
+      first.index.name === state.from ? first.hits.find(({ id }) => id === state.id) : undefined,
+    );
   const most = Math.max(0, ...found.map(({ answer }) => answer?.hits.length ?? 0));
   const limit = Math.min(served.max_k, Math.max(...settings.map((one) => rowsOf(one.index))));
-  const more = most >= state.k && most < limit ? () => go({ ...state, k: Math.min(2 * state.k, served.max_k) }, { replace: true, kept: most }) : null;
+  const more =
+    most >= state.k && most < limit
+      ? () => go({ ...state, k: Math.min(2 * state.k, served.max_k) }, { replace: true, kept: most })
+      : null;
   showHits(found, {
     rowsOf,
     linkTo: linkTo(state),
@@ -168,7 +187,8 @@ function told(error) {
   if (!(error instanceof Failure)) console.error(error);
   const message = error instanceof Failure ? error.message : "Something went wrong on this page.";
   const buttons = [];
-  if (error.status === 410 || error.status === 413 || error.status === 415) buttons.push(button("Choose another image", () => $("choose").click(), "primary"));
+  if (error.status === 410 || error.status === 413 || error.status === 415)
+    buttons.push(button("Choose another image", () => $("choose").click(), "primary"));
   else buttons.push(button("Try again", () => render({ quiet: true }), "primary"));
   if (read().where || read().label) buttons.push(button("Clear the filter", clearFilter));
   return showError(message, buttons);
@@ -228,14 +248,30 @@ link.addEventListener("locked", () => {
   open(
     $("key"),
     h("div", { class: "dialog-head" }, h("h2", { id: "key-title" }, "This server wants a key"), closer($("key"))),
-    h("form", { on: { submit: give } }, wrong, h("label", {}, "Key", input), h("p", { class: "quiet" }, "It stays in this tab and is sent to this server alone."), h("div", { class: "buttons" }, h("button", { class: "primary" }, "Use the key"))),
+    h(
+      "form",
+      { on: { submit: give } },
+      wrong,
+      h("label", {}, "Key", input),
+      h("p", { class: "quiet" }, "It stays in this tab and is sent to this server alone."),
+      h("div", { class: "buttons" }, h("button", { class: "primary" }, "Use the key")),
+    ),
   );
 });
 
 // Links within the page are entries of its history; others, and those opened elsewhere, are the browser's.
 document.addEventListener("click", (event) => {
   const anchor = event.target.closest?.("a[data-go]");
-  if (!anchor || event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+  if (
+    !anchor ||
+    event.defaultPrevented ||
+    event.button ||
+    event.metaKey ||
+    event.ctrlKey ||
+    event.shiftKey ||
+    event.altKey
+  )
+    return;
   event.preventDefault();
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   history.replaceState({ scroll: scrollY }, "");

@@ -103,7 +103,12 @@ function showCut(box) {
     const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight);
     const x = image.offsetLeft + (image.clientWidth - image.naturalWidth * scale) / 2;
     const y = image.offsetTop + (image.clientHeight - image.naturalHeight * scale) / 2;
-    const at = { left: x + left * scale, top: y + top * scale, width: (right - left) * scale, height: (bottom - top) * scale };
+    const at = {
+      left: x + left * scale,
+      top: y + top * scale,
+      width: (right - left) * scale,
+      height: (bottom - top) * scale,
+    };
     for (const [side, value] of Object.entries(at)) cut.style[side] = `${value}px`;
     cut.hidden = false;
   };
@@ -129,7 +134,8 @@ async function cropQuery() {
   const held = state.upload && (await kept(state.upload));
   if (!held && !state.id) return;
   const index = state.from ?? state.index ?? $("index").value;
-  const picture = (image) => (held ? ((image.src = URL.createObjectURL(held.blob)), image) : showPicture(image, originalAddress(index, state.id)));
+  const picture = (image) =>
+    held ? ((image.src = URL.createObjectURL(held.blob)), image) : showPicture(image, originalAddress(index, state.id));
   const box = await crop(markSmall(picture(document.createElement("img"))), state.box);
   if (box === undefined) return;
   say(box ? "Searching by the region" : "Searching by the whole image");

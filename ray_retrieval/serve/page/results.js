@@ -5,7 +5,14 @@ import { $, count, h, milliseconds, nameOf, number, ordinal, upper } from "./dom
 import { markSmall, missing } from "./query.js";
 import { address } from "./state.js";
 
-const STAGES = { decode: "Decode", encode: "Encode", search: "Search", merge: "Merge", rerank: "Re-rank", records: "Records" };
+const STAGES = {
+  decode: "Decode",
+  encode: "Encode",
+  search: "Search",
+  merge: "Merge",
+  rerank: "Re-rank",
+  records: "Records",
+};
 
 // One image as a link to the search by it. `hit` may be a record without a distance.
 export function tile(hit, { to, onWhy, beside }) {
@@ -14,7 +21,13 @@ export function tile(hit, { to, onWhy, beside }) {
   const image = missing(markSmall(h("img", { alt: "", loading: "lazy", decoding: "async" })));
   const link = h(
     "a",
-    { class: "shot", href: to, "data-go": true, title: hit.id, "aria-label": `Search by ${name}${said && `, ${said}`}` },
+    {
+      class: "shot",
+      href: to,
+      "data-go": true,
+      title: hit.id,
+      "aria-label": `Search by ${name}${said && `, ${said}`}`,
+    },
     h("span", { class: "picture" }, image),
   );
   showPicture(image, hit.image);
@@ -23,14 +36,23 @@ export function tile(hit, { to, onWhy, beside }) {
     meter.firstChild.style.width = `${100 * Math.min(1, Math.max(0, hit.similarity))}%`;
     link.append(meter);
   }
-  const caption = h("div", { class: "caption" }, h("span", { class: "name" }, name), said && h("span", { class: "far" }, said));
+  const caption = h(
+    "div",
+    { class: "caption" },
+    h("span", { class: "name" }, name),
+    said && h("span", { class: "far" }, said),
+  );
   if (beside !== undefined) {
     const words = beside === null ? "only here" : beside === hit.rank ? "same place" : `${ordinal(beside)} there`;
     caption.append(h("span", { class: `beside ${beside === null ? "alone" : ""}` }, words));
   }
   if (onWhy)
     caption.append(
-      h("button", { type: "button", class: "why", "aria-label": `Why ${name}, ${ordinal(hit.rank)}?`, on: { click: onWhy } }, "Why?"),
+      h(
+        "button",
+        { type: "button", class: "why", "aria-label": `Why ${name}, ${ordinal(hit.rank)}?`, on: { click: onWhy } },
+        "Why?",
+      ),
     );
   return h("li", { class: "tile" }, link, caption);
 }
@@ -42,7 +64,13 @@ export function loading(columns) {
   if ($("columns").querySelector(".tile")) return; // what is there stays, dimmed, until the new hits come
   $("notices").replaceChildren();
   $("results-title").textContent = "Searching";
-  const blank = () => h("li", { class: "tile blank", "aria-hidden": "true" }, h("span", { class: "picture" }), h("span", { class: "line" }));
+  const blank = () =>
+    h(
+      "li",
+      { class: "tile blank", "aria-hidden": "true" },
+      h("span", { class: "picture" }),
+      h("span", { class: "line" }),
+    );
   const one = () => h("div", { class: "column" }, grid(Array.from({ length: columns > 1 ? 6 : 20 }, blank)));
   place(Array.from({ length: columns }, one));
 }
@@ -52,7 +80,13 @@ function place(columns) {
   $("columns").replaceChildren(...columns);
 }
 
-const notice = (kind, text, ...buttons) => h("div", { class: `notice ${kind}` }, h("p", {}, text), buttons.length ? h("div", { class: "buttons" }, buttons) : null);
+const notice = (kind, text, ...buttons) =>
+  h(
+    "div",
+    { class: `notice ${kind}` },
+    h("p", {}, text),
+    buttons.length ? h("div", { class: "buttons" }, buttons) : null,
+  );
 export const button = (text, click, kind = "") => h("button", { type: "button", class: kind, on: { click } }, text);
 
 function clear(title) {
@@ -68,7 +102,11 @@ export function showSample({ images }, { state, shuffle, rows, where, clearFilte
   if (!images.length) {
     place([
       rows
-        ? empty("No image passes the filter", "Of all images of the index none fits it.", button("Clear the filter", clearFilter))
+        ? empty(
+            "No image passes the filter",
+            "Of all images of the index none fits it.",
+            button("Clear the filter", clearFilter),
+          )
         : empty("The index is empty", "Add images to it: ray-retrieval index add, or POST to /v1/indexes/…/images."),
     ]);
     return;
@@ -76,24 +114,44 @@ export function showSample({ images }, { state, shuffle, rows, where, clearFilte
   $("results-facts").append(h("button", { type: "button", id: "shuffle", on: { click: shuffle } }, "Shuffle"));
   if (shuffled) $("shuffle").focus();
   if (where) $("results-facts").prepend(h("span", { class: "quiet" }, "that pass the filter"));
-  place([grid(images.map((image) => tile(image, { to: address(state(image)) })), { id: "hits" })]);
+  place([
+    grid(
+      images.map((image) => tile(image, { to: address(state(image)) })),
+      { id: "hits" },
+    ),
+  ]);
 }
 
 function empty(title, text, ...buttons) {
-  return h("div", { class: "empty" }, h("p", { class: "empty-title" }, title), h("p", { class: "quiet" }, text), buttons.length ? h("div", { class: "buttons" }, buttons) : null);
+  return h(
+    "div",
+    { class: "empty" },
+    h("p", { class: "empty-title" }, title),
+    h("p", { class: "quiet" }, text),
+    buttons.length ? h("div", { class: "buttons" }, buttons) : null,
+  );
 }
 
 export function showError(message, ...buttons) {
   clear("");
   $("results-title").textContent = "That did not work";
   place([]);
-  $("notices").replaceChildren(h("div", { class: "notice wrong", role: "alert" }, h("p", {}, message), buttons.length ? h("div", { class: "buttons" }, buttons) : null));
+  $("notices").replaceChildren(
+    h(
+      "div",
+      { class: "notice wrong", role: "alert" },
+      h("p", {}, message),
+      buttons.length ? h("div", { class: "buttons" }, buttons) : null,
+    ),
+  );
 }
 
 // The server is away: the search waits for it.
 export function showWaiting() {
   clear("Waiting for the server");
-  place([empty("The server cannot be reached", "The search is made as soon as it answers again. Nothing is lost meanwhile.")]);
+  place([
+    empty("The server cannot be reached", "The search is made as soon as it answers again. Nothing is lost meanwhile."),
+  ]);
 }
 
 function latency(timings) {
@@ -103,14 +161,22 @@ function latency(timings) {
     .flatMap(([stage, name]) => {
       const bar = h("span", { class: "bar-part" });
       bar.style.width = `${Math.max(1, (100 * timings[stage]) / Math.max(total, 1e-9))}%`;
-      return [h("dt", {}, name), h("dd", {}, h("span", { class: "bar-room", "aria-hidden": "true" }, bar), milliseconds(timings[stage]))];
+      return [
+        h("dt", {}, name),
+        h("dd", {}, h("span", { class: "bar-room", "aria-hidden": "true" }, bar), milliseconds(timings[stage])),
+      ];
     });
   return h("details", { class: "latency" }, h("summary", {}, milliseconds(total)), h("dl", {}, bars));
 }
 
 function partialNotice({ groups, rows, of_rows: all }, again) {
-  const which = groups.length === 1 ? `Group ${groups[0]} of the shards did` : `Groups ${groups.join(", ")} of the shards did`;
-  return notice("partial", `A part of the answer is missing. ${which} not answer: ${number(rows)} of ${count(all, "image")} were not searched.`, button("Search again", again));
+  const which =
+    groups.length === 1 ? `Group ${groups[0]} of the shards did` : `Groups ${groups.join(", ")} of the shards did`;
+  return notice(
+    "partial",
+    `A part of the answer is missing. ${which} not answer: ${number(rows)} of ${count(all, "image")} were not searched.`,
+    button("Search again", again),
+  );
 }
 
 // `found`: for each column { setting, answer } or { setting, error }.
@@ -118,10 +184,21 @@ export function showHits(found, { rowsOf, linkTo, why, again, more, clearFilter,
   const two = found.length > 1;
   const answered = found.filter(({ answer }) => answer);
   const most = Math.max(0, ...answered.map(({ answer }) => answer.hits.length));
-  clear(two ? "Side by side" : most === 1 ? "The nearest image" : most ? `The ${number(most)} nearest images` : "Nothing found");
+  clear(
+    two
+      ? "Side by side"
+      : most === 1
+        ? "The nearest image"
+        : most
+          ? `The ${number(most)} nearest images`
+          : "Nothing found",
+  );
   if (!two && answered.length) {
     const { answer, setting } = answered[0];
-    $("results-facts").append(h("span", { class: "quiet" }, `of ${number(rowsOf(setting.index))}`), latency(answer.timings_ms));
+    $("results-facts").append(
+      h("span", { class: "quiet" }, `of ${number(rowsOf(setting.index))}`),
+      latency(answer.timings_ms),
+    );
   }
   for (const { answer } of answered) {
     if (answer.partial) $("notices").append(partialNotice(answer.partial, again));
@@ -129,19 +206,23 @@ export function showHits(found, { rowsOf, linkTo, why, again, more, clearFilter,
   }
   place(
     found.map(({ setting, answer, error }, side) => {
-      const ranks = two && found[1 - side].answer ? new Map(found[1 - side].answer.hits.map((hit) => [hit.id, hit.rank])) : null;
+      const ranks =
+        two && found[1 - side].answer ? new Map(found[1 - side].answer.hits.map((hit) => [hit.id, hit.rank])) : null;
       const head =
-        two &&
-        h(
-          "div",
-          { class: "column-head" },
-          h("h3", {}, setting.title),
-          answer && latency(answer.timings_ms),
-        );
+        two && h("div", { class: "column-head" }, h("h3", {}, setting.title), answer && latency(answer.timings_ms));
       if (error) return h("div", { class: "column" }, head, notice("wrong", error.message));
       if (!answer.hits.length) {
         const text = answer.notes.map((note) => `${upper(note)}.`).join(" ") || "The index has no image that is near.";
-        return h("div", { class: "column" }, head, empty(text, answer.query.where ? "Loosen the filter, or search by another image." : "Search by another image.", answer.query.where && button("Clear the filter", clearFilter)));
+        return h(
+          "div",
+          { class: "column" },
+          head,
+          empty(
+            text,
+            answer.query.where ? "Loosen the filter, or search by another image." : "Search by another image.",
+            answer.query.where && button("Clear the filter", clearFilter),
+          ),
+        );
       }
       const tiles = answer.hits.map((hit) =>
         tile(hit, {

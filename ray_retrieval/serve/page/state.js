@@ -12,7 +12,21 @@
 import { dataUrl } from "./api.js";
 
 export const FIRST = 24; // hits at first: fills rows of two, three, four and six
-const NAMES = ["view", "index", "id", "from", "upload", "box", "k", "where", "label", "rerank", "with", "with-rerank", "seed"];
+const NAMES = [
+  "view",
+  "index",
+  "id",
+  "from",
+  "upload",
+  "box",
+  "k",
+  "where",
+  "label",
+  "rerank",
+  "with",
+  "with-rerank",
+  "seed",
+];
 
 export function read() {
   const given = new URLSearchParams(location.search);

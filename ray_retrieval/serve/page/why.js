@@ -12,7 +12,17 @@ export async function showWhy(given) {
   const drawn = h("div", { class: "drawn", "aria-busy": "true" });
   const step = (by, text, name) => {
     const next = answer.hits[place + by];
-    return h("button", { type: "button", disabled: !next, id: `why-${name}`, "aria-label": text, on: { click: () => showWhy({ ...given, hit: next }) } }, name === "next" ? "→" : "←");
+    return h(
+      "button",
+      {
+        type: "button",
+        disabled: !next,
+        id: `why-${name}`,
+        "aria-label": text,
+        on: { click: () => showWhy({ ...given, hit: next }) },
+      },
+      name === "next" ? "→" : "←",
+    );
   };
   const had = document.activeElement?.id;
   open(
@@ -20,7 +30,12 @@ export async function showWhy(given) {
     h(
       "div",
       { class: "dialog-head" },
-      h("div", { class: "titles" }, h("h2", { id: "why-title" }, `Why ${nameOf(hit)} is ${hit.rank === 1 ? "first" : ordinal(hit.rank)}`), h("p", { class: "quiet" }, upper(hit.in_words))),
+      h(
+        "div",
+        { class: "titles" },
+        h("h2", { id: "why-title" }, `Why ${nameOf(hit)} is ${hit.rank === 1 ? "first" : ordinal(hit.rank)}`),
+        h("p", { class: "quiet" }, upper(hit.in_words)),
+      ),
       h("div", { class: "buttons" }, step(-1, "The one before", "before"), step(1, "The next one", "next")),
       closer(dialog),
     ),
@@ -30,7 +45,13 @@ export async function showWhy(given) {
       "div",
       { class: "dialog-foot buttons" },
       h("a", { class: "button primary", href: linkTo(hit, setting), "data-go": true }, "Search by this image"),
-      typeof hit.class_name === "string" ? h("button", { type: "button", on: { click: () => onlyLabel(dialog, hit.class_name) } }, `Only ${hit.class_name}`) : null,
+      typeof hit.class_name === "string"
+        ? h(
+            "button",
+            { type: "button", on: { click: () => onlyLabel(dialog, hit.class_name) } },
+            `Only ${hit.class_name}`,
+          )
+        : null,
       h("a", { class: "button", href: relative(hit.original), target: "_blank", rel: "noopener" }, "Open the original"),
     ),
   );
@@ -58,7 +79,13 @@ function facts(hit) {
     ["Row", String(hit.row)],
     ...Object.entries(hit.columns ?? {}).map(([name, value]) => [name, words(value)]),
   ];
-  return h("dl", { class: "facts" }, known.filter(([, value]) => value !== null && value !== undefined && value !== "").flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]));
+  return h(
+    "dl",
+    { class: "facts" },
+    known
+      .filter(([, value]) => value !== null && value !== undefined && value !== "")
+      .flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, String(value))]),
+  );
 }
 
 async function explained(given) {
@@ -67,7 +94,9 @@ async function explained(given) {
   const asked = (await explain()).hits.find(({ id }) => id === hit.id);
   const why = asked?.why;
   if (kind === "codes") return why?.bits ? bitsOf(why) : [h("p", {}, "The server does not say which bits differ.")];
-  const pair = why?.query_points ? { points: [why.query_points, why.points], sizes: [why.query_size, why.size] } : await matched(given);
+  const pair = why?.query_points
+    ? { points: [why.query_points, why.points], sizes: [why.query_size, why.size] }
+    : await matched(given);
   return photographs(given, pair);
 }
 
@@ -88,7 +117,11 @@ function bitsOf({ bits: many, differing, query_code: query, code }) {
   const drawing = (hex, marks) =>
     svg(
       "svg",
-      { viewBox: `-1 -1 ${across * cell + 1} ${Math.ceil(many / across) * cell + 1}`, class: "bits", "aria-hidden": "true" },
+      {
+        viewBox: `-1 -1 ${across * cell + 1} ${Math.ceil(many / across) * cell + 1}`,
+        class: "bits",
+        "aria-hidden": "true",
+      },
       bits(hex, many).map((bit, place) =>
         svg("rect", {
           x: (place % across) * cell,
@@ -102,8 +135,19 @@ function bitsOf({ bits: many, differing, query_code: query, code }) {
     );
   const few = differing.length <= 24;
   return [
-    h("div", { class: "pair" }, h("figure", {}, drawing(query, false), h("figcaption", {}, "The query's code")), h("figure", {}, drawing(code, true), h("figcaption", {}, "This image's code"))),
-    h("p", {}, differing.length ? `${number(differing.length)} of ${count(many, "bit")} ${differing.length === 1 ? "differs" : "differ"}, outlined in this image's code${few ? `: ${differing.join(", ")}, counted from 0` : ""}.` : `All ${many} bits are the same.`),
+    h(
+      "div",
+      { class: "pair" },
+      h("figure", {}, drawing(query, false), h("figcaption", {}, "The query's code")),
+      h("figure", {}, drawing(code, true), h("figcaption", {}, "This image's code")),
+    ),
+    h(
+      "p",
+      {},
+      differing.length
+        ? `${number(differing.length)} of ${count(many, "bit")} ${differing.length === 1 ? "differs" : "differ"}, outlined in this image's code${few ? `: ${differing.join(", ")}, counted from 0` : ""}.`
+        : `All ${many} bits are the same.`,
+    ),
   ];
 }
 
@@ -127,7 +171,12 @@ function angle(cosine) {
   );
   const degrees = number((turn * 180) / Math.PI, 1);
   return [
-    h("figure", { class: "single" }, drawing, h("figcaption", {}, `The query's vector and this image's meet at ${degrees}°`)),
+    h(
+      "figure",
+      { class: "single" },
+      drawing,
+      h("figcaption", {}, `The query's vector and this image's meet at ${degrees}°`),
+    ),
     h("p", {}, `The cosine of that angle is ${number(cosine, 3)}: 1 is the same direction, 0 has nothing in common.`),
   ];
 }
@@ -141,11 +190,23 @@ async function photographs({ hit, setting, state }, { points: [ours, theirs], si
   if (!ours?.length) {
     const small = async (source, alt) => h("figure", {}, h("img", { src: source, alt: "" }), h("figcaption", {}, alt));
     return [
-      h("div", { class: "pair" }, await small(query, "The query"), await small(await pictureAddress(`${thumbnailAddress(setting.index, hit.id)}&size=512`), "This image")),
+      h(
+        "div",
+        { class: "pair" },
+        await small(query, "The query"),
+        await small(await pictureAddress(`${thumbnailAddress(setting.index, hit.id)}&size=512`), "This image"),
+      ),
       h("p", {}, "No points of the two images agree on where things are."),
     ];
   }
-  return [drawMatches([query, found], [ours, theirs], sizes), h("p", {}, `${count(ours.length, "point")} of the query ${ours.length === 1 ? "lies" : "lie"} where ${ours.length === 1 ? "its" : "their"} counterpart in this image should be. Point at a line, or step through them with the arrow keys.`)];
+  return [
+    drawMatches([query, found], [ours, theirs], sizes),
+    h(
+      "p",
+      {},
+      `${count(ours.length, "point")} of the query ${ours.length === 1 ? "lies" : "lie"} where ${ours.length === 1 ? "its" : "their"} counterpart in this image should be. Point at a line, or step through them with the arrow keys.`,
+    ),
+  ];
 }
 
 function drawMatches(pictures, points, sizes) {
@@ -154,10 +215,21 @@ function drawMatches(pictures, points, sizes) {
   const scales = sizes.map(([width, height]) => side / (stacked ? width : height));
   const shown = sizes.map(([width, height], number_) => [width * scales[number_], height * scales[number_]]);
   const gap = 16;
-  const starts = stacked ? [[0, 0], [0, shown[0][1] + gap]] : [[0, 0], [shown[0][0] + gap, 0]];
+  const starts = stacked
+    ? [
+        [0, 0],
+        [0, shown[0][1] + gap],
+      ]
+    : [
+        [0, 0],
+        [shown[0][0] + gap, 0],
+      ];
   const room = stacked ? [side, shown[0][1] + gap + shown[1][1]] : [shown[0][0] + gap + shown[1][0], side];
   const unit = room[0] / (stacked ? 340 : 800);
-  const at = (which, [x, y]) => [starts[which][0] + (x + 0.5) * scales[which], starts[which][1] + (y + 0.5) * scales[which]];
+  const at = (which, [x, y]) => [
+    starts[which][0] + (x + 0.5) * scales[which],
+    starts[which][1] + (y + 0.5) * scales[which],
+  ];
   const lines = points[0].map((point, line) => {
     const [x1, y1] = at(0, point);
     const [x2, y2] = at(1, points[1][line]);
@@ -172,8 +244,16 @@ function drawMatches(pictures, points, sizes) {
   });
   const drawing = svg(
     "svg",
-    { viewBox: `0 0 ${room[0]} ${room[1]}`, class: "matches", role: "img", tabindex: 0, "aria-label": `${count(lines.length, "inlier")} between the query and this image` },
-    pictures.map((href, which) => svg("image", { href, x: starts[which][0], y: starts[which][1], width: shown[which][0], height: shown[which][1] })),
+    {
+      viewBox: `0 0 ${room[0]} ${room[1]}`,
+      class: "matches",
+      role: "img",
+      tabindex: 0,
+      "aria-label": `${count(lines.length, "inlier")} between the query and this image`,
+    },
+    pictures.map((href, which) =>
+      svg("image", { href, x: starts[which][0], y: starts[which][1], width: shown[which][0], height: shown[which][1] }),
+    ),
     lines,
   );
   let lit = -1;
