@@ -29,10 +29,11 @@ def unit(image: Image.Image) -> Any:
 def card(method: str, fingerprint: str) -> dict[str, Any]:
     return {
         "method": method,
-        "backbone": "mobilenet_v2",
-        "training data": "posters, 180 images of 6 classes",
+        "settings": {"backbone": {"name": "mobilenet_v2", "weights": "imagenet"}, "image": {"size": 96}},
+        "training": {"dataset": "posters", "images": 180},
+        "validation": {"map": 0.881},
         "fingerprint": fingerprint,
-        "metrics": [
+        "measured": [
             {
                 "name": "map@all",
                 "value": 0.8731,

@@ -3,7 +3,7 @@
 import { map } from "./api.js";
 import { $, bytes, count, h, number, upper, words } from "./dom.js";
 import { drawMap } from "./map.js";
-import { address, FIRST } from "./state.js";
+import { address } from "./state.js";
 
 export async function showAbout(index, served, signal) {
   const about = $("about");
@@ -26,24 +26,31 @@ export async function showAbout(index, served, signal) {
       "div",
       { class: "halves" },
       section("Model", card(index.card, index.model)),
-      section("What was measured", metrics(index.card.metrics)),
+      section("What was measured", measured(index.card)),
     ),
     section("Searches", searches(index, served)),
   );
   $("about-title").focus({ preventScroll: true });
-  const found = await map(index.name, signal).catch((error) => {
+  await showMap(mapped, index, signal);
+}
+
+// A map that is not ready yet is asked for again, for as long as somebody looks.
+async function showMap(place, index, signal) {
+  const again = () => !signal.aborted && place.isConnected && showMap(place, index, signal);
+  try {
+    const found = await map(index.name, signal);
+    if (found.spots.length)
+      drawMap(place, found, (spot) => address({ index: index.name, id: spot.id, from: index.name }));
+    else place.replaceChildren(h("p", { class: "quiet" }, "There is nothing to map: the index is empty."));
+  } catch (error) {
     if (error.name === "AbortError") throw error;
-    return error;
-  });
-  if (found instanceof Error) {
-    mapped.replaceChildren(
-      h("p", { class: "notice wrong" }, found.message),
-      h("button", { type: "button", on: { click: () => showAbout(index, served, signal) } }, "Try again"),
+    place.replaceChildren(
+      h("p", { class: "notice wrong" }, error.message),
+      h("div", { class: "buttons" }, h("button", { type: "button", on: { click: again } }, "Try again")),
     );
-  } else if (!found.spots.length)
-    mapped.replaceChildren(h("p", { class: "quiet" }, "There is nothing to map: the index is empty."));
-  else drawMap(mapped, found, (spot) => address({ index: index.name, id: spot.id, from: index.name, k: FIRST }));
-  mapped.setAttribute("aria-busy", "false");
+    if (error.status === 503) setTimeout(again, 1000 * (error.retryAfter ?? 5));
+  }
+  place.setAttribute("aria-busy", "false");
 }
 
 function describe({ kind, bits, dimension }) {
@@ -148,18 +155,18 @@ function listed(value) {
 }
 
 function card(given, model) {
-  const { metrics: _, fingerprint, ...rest } = given;
+  const { measured: _, validation: __, fingerprint, ...rest } = given;
   return listed({ ...rest, fingerprint: fingerprint ?? model });
 }
 
-// Metrics: a list of { name, value, policy }, or such values under their names.
-function metrics(given) {
-  const all = Array.isArray(given)
-    ? given
-    : Object.entries(given ?? {}).map(([name, value]) =>
-        typeof value === "object" ? { name, ...value } : { name, value },
-      );
-  if (!all.length) return h("p", { class: "quiet" }, "Nothing was measured beside this index.");
+// Metrics of the test, each with its policy, and those by which the model was chosen.
+function measured({ measured: test = [], validation = {} }) {
+  const chosen = Object.entries(validation).map(([name, value]) => ({
+    name: `${name} on the validation split`,
+    value,
+  }));
+  const all = [...test, ...chosen];
+  if (!all.length) return h("p", { class: "quiet" }, "Nothing that was measured lies beside this index.");
   return h(
     "dl",
     { class: "metrics" },
@@ -183,7 +190,7 @@ function searches({ metric, search, rerankings, columns, writable }, served) {
   return listed({
     distance: metric,
     search,
-    re_ranking: list.join("; "),
+    "re-ranking": list.join("; "),
     filter_by: words(names),
     uploads: `${words(served.formats)}, up to ${bytes(served.max_upload_bytes)} and ${number(served.max_pixels / 1e6, 1)} million pixels`,
     most_hits: number(served.max_k),

@@ -72,8 +72,10 @@ async function render({ restore, kept: shownBefore, quiet, initial } = {}) {
   $("results").setAttribute("aria-busy", String(!about));
   frame(state, index, about);
   try {
-    if (about) await showAbout(index, served, controller.signal);
-    else {
+    if (about) {
+      served = await indexes(); // versions come and go
+      await showAbout(indexOf(index.name), served, controller.signal);
+    } else {
       showSettings(state, served, index);
       await showQuery(state, index.name);
       await (state.id || state.upload ? showSearch : showStart)(state, index, controller.signal, {
@@ -147,6 +149,10 @@ async function showSearch(state, index, signal, { shownBefore, quiet, initial })
       first.query,
       first.index.name === state.from ? first.hits.find(({ id }) => id === state.id) : undefined,
     );
+  if (first && first.index.version !== indexOf(first.index.name).version) {
+    served = await indexes(); // a new version is served by now
+    frame(state, indexOf(index.name), false);
+  }
   const most = Math.max(0, ...found.map(({ answer }) => answer?.hits.length ?? 0));
   const limit = Math.min(served.max_k, Math.max(...settings.map((one) => rowsOf(one.index))));
   const more =

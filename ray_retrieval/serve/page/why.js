@@ -90,10 +90,12 @@ function facts(hit) {
 
 async function explained(given) {
   const { hit, kind, explain } = given;
-  if (kind === "vectors") return angle(hit.similarity);
+  // Vectors may be re-ranked by the local features of another model.
+  if (kind === "vectors" && !hit.inliers) return angle(hit.similarity);
   const asked = (await explain()).hits.find(({ id }) => id === hit.id);
   const why = asked?.why;
   if (kind === "codes") return why?.bits ? bitsOf(why) : [h("p", {}, "The server does not say which bits differ.")];
+  if (kind === "vectors" && !why?.query_points) return angle(hit.similarity);
   const pair = why?.query_points
     ? { points: [why.query_points, why.points], sizes: [why.query_size, why.size] }
     : await matched(given);
