@@ -13,6 +13,7 @@ from typing import Any
 
 _HOMES = {
     "Benchmark": "data.benchmark",
+    "Client": "client",
     "Encoder": "model",
     "ImageTable": "data.table",
     "Index": "search",

@@ -92,7 +92,8 @@ def jpeg_size(start: bytes, *, target: int | None = None) -> tuple[int, int] | N
 
 def _upright_size(image: Image.Image, target: int | None) -> tuple[int, int]:
     _reduce(image, target)
-    turned = _orientation(image) >= _FIRST_LYING
+    # Pillow turns a TIFF itself, and tells the size that it will have.
+    turned = image.format != "TIFF" and _orientation(image) >= _FIRST_LYING
     return (image.height, image.width) if turned else image.size
 
 

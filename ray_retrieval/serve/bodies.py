@@ -14,6 +14,11 @@ SOURCES = ("image", "url", "id", "vector", "code")
 """What an example may be."""
 
 
+def _exactly_one(*names: str) -> ConfigDict:
+    """Says in the schema what a validator checks."""
+    return ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in names]})
+
+
 class Body(BaseModel):
     """A part of a request, which refuses keys that it does not know."""
 
@@ -35,6 +40,8 @@ class BoxBody(Body):
 
 class ExampleBody(BoxBody):
     """What to search for: exactly one of image, url, id, vector and code."""
+
+    model_config = _exactly_one(*SOURCES)
 
     image: str | None = Field(default=None, description="an image file in base64, or a data: URL of one")
     url: Text | None = Field(default=None, description="address of an image at a host that the server allows")
@@ -58,6 +65,8 @@ class ExampleBody(BoxBody):
 
 class ImageBody(BoxBody):
     """An image: exactly one of image and url."""
+
+    model_config = _exactly_one("image", "url")
 
     image: str | None = Field(default=None, description="an image file in base64, or a data: URL of one")
     url: Text | None = Field(default=None, description="address of an image at a host that the server allows")
@@ -152,6 +161,8 @@ class NewImageSettings(Body):
 class NewImageBody(NewImageSettings):
     """An image to add: an id, and exactly one of image and url."""
 
+    model_config = _exactly_one("image", "url")
+
     id: Text = Field(description="unique in the index")
     image: str | None = Field(default=None, description="an image file in base64, or a data: URL of one")
     url: Text | None = Field(default=None, description="address of an image at a host that the server allows")
@@ -177,6 +188,8 @@ class AddSettings(Body):
 
 class RemoveBody(Body):
     """Images to remove: exactly one of ids and where."""
+
+    model_config = _exactly_one("ids", "where")
 
     ids: Annotated[list[Text], Field(min_length=1, max_length=100_000)] | None = None
     where: Annotated[str, Field(min_length=1, max_length=100_000)] | None = Field(

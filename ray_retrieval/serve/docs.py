@@ -39,7 +39,7 @@ def docs_page(schema: dict[str, Any], base: str) -> HTMLResponse:
         summary=schema["info"]["summary"],
         groups=_groups(schema, base.rstrip("/")),
         schemas=[
-            {"name": name, "about": one.get("description", ""), "fields": _fields(one)}
+            {"name": name, "about": one.get("description", "").replace("`", ""), "fields": _fields(one)}
             for name, one in sorted(schema["components"]["schemas"].items())
         ],
         style=Markup(style),  # ours, and part of what its hash below allows
@@ -75,15 +75,19 @@ def _groups(schema: dict[str, Any], base: str) -> list[dict[str, Any]]:
 def _operation(path: str, method: str, operation: dict[str, Any], base: str) -> dict[str, Any]:
     bodies = operation.get("requestBody", {}).get("content", {})
     answers = operation["responses"].get("200", {}).get("content", {})
+    needed = [
+        one["name"] for one in operation.get("parameters", []) if one["in"] == "query" and one["required"]
+    ]
+    query = "?" + "&".join(f"{name}={name.upper()}" for name in needed) if needed else ""
     return {
         "path": path,
         "method": method.upper(),
-        "about": operation.get("description", ""),
+        "about": operation["description"].replace("`", ""),
         "parameters": [
             {
                 "name": one["name"],
                 "kind": _kind(one["schema"]),
-                "about": one.get("description", ""),
+                "about": one.get("description", "").replace("`", ""),
                 "required": one["required"],
             }
             for one in operation.get("parameters", [])
@@ -93,7 +97,7 @@ def _operation(path: str, method: str, operation: dict[str, Any], base: str) -> 
             for kind, body in bodies.items()
         ],
         "answers": [{"type": kind, "kind": _kind(body["schema"])} for kind, body in answers.items()],
-        "command": f"curl {_COMMANDS.get(path, '')} '{base}{path}'".replace("  ", " "),
+        "command": " ".join(filter(None, ["curl", _COMMANDS.get(path), f"'{base}{path}{query}'"])),
     }
 
 

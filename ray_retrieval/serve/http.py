@@ -26,7 +26,7 @@ from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.docs import docs_page
 from ray_retrieval.serve.keys import check_exposure
 from ray_retrieval.serve.limits import Admission
-from ray_retrieval.serve.middleware import API, REQUEST_ID, Guard, Headers, Observe, Watch
+from ray_retrieval.serve.middleware import REQUEST_ID, Guard, Headers, Observe, Watch
 from ray_retrieval.serve.openapi import describe_by_hand
 from ray_retrieval.serve.parts import Parts, as_json
 from ray_retrieval.serve.problems import add_handlers
@@ -73,7 +73,7 @@ def create_app(
     )
     parts = Parts(backend, config, Reader(config, fetcher), Admission(config.max_ongoing, config.max_queued))
     for routes in (search_routes(parts), index_routes(parts), change_routes(parts)):
-        app.include_router(routes, prefix=API)
+        app.include_router(routes)
     _add_signs_of_life(app, backend)
     _add_pages(app)
     _add_middleware(app, config, observe)

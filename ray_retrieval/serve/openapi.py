@@ -32,7 +32,6 @@ _BODIES: tuple[type[BaseModel], ...] = (
     MatchBody,
     RemoveBody,
     SearchBody,
-    SearchSettings,
 )
 _OPEN = frozenset({"/healthz", "/readyz"})
 
@@ -62,18 +61,7 @@ def _body(json: type[BaseModel], form: dict[str, Any] | None = None) -> dict[str
 
 _INDEX = {"type": "string", "description": "name of the index; the first one unless told"}
 _JSON_FIELD = {"request": {"contentType": JSON}}
-_SETTINGS: dict[str, Any] = {
-    name: {"type": kind}
-    for name, kind in {
-        "k": "integer",
-        "index": "string",
-        "where": "string",
-        "rerank": "string",
-        "combine": "string",
-        "why": "boolean",
-        "partial": "boolean",
-    }.items()
-}
+_SETTINGS: dict[str, Any] = SearchSettings.model_json_schema()["properties"]
 _BOX = {"type": "string", "description": "left,top,right,bottom in pixels of the upright image, of one image"}
 
 SEARCH = _body(

@@ -14,7 +14,7 @@ from ray_retrieval.serve.answers import (
     SampleAnswer,
 )
 from ray_retrieval.serve.bodies import RemoveBody, parsed
-from ray_retrieval.serve.middleware import charge
+from ray_retrieval.serve.middleware import API, charge
 from ray_retrieval.serve.openapi import ADD, IMAGE_FILE, REMOVE
 from ray_retrieval.serve.parts import Parts, as_file, as_json
 from ray_retrieval.serve.thumbnails import LARGEST, SMALLEST
@@ -31,8 +31,8 @@ _Replace = Annotated[bool, Query(description="take the place of images of the sa
 
 
 def index_routes(parts: Parts) -> APIRouter:
-    """`GET /indexes` and what is under it."""
-    router = APIRouter(tags=["indexes"])
+    """`GET /v1/indexes` and what is under it."""
+    router = APIRouter(prefix=API, tags=["indexes"])
     backend = parts.backend
 
     @router.get("/indexes", response_model=IndexesAnswer)
@@ -80,8 +80,8 @@ def index_routes(parts: Parts) -> APIRouter:
 
 
 def change_routes(parts: Parts) -> APIRouter:
-    """`POST /indexes/{name}/images` and `/indexes/{name}/remove`."""
-    router = APIRouter(tags=["changes"])
+    """`POST /v1/indexes/{name}/images` and `/v1/indexes/{name}/remove`."""
+    router = APIRouter(prefix=API, tags=["changes"])
     backend, reader = parts.backend, parts.reader
 
     @router.post("/indexes/{name}/images", response_model=ChangeAnswer, openapi_extra=ADD)

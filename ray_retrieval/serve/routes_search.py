@@ -1,5 +1,6 @@
 """Routes that take images: search, batches of searches, descriptors, matches."""
 
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from ray_retrieval.serve.answers import (
 from ray_retrieval.serve.backend import ImageExample
 from ray_retrieval.serve.bodies import SearchBody, checked
 from ray_retrieval.serve.limits import before
-from ray_retrieval.serve.middleware import charge
+from ray_retrieval.serve.middleware import API, charge
 from ray_retrieval.serve.openapi import BATCH, EMBED, MATCH, PICTURE, SEARCH
 from ray_retrieval.serve.parts import Parts, as_json
 from ray_retrieval.serve.reading import error_answer
@@ -27,8 +28,8 @@ _PNG = "image/png"
 
 
 def search_routes(parts: Parts) -> APIRouter:
-    """`POST /search`, `/search/batch`, `/embed` and `/match`."""
-    router = APIRouter(tags=["search"])
+    """`POST /v1/search`, `/v1/search/batch`, `/v1/embed` and `/v1/match`."""
+    router = APIRouter(prefix=API, tags=["search"])
     backend, reader, config = parts.backend, parts.reader, parts.config
 
     @router.post("/search", response_model=SearchAnswer, openapi_extra=SEARCH)
@@ -36,9 +37,10 @@ def search_routes(parts: Parts) -> APIRouter:
         """The images of an index nearest to one or several examples."""
 
         async def work(deadline: float) -> SearchAnswer:
+            start = time.perf_counter()
             wanted, notes = await reader.search(request)
-            answer = await backend.search(wanted, deadline=deadline)
-            return _noted(answer, notes)
+            read_s = time.perf_counter() - start
+            return _finished(await backend.search(wanted, deadline=deadline), notes, read_s)
 
         return as_json(await parts.admitted(work))
 
@@ -49,9 +51,11 @@ def search_routes(parts: Parts) -> APIRouter:
         async def one(values: Any, number: int, deadline: float) -> SearchAnswer | ErrorAnswer:
             try:
                 # Each for itself: one that takes too long is an error among answers.
+                start = time.perf_counter()
                 wanted, notes = await reader.one_search(checked(SearchBody, values))
+                read_s = time.perf_counter() - start
                 found = backend.search(wanted, deadline=deadline)
-                return _noted(await before(deadline, config.request_timeout_s, found), notes)
+                return _finished(await before(deadline, config.request_timeout_s, found), notes, read_s)
             except QueryError as error:
                 where = f"searches.{number}" + (f".{error.where}" if error.where else "")
                 return error_answer(QueryError(error.problem, where=where, mend=error.mend))
@@ -102,8 +106,12 @@ def search_routes(parts: Parts) -> APIRouter:
     return router
 
 
-def _noted(answer: SearchAnswer, notes: list[str]) -> SearchAnswer:
-    return answer.model_copy(update={"notes": [*notes, *answer.notes]}) if notes else answer
+def _finished(answer: SearchAnswer, notes: list[str], read_s: float) -> SearchAnswer:
+    """An answer with what is to be said of its images, and the time that reading them took."""
+    read_ms = round(1000 * read_s, 3)
+    timings = {"decode": read_ms, **answer.timings_ms}
+    timings["total"] = round(answer.timings_ms.get("total", 0.0) + read_ms, 3)
+    return answer.model_copy(update={"notes": [*notes, *answer.notes], "timings_ms": timings})
 
 
 def _in_place(

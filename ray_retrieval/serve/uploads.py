@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from ray_retrieval.data.decode import FORMATS, MAX_RATIO, upright_size
@@ -102,26 +103,43 @@ async def read_form(
     """A multipart form.
 
     Raises:
-        QueryError: 413 if it is too large, by its announced length or while it is read.
-        HTTPException: 400 if it is malformed or has too many parts.
+        QueryError: 413 if it is too large, by its announced length or while it is read; 400 if it is
+            malformed or has too many parts.
     """
     limit = min(max_body_bytes, max_files * max_file_bytes + _MAX_FIELD_BYTES) + _FORM_OVERHEAD
     bounded = Request(request.scope, await _bounded(request, limit, what="the request"))
+    # One file more than may be there, so that the refusal can say so in our words.
+    parser = _InMemory(
+        request.headers,
+        bounded.stream(),
+        max_files=max_files + 1,
+        max_fields=_MAX_FIELDS + max_files,
+        max_part_size=_MAX_FIELD_BYTES,
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, UnicodeError) as error:
+        problem = getattr(error, "message", "it names an unknown encoding").rstrip(".")
+        raise QueryError(
+            f"the form cannot be read: {problem[:1].lower()}{problem[1:]}", where="body", mend="see /docs"
+        ) from None
     files: dict[str, list[File]] = {}
     fields: dict[str, list[str]] = {}
-    # One file more than may be there, so that the refusal can say so in our words.
-    async with bounded.form(
-        max_files=max_files + 1, max_fields=_MAX_FIELDS + max_files, max_part_size=_MAX_FIELD_BYTES
-    ) as form:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                data = await value.read()
-                if len(data) > max_file_bytes:
-                    raise too_large("the image", max_file_bytes, where=name)
-                files.setdefault(name, []).append(File(value.filename or "", data))
-            else:
-                fields.setdefault(name, []).append(value)
+    for name, value in form.multi_items():
+        if not isinstance(value, UploadFile):
+            fields.setdefault(name, []).append(value)
+            continue
+        if (value.size or 0) > max_file_bytes:
+            raise too_large("the image", max_file_bytes, where=name)
+        with value.file as file:
+            files.setdefault(name, []).append(File(value.filename or "", file.read()))
     return UploadForm(files, fields)
+
+
+class _InMemory(MultiPartParser):
+    """Keeps files in memory, which the limit on the body bounds: a request never touches the disk."""
+
+    spool_max_size = 2**40
 
 
 async def read_json(request: Request, *, max_body_bytes: int) -> bytes:

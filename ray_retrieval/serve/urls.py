@@ -49,6 +49,7 @@ class Fetcher:
         self._max_bytes, self._timeout_s = max_bytes, timeout_s
         self._resolve = resolve or _look_up
         self._transport = transport
+        self._made: httpx.AsyncClient | None = None
 
     async def fetch(self, url: str) -> bytes:
         """The bytes of a file.
@@ -65,18 +66,14 @@ class Fetcher:
             raise _failed(url, "its host cannot be reached") from None
 
     async def _fetch(self, url: str) -> bytes:
-        # Without the environment's proxies: they would resolve the name once more.
-        async with httpx.AsyncClient(
-            trust_env=False, timeout=self._timeout_s, transport=self._transport
-        ) as client:
-            for _ in range(_REDIRECTS + 1):
-                found = await self._get(client, url)
-                if isinstance(found, bytes):
-                    return found
-                url = urljoin(url, found)
+        for _ in range(_REDIRECTS + 1):
+            found = await self._get(url)
+            if isinstance(found, bytes):
+                return found
+            url = urljoin(url, found)
         raise _failed(url, "it leads from one address to the next")
 
-    async def _get(self, client: httpx.AsyncClient, url: str) -> bytes | str:
+    async def _get(self, url: str) -> bytes | str:
         """The file, or the address that it has moved to."""
         scheme, host, port = self._listed(url)
         address = await self._address(host, port)
@@ -86,6 +83,7 @@ class Fetcher:
         target = parts._replace(netloc=f"{literal}:{port}", fragment="").geturl()
         headers = {"Host": _host_header(host, port, scheme), "Accept": "image/*", "User-Agent": _AGENT}
         headers["Accept-Encoding"] = "identity"
+        client = self._client()
         request = client.build_request("GET", target, headers=headers, extensions={"sni_hostname": host})
         answer = await client.send(request, stream=True, follow_redirects=False)
         try:
@@ -99,9 +97,21 @@ class Fetcher:
         finally:
             await answer.aclose()
 
+    def _client(self) -> httpx.AsyncClient:
+        if self._made is None:
+            self._made = httpx.AsyncClient(
+                # Without the environment's proxies: they would resolve the name once more.
+                trust_env=False,
+                timeout=self._timeout_s,
+                transport=self._transport,
+                # Connections are kept by address, and several hosts may share one: each proves itself anew.
+                limits=httpx.Limits(max_keepalive_connections=0),
+            )
+        return self._made
+
     async def _read(self, answer: httpx.Response, url: str) -> bytes:
         data = bytearray()
-        async for chunk in answer.aiter_raw():
+        async for chunk in answer.aiter_bytes():
             data += chunk
             if len(data) > self._max_bytes:
                 raise too_large("the image", self._max_bytes, where=url)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from ray_retrieval.data.decode import FORMATS, decode, png
+from ray_retrieval.data.decode import FORMATS, decode, png, upright_size
 from ray_retrieval.errors import DataError
 
 
@@ -61,6 +61,7 @@ def test_orientation_is_applied_as_pillow_does(orientation: int, kind: str) -> N
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert upright is not None
     assert np.array_equal(np.asarray(decode(data)), np.asarray(upright.convert("RGB")))
+    assert upright_size(data) == upright.size
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")

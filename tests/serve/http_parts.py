@@ -1,4 +1,4 @@
-"""What the tests of the HTTP layer share: a backend without any search, and a client that asks it in process."""
+"""What the tests of the HTTP layer share: a backend without any search, and what asks it in process."""
 
 import asyncio
 import time
@@ -62,11 +62,16 @@ CONFIG = ServeConfig(
 )
 
 
+def changed(**values: Any) -> ServeConfig:
+    """The configuration of the tests with some values of its own."""
+    return ServeConfig.model_validate({**CONFIG.model_dump(), **values})
+
+
 class FakeBackend:
     """Answers from a list of ids, and remembers what it was asked."""
 
-    def __init__(self) -> None:
-        self.ids = list(IDS)
+    def __init__(self, names: tuple[str, ...] = ("first", "second one ü"), ids: list[str] = IDS) -> None:
+        self.names, self.ids = names, list(ids)
         self.version = 7
         self.searches: list[SearchRequest] = []
         self.embedded: list[ImageExample] = []
@@ -176,7 +181,7 @@ class FakeBackend:
 
     def describe(self) -> IndexesAnswer:
         index = IndexAnswer(
-            name="first",
+            name=self.names[0],
             rows=len(self.ids),
             deleted=0,
             kind="codes",
@@ -196,7 +201,7 @@ class FakeBackend:
             card={},
         )
         return IndexesAnswer(
-            indexes=[index, index.model_copy(update={"name": "second one/ü"})],
+            indexes=[index.model_copy(update={"name": name}) for name in self.names],
             max_k=50,
             max_upload_bytes=100_000,
             max_pixels=1_000_000,
@@ -276,9 +281,9 @@ class FakeBackend:
         )
 
     def _known(self, index: str | None) -> str:
-        if index not in (None, "first", "second one/ü"):
+        if index is not None and index not in self.names:
             raise QueryError("there is no such index", where=index, status=404)
-        return index or "first"
+        return index or self.names[0]
 
     def _row(self, identifier: str) -> int:
         if identifier not in self.ids:

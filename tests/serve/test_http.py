@@ -1,11 +1,12 @@
 import base64
 import json
+import tempfile
 from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pytest
-from http_parts import CONFIG, IDS, Asker, FakeBackend, error_of
+from http_parts import CONFIG, IDS, Asker, FakeBackend, changed, error_of
 from serving_parts import picture
 
 from ray_retrieval.serve.backend import DescriptorExample, IdExample, ImageExample
@@ -183,6 +184,23 @@ def test_a_broken_form_is_refused(asker: Asker) -> None:
     error_of(asker.post("/v1/search", content=b"--x", headers={"Content-Type": "multipart/form-data"}), 400)
 
 
+@pytest.mark.parametrize("charset", ["undefined", "idna", "zlib", "rot13", "utf-16", "nonsense", "punycode"])
+def test_a_form_in_an_odd_encoding_is_read_or_refused(asker: Asker, charset: str) -> None:
+    kind = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+    part = b'--x\r\nContent-Disposition: form-data; name="k\xff."\r\n\r\n\xff1..\xd8\r\n--x--\r\n'
+    error_of(asker.post("/v1/search", content=part, headers=kind), 400)
+
+
+def test_large_files_of_a_form_never_touch_the_disk(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", None)
+    large = picture(1, side=900)
+    assert len(large) > 2_000_000
+    asker = Asker(backend, changed(max_upload_bytes=3_000_000, max_body_bytes=4_000_000))
+    assert asker.post("/v1/search", files={"image": large}).status_code == 200
+
+
 def test_an_upload_is_bounded_by_its_announced_length(asker: Asker, backend: FakeBackend) -> None:
     error = error_of(asker.post("/v1/search", files={"image": bytes(400_000)}), 413)
     assert "KiB" in error["problem"]
@@ -298,7 +316,7 @@ def test_a_server_that_may_not_write_changes_nothing(backend: FakeBackend) -> No
 
 def test_indices_are_described(asker: Asker) -> None:
     body = asker.get("/v1/indexes").json()
-    assert [one["name"] for one in body["indexes"]] == ["first", "second one/ü"]
+    assert [one["name"] for one in body["indexes"]] == ["first", "second one ü"]
     assert asker.get("/v1/indexes/first").json() == body["indexes"][0]
     assert "first" in error_of(asker.get("/v1/indexes/none"), 404)["mend"]
     sample = asker.get("/v1/indexes/first/sample?count=3&seed=5").json()
@@ -348,7 +366,7 @@ def test_the_page_and_its_files_are_served(asker: Asker) -> None:
 
 
 def test_health_is_of_the_process_and_readiness_of_all(asker: Asker, backend: FakeBackend) -> None:
-    assert asker.get("/healthz").json() == {"status": "ok", "versions": {"first": 7, "second one/ü": 7}}
+    assert asker.get("/healthz").json() == {"status": "ok", "versions": {"first": 7, "second one ü": 7}}
     assert asker.get("/readyz").json() == {"status": "ok", "versions": {"first": 7}}
     backend.failure = error = _busy()
     assert asker.get("/healthz").status_code == 200

@@ -1,0 +1,333 @@
+"""What the clients ask a server, as values: the request that it makes, and what its answer means.
+
+Nothing is sent here.
+"""
+
+import base64
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
+
+from ray_retrieval.errors import QueryError
+from ray_retrieval.serve.addresses import (
+    index_address,
+    original_address,
+    record_address,
+    thumbnail_address,
+)
+from ray_retrieval.serve.answers import BatchAnswer, ErrorAnswer, SearchAnswer
+
+Model = TypeVar("Model", bound=BaseModel)
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the upright image."""
+File = str | Path | bytes
+"""An image file: its path, or its bytes."""
+
+_AGAIN = frozenset({429, 503})
+_LONGEST_WAIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Image:
+    """A part of an image: a file, and the box that counts."""
+
+    file: File
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Id:
+    """An image of the index; with a box, that part of it."""
+
+    value: str
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class Url:
+    """An image at a host that the server allows; with a box, that part of it."""
+
+    value: str
+    box: Box | None = None
+
+
+@dataclass(frozen=True)
+class New:
+    """An image to add.
+
+    Attributes:
+        id: of it; unique in the index.
+        file: the image.
+        label: number or name of its class, or several.
+        columns: values of further columns of the index.
+    """
+
+    id: str
+    file: File | Url
+    label: int | str | list[int] | list[str] | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+# Union: `|` is not defined between a type of numpy and the others on Python 3.10.
+Example = Union[File, Image, Id, Url, npt.NDArray[Any]]  # noqa: UP007
+"""What to search for: an image, an id, a URL, a packed code (uint8 [bytes]) or a vector (floats [d])."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to search; what is None is left to the server."""
+
+    k: int = 10
+    index: str | None = None
+    where: str | None = None
+    rerank: str | None = None
+    combine: Literal["average", "best"] = "average"
+    why: bool = False
+    partial: bool | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request.
+
+    Attributes:
+        method: GET or POST.
+        path: under the server's address, escaped.
+        safe: whether it may be sent again, because it changes nothing.
+        options: further arguments of httpx's `request`: params, json, files, data, headers.
+    """
+
+    method: str
+    path: str
+    safe: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def search(examples: Example | Sequence[Example], settings: Settings, box: Box | None) -> Call:
+    """Images go as a form, which is a quarter smaller than JSON; everything else as JSON."""
+    several = _listed(examples, box)
+    images = [one for one in several if isinstance(one, Image)]
+    if len(images) < len(several):
+        body = {"examples": [_example(one) for one in several], **settings.as_json()}
+        return Call("POST", "/v1/search", options={"json": body})
+    request = {**settings.as_json(), "boxes": [image.box for image in images]}
+    files = [
+        *(("image", ("image", read(image.file))) for image in images),
+        ("request", (None, _json(request), "application/json")),
+    ]
+    return Call("POST", "/v1/search", options={"files": files})
+
+
+def batch(queries: Sequence[Example | Sequence[Example]], settings: Settings) -> Call:
+    searches = [
+        {"examples": [_example(one) for one in _listed(query, None)], **settings.as_json()}
+        for query in queries
+    ]
+    return Call("POST", "/v1/search/batch", options={"json": {"searches": searches}})
+
+
+def embed(images: File | Sequence[File], index: str | None) -> Call:
+    several = [images] if isinstance(images, str | Path | bytes) else images
+    files = [("image", ("image", read(image))) for image in several]
+    return Call("POST", "/v1/embed", options={"files": files, "data": _given(index=index)})
+
+
+def match(first: File | Id | Url, second: File | Id | Url, index: str | None, *, picture: bool) -> Call:
+    pair = {name: _example(_listed(one, None)[0]) for name, one in (("first", first), ("second", second))}
+    options = {"json": {**pair, **_given(index=index)}, "params": _given(picture="true" if picture else None)}
+    return Call("POST", "/v1/match", options=options)
+
+
+def add(images: Sequence[New], index: str, *, replace: bool) -> Call:
+    path, params = f"{index_address(index)}/images", {"replace": str(replace).lower()}
+    if any(isinstance(one.file, Url) for one in images):
+        body = [{**_about(one), **_example(_listed(one.file, None)[0])} for one in images]
+        return Call("POST", path, safe=False, options={"json": {"images": body}, "params": params})
+    files = [
+        *(("image", ("image", read(one.file))) for one in images if not isinstance(one.file, Url)),
+        ("request", (None, _json({"images": [_about(one) for one in images]}), "application/json")),
+    ]
+    return Call("POST", path, safe=False, options={"files": files, "params": params})
+
+
+def remove(ids: Sequence[str] | None, where: str | None, index: str) -> Call:
+    body = _given(ids=None if ids is None else list(ids), where=where)
+    return Call("POST", f"{index_address(index)}/remove", safe=False, options={"json": body})
+
+
+def indexes() -> Call:
+    return Call("GET", "/v1/indexes")
+
+
+def about(index: str) -> Call:
+    return Call("GET", index_address(index))
+
+
+def sample(count: int, seed: int | None, where: str | None, index: str) -> Call:
+    params = _given(count=count, seed=seed, where=where)
+    return Call("GET", f"{index_address(index)}/sample", options={"params": params})
+
+
+def map_of(index: str) -> Call:
+    return Call("GET", f"{index_address(index)}/map")
+
+
+def record(identifier: str, index: str) -> Call:
+    return Call("GET", record_address(index, identifier))
+
+
+def thumbnail(identifier: str, size: int, index: str) -> Call:
+    return Call("GET", f"{thumbnail_address(index, identifier)}&size={size}")
+
+
+def original(identifier: str, index: str) -> Call:
+    return Call("GET", original_address(index, identifier))
+
+
+def answers_of(body: BatchAnswer) -> list[SearchAnswer | QueryError]:
+    """Each answer of a batch, or the error that stands in its place."""
+    return [
+        QueryError(one.error.problem, where=one.error.where, mend=one.error.mend)
+        if isinstance(one, ErrorAnswer)
+        else one
+        for one in body.answers
+    ]
+
+
+def read(file: File) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        QueryError: if it cannot be read.
+    """
+    if isinstance(file, bytes):
+        return file
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise QueryError(f"the image cannot be read: {error.strerror}", where=file) from None
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    """Headers of every request, with the key that is given or that RAY_RETRIEVAL_API_KEY holds."""
+    key = api_key or os.environ.get("RAY_RETRIEVAL_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def wait_before_next(call: Call, answer: httpx.Response | None, attempt: int, retries: int) -> float | None:
+    """Seconds to wait before a call is sent again; None: what came counts.
+
+    Args:
+        call: that was sent.
+        answer: that came; None: the server was not reached.
+        attempt: how often it was sent before, from 0.
+        retries: how often it may be sent again.
+    """
+    if not call.safe or attempt >= retries or (answer is not None and answer.status_code not in _AGAIN):
+        return None
+    asked = "" if answer is None else answer.headers.get("retry-after", "")
+    if asked.isdecimal():
+        return min(float(asked), _LONGEST_WAIT_S)
+    # Not all at the same moment again.
+    return 0.5 * float(2**attempt) * random.uniform(0.5, 1.0)
+
+
+def parsed(kind: type[Model], answer: httpx.Response) -> Model:
+    """The body of an answer.
+
+    Raises:
+        QueryError: if it is another one.
+    """
+    try:
+        return kind.model_validate_json(content(answer))
+    except ValidationError:
+        raise QueryError(
+            f"the answer is no {kind.__name__}",
+            where=_where(answer),
+            mend="let client and server be of one version",
+            status=502,
+        ) from None
+
+
+def content(answer: httpx.Response) -> bytes:
+    """The bytes of an answer.
+
+    Raises:
+        QueryError: what the server says is wrong, with its status.
+    """
+    if answer.is_success:
+        return answer.content
+    try:
+        error = ErrorAnswer.model_validate_json(answer.content).error
+    except ValidationError:
+        raise QueryError(
+            f"the server answered with status {answer.status_code}",
+            where=_where(answer),
+            status=answer.status_code,
+        ) from None
+    raise QueryError(error.problem, where=error.where, mend=error.mend, status=answer.status_code)
+
+
+def unreachable(url: str, error: Exception) -> QueryError:
+    """Says that no answer came."""
+    late = isinstance(error, httpx.TimeoutException)
+    problem = "the server gave no answer in time" if late else "the server cannot be reached"
+    return QueryError(problem, where=url, mend="see whether it runs", status=504 if late else 503)
+
+
+def _listed(examples: Example | Sequence[Example], box: Box | None) -> list[Image | Id | Url | Any]:
+    """Examples as a list, files as `Image`, the box with the only one."""
+    one = isinstance(examples, str | Path | bytes | Image | Id | Url | np.ndarray)
+    several: list[Any] = [examples] if one else list(examples)  # type: ignore[arg-type]
+    several = [Image(each) if isinstance(each, str | Path | bytes) else each for each in several]
+    if box is None:
+        return several
+    if len(several) != 1 or not isinstance(several[0], Image | Id | Url):
+        raise QueryError("a box belongs to one image", where="box", mend="give it with Image, Id or Url")
+    return [type(several[0])(next(iter(vars(several[0]).values())), box)]
+
+
+def _example(one: Image | Id | Url | npt.NDArray[Any]) -> dict[str, Any]:
+    if isinstance(one, Image):
+        return {"image": base64.b64encode(read(one.file)).decode(), **_given(box=one.box)}
+    if isinstance(one, Id):
+        return {"id": one.value, **_given(box=one.box)}
+    if isinstance(one, Url):
+        return {"url": one.value, **_given(box=one.box)}
+    array = np.asarray(one)
+    if array.ndim == 1 and array.dtype == np.uint8:
+        return {"code": array.tobytes().hex()}
+    if array.ndim == 1 and np.issubdtype(array.dtype, np.floating):
+        return {"vector": array.tolist()}
+    raise QueryError(
+        f"an array of {array.dtype} {list(array.shape)} is no example",
+        mend="give uint8 [bytes] for a packed code, or floats [dimension] for a vector",
+    )
+
+
+def _about(new: New) -> dict[str, Any]:
+    return {"id": new.id, **_given(label=new.label, columns=new.columns or None)}
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values)
+
+
+def _where(answer: httpx.Response) -> str:
+    return f"{answer.request.method} {answer.request.url}"

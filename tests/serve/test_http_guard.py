@@ -1,0 +1,289 @@
+"""Who may ask, how often, from where; what is logged; what happens under load and on bugs."""
+
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from http_parts import CONFIG, Asker, FakeBackend, changed, error_of
+from serving_parts import picture
+
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.http import create_app
+from ray_retrieval.serve.keys import new_key
+
+SEARCH = {"examples": [{"id": "plain"}]}
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    return FakeBackend()
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_with_keys_nothing_of_the_api_is_answered_without_one(backend: FakeBackend, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    reader = new_key(keys, "anna", "read")
+    asker = Asker(backend, changed(api_keys=str(keys), host="0.0.0.0"), base="http://photos.example.com")
+    for path in ("/v1/indexes", "/v1/indexes/first/thumbnail?id=plain", "/v1/none", "/metrics"):
+        answer = asker.get(path)
+        error_of(answer, 401)
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for wrong in ("Bearer nonsense", f"Basic {reader}", reader, "Bearer", "Bearer \xff", f"Bearer {reader}x"):
+        error_of(asker.get("/v1/indexes", headers={"Authorization": wrong.encode("latin-1")}), 401)
+    assert asker.get("/v1/indexes", headers=bearer(reader)).status_code == 200
+    assert asker.post("/v1/search", json=SEARCH, headers=bearer(reader)).status_code == 200
+    for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/page/page.js"):
+        assert asker.get(path).status_code == 200
+
+
+def test_only_a_key_to_write_changes_an_index(backend: FakeBackend, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    reader, writer = new_key(keys, "anna", "read"), new_key(keys, "bob", "write")
+    asker = Asker(backend, changed(api_keys=str(keys)))
+    for path, options in {
+        "/v1/indexes/first/remove": {"json": {"ids": ["plain"]}},
+        "/v1/indexes/first/images": {"files": {"image": ("new", picture(1))}},
+    }.items():
+        error = error_of(asker.post(path, headers=bearer(reader), **options), 403)
+        assert "anna" in error["problem"]
+        assert asker.post(path, headers=bearer(writer), **options).status_code == 200
+
+
+def test_a_server_that_others_reach_needs_keys_or_consent(backend: FakeBackend, tmp_path: Path) -> None:
+    for host in ("0.0.0.0", "::", "192.168.0.3", "photos.example.com"):
+        with pytest.raises(RecipeError, match="no keys are asked for"):
+            create_app(backend, changed(host=host))
+        create_app(backend, changed(host=host, allow_anonymous=True))
+    for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
+        create_app(backend, changed(host=host))
+    with pytest.raises(RecipeError, match="cannot be read"):
+        create_app(backend, changed(api_keys=str(tmp_path / "missing")))
+
+
+def test_without_keys_only_names_of_this_machine_are_answered(backend: FakeBackend) -> None:
+    for base in ("http://localhost:8000", "http://127.0.0.1", "http://[::1]:8000"):
+        assert Asker(backend, base=base).get("/v1/indexes").status_code == 200
+    for base in ("http://evil.example.com", "http://10.0.0.1:8000"):
+        assert error_of(Asker(backend, base=base).get("/v1/indexes"), 403)["where"] == "Host"
+    anyone = Asker(backend, changed(allow_anonymous=True), base="http://evil.example.com")
+    assert anyone.get("/v1/indexes").status_code == 200
+
+
+def test_pages_of_elsewhere_change_and_search_nothing(backend: FakeBackend) -> None:
+    asker = Asker(backend, changed(cors_origins=["https://shop.example.com"]))
+    removal = {"json": {"ids": ["plain"]}}
+    for origin in ("http://evil.example.com", "null", "https://127.0.0.1:1"):
+        answer = asker.post("/v1/indexes/first/remove", headers={"Origin": origin}, **removal)
+        assert error_of(answer, 403)["where"] == "Origin"
+    for origin in ("http://127.0.0.1", "https://shop.example.com"):
+        assert asker.post("/v1/search", json=SEARCH, headers={"Origin": origin}).status_code == 200
+
+
+def test_listed_origins_are_told_that_they_may_ask(backend: FakeBackend) -> None:
+    asker = Asker(backend, changed(cors_origins=["https://shop.example.com"]))
+    wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    asked = asker.ask("OPTIONS", "/v1/search", headers={"Origin": "https://shop.example.com", **wanted})
+    assert asked.headers["access-control-allow-origin"] == "https://shop.example.com"
+    assert "POST" in asked.headers["access-control-allow-methods"]
+    refused = asker.ask("OPTIONS", "/v1/search", headers={"Origin": "https://evil.example.com", **wanted})
+    assert "access-control-allow-origin" not in refused.headers
+    shared = asker.get("/v1/indexes/first/thumbnail?id=plain")
+    assert shared.headers["cross-origin-resource-policy"] == "cross-origin"
+    alone = Asker(backend).get("/v1/indexes", headers={"Origin": "https://shop.example.com"})
+    assert "access-control-allow-origin" not in alone.headers
+
+
+def test_who_asks_too_often_is_told_when_to_come_back(backend: FakeBackend, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    anna, bob = new_key(keys, "anna", "read"), new_key(keys, "bob", "read")
+    asker = Asker(backend, changed(api_keys=str(keys), rate_limit=0.5, rate_burst=3))
+    asks = [asker.get("/v1/indexes", headers=bearer(anna)) for _ in range(4)]
+    assert [answer.status_code for answer in asks] == [200, 200, 200, 429]
+    error_of(asks[-1], 429)
+    assert asks[-1].headers["retry-after"] == "2"
+    assert asker.get("/v1/indexes", headers=bearer(bob)).status_code == 200
+    assert asker.get("/healthz").status_code == 200
+
+
+def test_a_batch_counts_as_its_searches_and_a_thumbnail_as_a_tenth(backend: FakeBackend) -> None:
+    asker = Asker(backend, changed(rate_limit=0.01, rate_burst=3))
+    assert asker.post("/v1/search/batch", json={"searches": [SEARCH] * 3}).status_code == 200
+    error_of(asker.post("/v1/search", json=SEARCH), 429)
+    asker = Asker(backend, changed(rate_limit=0.01, rate_burst=1))
+    seen = [asker.get("/v1/indexes/first/thumbnail?id=plain").status_code for _ in range(11)]
+    assert seen == [200] * 10 + [429]
+
+
+def test_whoever_guesses_keys_is_held_up(backend: FakeBackend, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    good = new_key(keys, "anna", "read")
+    asker = Asker(backend, changed(api_keys=str(keys), rate_limit=0.01, rate_burst=2))
+    seen = [asker.get("/v1/indexes", headers=bearer("guess")).status_code for _ in range(3)]
+    assert seen == [401, 401, 429]
+    assert asker.get("/v1/indexes", headers=bearer(good)).status_code == 200
+
+
+def test_every_answer_carries_the_security_headers(backend: FakeBackend) -> None:
+    asker = Asker(backend)
+    for path in (
+        "/",
+        "/v1/indexes",
+        "/page/page.js",
+        "/v1/indexes/first/image?id=unknown",
+        "/nowhere",
+        "/docs",
+    ):
+        headers = asker.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert "http" not in headers["content-security-policy"]
+        assert headers["cache-control"] == ("no-store" if path.startswith("/v1") else "no-cache")
+
+
+def test_unknown_routes_and_methods_are_answered_in_json(backend: FakeBackend) -> None:
+    asker = Asker(backend)
+    error_of(asker.get("/nowhere"), 404)
+    answer = asker.get("/v1/search")
+    error_of(answer, 405)
+    assert answer.headers["allow"] == "POST"
+
+
+def test_a_bug_is_answered_without_telling_what_it_was(
+    backend: FakeBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.failure = OSError("/secret/place")
+    answer = Asker(backend).post("/v1/search", json=SEARCH)
+    error_of(answer, 500)
+    assert "secret" not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["x-request-id"]
+    assert "/secret/place" in caplog.text
+
+
+def test_requests_are_named_logged_and_told_of(
+    backend: FakeBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = tmp_path / "keys"
+    key = new_key(keys, "anna", "read")
+    asker = Asker(backend, changed(api_keys=str(keys)))
+    with caplog.at_level(logging.INFO, "ray_retrieval.serve.access"):
+        answer = asker.post(
+            "/v1/search?secret=1", json=SEARCH, headers={**bearer(key), "X-Request-ID": "mine-1"}
+        )
+        other = asker.get("/v1/indexes/first/image?id=%2Fprivate", headers={"X-Request-ID": "bad id\t"})
+    assert answer.headers["x-request-id"] == "mine-1"
+    assert other.headers["x-request-id"] not in ("", "bad id\t")
+    first, second = (
+        json.loads(record.getMessage()) for record in caplog.records if record.name.endswith("access")
+    )
+    assert (first["request"], first["route"], first["status"]) == ("mine-1", "/v1/search", 200)
+    assert first["caller"] == "anna"
+    assert first["sent"] == len(answer.content)
+    assert second["status"] == 401
+    for hidden in (key, "secret", "private", "plain"):
+        assert hidden not in caplog.text
+    assert asker.told[0] == ("POST", "/v1/search", 200)
+
+
+def test_routes_are_told_by_their_templates(backend: FakeBackend) -> None:
+    asker = Asker(backend)
+    for path in (
+        "/v1/indexes/first/thumbnail?id=plain",
+        "/page/page.js",
+        "/nowhere/at/all",
+        "/",
+        "/v1/search",
+    ):
+        asker.get(path)
+    assert asker.told == [
+        ("GET", "/v1/indexes/{name}/thumbnail", 200),
+        ("GET", "/page", 200),
+        ("GET", "other", 404),
+        ("GET", "/", 200),
+        ("GET", "/v1/search", 405),
+    ]
+
+
+def test_searches_beyond_the_bounds_are_refused_at_once(backend: FakeBackend) -> None:
+    async def crowd() -> list[httpx.Response]:
+        backend.release.clear()
+        async with connected(backend, CONFIG) as client:
+            searches = [
+                asyncio.create_task(client.post("/v1/search", files={"image": picture(i)})) for i in range(9)
+            ]
+            await asyncio.wait(searches, return_when=asyncio.FIRST_COMPLETED)
+            refused = [search for search in searches if search.done()]
+            assert len(backend.searches) <= CONFIG.max_ongoing
+            for search in refused:
+                assert search.result().headers["retry-after"] == "1"
+            backend.release.set()
+            return await asyncio.gather(*searches)
+
+    statuses = [answer.status_code for answer in asyncio.run(crowd())]
+    assert statuses.count(200) == CONFIG.max_ongoing + CONFIG.max_queued
+    assert statuses.count(503) == 4
+
+
+def test_a_batch_leaves_turns_to_others(backend: FakeBackend) -> None:
+    config = changed(max_ongoing=4, max_batch=20)
+
+    async def both() -> None:
+        backend.release.clear()
+        async with connected(backend, config) as client:
+            body = {"searches": [SEARCH] * 20}
+            batch = asyncio.create_task(client.post("/v1/search/batch", json=body))
+            while backend.busy < 2:
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
+            assert backend.busy == 2
+            single = asyncio.create_task(client.post("/v1/search", json=SEARCH))
+            while backend.busy < 3:
+                await asyncio.sleep(0.001)
+            backend.release.set()
+            assert (await single).status_code == 200
+            assert len((await batch).json()["answers"]) == 20
+
+    asyncio.run(asyncio.wait_for(both(), 10))
+    assert backend.busiest <= 4
+
+
+def test_a_search_that_takes_too_long_is_given_up(backend: FakeBackend) -> None:
+    async def wait() -> tuple[list[httpx.Response], httpx.Response, httpx.Response]:
+        backend.release.clear()
+        async with connected(backend, changed(request_timeout_s=0.05)) as client:
+            answers = [await client.post("/v1/search", files={"image": picture(i)}) for i in range(6)]
+            batch = await client.post("/v1/search/batch", json={"searches": [SEARCH] * 3})
+            backend.release.set()
+            return answers, batch, await client.post("/v1/search", files={"image": picture(9)})
+
+    late, batch, after = asyncio.run(wait())
+    for answer in [*late, batch]:
+        assert "0.05 s" in error_of(answer, 503)["problem"]
+    assert after.status_code == 200
+    assert backend.busy == 0
+
+
+def test_a_sender_that_dawdles_is_given_up(backend: FakeBackend) -> None:
+    async def slow() -> Any:
+        yield b"{"
+        await asyncio.sleep(60)
+
+    asker = Asker(backend, changed(request_timeout_s=0.05))
+    headers = {"Content-Type": "application/json"}
+    error_of(asker.post("/v1/search", content=slow(), headers=headers), 503)
+
+
+def connected(backend: FakeBackend, config: ServeConfig) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(create_app(backend, config))
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")

@@ -1,0 +1,85 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.serve import keys as module
+from ray_retrieval.serve.keys import Keys, new_key, read_keys
+
+
+def test_a_key_is_found_and_nothing_like_it(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    anna, bob = new_key(path, "anna", "read"), new_key(path, "bob", "write")
+    keys = Keys(path)
+    found = keys.find(bob)
+    assert found is not None
+    assert (found.name, found.scope) == ("bob", "write")
+    assert keys.find(anna) is not None
+    for wrong in ("", anna[:-1], anna + "a", anna.upper(), "rr_", "\udcff"):
+        assert keys.find(wrong) is None
+
+
+def test_the_file_does_not_tell_the_key_and_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    secret = new_key(path, "anna", "read")
+    assert len(secret) > 40
+    assert secret not in path.read_text()
+    assert secret.removeprefix("rr_") not in path.read_text()
+    assert path.stat().st_mode & 0o077 == 0
+    assert new_key(tmp_path / "others", "anna", "read") != secret
+
+
+def test_comments_and_empty_lines_say_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# our keys\n\n")
+    with pytest.raises(RecipeError, match="holds no key"):
+        read_keys(path)
+    path.write_text("")
+    new_key(path, "anna", "read")
+    path.write_text("# our keys\n\n" + path.read_text())
+    assert [key.name for key in read_keys(path)] == ["anna"]
+
+
+@pytest.mark.parametrize(
+    "line", ["anna read", "anna read plain-secret", "anna admin sha256:%s:%s", "an/na read sha256:%s:%s"]
+)
+def test_a_line_that_is_none_is_refused_by_its_number_alone(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "keys"
+    new_key(path, "bob", "read")
+    with path.open("a") as file:
+        file.write(line.replace("%s", "0" * 32, 1).replace("%s", "0" * 64) + "\n")
+    with pytest.raises(RecipeError, match=":2") as caught:
+        read_keys(path)
+    assert "plain-secret" not in str(caught.value)
+
+
+def test_names_are_taken_once_and_scopes_are_known(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    new_key(path, "anna", "read")
+    with pytest.raises(RecipeError, match="there is a key 'anna'"):
+        new_key(path, "anna", "write")
+    with pytest.raises(RecipeError, match="no scope"):
+        new_key(path, "bob", "all")  # type: ignore[arg-type]
+    with pytest.raises(RecipeError, match="name of a key"):
+        new_key(path, "a b", "read")
+    with pytest.raises(RecipeError, match="cannot be kept"):
+        new_key(tmp_path / "no" / "folder", "anna", "read")
+
+
+def test_a_key_is_taken_back_while_the_server_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RECHECK_S", 0.0)
+    path = tmp_path / "keys"
+    anna, bob = new_key(path, "anna", "read"), new_key(path, "bob", "read")
+    keys = Keys(path)
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[1])
+    os.utime(path, (time.time() + 5, time.time() + 5))
+    assert keys.find(anna) is None
+    assert keys.find(bob) is not None
+    path.write_text("broken\n")
+    os.utime(path, (time.time() + 9, time.time() + 9))
+    assert keys.find(bob) is not None, "keys that cannot be read leave the former ones in use"
+    path.unlink()
+    assert keys.find(bob) is not None

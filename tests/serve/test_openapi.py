@@ -1,0 +1,152 @@
+"""The interface as it is described: for people, for programs, and under whatever fits or breaks it."""
+
+import importlib.util
+import logging
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+from http_parts import CONFIG, Asker, FakeBackend, changed
+from serving_parts import picture
+
+from ray_retrieval.serve.http import create_app
+
+PATHS = {
+    "/v1/search": {"post"},
+    "/v1/search/batch": {"post"},
+    "/v1/embed": {"post"},
+    "/v1/match": {"post"},
+    "/v1/indexes": {"get"},
+    "/v1/indexes/{name}": {"get"},
+    "/v1/indexes/{name}/sample": {"get"},
+    "/v1/indexes/{name}/map": {"get"},
+    "/v1/indexes/{name}/image": {"get"},
+    "/v1/indexes/{name}/thumbnail": {"get"},
+    "/v1/indexes/{name}/original": {"get"},
+    "/v1/indexes/{name}/images": {"post"},
+    "/v1/indexes/{name}/remove": {"post"},
+    "/healthz": {"get"},
+    "/readyz": {"get"},
+    "/metrics": {"get"},
+}
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return create_app(FakeBackend(), CONFIG).openapi()
+
+
+def test_every_route_is_described(schema: dict[str, Any]) -> None:
+    assert {path: set(methods) for path, methods in schema["paths"].items()} == PATHS
+    for path, methods in schema["paths"].items():
+        for operation in methods.values():
+            assert operation["description"]
+            assert "default" in operation["responses"]
+            assert "422" not in operation["responses"]
+            assert ("security" in operation) == (path.startswith("/v1") or path == "/metrics")
+
+
+def test_every_reference_leads_somewhere(schema: dict[str, Any]) -> None:
+    found = set(re.findall(r"#/components/schemas/(\w+)", str(schema)))
+    assert found <= set(schema["components"]["schemas"])
+    assert "HTTPValidationError" not in schema["components"]["schemas"]
+
+
+def test_bodies_may_come_as_form_or_json(schema: dict[str, Any]) -> None:
+    content = schema["paths"]["/v1/search"]["post"]["requestBody"]["content"]
+    assert set(content) == {"application/json", "multipart/form-data"}
+    assert content["multipart/form-data"]["schema"]["required"] == ["image"]
+
+
+def test_answers_are_as_described(schema: dict[str, Any]) -> None:
+    asker = Asker(FakeBackend())
+    for method, path, options in [
+        ("post", "/v1/search", {"files": {"image": picture(1)}}),
+        ("post", "/v1/search/batch", {"json": {"searches": [{"examples": [{"id": "plain"}]}, {}]}}),
+        ("post", "/v1/embed", {"files": {"image": picture(1)}}),
+        ("post", "/v1/match", {"files": {"first": picture(1), "second": picture(2)}}),
+        ("get", "/v1/indexes", {}),
+        ("get", "/v1/indexes/{name}/sample", {}),
+        ("get", "/v1/indexes/{name}/map", {}),
+        ("get", "/readyz", {}),
+    ]:
+        answer = asker.ask(method.upper(), path.replace("{name}", "first"), **options)
+        described = schema["paths"][path][method]["responses"]["200"]["content"]["application/json"]["schema"]
+        jsonschema.validate(answer.json(), {**described, "components": schema["components"]})
+
+
+def test_the_page_for_people_runs_and_fetches_nothing() -> None:
+    answer = Asker(FakeBackend()).get("/docs")
+    assert answer.headers["content-type"].startswith("text/html")
+    for path in PATHS:
+        assert path in answer.text
+    assert "<script" not in answer.text
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', answer.text)
+    linked = set(re.findall(r'href="#(\w+)"', answer.text))
+    assert linked <= set(re.findall(r'id="(\w+)"', answer.text))
+    assert "sha256-" in answer.headers["content-security-policy"]
+    assert "script-src" not in answer.headers["content-security-policy"]
+
+
+def test_the_page_for_people_escapes_what_it_is_told() -> None:
+    asker = Asker(FakeBackend(), changed(allow_anonymous=True))
+    answer = asker.get("/docs", headers={"Host": '"><script>alert(1)</script>'})
+    assert "<script" not in answer.text
+
+
+def _name_what_there_is(schema: dict[str, Any]) -> None:
+    """Let a fuzzer ask for what exists most of the time."""
+    known = {"name": ["first", "none"], "id": ["plain", "..", "unknown"]}
+    for methods in schema["paths"].values():
+        for operation in methods.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["name"] in known:
+                    parameter["schema"] = {"enum": known[parameter["name"]]}
+    schema["components"]["schemas"]["ExampleBody"]["properties"]["id"] = {"enum": known["id"]}
+    for body in schema["components"]["schemas"].values():
+        if "index" in body.get("properties", {}) and "examples" in body["properties"]:
+            body["properties"]["index"] = {"enum": known["name"]}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("schemathesis") is None, reason="schemathesis is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_that_fits_or_breaks_the_description_is_a_bug(caplog: pytest.LogCaptureFixture) -> None:
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
+    from schemathesis.generation import GenerationMode
+
+    caplog.set_level(logging.CRITICAL, "httpx")
+    # The Host that the fuzzer sends is none of this machine's names.
+    app = create_app(FakeBackend(), changed(allow_anonymous=True, max_ongoing=8))
+    _name_what_there_is(app.openapi())
+    described = schemathesis.openapi.from_asgi("/openapi.json", app)
+    operations = [operation.ok() for operation in described.get_all_operations()]
+    cases = [operation.as_strategy(generation_mode=GenerationMode.POSITIVE) for operation in operations]
+    cases += [
+        operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+        for operation in operations
+        if operation.body.items or operation.query.items
+    ]
+    seen: dict[int, int] = {}
+
+    @settings(
+        max_examples=100,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.one_of(cases))
+    def ask(case: Any) -> None:
+        answer = case.call()
+        seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
+        assert answer.status_code < 500, (case, answer.text)
+        if answer.status_code >= 400:
+            assert set(answer.json()["error"]) == {"problem", "where", "mend"}
+
+    ask()
+    assert seen.get(200, 0) > 20
+    assert sum(seen.values()) >= 100
