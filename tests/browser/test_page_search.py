@@ -294,6 +294,10 @@ def test_why_a_code_was_found(visit: Visit, shoot: Any) -> None:
     button.click()
     page.get_by_role("button", name="Only moon").click()
     page.wait_for_url("**label=moon*")
+    settle(page)
+    page.locator("button.why").nth(1).click()
+    page.go_back()  # what the dialog was about is gone
+    expect(dialog).to_have_count(0)
 
 
 def test_why_a_vector_was_found(visit: Visit) -> None:

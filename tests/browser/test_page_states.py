@@ -137,6 +137,9 @@ def test_a_key_is_asked_for_and_sent_with_pictures_too(
         dialog = page.get_by_role("dialog")
         expect(dialog.get_by_role("heading")).to_have_text("This server wants a key")
         shoot(page, "key")
+        assert page.evaluate("document.activeElement.id") == "key-input"
+        dialog.get_by_label("Close").click()
+        page.get_by_role("button", name="Give a key").click()
         dialog.get_by_label("Key").fill("wrong")
         page.keyboard.press("Enter")
         expect(dialog).to_contain_text("does not take this key")

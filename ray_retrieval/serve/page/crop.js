@@ -121,13 +121,18 @@ export function crop(image, given) {
 
   return new Promise((resolve) => {
     let chosen;
-    const begin = () => {
+    // Small images are enlarged, so that a finger can point at their parts.
+    const fit = () => {
       const [width, height] = size();
-      const inset = [0.15, 0.15, 0.85, 0.85].map((share, side) => Math.round(share * (side % 2 ? height : width)));
-      // Small images are enlarged, so that a finger can point at their parts.
       const room = [Math.min(innerWidth - 64, 880), innerHeight * 0.62];
       const shown = Math.min(room[0] / width, room[1] / height, Math.max(1, 360 / Math.max(width, height)));
       image.style.width = `${width * shown}px`;
+      if (box) draw();
+    };
+    const begin = () => {
+      const [width, height] = size();
+      const inset = [0.15, 0.15, 0.85, 0.85].map((share, side) => Math.round(share * (side % 2 ? height : width)));
+      fit();
       stage.classList.add("ready");
       put(given ?? inset);
       use.disabled = false;
@@ -149,14 +154,11 @@ export function crop(image, given) {
       "keydown",
       (event) => event.key === "Enter" && (event.preventDefault(), finish(box.map(Math.round))),
     );
-    addEventListener("resize", draw_again);
-    function draw_again() {
-      if (box) draw();
-    }
+    addEventListener("resize", fit);
     dialog.addEventListener(
       "close",
       () => {
-        removeEventListener("resize", draw_again);
+        removeEventListener("resize", fit);
         if (image.src.startsWith("blob:")) URL.revokeObjectURL(image.src);
         resolve(chosen);
       },

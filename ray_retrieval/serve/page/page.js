@@ -61,6 +61,8 @@ const linkTo =
 async function render({ restore, kept: shownBefore, quiet, initial } = {}) {
   running?.abort();
   interrupted = false;
+  // What a dialog is about is no longer there.
+  if (restore !== undefined) for (const name of ["cropping", "why"]) $(name).close();
   const controller = (running = new AbortController());
   const state = read();
   if (!served && !(await connect())) return;
@@ -191,6 +193,10 @@ function told(error) {
   interrupted = error instanceof Failure && error.offline;
   if (interrupted) return showWaiting();
   if (!(error instanceof Failure)) console.error(error);
+  if (error.status === 401) {
+    const give = () => link.dispatchEvent(new Event("locked"));
+    return showError("This server wants a key.", button("Give a key", give, "primary"));
+  }
   const message = error instanceof Failure ? error.message : "Something went wrong on this page.";
   const buttons = [];
   if (error.status === 410 || error.status === 413 || error.status === 415)
@@ -242,7 +248,7 @@ $("reconnect").addEventListener("click", reconnect);
 
 link.addEventListener("locked", () => {
   if ($("key").open) return;
-  const input = h("input", { type: "password", id: "key-input", autocomplete: "off", required: true });
+  const input = h("input", { type: "password", id: "key-input", autocomplete: "off", required: true, autofocus: true });
   const wrong = key.get() ? h("p", { class: "notice wrong" }, "The server does not take this key.") : null;
   const give = (event) => {
     event.preventDefault();

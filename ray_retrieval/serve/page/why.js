@@ -189,6 +189,9 @@ async function photographs({ hit, setting, state }, { points: [ours, theirs], si
   const held = state.upload && (await kept(state.upload));
   const query = held ? URL.createObjectURL(held.blob) : await pictureAddress(originalAddress(state.from, state.id));
   const found = await pictureAddress(originalAddress(setting.index, hit.id));
+  const release = () =>
+    [query, found].filter((one) => one.startsWith("blob:")).forEach((one) => URL.revokeObjectURL(one));
+  $("why").addEventListener("close", release, { once: true });
   if (!ours?.length) {
     const small = async (source, alt) => h("figure", {}, h("img", { src: source, alt: "" }), h("figcaption", {}, alt));
     return [
