@@ -3,7 +3,8 @@
 from typing import Any
 
 import numpy as np
-from galleries import Galleries, Gallery
+from galleries import Galleries
+from gallery import Gallery
 from pictures import SHAPES, png, poster, view
 from PIL import Image
 

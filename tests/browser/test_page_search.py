@@ -313,6 +313,25 @@ def test_why_a_vector_was_found(visit: Visit) -> None:
     )
 
 
+def test_vectors_that_other_features_verified_show_their_inliers(visit: Visit) -> None:
+    def verified(route: Any) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        for hit in body["hits"]:
+            hit["inliers"] = 3
+            if route.request.post_data_json.get("why"):
+                points = [[10, 20], [30, 40], [50, 60]]
+                sizes = {"query_size": [100, 132], "size": [120, 120]}
+                hit["why"] = {"query_points": points, "points": points, **sizes}
+        route.fulfill(response=answer, json=body)
+
+    page = visit()
+    page.route("**/v1/search", verified)
+    page.goto(page.url + f"?index=colours&id={MOON}")
+    page.locator("button.why").nth(2).click()
+    expect(page.locator(".match")).to_have_count(3)
+
+
 @pytest.mark.parametrize(("rerank", "width"), [("verification", 1280), ("none", 390)])
 def test_what_two_photographs_share_is_drawn(visit: Visit, rerank: str, width: int, shoot: Any) -> None:
     page = visit(f"?index=scenes&id={quote('scene 1/view 7', safe='')}&rerank={rerank}", width=width)

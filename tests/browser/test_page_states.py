@@ -118,6 +118,19 @@ def test_an_empty_index_and_a_filter_that_nothing_passes(visit: Visit) -> None:
     page.get_by_role("button", name="Clear the filter").click()
     expect(tiles(page)).to_have_count(18)
 
+    def emptied(route: Any) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        if "images" in body:
+            body["images"] = []
+        for index in body.get("indexes", []):
+            index["rows"] = 0
+        route.fulfill(response=answer, json=body)
+
+    page.route("**/v1/indexes**", emptied)
+    page.reload()
+    expect(page.locator(".empty-title")).to_have_text("The index is empty")
+
 
 def test_a_wrong_filter_is_said_where_it_is_wrong(visit: Visit, complaints: Any) -> None:
     page = visit(SEARCH + "&where=price+<")
