@@ -74,6 +74,9 @@ class ServeConfig(Config):
     url_hosts: tuple[str, ...] = ()
     """Hosts whose images may be named by URL, none unless told. A host at a private address is asked only
     where that address is listed too."""
+    log_requests: bool = False
+    """Write a line of JSON for each request to the log of the process that took it: its id, route, status,
+    time and caller, and neither images nor keys."""
     url_timeout_s: float = Field(10.0, gt=0)
     """How long fetching one image by its URL may take, in seconds."""
     max_ongoing: int = Field(32, ge=1)

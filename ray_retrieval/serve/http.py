@@ -26,7 +26,7 @@ from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.docs import docs_page
 from ray_retrieval.serve.keys import check_exposure
 from ray_retrieval.serve.limits import Admission
-from ray_retrieval.serve.middleware import REQUEST_ID, Guard, Headers, Observe, Watch
+from ray_retrieval.serve.middleware import REQUEST_ID, Guard, Headers, Observe, Watch, log_requests
 from ray_retrieval.serve.openapi import describe_by_hand
 from ray_retrieval.serve.parts import Parts, as_json
 from ray_retrieval.serve.problems import add_handlers
@@ -59,6 +59,8 @@ def create_app(
         RecipeError: if others could reach the server without a key, or its keys cannot be read.
     """
     check_exposure(config)
+    if config.log_requests:
+        log_requests()
     app = FastAPI(
         title="ray_retrieval",
         version="1",

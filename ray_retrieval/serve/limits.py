@@ -4,9 +4,9 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ray_retrieval.errors import QueryError
 
@@ -50,20 +50,9 @@ class Admission:
         async with self._turn:
             yield
 
-    async def together(self, works: list[Callable[[], Awaitable[Answer]]]) -> list[Answer]:
-        """Do the parts of one request, each in its turn; others get half of the turns meanwhile."""
-        share = asyncio.Semaphore(self._share)
-
-        async def one(work: Callable[[], Awaitable[Answer]]) -> Answer:
-            async with share, self.turn():
-                return await work()
-
-        tasks = [asyncio.ensure_future(one(work)) for work in works]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+    def share(self) -> asyncio.Semaphore:
+        """What the parts of one request take before their turns, so that others get half of these."""
+        return asyncio.Semaphore(self._share)
 
 
 class RateLimit:
@@ -127,6 +116,16 @@ class RateError(QueryError):
     def __init__(self, problem: str, *, mend: str, status: int, retry_after_s: float) -> None:
         super().__init__(problem, mend=mend, status=status)
         self.retry_after_s = retry_after_s
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, Answer]]) -> list[Answer]:
+    """The results of works that go on together; none goes on alone when one fails or all are given up."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def before(deadline: float, timeout_s: float, work: Awaitable[Answer]) -> Answer:

@@ -10,6 +10,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,6 +33,8 @@ REQUEST_ID = "X-Request-ID"
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CALLER, _CHARGE = "ray_retrieval.caller", "ray_retrieval.charge"
+_METRICS = "/metrics"
+_OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _READS = frozenset(f"{API}/{name}" for name in ("search", "search/batch", "embed", "match"))
 """What is asked by POST and changes nothing."""
@@ -73,6 +76,7 @@ class Watch:
         asked = RequestHeaders(scope=scope).get(REQUEST_ID, "")
         identifier = asked if _ID.fullmatch(asked) else uuid.uuid4().hex
         start, status, sent = time.perf_counter(), 0, 0
+        unnamed = "/page" if _path(scope).startswith("/page/") else "other"
 
         async def send_named(message: Any) -> None:
             nonlocal status, sent
@@ -90,16 +94,19 @@ class Watch:
             if status == 0:
                 await answer(scope, receive, send_named)
         finally:
-            self._tell(scope, identifier, status or _GONE, sent, time.perf_counter() - start)
+            route = getattr(scope.get("route"), "path", None) or unnamed
+            self._tell(scope, identifier, str(route), status or _GONE, sent, time.perf_counter() - start)
 
-    def _tell(self, scope: Scope, identifier: str, status: int, sent: int, seconds: float) -> None:
-        route = _route(scope)
+    def _tell(
+        self, scope: Scope, identifier: str, route: str, status: int, sent: int, seconds: float
+    ) -> None:
         if self._observe is not None:
             self._observe(scope["method"], route, status, seconds)
         if not _access.isEnabledFor(logging.INFO):
             return
         received = RequestHeaders(scope=scope).get("content-length", "")
         line = {
+            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             "request": identifier,
             "method": scope["method"],
             "route": route,
@@ -128,12 +135,14 @@ class Headers:
         }
 
     async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
+        keep = "no-cache" if scope["type"] == "http" and _is_open(scope) else "no-store"
+
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(self._headers)
                 headers.setdefault("Content-Security-Policy", _PAGE_POLICY)
-                headers.setdefault("Cache-Control", "no-store" if _is_guarded(scope["path"]) else "no-cache")
+                headers.setdefault("Cache-Control", keep)
             await send(message)
 
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
@@ -157,7 +166,7 @@ class Guard:
         self._limit = None if rate is None else RateLimit(rate, config.rate_burst)
 
     async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
-        if scope["type"] == "http" and _is_guarded(scope["path"]):
+        if scope["type"] == "http" and not _is_open(scope):
             try:
                 self._let_in(scope)
             except QueryError as error:
@@ -171,11 +180,12 @@ class Guard:
         if self._keys is not None:
             caller = self._key(self._keys, headers, scope, caller)
         else:
+            # A key is never sent along unasked; without keys, pages of elsewhere ask in their readers' names.
             self._check_place(headers)
-        self._check_origin(headers, scope)
+            self._check_origin(headers, scope)
         scope[_CALLER] = caller
-        if self._limit is not None and scope["path"].startswith(API):
-            picture = scope["path"].endswith(_PICTURES)
+        if self._limit is not None and _path(scope) != _METRICS:
+            picture = _path(scope).endswith(_PICTURES)
             self._limit.take(caller, _PICTURE_TOKENS if picture else 1)
             limit = self._limit
             scope[_CHARGE] = lambda tokens: limit.charge(caller, tokens)
@@ -224,6 +234,16 @@ class Guard:
             )
 
 
+def log_requests() -> None:
+    """Let the lines of requests go to this process's stderr, each once."""
+    _access.setLevel(logging.INFO)
+    if not _access.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        _access.addHandler(handler)
+        _access.propagate = False
+
+
 def charge(scope: Scope, further: float) -> None:
     """Let a request that asks for several things count for so many more."""
     take = scope.get(_CHARGE)
@@ -231,12 +251,23 @@ def charge(scope: Scope, further: float) -> None:
         take(further)
 
 
-def _is_guarded(path: str) -> bool:
-    return path == API or path.startswith(f"{API}/") or path == "/metrics"
+def _path(scope: Scope) -> str:
+    """The path under the address that the application is mounted at, as routes see it.
+
+    Mounted files change it while they answer: it is to be asked for before.
+    """
+    path, root = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+
+
+def _is_open(scope: Scope) -> bool:
+    """Whether anybody may ask for it; what is not known to be so is guarded."""
+    path = _path(scope)
+    return path in _OPEN or path.startswith("/page/")
 
 
 def _is_change(scope: Scope) -> bool:
-    return scope["method"] not in _SAFE and scope["path"] not in _READS
+    return scope["method"] not in _SAFE and _path(scope) not in _READS
 
 
 def _address(scope: Scope) -> str:
@@ -249,11 +280,3 @@ def _host_of(header: str) -> str:
         return (urlsplit(f"//{header}").hostname or "").lower()
     except ValueError:
         return ""
-
-
-def _route(scope: Scope) -> str:
-    """The template of a request's route: paths themselves have no end."""
-    route = getattr(scope.get("route"), "path", None)
-    if isinstance(route, str) and route:
-        return route
-    return "/page" if scope["path"].startswith("/page/") else "other"

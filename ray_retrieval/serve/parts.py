@@ -53,9 +53,12 @@ class Parts:
         Raises:
             QueryError: 503 if it is not done in time.
         """
-        timeout_s = self.config.request_timeout_s
-        deadline = time.monotonic() + timeout_s
-        return await before(deadline, timeout_s, work(deadline))
+        deadline = self.deadline()
+        return await before(deadline, self.config.request_timeout_s, work(deadline))
+
+    def deadline(self) -> float:
+        """When a request that comes now is given up, as a moment of `time.monotonic`."""
+        return time.monotonic() + self.config.request_timeout_s
 
     def check_writable(self) -> None:
         """See that indices may be changed here.

@@ -1,8 +1,7 @@
 """Routes that take images: search, batches of searches, descriptors, matches."""
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -18,7 +17,7 @@ from ray_retrieval.serve.answers import (
 )
 from ray_retrieval.serve.backend import ImageExample
 from ray_retrieval.serve.bodies import SearchBody, checked
-from ray_retrieval.serve.limits import before
+from ray_retrieval.serve.limits import all_of, before
 from ray_retrieval.serve.middleware import API, charge
 from ray_retrieval.serve.openapi import BATCH, EMBED, MATCH, PICTURE, SEARCH
 from ray_retrieval.serve.parts import Parts, as_json
@@ -48,29 +47,36 @@ def search_routes(parts: Parts) -> APIRouter:
     async def batch(request: Request) -> Response:
         """Several searches; each has its own answer or error."""
 
-        async def one(values: Any, number: int, deadline: float) -> SearchAnswer | ErrorAnswer:
-            try:
-                # Each for itself: one that takes too long is an error among answers.
+        async def one(values: Any, deadline: float, share: asyncio.Semaphore) -> SearchAnswer:
+            async with share, parts.admission.turn():
                 start = time.perf_counter()
                 wanted, notes = await reader.one_search(checked(SearchBody, values))
                 read_s = time.perf_counter() - start
-                found = backend.search(wanted, deadline=deadline)
-                return _finished(await before(deadline, config.request_timeout_s, found), notes, read_s)
+                return _finished(await backend.search(wanted, deadline=deadline), notes, read_s)
+
+        async def or_error(
+            number: int, values: Any, deadline: float, share: asyncio.Semaphore
+        ) -> SearchAnswer | ErrorAnswer:
+            try:
+                return await before(deadline, config.request_timeout_s, one(values, deadline, share))
             except QueryError as error:
                 where = f"searches.{number}" + (f".{error.where}" if error.where else "")
                 return error_answer(QueryError(error.problem, where=where, mend=error.mend))
 
-        async def work(deadline: float) -> list[SearchAnswer | ErrorAnswer]:
-            async with parts.admission.enter():
-                async with parts.admission.turn():
-                    searches = await reader.batch(request)
-                charge(request.scope, len(searches) - 1)
-                works: list[Callable[[], Awaitable[SearchAnswer | ErrorAnswer]]] = [
-                    partial(one, values, number, deadline) for number, values in enumerate(searches)
-                ]
-                return await parts.admission.together(works)
+        async def read() -> list[Any]:
+            async with parts.admission.turn():
+                return await reader.batch(request)
 
-        return as_json(BatchAnswer(answers=await parts.timed(work)))
+        # Each search has the deadline to itself: what is late is an error among answers.
+        deadline = parts.deadline()
+        async with parts.admission.enter():
+            searches = await before(deadline, config.request_timeout_s, read())
+            charge(request.scope, len(searches) - 1)
+            share = parts.admission.share()
+            answers = await all_of(
+                or_error(number, values, deadline, share) for number, values in enumerate(searches)
+            )
+        return as_json(BatchAnswer(answers=answers))
 
     @router.post("/embed", response_model=EmbedAnswer, openapi_extra=EMBED)
     async def embed(request: Request) -> Response:

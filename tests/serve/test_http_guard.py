@@ -44,6 +44,31 @@ def test_with_keys_nothing_of_the_api_is_answered_without_one(backend: FakeBacke
         assert asker.get(path).status_code == 200
 
 
+@pytest.mark.parametrize("root", ["/photos", "/photos/", "/v1", "/page"])
+def test_keys_are_asked_for_wherever_the_application_is_mounted(
+    backend: FakeBackend, tmp_path: Path, root: str
+) -> None:
+    key = new_key(tmp_path / "keys", "anna", "read")
+    app = create_app(backend, changed(api_keys=str(tmp_path / "keys")))
+
+    async def ask(path: str, headers: dict[str, str]) -> int:
+        transport = httpx.ASGITransport(app, root_path=root.rstrip("/"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return (await client.get(root.rstrip("/") + path, headers=headers)).status_code
+
+    for path in ("/v1/indexes", "/metrics"):
+        assert asyncio.run(ask(path, {})) == 401
+        assert asyncio.run(ask(path, bearer(key))) == 200
+    assert asyncio.run(ask("/healthz", {})) == 200
+
+
+def test_with_keys_a_page_may_come_from_behind_another_name(backend: FakeBackend, tmp_path: Path) -> None:
+    key = new_key(tmp_path / "keys", "anna", "read")
+    asker = Asker(backend, changed(api_keys=str(tmp_path / "keys")))
+    headers = {**bearer(key), "Origin": "https://photos.example.com"}
+    assert asker.post("/v1/search", json=SEARCH, headers=headers).status_code == 200
+
+
 def test_only_a_key_to_write_changes_an_index(backend: FakeBackend, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     reader, writer = new_key(keys, "anna", "read"), new_key(keys, "bob", "write")
@@ -148,7 +173,8 @@ def test_every_answer_carries_the_security_headers(backend: FakeBackend) -> None
         assert "frame-ancestors 'none'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert "http" not in headers["content-security-policy"]
-        assert headers["cache-control"] == ("no-store" if path.startswith("/v1") else "no-cache")
+        is_open = path in ("/", "/docs", "/page/page.js")
+        assert headers["cache-control"] == ("no-cache" if is_open else "no-store")
 
 
 def test_unknown_routes_and_methods_are_answered_in_json(backend: FakeBackend) -> None:
@@ -194,6 +220,23 @@ def test_requests_are_named_logged_and_told_of(
     for hidden in (key, "secret", "private", "plain"):
         assert hidden not in caplog.text
     assert asker.told[0] == ("POST", "/v1/search", 200)
+
+
+def test_lines_are_written_once_where_they_are_asked_for(
+    backend: FakeBackend, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = logging.getLogger("ray_retrieval.serve.access")
+    monkeypatch.setattr(access, "handlers", [])
+    monkeypatch.setattr(access, "propagate", True)
+    level = access.level
+    Asker(backend).get("/healthz")
+    assert capfd.readouterr().err == ""
+    for _ in range(2):
+        asker = Asker(backend, changed(log_requests=True))
+    asker.get("/healthz")
+    (line,) = capfd.readouterr().err.splitlines()
+    assert json.loads(line)["route"] == "/healthz"
+    access.setLevel(level)
 
 
 def test_routes_are_told_by_their_templates(backend: FakeBackend) -> None:
@@ -261,15 +304,20 @@ def test_a_batch_leaves_turns_to_others(backend: FakeBackend) -> None:
 def test_a_search_that_takes_too_long_is_given_up(backend: FakeBackend) -> None:
     async def wait() -> tuple[list[httpx.Response], httpx.Response, httpx.Response]:
         backend.release.clear()
-        async with connected(backend, changed(request_timeout_s=0.05)) as client:
+        async with connected(backend, changed(request_timeout_s=0.05, max_batch=9)) as client:
+            # The last of the batch never have a turn.
             answers = [await client.post("/v1/search", files={"image": picture(i)}) for i in range(6)]
-            batch = await client.post("/v1/search/batch", json={"searches": [SEARCH] * 3})
+            batch = await client.post("/v1/search/batch", json={"searches": [SEARCH] * 9})
             backend.release.set()
             return answers, batch, await client.post("/v1/search", files={"image": picture(9)})
 
     late, batch, after = asyncio.run(wait())
-    for answer in [*late, batch]:
+    for answer in late:
         assert "0.05 s" in error_of(answer, 503)["problem"]
+    assert batch.status_code == 200
+    for number, one in enumerate(batch.json()["answers"]):
+        assert "0.05 s" in one["error"]["problem"]
+        assert one["error"]["where"] == f"searches.{number}"
     assert after.status_code == 200
     assert backend.busy == 0
 

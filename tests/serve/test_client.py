@@ -11,9 +11,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "serve"))
-
 from http_parts import IDS, FakeBackend, changed
 from serving_parts import picture
 
