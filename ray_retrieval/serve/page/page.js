@@ -1,187 +1,303 @@
-// The page of the search server: takes an image, posts it to /search, shows the hits. No build step.
+// The page of the search server. No build step: the browser loads these modules as they are.
 
-const FIRST = 24; // hits at first: fills rows of two, three, four and six
-const SMALL = 96; // images of at most this side are enlarged pixel by pixel
-const LARGEST = 1024; // the largest copy of an indexed image that the server hands out
+import { Failure, alive, indexes, key, link, original, sample, search } from "./api.js";
+import { showAbout } from "./about.js";
+import { $, closer, count, h, number, open, say } from "./dom.js";
+import { factsOfQuery, prepareQuery, setLimits, showQuery } from "./query.js";
+import { button, loading, showError, showHits, showSample, showWaiting } from "./results.js";
+import { FIRST, address, go, kept, onChange, read, searched } from "./state.js";
+import { prepareSettings, settingsOf, showSettings, whereOf } from "./settings.js";
+import { showWhy } from "./why.js";
 
-const $ = (id) => document.getElementById(id);
+const SAMPLE = 18; // images of the random selection
+const REMEMBERED = 40; // answers that the back button finds without asking
 
-let served = null; // what GET /index said
-let query = null; // { blob, name, k } of the search that is shown
-let running = null; // AbortController of the search under way
-let shownQuery = null; // object URL of the query's picture
+let served = null; // what GET /v1/indexes said
+let running = null; // AbortController of what is under way
+const answers = new Map(); // answers by what was asked
 
-const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
-const words = (value) => (Array.isArray(value) ? value.join(", ") : value);
-const relative = (address) => address.replace(/^\//, ""); // works behind a path prefix too
+const indexOf = (name) => served.indexes.find((one) => one.name === name) ?? served.indexes[0];
+const rowsOf = (name) => indexOf(name).rows;
 
-class Failure extends Error {}
+async function remembered(asked, fetch) {
+  const name = JSON.stringify(asked);
+  const answer = answers.has(name) ? answers.get(name) : await fetch();
+  answers.delete(name);
+  if (answer.partial) return answer; // the next time it may be whole
+  answers.set(name, answer); // the last to go
+  if (answers.size > REMEMBERED) answers.delete(answers.keys().next().value);
+  return answer;
+}
 
-async function ask(address, options) {
-  let answer;
-  try {
-    answer = await fetch(address, options);
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new Failure("The server cannot be reached. Is it still running?");
+// The query as an index can be asked for it: by id in the index that has it, elsewhere by the image itself.
+async function exampleFor(state, index, signal) {
+  if (state.upload) {
+    const held = await kept(state.upload);
+    if (held) return { blob: held.blob };
+    throw new Failure("The image of this search is no longer in this tab. Choose it again.", { status: 410 });
   }
-  if (answer.ok) return answer;
-  const body = await answer.json().catch(() => null);
-  const said = body?.error;
-  throw new Failure(said ? sentence(said) : `The server answered with status ${answer.status}.`);
+  const from = state.from ?? served.indexes[0].name;
+  if (from === index) return { id: state.id };
+  return { blob: await remembered(["original", from, state.id], () => original(from, state.id, signal)) };
 }
 
-function sentence({ problem, mend }) {
-  const upper = (text) => text.charAt(0).toUpperCase() + text.slice(1);
-  return [problem, mend].filter(Boolean).map((part) => `${upper(part)}.`).join(" ");
-}
-
-function showError(error) {
-  if (error.name === "AbortError") return;
-  if (!(error instanceof Failure)) console.error(error);
-  $("error").textContent = error instanceof Failure ? error.message : "Something went wrong on this page.";
-  $("error").hidden = false;
-}
-
-function markSmall(image) {
-  image.addEventListener("load", () => {
-    image.classList.toggle("small", Math.max(image.naturalWidth, image.naturalHeight) <= SMALL);
+async function askFor(state, setting, signal, why = false) {
+  const { index, rerank } = setting;
+  const wanted = { index, k: Math.min(state.k, served.max_k), where: whereOf(state), rerank, ...(why && { why }) };
+  const asked = [state.id, state.from, state.upload, state.box, wanted];
+  return remembered(asked, async () => {
+    const example = await exampleFor(state, index, signal);
+    return search({ example, box: state.box, ...wanted }, signal);
   });
 }
 
-function tile({ id, image, class_name: className, distance, similarity }) {
-  const item = $("hit").content.cloneNode(true);
-  const button = item.querySelector("button");
-  const picture = item.querySelector("img");
-  const name = words(className) || id;
-  const far = distance === undefined ? "" : served?.kind === "vectors" ? `cosine ${similarity.toFixed(3)}` : `distance ${distance}`;
-  markSmall(picture);
-  picture.addEventListener("error", () => {
-    picture.hidden = true;
-    picture.parentElement.classList.add("missing");
-    button.disabled = true;
-  });
-  picture.src = relative(image);
-  item.querySelector(".name").textContent = name;
-  item.querySelector(".distance").textContent = far;
-  if (similarity === undefined) item.querySelector(".meter").remove();
-  else item.querySelector(".meter span").style.width = `${100 * Math.max(0, similarity)}%`;
-  button.title = id;
-  button.setAttribute("aria-label", `Search by ${name}${far && `, ${far}`}`);
-  button.addEventListener("click", () => searchByIndexed(image, name));
-  return item;
-}
+const linkTo =
+  (state) =>
+  (hit, { index }) =>
+    address(searched(state, { id: hit.id, index: state.index, from: index }));
 
-function showStart() {
-  $("results-title").textContent = served.rows ? "Or start from an indexed image" : "The index is empty";
-  const measure =
-    served.kind === "vectors"
-      ? "The cosine says how alike two images are: 1 is the same."
-      : "Distance counts the bits in which two images' codes differ: 0 is the same code.";
-  $("explanation").textContent = served.rows
-    ? `The nearest images of the index appear here. ${measure}`
-    : "Add images to it, then restart the server.";
-  $("hits").replaceChildren(...served.examples.map(tile));
-}
-
-function showHits({ hits, timings_ms: timings }) {
-  $("results-title").textContent = hits.length === 1 ? "The nearest image" : `The ${hits.length} nearest images`;
-  $("status").textContent = `of ${served ? served.rows.toLocaleString("en") : "the index"}, in ${Math.max(1, Math.round(timings.total))} ms`;
-  $("explanation").textContent = "";
-  const kept = query.k > FIRST ? $("hits").children.length : 0;
-  $("hits").replaceChildren(...hits.map(tile));
-  const limit = served ? Math.min(served.max_k, served.rows) : query.k;
-  $("more").hidden = hits.length >= limit;
-  // After "Show more" the keyboard goes on at the first new hit; after a new search, at the results.
-  if (kept) $("hits").children[kept]?.querySelector("button").focus({ preventScroll: true });
-  else $("results-title").focus({ preventScroll: true });
-}
-
-function showQuery(blob, name) {
-  if (shownQuery) URL.revokeObjectURL(shownQuery);
-  shownQuery = URL.createObjectURL(blob);
-  $("query-image").src = shownQuery;
-  $("query-picture").hidden = false;
-  $("query").classList.add("filled");
-  $("query-hint").textContent = "Drop or paste another image, or pick one below to search by it.";
-  $("choose").textContent = "Choose another";
-  $("query-facts").textContent = name;
-}
-
-// `source` is an image as a Blob, or a function that fetches one under an AbortSignal.
-async function search(source, name, k = FIRST) {
+// How: `restore` the scroll position of an entry of the history; `quiet` leave scroll and focus where they are;
+// `kept` go on after so many hits; `initial` nobody has asked for anything yet.
+async function render({ restore, kept: shownBefore, quiet, initial } = {}) {
   running?.abort();
+  interrupted = false;
+  // What a dialog is about is no longer there.
+  if (restore !== undefined) for (const name of ["cropping", "why"]) $(name).close();
   const controller = (running = new AbortController());
-  const { signal } = controller;
-  $("error").hidden = true;
-  $("results").setAttribute("aria-busy", "true");
-  $("more").disabled = true;
+  const state = read();
+  if (!served && !(await connect())) return;
+  const index = indexOf(state.index);
+  state.from ??= state.id ? index.name : undefined;
+  const about = state.view === "index";
+  $("search").hidden = about;
+  $("about").hidden = !about;
+  $("results").setAttribute("aria-busy", String(!about));
+  frame(state, index, about);
   try {
-    const blob = source instanceof Blob ? source : await source(signal);
-    if (served && blob.size > served.max_upload_bytes) {
-      const most = (served.max_upload_bytes / 1024 ** 2).toFixed(0);
-      throw new Failure(`The image has ${(blob.size / 1024 ** 2).toFixed(1)} MB, the server takes ${most}. Choose a smaller one.`);
+    if (about) {
+      served = await indexes(); // versions come and go
+      await showAbout(indexOf(index.name), served, controller.signal);
+    } else {
+      showSettings(state, served, index);
+      await showQuery(state, index.name);
+      await (state.id || state.upload ? showSearch : showStart)(state, index, controller.signal, {
+        shownBefore,
+        quiet,
+        initial,
+      });
     }
-    const form = new FormData();
-    form.set("image", blob, "image");
-    form.set("k", String(served ? Math.min(k, served.max_k) : k));
-    const answer = await ask("search", { method: "POST", body: form, signal });
-    const found = await answer.json();
-    if (query?.blob !== blob) showQuery(blob, name);
-    query = { blob, name, k };
-    $("query-facts").textContent = `${name} · ${found.query.width}\u00a0×\u00a0${found.query.height}\u00a0${found.query.format}`;
-    showHits(found);
   } catch (error) {
-    showError(error);
-  } finally {
-    if (running === controller) {
-      running = null;
-      $("results").setAttribute("aria-busy", "false");
-      $("more").disabled = false;
-    }
+    if (error.name === "AbortError" || controller.signal.aborted) return;
+    told(error);
   }
+  if (running !== controller) return;
+  if (restore !== undefined) scrollTo({ top: restore });
+  else if (!shownBefore && !quiet) scrollTo({ top: 0 });
 }
 
-function searchByIndexed(image, name) {
-  window.scrollTo({ top: 0 });
-  return search(async (signal) => (await ask(`${relative(image)}?size=${LARGEST}`, { signal })).blob(), name);
+function frame(state, index, about) {
+  document.title = about ? `${index.name} · Image search` : "Image search";
+  $("title").textContent = document.title;
+  $("to-search").toggleAttribute("aria-current", false);
+  for (const [id, here] of [
+    ["to-search", !about],
+    ["to-about", about],
+  ]) {
+    if (here) $(id).setAttribute("aria-current", "page");
+    else $(id).removeAttribute("aria-current");
+  }
+  const named = state.index ? { index: state.index } : {};
+  $("to-search").href = address({ ...named, k: FIRST });
+  $("to-about").href = address({ ...named, view: "index", k: FIRST });
+  document.querySelector(".brand").href = $("to-search").href;
+  $("index").value = index.name;
+  $("served").textContent = `${index.name} · version ${index.version} · model ${index.model.slice(0, 12)}`;
 }
 
-function take(files) {
-  const file = [...(files ?? [])].find((one) => one.type.startsWith("image/")) ?? files?.[0];
-  if (file) search(file, file.name || "Pasted image");
+async function showStart(state, index, signal) {
+  loading(1);
+  const seed = state.seed ?? String(Math.floor(Math.random() * 1e6));
+  const where = whereOf(state);
+  const drawn = await remembered(["sample", index.name, seed, where], () =>
+    sample(index.name, { count: SAMPLE, seed, where }, signal),
+  );
+  showSample(drawn, {
+    state: (image) => searched(state, { id: image.id, from: index.name }),
+    shuffle: () => go({ ...state, seed: String(Math.floor(Math.random() * 1e6)) }, { quiet: true }),
+    rows: index.rows,
+    where,
+    clearFilter,
+  });
+  say(`${count(drawn.images.length, "image")} to begin with`);
 }
 
-$("choose").addEventListener("click", () => $("file").click());
-$("file").addEventListener("change", (event) => {
-  take(event.target.files);
-  event.target.value = ""; // the same file may be chosen again
+async function showSearch(state, index, signal, { shownBefore, quiet, initial }) {
+  const settings = settingsOf(state, served, index);
+  loading(settings.length);
+  const found = await Promise.all(
+    settings.map(async (setting) => {
+      try {
+        return { setting, answer: await askFor(state, setting, signal) };
+      } catch (error) {
+        if (settings.length === 1 || !(error instanceof Failure) || error.offline) throw error;
+        return { setting, error };
+      }
+    }),
+  );
+  signal.throwIfAborted();
+  const first = found.find(({ answer }) => answer)?.answer;
+  if (first)
+    factsOfQuery(
+      first.query,
+      first.index.name === state.from ? first.hits.find(({ id }) => id === state.id) : undefined,
+    );
+  if (first && first.index.version !== indexOf(first.index.name).version) {
+    served = await indexes(); // a new version is served by now
+    frame(state, indexOf(index.name), false);
+  }
+  const most = Math.max(0, ...found.map(({ answer }) => answer?.hits.length ?? 0));
+  const limit = Math.min(served.max_k, Math.max(...settings.map((one) => rowsOf(one.index))));
+  const more =
+    most >= state.k && most < limit
+      ? () => go({ ...state, k: Math.min(2 * state.k, served.max_k) }, { replace: true, kept: most })
+      : null;
+  showHits(found, {
+    rowsOf,
+    linkTo: linkTo(state),
+    again: () => render({ quiet: true }),
+    clearFilter,
+    more,
+    kept: shownBefore,
+    focus: !initial && (!quiet || document.activeElement === document.body),
+    why: (answer, hit, setting) =>
+      showWhy({
+        answer,
+        hit,
+        setting,
+        kind: indexOf(setting.index).kind,
+        state,
+        linkTo: linkTo(state),
+        explain: () => askFor(state, setting, undefined, true),
+        example: () => exampleFor(state, setting.index),
+      }),
+  });
+  say(most ? `${count(most, "image")} found in ${number(first.timings_ms.total, 0)} milliseconds` : "Nothing found");
+}
+
+const clearFilter = () => go({ ...read(), where: undefined, label: undefined, k: FIRST });
+
+function told(error) {
+  if (error.name === "AbortError") return;
+  $("search").hidden = false;
+  $("about").hidden = true;
+  interrupted = error instanceof Failure && error.offline;
+  if (interrupted) return showWaiting();
+  if (!(error instanceof Failure)) console.error(error);
+  if (error.status === 401) {
+    const give = () => link.dispatchEvent(new Event("locked"));
+    return showError("This server wants a key.", button("Give a key", give, "primary"));
+  }
+  const message = error instanceof Failure ? error.message : "Something went wrong on this page.";
+  const buttons = [];
+  if (error.status === 410 || error.status === 413 || error.status === 415)
+    buttons.push(button("Choose another image", () => $("choose").click(), "primary"));
+  else buttons.push(button("Try again", () => render({ quiet: true }), "primary"));
+  if (read().where || read().label) buttons.push(button("Clear the filter", clearFilter));
+  return showError(message, buttons);
+}
+
+// What is served: asked for at the start, and anew after the server was away or a key was given.
+async function connect() {
+  try {
+    served = await indexes();
+  } catch (error) {
+    told(error);
+    return false;
+  }
+  setLimits(served);
+  $("index-choice").hidden = served.indexes.length < 2;
+  $("index").replaceChildren(...served.indexes.map(({ name }) => h("option", { value: name }, name)));
+  return true;
+}
+
+// The server away, and back.
+
+let waiting = null;
+let interrupted = false; // what is shown waits for the server
+
+async function reconnect() {
+  await alive().catch(() => null);
+}
+
+link.addEventListener("offline", () => {
+  $("offline").hidden = false;
+  waiting ??= setInterval(reconnect, 3000);
 });
-$("more").addEventListener("click", () => search(query.blob, query.name, 2 * query.k));
-document.addEventListener("paste", (event) => take(event.clipboardData?.files));
+link.addEventListener("online", () => {
+  $("offline").hidden = true;
+  clearInterval(waiting);
+  waiting = null;
+  say("The server is back");
+  if (interrupted) render({ quiet: true });
+});
+addEventListener("offline", reconnect);
+addEventListener("online", reconnect);
+$("reconnect").addEventListener("click", reconnect);
 
-let inside = 0; // dragenter and dragleave come for every element on the way
-const dragging = (change) => {
-  inside = Math.max(0, change === 0 ? 0 : inside + change);
-  document.body.classList.toggle("dragging", inside > 0);
-};
-const carriesFiles = (event) => event.dataTransfer?.types.includes("Files");
-document.addEventListener("dragenter", (event) => carriesFiles(event) && dragging(1));
-document.addEventListener("dragleave", (event) => carriesFiles(event) && dragging(-1));
-document.addEventListener("dragover", (event) => carriesFiles(event) && event.preventDefault());
-document.addEventListener("drop", (event) => {
-  if (!carriesFiles(event)) return;
+// A key, where the server wants one.
+
+link.addEventListener("locked", () => {
+  if ($("key").open) return;
+  const input = h("input", { type: "password", id: "key-input", autocomplete: "off", required: true, autofocus: true });
+  const wrong = key.get() ? h("p", { class: "notice wrong" }, "The server does not take this key.") : null;
+  const give = (event) => {
+    event.preventDefault();
+    key.set(input.value.trim());
+    $("key").close();
+    served = null;
+    render({ quiet: true });
+  };
+  open(
+    $("key"),
+    h("div", { class: "dialog-head" }, h("h2", { id: "key-title" }, "This server wants a key"), closer($("key"))),
+    h(
+      "form",
+      { on: { submit: give } },
+      wrong,
+      h("label", {}, "Key", input),
+      h("p", { class: "quiet" }, "It stays in this tab and is sent to this server alone."),
+      h("div", { class: "buttons" }, h("button", { class: "primary" }, "Use the key")),
+    ),
+  );
+});
+
+// Links within the page are entries of its history; others, and those opened elsewhere, are the browser's.
+document.addEventListener("click", (event) => {
+  const anchor = event.target.closest?.("a[data-go]");
+  if (
+    !anchor ||
+    event.defaultPrevented ||
+    event.button ||
+    event.metaKey ||
+    event.ctrlKey ||
+    event.shiftKey ||
+    event.altKey
+  )
+    return;
   event.preventDefault();
-  dragging(0);
-  take(event.dataTransfer.files);
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
+  history.replaceState({ scroll: scrollY }, "");
+  history.pushState({ scroll: 0 }, "", anchor.href);
+  render();
+});
+$("index").addEventListener("change", () => {
+  const state = read();
+  const { id, upload, box, view } = state;
+  const from = id ? (state.from ?? state.index ?? served.indexes[0].name) : undefined;
+  go({ index: $("index").value, id, upload, box, view, from, k: FIRST });
 });
 
-markSmall($("query-image"));
-try {
-  served = await (await ask("index")).json();
-  $("facts").textContent = `${count(served.rows, "image")} · ${served.kind === "vectors" ? `vectors of ${served.dimension}` : `${served.bits}-bit codes`}`;
-  $("served").textContent = `Index version ${served.version} · model ${served.model}`;
-  showStart();
-} catch (error) {
-  showError(error);
-}
+prepareQuery(told);
+prepareSettings();
+onChange(render);
+render({ quiet: true, initial: true });

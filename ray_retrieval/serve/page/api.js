@@ -1,0 +1,148 @@
+// What the page asks of the server. Addresses are relative, so that it works behind a path prefix too.
+
+import { upper } from "./dom.js";
+
+export class Failure extends Error {
+  constructor(message, { status = 0, where = null, retryAfter = null } = {}) {
+    super(message);
+    this.status = status;
+    this.where = where;
+    this.retryAfter = retryAfter;
+  }
+
+  get offline() {
+    return this.status === 0;
+  }
+}
+
+// Tells "offline" and "online" as the server goes and comes, and "locked" when it wants another key.
+export const link = new EventTarget();
+let reached = true;
+
+function reach(now) {
+  if (now === reached) return;
+  reached = now;
+  link.dispatchEvent(new Event(now ? "online" : "offline"));
+}
+
+const KEY = "key";
+export const key = {
+  get: () => sessionStorage.getItem(KEY),
+  set: (value) => sessionStorage.setItem(KEY, value),
+};
+
+export const relative = (address) => address.replace(/^\//, "");
+
+const sentence = ({ problem, mend }) =>
+  [problem, mend]
+    .filter(Boolean)
+    .map((part) => `${upper(part)}.`)
+    .join(" ");
+
+export async function ask(address, options = {}) {
+  const headers = { ...options.headers };
+  if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
+  let answer;
+  try {
+    answer = await fetch(address, { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    reach(false);
+    throw new Failure("The server cannot be reached.");
+  }
+  reach(true);
+  if (answer.ok) return answer;
+  const said = (await answer.json().catch(() => null))?.error;
+  if (answer.status === 401) link.dispatchEvent(new Event("locked"));
+  throw new Failure(said ? sentence(said) : `The server answered with status ${answer.status}.`, {
+    status: answer.status,
+    where: said?.where,
+    retryAfter: Number(answer.headers.get("Retry-After")) || null,
+  });
+}
+
+const json = async (address, options) => (await ask(address, options)).json();
+const post = (address, body, signal) =>
+  json(address, {
+    method: "POST",
+    body: JSON.stringify(body),
+    headers: { "Content-Type": "application/json" },
+    signal,
+  });
+const at = (index, rest) => `v1/indexes/${encodeURIComponent(index)}/${rest}`;
+// An id may be any text, `..` too: so it stands in the query string.
+const ofImage = (index, id, what) => at(index, `${what}?id=${encodeURIComponent(id)}`);
+
+export const indexes = () => json("v1/indexes");
+export const alive = () => ask("healthz");
+export const map = (index, signal) => json(at(index, "map"), { signal });
+export const original = async (index, id, signal) => (await ask(ofImage(index, id, "original"), { signal })).blob();
+export const originalAddress = (index, id) => ofImage(index, id, "original");
+export const thumbnailAddress = (index, id) => ofImage(index, id, "thumbnail");
+
+export function sample(index, { count, seed, where }, signal) {
+  const wanted = new URLSearchParams({ count });
+  if (seed) wanted.set("seed", seed);
+  if (where) wanted.set("where", where);
+  return json(at(index, `sample?${wanted}`), { signal });
+}
+
+// `example` is { id } or { blob }, and a box in pixels of the upright image or none.
+export function search({ example, box, ...rest }, signal) {
+  if (example.id !== undefined)
+    return post("v1/search", { examples: [{ id: example.id, ...(box && { box }) }], ...rest }, signal);
+  const form = new FormData();
+  form.set("image", example.blob, "image");
+  form.set("request", JSON.stringify({ ...rest, ...(box && { boxes: [box] }) }));
+  return json("v1/search", { method: "POST", body: form, signal });
+}
+
+export async function match({ example, id, index }, signal) {
+  const first = example.id === undefined ? { image: await base64(example.blob) } : { id: example.id };
+  return post("v1/match", { first, second: { id }, index }, signal);
+}
+
+export const dataUrl = (blob) =>
+  new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(blob);
+  });
+
+const base64 = async (blob) => (await dataUrl(blob)).split(",", 2)[1];
+
+// Shows a picture of the server. Where a key is needed a browser cannot send it along: then it is fetched, when
+// it comes near the screen.
+const near = new IntersectionObserver(
+  (entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      near.unobserve(target);
+      ask(target.dataset.address)
+        .then((answer) => answer.blob())
+        .then((blob) => {
+          target.addEventListener("load", () => URL.revokeObjectURL(target.src), { once: true });
+          target.src = URL.createObjectURL(blob);
+        })
+        .catch(() => target.dispatchEvent(new Event("error")));
+    }
+  },
+  { rootMargin: "400px" },
+);
+
+export function showPicture(image, address) {
+  if (!key.get()) {
+    image.src = relative(address);
+    return image;
+  }
+  image.dataset.address = relative(address);
+  near.observe(image);
+  return image;
+}
+
+// The address of a picture for where an element cannot ask by itself: SVG and canvas.
+export async function pictureAddress(address) {
+  if (!key.get()) return relative(address);
+  return URL.createObjectURL(await (await ask(relative(address))).blob());
+}

@@ -1,0 +1,102 @@
+// What the address says is what the page shows: each search is an entry of the browser's history.
+//
+//   view     index: the page about the index; else the search
+//   index    name of the index that is searched; none: the first
+//   id from  an image of the index `from` is the query
+//   upload   an image of this browser is the query; its content lies in the tab's session storage
+//   box      left,top,right,bottom of what counts of the query, in pixels
+//   k where label rerank    of the search
+//   with with-rerank        the index and the re-ranking beside it, to compare
+//   seed     of the random selection at the start
+
+import { dataUrl } from "./api.js";
+
+export const FIRST = 24; // hits at first: fills rows of two, three, four and six
+const NAMES = [
+  "view",
+  "index",
+  "id",
+  "from",
+  "upload",
+  "box",
+  "k",
+  "where",
+  "label",
+  "rerank",
+  "with",
+  "with-rerank",
+  "seed",
+];
+
+export function read() {
+  const given = new URLSearchParams(location.search);
+  const state = {};
+  for (const name of NAMES) if (given.get(name)) state[name] = given.get(name);
+  state.k = Math.max(1, Math.floor(Number(state.k)) || FIRST);
+  const box = state.box?.split(",").map(Number);
+  state.box = box?.length === 4 && box.every(Number.isFinite) && box[2] > box[0] && box[3] > box[1] ? box : undefined;
+  return state;
+}
+
+export function address(state) {
+  const wanted = new URLSearchParams();
+  for (const name of NAMES) {
+    const value = name === "k" && state.k === FIRST ? undefined : name === "box" ? state.box?.join(",") : state[name];
+    if (value !== undefined && value !== null && value !== "") wanted.set(name, value);
+  }
+  const said = wanted.toString();
+  return location.pathname + (said && `?${said}`);
+}
+
+// What stays from one search to the next: where it looks, not what for.
+export function searched(state, query) {
+  const { index, where, label, rerank } = state;
+  return { index, where, label, rerank, with: state.with, "with-rerank": state["with-rerank"], k: FIRST, ...query };
+}
+
+let show = () => {};
+history.scrollRestoration = "manual";
+
+export function onChange(render) {
+  show = render;
+  addEventListener("popstate", (event) => render({ restore: event.state?.scroll ?? 0 }));
+}
+
+export function go(state, { replace = false, ...how } = {}) {
+  history.replaceState({ scroll: scrollY }, "");
+  history[replace ? "replaceState" : "pushState"]({ scroll: replace ? scrollY : 0 }, "", address(state));
+  return show(how);
+}
+
+// Uploads: in this tab for as long as it is open, in its session storage to outlive a reload.
+
+const uploads = new Map();
+const STORED = "upload:";
+
+export async function keep(blob, name) {
+  const token = Math.random().toString(36).slice(2, 10);
+  uploads.set(token, { blob, name });
+  const item = JSON.stringify({ name, data: await dataUrl(blob) });
+  const older = () => Object.keys(sessionStorage).filter((one) => one.startsWith(STORED));
+  for (;;) {
+    try {
+      sessionStorage.setItem(STORED + token, item);
+      return token;
+    } catch {
+      if (!older().length) return token; // too large for it: it lasts until the next reload
+      sessionStorage.removeItem(older()[0]);
+    }
+  }
+}
+
+export async function kept(token) {
+  if (uploads.has(token)) return uploads.get(token);
+  const item = sessionStorage.getItem(STORED + token);
+  if (item === null) return null;
+  const { name, data } = JSON.parse(item);
+  const [head, content] = data.split(",", 2);
+  const type = head.slice(5).split(";")[0];
+  const upload = { blob: new Blob([Uint8Array.from(atob(content), (one) => one.charCodeAt(0))], { type }), name };
+  uploads.set(token, upload);
+  return upload;
+}

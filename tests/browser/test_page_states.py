@@ -1,0 +1,177 @@
+"""The web page in a real browser: while it waits, and when something is missing or wrong."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import serving
+from galleries import Galleries
+from page_parts import SEARCH, expect, settle, tiles, upload
+from pictures import png, poster
+
+from ray_retrieval.errors import QueryError
+from ray_retrieval.serve import keys
+from ray_retrieval.serve.answers import Partial
+from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.http import create_app
+
+Visit = Callable[..., Any]
+
+
+def test_while_it_waits_the_place_of_the_hits_is_kept(visit: Visit, backend: Galleries, shoot: Any) -> None:
+    backend.gate.clear()
+    page = visit(SEARCH, reduced_motion="reduce")
+    expect(page.locator(".blank")).to_have_count(20)
+    assert page.locator("#results").get_attribute("aria-busy") == "true"
+    assert page.locator(".blank .picture").first.evaluate("e => getComputedStyle(e).animationName") == "none"
+    shoot(page, "loading")
+    backend.gate.set()
+    expect(tiles(page)).to_have_count(24)
+    settle(page)
+    # The hits that are there stay until the next ones come; who does not wait asks for something else.
+    backend.gate.clear()
+    tiles(page).nth(5).locator("a").click()
+    expect(page.locator("#results[aria-busy=true]")).to_be_attached()
+    expect(tiles(page)).to_have_count(24)
+    upload(page, png(poster(4)), "later.png")
+    expect(page.locator("#query-title")).to_have_text("later.png")
+    backend.gate.set()
+    expect(tiles(page).first).to_contain_text("the same code")
+    settle(page)
+    expect(page.locator("#query-title")).to_have_text("later.png")
+
+
+def test_a_partial_answer_says_what_it_lacks(visit: Visit, backend: Galleries, shoot: Any) -> None:
+    backend.partial = Partial(groups=[1], rows=90, of_rows=180)
+    page = visit(SEARCH)
+    notice = page.locator(".notice.partial")
+    expect(notice).to_contain_text("90 of 180 images were not searched")
+    expect(tiles(page)).to_have_count(24)
+    shoot(page, "partial")
+    backend.partial = None
+    notice.get_by_role("button", name="Search again").click()
+    expect(notice).to_have_count(0)
+    expect(tiles(page)).to_have_count(24)
+
+
+def test_a_busy_server_is_asked_again(visit: Visit, backend: Galleries, complaints: Any, shoot: Any) -> None:
+    backend.failure = QueryError("the server is busy", mend="try again in a moment", status=503)
+    page = visit(SEARCH)
+    alert = page.get_by_role("alert").filter(has_text="busy")
+    expect(alert).to_contain_text("The server is busy. Try again in a moment.")
+    expect(tiles(page)).to_have_count(0)
+    shoot(page, "error")
+    backend.failure = None
+    page.get_by_role("button", name="Try again").click()
+    expect(tiles(page)).to_have_count(24)
+    expect(alert).to_have_count(0)
+    complaints.forget("503")
+
+
+def test_what_is_no_image_is_refused_in_words(visit: Visit, complaints: Any) -> None:
+    page = visit()
+    expect(tiles(page)).to_have_count(18)
+    upload(page, b"I am a text", "notes.png")
+    expect(page.locator(".notice.wrong")).to_contain_text("not an image")
+    expect(page.get_by_role("button", name="Choose another image")).to_be_visible()
+    complaints.forget("415")
+    upload(page, bytes(70_000), "large.bin")
+    expect(page.locator(".notice.wrong")).to_contain_text("Choose a smaller one")
+    page.go_back()
+    expect(tiles(page)).to_have_count(18)
+
+
+def test_an_image_that_is_not_there(visit: Visit, complaints: Any) -> None:
+    page = visit("?id=nothing&from=posters")
+    expect(page.locator(".notice.wrong")).to_be_visible()
+    expect(page.locator("#query-picture.missing")).to_be_visible()
+    expect(page.locator("#crop")).not_to_be_visible()
+    complaints.forget("404")
+
+
+def test_an_upload_of_another_tab_is_asked_for_again(visit: Visit) -> None:
+    page = visit("?upload=elsewhere")
+    expect(page.locator(".notice.wrong")).to_contain_text("no longer in this tab")
+    with page.expect_file_chooser() as chooser:
+        page.get_by_role("button", name="Choose another image").click()
+    chooser.value.set_files({"name": "again.png", "mimeType": "image/png", "buffer": png(poster(7))})
+    expect(tiles(page)).to_have_count(24)
+
+
+def test_the_server_goes_and_comes(visit: Visit, complaints: Any, shoot: Any) -> None:
+    page = visit(SEARCH)
+    expect(tiles(page)).to_have_count(24)
+    page.context.set_offline(True)
+    tiles(page).nth(3).locator("a").click()
+    expect(page.locator("#offline")).to_be_visible()
+    expect(page.locator("#results-title")).to_have_text("Waiting for the server")
+    shoot(page, "offline")
+    page.context.set_offline(False)
+    expect(page.locator("#offline")).not_to_be_visible()
+    expect(tiles(page)).to_have_count(24)
+    complaints.forget("ERR_INTERNET_DISCONNECTED")
+
+
+def test_an_empty_index_and_a_filter_that_nothing_passes(visit: Visit) -> None:
+    page = visit("?where=price+>+1000")
+    expect(page.locator(".empty-title")).to_have_text("No image passes the filter")
+    page.get_by_role("button", name="Clear the filter").click()
+    expect(tiles(page)).to_have_count(18)
+
+    def emptied(route: Any) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        if "images" in body:
+            body["images"] = []
+        for index in body.get("indexes", []):
+            index["rows"] = 0
+        route.fulfill(response=answer, json=body)
+
+    page.route("**/v1/indexes**", emptied)
+    page.reload()
+    expect(page.locator(".empty-title")).to_have_text("The index is empty")
+
+
+def test_a_wrong_filter_is_said_where_it_is_wrong(visit: Visit, complaints: Any) -> None:
+    page = visit(SEARCH + "&where=price+<")
+    expect(page.locator(".notice.wrong")).to_be_visible()
+    page.get_by_role("button", name="Clear the filter").click()
+    expect(tiles(page)).to_have_count(24)
+    complaints.forget("400")
+
+
+def test_a_key_is_asked_for_and_sent_with_pictures_too(
+    visit: Visit, backend: Galleries, complaints: Any, tmp_path: Any, shoot: Any
+) -> None:
+    file = tmp_path / "keys"
+    key = keys.new_key(str(file), "page", "read")
+    with serving(create_app(backend, ServeConfig(api_keys=str(file), max_k=60))) as url:
+        page = visit(SEARCH, at=url)
+        dialog = page.get_by_role("dialog")
+        expect(dialog.get_by_role("heading")).to_have_text("This server wants a key")
+        shoot(page, "key")
+        assert page.evaluate("document.activeElement.id") == "key-input"
+        dialog.get_by_label("Close").click()
+        page.get_by_role("button", name="Give a key").click()
+        dialog.get_by_label("Key").fill("wrong")
+        page.keyboard.press("Enter")
+        expect(dialog).to_contain_text("does not take this key")
+        dialog.get_by_label("Key").fill(key)
+        page.keyboard.press("Enter")
+        expect(tiles(page)).to_have_count(24)
+        page.wait_for_function("() => document.querySelector('#hits img').naturalWidth > 0")
+        page.wait_for_function("() => document.querySelector('#query-image').naturalWidth > 0")
+        page.reload()
+        expect(tiles(page)).to_have_count(24)
+        page.close()
+    complaints.forget("401")
+
+
+@pytest.mark.parametrize("width", [360, 600, 1000, 1600])
+def test_nothing_sticks_out_at_any_width(visit: Visit, width: int) -> None:
+    page = visit(SEARCH + "&with=colours", width=width)
+    expect(page.locator(".column").nth(1).locator(".tile")).to_have_count(24)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.goto(page.url.split("?")[0] + "?view=index")
+    expect(page.locator("canvas")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
