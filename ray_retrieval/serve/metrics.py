@@ -53,7 +53,7 @@ class Metrics:
         )
         self._waiting = Gauge(
             "ray_retrieval_in_flight",
-            "What this gateway waits for: admission, encoder, group.",
+            "Requests of this gateway that wait for a part: encoder, group.",
             ("part",),
             **to,
         )
@@ -96,7 +96,7 @@ class Metrics:
 
     @contextmanager
     def waiting(self, part: str) -> Iterator[None]:
-        """Counts who waits for a part while the block lasts: `admission`, `encoder`, `group`."""
+        """Counts who waits for a part while the block lasts: `encoder`, `group`."""
         gauge = self._waiting.labels(part)
         gauge.inc()
         try:

@@ -175,8 +175,8 @@ def test_what_a_protocol_ignores_does_not_take_places_among_the_verified(scene, 
     subsets = st.lists(st.lists(st.sampled_from(order), unique=True), min_size=1, max_size=3)
     ignored = [np.array(rows, np.int64) for rows in data.draw(subsets)]
     compared = []
-    read = step._features.descriptors
-    step._features = SimpleNamespace(descriptors=lambda rows: (compared.extend(rows.tolist()), read(rows))[1])
+    read = step.features.descriptors
+    step.features = SimpleNamespace(descriptors=lambda rows: (compared.extend(rows.tolist()), read(rows))[1])
     made = rankings([step], scene, hits_of(order), [[rows] for rows in ignored])
     assert len(set(compared)) == len(compared)
     for rows, found in zip(ignored, made, strict=True):
