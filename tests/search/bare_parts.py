@@ -41,7 +41,9 @@ class Bare:
         return len(self.descriptors)
 
     def ids(self):
-        return None
+        if "id" not in self.schema.names:
+            return None
+        return self.columns["id"].cast(pa.large_string()).combine_chunks()
 
     def tables(self, start, stop):
         for first in range(start, stop, self.step):
