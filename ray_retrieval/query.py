@@ -110,6 +110,7 @@ class Searcher:
         threads: processor threads; unset: all.
         rerank: steps of re-ranking; what they need of the whole index is made here. None: geometric
             verification for an index of local features, and nothing for others.
+        engine: what computes the queries' descriptors, as for `model.Encoder`.
 
     Raises:
         ArtefactError: if index or model is missing, damaged, or they do not belong together, or a step is not
@@ -123,12 +124,13 @@ class Searcher:
         *,
         threads: int | None = None,
         rerank: Sequence[AnyRerankConfig] | None = None,
+        engine: str = "torch",
     ) -> None:
         threads = threads or cores()
         folder = Folder(index)
         self.index = Index.open(folder, threads=threads)
         found = Folder(model) if model is not None else model_of(folder, mend=NAME_MODEL)
-        self.encoder = Encoder(found, threads=threads)
+        self.encoder = Encoder(found, threads=threads, engine=engine)
         if self.encoder.fingerprint != self.index.model:
             raise ArtefactError(
                 f"the index was made by model {self.index.model}, {found} is {self.encoder.fingerprint}",
@@ -140,7 +142,9 @@ class Searcher:
             rerank = (GeometricVerificationConfig(),) if verifies else ()
         self._steps = build_all(rerank, self.index, threads=threads) if rerank else []
         local = local_index(rerank)
-        self._local = None if local is None else Encoder(model_of(Folder(local)), threads=threads)
+        self._local = None
+        if local is not None:
+            self._local = Encoder(model_of(Folder(local)), threads=threads, engine=engine)
 
     def encode(self, images: Sequence[str | Path | bytes], box: Sequence[float] | None = None) -> Descriptors:
         """Descriptors of images given as files or as bytes.
