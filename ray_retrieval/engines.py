@@ -1,5 +1,6 @@
 """Files that other programs run, and the ones that stand in for a model here: how each is written and run."""
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,12 +81,19 @@ def _write_onnx(program: ExportedProgram, graph: Graph, path: Path) -> dict[str,
 
 def open_onnx(path: Path) -> Engine:
     """An engine that runs a file of ONNX on the processor, on as many threads as torch has."""
-    import onnxruntime
-
+    onnxruntime = onnx_runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {INPUT: images})  # type: ignore[no-any-return]
+
+
+def onnx_runtime() -> Any:
+    """The package onnxruntime, told before it starts that it reports to nobody: else its releases do."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 FORMS: dict[str, Form] = {
@@ -127,7 +135,7 @@ def open_export(model: Folder, fingerprint: str, engine: str, method: Method) ->
     """
     folder, said = find_export(model, fingerprint, engine)
     try:
-        import onnxruntime  # noqa: F401
+        onnx_runtime()
     except ImportError:
         raise RecipeError(
             f"the engine {engine} needs onnxruntime",

@@ -123,7 +123,7 @@ def synthetic_samples(preprocessing: Preprocessing) -> Samples:
     names = [f"synthetic image {row}" for row in range(len(images))]
     source = f"{len(images)} synthetic images"
     if preprocessing.square:
-        return Samples(images, names, source)
+        return Samples(list(images), names, source)
     short = max(1, 3 * size // 4)
     shapes = [(size, size), (size, short), (short, size)]
     cut = [image[:, : shapes[row % 3][0], : shapes[row % 3][1]] for row, image in enumerate(images)]

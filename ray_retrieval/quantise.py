@@ -24,7 +24,7 @@ from ray_retrieval.data.mixed import MixedImages, groups_of
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, prepare
 from ray_retrieval.descriptors import Codes, Descriptors, Local, Vectors, assembled
-from ray_retrieval.engines import Exported, open_onnx
+from ray_retrieval.engines import Exported, onnx_runtime, open_onnx
 from ray_retrieval.errors import DataError, ModelError, RecipeError, StoreError
 from ray_retrieval.graphs import INPUT, Array, Graph
 from ray_retrieval.methods.base import Method
@@ -139,6 +139,7 @@ def quantise(source: Path, target: Path, graph: Graph, images: ImageTable, *, ma
 
 def _write(source: Path, target: Path, samples: parity.Samples) -> int:
     """Quantise a file; returns how many operations compute in 8 bits."""
+    onnx_runtime()
     import onnx
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -227,8 +228,7 @@ def _measure(method: Method, exported: Exported, images: ImageTable, total: int)
     form = method.config.form
     mine = assembled(form, len(kept), [(places, one) for places, one, _ in parts])
     theirs = assembled(form, len(kept), [(places, other) for places, _, other in parts])
-    rows = np.array(kept, np.int64)
-    labels = images.take(rows).labels
+    labels = images.take(np.array(kept, np.int64)).labels
     asks = np.arange(len(kept)) % _QUERIES == 0
     queries, database = np.flatnonzero(asks), np.flatnonzero(~asks)
 
