@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from ray_retrieval.descriptors import Descriptors
 from ray_retrieval.errors import ArtefactError, RecipeError
-from ray_retrieval.graphs import INPUT, Array, Engine, Graph, graph_of
+from ray_retrieval.graphs import INPUT, Array, Engine, Graph, LevelGraph, graph_of
 from ray_retrieval.methods.base import Method
 from ray_retrieval.storage import Folder, check_file, read_description
 
@@ -85,7 +85,7 @@ def open_onnx(path: Path) -> Engine:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {INPUT: images})  # type: ignore[no-any-return]
+    return lambda images: session.run(None, {INPUT: images})
 
 
 def onnx_runtime() -> Any:
@@ -111,13 +111,14 @@ class Exported:
     """
 
     def __init__(self, method: Method, run: Engine) -> None:
-        self._graph, self._run, self._least = graph_of(method), run, method.least_side
+        self._graph, self._run = graph_of(method), run
 
     def describe(self, images: Tensor) -> Descriptors:
         """As `Method.describe`. What is smaller than the file takes goes through the model itself."""
-        if self._graph.any_size and min(images.shape[2:]) < self._least:
-            return self._graph.method.describe(images)
-        return self._graph.descriptors(self._run, images)
+        with torch.inference_mode():
+            if not isinstance(self._graph, LevelGraph) and min(images.shape[2:]) < self._graph.least_side:
+                return self._graph.method.describe(images)
+            return self._graph.descriptors(self._run, images)
 
 
 def open_export(model: Folder, fingerprint: str, engine: str, method: Method) -> Exported:

@@ -220,7 +220,8 @@ def pyramid_in_words(graph: LevelGraph) -> dict[str, Any]:
     threshold = max(float(method.threshold), -float("inf") if config.threshold is None else config.threshold)
     steps = [
         "for each of the scales: resize the prepared image, height and width times the scale, each rounded, "
-        "halves to the even number; leave out scales at which a side would have fewer than min_side pixels",
+        "halves to the even number; leave out scales at which a side would have fewer than min_side pixels "
+        f"(the graph takes {graph.least_side}: what the model has of smaller scales, it alone has)",
         "resize in floating point, by a bilinear filter with antialiasing as wide as the reduction; values "
         "stay between 0 and 255",
         "run the graph; cell (row i, column j) is at x = j · stride + offset, y = i · stride + offset in the "

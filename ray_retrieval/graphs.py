@@ -70,6 +70,8 @@ class Graph(nn.Module, ABC):
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
+        self.least_side: int = method.least_side if self.any_size else self.preprocessing.size
+        """Pixels that height and width have at least."""
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -79,11 +81,6 @@ class Graph(nn.Module, ABC):
     def any_size(self) -> bool:
         """Whether height and width are free: where the model's images have several sizes."""
         return not self.preprocessing.square
-
-    @property
-    def least_side(self) -> int:
-        """Pixels that height and width have at least, where they are free."""
-        return self.method.least_side if self.any_size else self.preprocessing.size
 
     @property
     def input(self) -> Port:
@@ -109,7 +106,7 @@ class Graph(nn.Module, ABC):
 
         Args:
             run: runs the file.
-            images: prepared, uint8 [n, 3, h, w], each side at least `least_side`.
+            images: prepared, uint8 [n, 3, h, w], each side at least `least_side` but for local features.
         """
 
     @property
@@ -197,8 +194,8 @@ class LevelGraph(Graph):
     method: Delf
 
     def __init__(self, method: Delf) -> None:
-        super().__init__(method)
         method.check_described()
+        super().__init__(method)
 
     @property
     def any_size(self) -> bool:
@@ -234,6 +231,8 @@ class LevelGraph(Graph):
 
     def descriptors(self, run: Engine, images: Tensor) -> Descriptors:
         def level(resized: Tensor) -> Level:
+            if min(resized.shape[2:]) < self.least_side:
+                return self.method.level(self.method.normalised(resized.clone()))
             cells, scores, *vectors = map(torch.from_numpy, run(resized.numpy()))
             return Level(cells.movedim(-1, 1), scores, vectors[0] if vectors else None)
 

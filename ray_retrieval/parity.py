@@ -131,15 +131,14 @@ def synthetic_samples(preprocessing: Preprocessing) -> Samples:
     return Samples(cut[:most], names[:most], source)
 
 
-def table_samples(table: ImageTable, preprocessing: Preprocessing, *, limit: int = _MOST) -> Samples:
-    """At most `limit` images of a table, evenly spaced over it, fewer where they are large.
+def table_samples(table: ImageTable, preprocessing: Preprocessing, *, limit: int | None = None) -> Samples:
+    """At most `limit` images of a table, evenly spaced over it; unset: 64, fewer where they are large.
 
     Raises:
         StoreError: if a store does not answer.
         DataError: if none of them can be decoded.
     """
-    count = min(limit, len(table), max(8, _PIXELS // preprocessing.size**2))
-    rows = np.unique(np.linspace(0, len(table) - 1, count).round().astype(np.int64))
+    rows = spread(len(table), limit or min(_MOST, max(8, _PIXELS // preprocessing.size**2)))
     images, names, failure = [], [], "the table is empty"
     for row in rows:
         try:
@@ -154,6 +153,11 @@ def table_samples(table: ImageTable, preprocessing: Preprocessing, *, limit: int
         raise DataError(f"none of {len(rows)} images can be decoded, the last: {failure}", where=table.name)
     source = f"{len(rows)} of {len(table)} images of {table.name}"
     return Samples(images, names, source, left_out=len(rows) - len(images))
+
+
+def spread(rows: int, limit: int) -> npt.NDArray[np.int64]:
+    """At most `limit` row numbers, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, rows - 1, min(limit, rows)).round().astype(np.int64))
 
 
 def fed(graph: Graph, samples: Samples) -> Samples:

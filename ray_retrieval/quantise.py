@@ -36,6 +36,8 @@ from ray_retrieval.search.votes import LocalSearchConfig, search_votes
 MAX_LOSS = 0.02
 """Of the metric, from 0 to 1, that 8 bits may cost unless told otherwise."""
 CALIBRATION_IMAGES = 128
+_CALIBRATION_PIXELS = 1 << 25
+"""Of all of them together, at most but for eight images: they are held in memory, as floats for DELF."""
 _MEASURED_IMAGES = 1000
 _LEAST_MEASURED = 10
 _QUERIES = 5
@@ -113,12 +115,13 @@ def quantise(source: Path, target: Path, graph: Graph, images: ImageTable, *, ma
         ModelError: if nothing of the backbone can be found in the file, its answers are not finite, or the
             loss is above `max_loss`.
     """
-    some = parity.table_samples(images, graph.preprocessing, limit=CALIBRATION_IMAGES)
+    limit = min(CALIBRATION_IMAGES, max(8, _CALIBRATION_PIXELS // graph.preprocessing.size**2))
+    some = parity.table_samples(images, graph.preprocessing, limit=limit)
     samples = parity.fed(graph, some)
     layers = _write(source, target, samples)
     made = Int8(f"{len(samples.images)} of {len(images)} images of {images.name}", layers)
     exported = Exported(graph.method, open_onnx(target))
-    rows = _measured_rows(images)
+    rows = _measured_rows(images, parity.spread(len(images), limit))
     if len(rows) < _LEAST_MEASURED:
         _refuse_nonsense(exported.describe, samples, target)
         return made
@@ -201,16 +204,14 @@ def _refuse_nonsense(
         raise ModelError("gives values that are not finite in 8 bits", where=target.name)
 
 
-def _measured_rows(images: ImageTable) -> npt.NDArray[np.int64]:
+def _measured_rows(images: ImageTable, calibrated: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Rows with a label that were not calibrated on, evenly spread; all of them where there are few."""
     if not images.has_labels:
         return np.zeros(0, np.int64)
     labelled = np.setdiff1d(np.arange(len(images)), images.unlabelled)
-    calibrated = np.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).round().astype(int)
     others = np.setdiff1d(labelled, calibrated)
     rows = others if len(others) >= _MEASURED_IMAGES else labelled
-    places = np.linspace(0, len(rows) - 1, min(_MEASURED_IMAGES, len(rows))).round().astype(np.int64)
-    return rows[np.unique(places)]
+    return rows[parity.spread(len(rows), _MEASURED_IMAGES)]
 
 
 def _measure(method: Method, exported: Exported, images: ImageTable, total: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from samples import coloured_table
 from ray_retrieval import engines, export, graphs, model, parity
 from ray_retrieval.descriptors import Codes, Local, Vectors
 from ray_retrieval.errors import ArtefactError, ModelError, RecipeError
+from ray_retrieval.layers.backbones import BackboneConfig, build_feature_map, least_side, side_for_cells
 from ray_retrieval.methods import METHODS
 from ray_retrieval.methods.gem import scaled_side
 from ray_retrieval.methods.hashing import HashingMethod
@@ -146,6 +147,22 @@ def test_a_grid_of_regions_is_no_graph_for_several_sizes(tmp_path):
     with pytest.raises(ModelError, match=r"pooling by regions.*shapes=pad"):
         export.export(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "side"), [("resnet18", 33), ("alexnet", 47), ("vgg16", 32), ("small", 16)])
+def test_the_least_side_is_that_of_maps_of_two_cells(name, side):
+    network, _ = build_feature_map(BackboneConfig(name=name, weights="none"))
+    assert side_for_cells(network.eval(), 2) == side
+    assert side_for_cells(network, 1) >= least_side(name)
+
+
+def test_a_residual_network_is_one_graph_for_all_sides():
+    method = made("gem", backbone=BackboneConfig(name="resnet18", weights="none"), scales=[1.0])
+    graph = graphs.trace(method).module()
+    for sides in ((33, 64), (47, 90)):
+        images = torch.randint(0, 256, (1, 3, *sides), dtype=torch.uint8)
+        with torch.no_grad():
+            torch.testing.assert_close(graph(images)[0], method.vectors(images), atol=1e-5, rtol=0)
 
 
 DELFS = {

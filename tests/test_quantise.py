@@ -7,7 +7,7 @@ import pytest
 from export_parts import made, saved
 from samples import coloured_table
 
-from ray_retrieval import export, quantise
+from ray_retrieval import export, parity, quantise
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Codes, Local, Vectors
 from ray_retrieval.errors import ArtefactError, ModelError, RecipeError
@@ -155,10 +155,10 @@ def test_local_features_count_where_the_most_votes_go():
 @pytest.mark.parametrize(("count", "rows"), [(40, 40), (300, 300), (1500, 1000)])
 def test_the_loss_is_measured_on_images_that_were_not_calibrated_on_where_there_are_enough(count, rows):
     table = coloured_table(3).take(np.arange(count) % 3)
-    found = quantise._measured_rows(table)
+    calibrated = parity.spread(count, 128)
+    found = quantise._measured_rows(table, calibrated)
     assert len(found) == rows
     assert (np.diff(found) > 0).all()
-    calibrated = np.linspace(0, count - 1, min(128, count)).round().astype(int)
     assert (count < 1128) or not len(np.intersect1d(found, calibrated))
 
 

@@ -329,9 +329,10 @@ class Method(nn.Module, ABC):
     def least_side(self) -> int:
         """Pixels of a side from which images of all sizes are described by the same computation.
 
-        Smaller ones may be padded first, say. An export for images of several sizes begins there.
+        Smaller ones may be padded first, say, or have maps of a single cell, which torch computes with in
+        ways of its own. An export for images of several sizes begins there; called in evaluation mode.
         """
-        return 32
+        return 64
 
     def fix_for_export(self) -> None:
         """Called on a copy before it is traced: flags in tensors, which have no values then, become plain."""

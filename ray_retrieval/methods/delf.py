@@ -30,7 +30,7 @@ from ray_retrieval.data.transforms import Preprocessing
 from ray_retrieval.descriptors import DescriptorKind, Form, Local
 from ray_retrieval.errors import DataError, ModelError, RecipeError
 from ray_retrieval.layers.attention import Attention, Autoencoder, attentive_pooling, reconstruction_losses
-from ray_retrieval.layers.backbones import BackboneConfig, build_stages
+from ray_retrieval.layers.backbones import BackboneConfig, build_stages, side_for_cells
 from ray_retrieval.layers.pooling import GlobalPooling, l2_normalised
 from ray_retrieval.layers.pyramid import Found, Pyramid, PyramidConfig
 from ray_retrieval.layers.receptive_field import receptive_field
@@ -325,8 +325,7 @@ class Delf(Method):
 
         Args:
             images: float32 [n, 3, h, w], values from 0 to 255.
-            level: from such images at one scale to what `level` makes of them once they are normalised. They
-                have `least_side` pixels at least, unless the images given are smaller.
+            level: from such images at one scale to what `level` makes of them once they are normalised.
         """
         gathered: dict[float, list[Tensor]] = {scale: [] for scale in sorted(self.global_scales)}
         scores: list[Tensor] = []
@@ -368,8 +367,10 @@ class Delf(Method):
 
     @property
     def least_side(self) -> int:
-        """Of the images that the network gets: those of the pyramid."""
-        return self.config.pyramid.min_side
+        """Of the images that the network gets: from which on maps have cells that can be told apart."""
+        parts = [self.backbone] if self.global_projection is None else [self.backbone, self.above]
+        network = nn.Sequential(*(part for part in parts if part is not None))
+        return max(self.config.pyramid.min_side, side_for_cells(network, 2))
 
     def _local(
         self,

@@ -39,9 +39,9 @@ from ray_retrieval.layers.backbones import (
     build_feature_map,
     least_side,
     map_channels,
+    side_for_cells,
 )
 from ray_retrieval.layers.pooling import SuperGlobalPooling, combine_scales, l2_normalised, padded_to
-from ray_retrieval.layers.receptive_field import receptive_field
 from ray_retrieval.layers.regions import PoolingKind, RegionalPooling, build_pooling
 from ray_retrieval.layers.whitening import PAIRS_A_DIMENSION, Whitening
 from ray_retrieval.losses.arcface import CosineClassifier, arcface_losses
@@ -221,11 +221,9 @@ class Gem(Method):
 
     @property
     def least_side(self) -> int:
-        """From which on nothing is padded, and SuperGlobal's windows are whole: on maps of three cells."""
-        windowed = self.config.describe_with == "superglobal"
-        map_side = 3 * receptive_field(self.backbone).stride if windowed else 1
-        side = max(least_side(self.config.backbone.name), map_side, 8)
-        return math.ceil((side + 1) / min(self.config.scales))
+        """From which on nothing is padded, maps have cells that can be told apart, and windows are whole."""
+        cells = 3 if self.config.describe_with == "superglobal" else 2
+        return math.ceil(side_for_cells(self.backbone, cells) / min(self.config.scales))
 
     def _features(self, images: Tensor) -> Tensor:
         features = self._map(images)
