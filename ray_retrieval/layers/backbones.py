@@ -85,7 +85,7 @@ def side_for_cells(network: nn.Module, cells: int) -> int:
                 made = network(parameter.new_zeros(1, 3, side, side))
         except RuntimeError:  # of a pooling that has nothing left to pool
             return False
-        return min(made.shape[2:]) >= cells
+        return bool(min(made.shape[2:]) >= cells)
 
     high = 1
     while not enough(high):
