@@ -6,7 +6,7 @@ output channel. What stands behind the backbone, the hash layer or pooling and w
 is little work, and its rounding would go straight into the descriptors.
 
 Weights have 7 bits, not 8: processors without instructions for products of bytes (x86 before VNNI) add pairs
-of products up in 16 bits, where 8 would overflow. So the loss that is measured here holds elsewhere too.
+of products up in 16 bits, where those of 8 may overflow. Machines that have such instructions never show it.
 """
 
 import warnings
