@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_retrieval.compute import cores, describe_machine
-
 CLAIMS = "BENCHMARK_CLAIMS"
 """The variable that names the file."""
 _GOAL = re.compile(r"(>=|<=) (\d+(?:\.\d+)?)")
@@ -91,6 +89,8 @@ def arguments(doc: str | None, short: str) -> argparse.ArgumentParser:
 @contextmanager
 def measuring(what: str) -> Iterator[None]:
     """Print the machine, what is measured and the load before, and in the end the load after."""
+    from ray_retrieval.compute import cores, describe_machine  # and PyTorch, which not every script needs
+
     print(f"{describe_machine()}; {what}; load before {load():.1f}\n", flush=True)
     yield
     print(f"\nload after {load():.1f} on {cores()} cores", flush=True)
@@ -103,6 +103,8 @@ def load() -> float:
 
 def machine() -> str:
     """One line: cores, architecture, accelerator, and the processor's name where the system tells it."""
+    from ray_retrieval.compute import describe_machine
+
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -8,10 +8,10 @@ Every measurement is a process of its own, on one thread, which does the stage o
 that what is loaded, compiled or started at the first call does not count, and then as a whole. `MiB` is by
 how much the memory grows at most that it does not share with a file or another process (Linux).
 
-    train       the loop on JPEGs with 16 MiB for decoded ones; a small network
+    train       the loop on JPEGs with 1 MiB for decoded ones; a small network
     encode      the Ray Data pipeline with two encoders: this process and all that it starts
     build       an index from embeddings on disk
-    search      1,000 queries, k = 100, in an index that is mapped into memory, opening included
+    search      queries, k = 100, in an index that is mapped into memory, opening included
     evaluate    the whole Hamming evaluation; codes and labels are there before
 
 `ratio` is that of the larger to the smaller, where less than 16 MiB count as 16. Goal, where a stage should
@@ -90,7 +90,7 @@ def train(sizes: Sizes, _folder: Path) -> Work:
     from ray_retrieval.methods.greedyhash import GreedyHashConfig
 
     benchmark = photographs_benchmark(sizes["images"])
-    config = TrainConfig(epochs=1, batch_size=32, cache_memory=16 << 20, validation={"every": None})
+    config = TrainConfig(epochs=1, batch_size=32, cache_memory=1 << 20, validation={"every": None})
     method = GreedyHashConfig(backbone={"name": "small", "weights": "none"}, image={"size": 64})
     return lambda: Trainer(build(method, classes=10), benchmark, config, seed=0, process=Process()).fit(
         Nowhere()
@@ -134,7 +134,7 @@ def prepare_search(sizes: Sizes, folder: Path) -> None:
 def search(sizes: Sizes, folder: Path) -> Work:
     from ray_retrieval.search import Index
 
-    queries = codes_of(1000, sizes["bits"], 1)
+    queries = codes_of(sizes["queries"], sizes["bits"], 1)
     return lambda: Index.open(folder / "index").search(queries, 100)
 
 
@@ -237,7 +237,7 @@ _USED = {
     "train": ("images",),
     "encode": ("images",),
     "build": ("rows", "bits", "shards"),
-    "search": ("rows", "bits", "shards"),
+    "search": ("rows", "bits", "shards", "queries"),
     "evaluate": ("rows", "bits", "shards", "queries"),
 }
 

@@ -5,7 +5,7 @@
     python benchmarks/run.py --only mining xbm_step   these alone; other results are kept
     python benchmarks/run.py --resume                 those that are not done at this commit
     python benchmarks/run.py --list                   what there is, and how long it takes
-    python benchmarks/run.py --readme                 nothing is run; the README's table is written anew
+    python benchmarks/run.py --readme                 nothing is run; README and RESULTS.md are written anew
 
 Each script is a process of its own. One that fails does not stop the others; its last lines are shown, and
 the table says that it failed. After each, `results.json` and `RESULTS.md` are written whole; `--readme` puts
@@ -94,10 +94,10 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="of scripts, without .py")
     parser.add_argument("--resume", action="store_true", help="leave out those that are done at this commit")
     parser.add_argument("--list", action="store_true", help="run nothing, show what there is")
-    parser.add_argument("--readme", action="store_true", help="run nothing, write the README's table anew")
+    parser.add_argument("--readme", action="store_true", help="run nothing, write the tables anew")
     options = parser.parse_args()
     if options.readme:
-        write_readme(HERE.parent / "README.md", HERE / "results.json")
+        write_tables(HERE.parent / "README.md", HERE)
         return 0
     form: Form = "full" if options.full else "short"
     unknown = set(options.only or []) - {script.name for script in SCRIPTS}
@@ -116,10 +116,11 @@ def main() -> int:
     return 0 if options.list else run_all(chosen, form, HERE)
 
 
-def write_readme(readme: Path, file: Path) -> None:
-    """Write the README's table from the results."""
-    table = results.readme_table(results.read(file), [script.name for script in SCRIPTS])
-    results.write_text(readme, results.with_table(readme.read_text(), table))
+def write_tables(readme: Path, folder: Path) -> None:
+    """Write the README's table, and `RESULTS.md` of a folder, from its results."""
+    known, names = results.read(folder / "results.json"), [script.name for script in SCRIPTS]
+    results.write_text(readme, results.with_table(readme.read_text(), results.readme_table(known, names)))
+    results.write_text(folder / "RESULTS.md", results.book(known, names))
 
 
 def is_done(known: Results, script: Script, form: Form, now: str) -> bool:
