@@ -25,9 +25,8 @@ def claim(
     """Record one ratio, if a file is named for it.
 
     Args:
-        what: is measured, with its sizes, and what the ratio is of. The name of the claim: a later run of the
-            script in the same form replaces the one of that name.
-        peer: or limit, that is compared with.
+        what: is measured, with its sizes, and what the ratio is of.
+        peer: or limit, that is compared with. One claim is made against a peer once.
         ratio: the number.
         goal: `>= 3` or `<= 1.1`; None where there is none at these sizes.
         detail: a few words more, such as the times.

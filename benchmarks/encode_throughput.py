@@ -1,7 +1,7 @@
 """The Ray Data pipeline against a bare forward pass on tensors in memory: images a second, in one run.
 
     python benchmarks/encode_throughput.py            2,048 images, ResNet-18 at 160 pixels
-    python benchmarks/encode_throughput.py --short    768 images, once
+    python benchmarks/encode_throughput.py --short    768 images
 
 The pipeline reads JPEGs of 256 × 256, decodes, resizes, computes codes and writes Parquet parts. The bare
 pass has its uint8 tensors ready and does nothing but the network, on all cores. Both are measured twice, in
@@ -29,14 +29,14 @@ from ray_retrieval.storage import Folder
 
 
 def main() -> None:
-    parser = arguments(__doc__, "fewer images, one round")
+    parser = arguments(__doc__, "fewer images")
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     if options.short:
-        options.images, options.rounds = 768, 1
+        options.images = 768
     with measuring(f"{options.backbone} at {options.size} px, {options.images} JPEGs of 256 × 256"):
         measure(options)
 

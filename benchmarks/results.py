@@ -92,15 +92,16 @@ class Results:
 
         Args:
             run: that ended.
-            records: of `book.claim`, in order; of a name that comes twice the later one counts.
+            records: of `book.claim`, in order; of a claim that comes twice with the same peer the later one
+                counts.
         """
         shared = {
             name: getattr(run, name)
             for name in ("script", "form", "machine", "date", "commit", "load", "busy")
         }
-        made = {record["claim"]: Claim(**shared, **record) for record in records}
+        made = {(record["claim"], record["peer"]): Claim(**shared, **record) for record in records}
         kept = self.of(run.script, run.form) if run.outcome == "failed" else []
-        new = [*made.values(), *(claim for claim in kept if claim.claim not in made)]
+        new = [*made.values(), *(claim for claim in kept if (claim.claim, claim.peer) not in made)]
         same = (run.script, run.form)
         self.runs = [one for one in self.runs if (one.script, one.form) != same] + [run]
         self.claims = [one for one in self.claims if (one.script, one.form) != same] + new

@@ -1,7 +1,7 @@
 """Ray Train with one worker against the plain loop: images a second while training, in one run.
 
     python benchmarks/train_overhead.py            768 images, four epochs, twice
-    python benchmarks/train_overhead.py --short    384 images, three epochs, once
+    python benchmarks/train_overhead.py --short    256 images, three epochs, twice
 
 Both train the same method on the same images with the same loop; the plain one calls it in this process,
 the other through Ray Train, with checkpoints. The two take turns; the ratio is that of their medians over
@@ -41,7 +41,7 @@ class Nowhere:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "fewer images and epochs, one round")
+    parser = arguments(__doc__, "fewer images and epochs")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--images", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=2)
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     options = parser.parse_args()
     if options.short:
-        options.epochs, options.images, options.rounds = 3, 384, 1
+        options.epochs, options.images = 3, 256
     with measuring(f"{options.backbone} at {options.size} px, {options.images} images"):
         measure(options)
 

@@ -214,13 +214,16 @@ def test_a_run_replaces_the_last_one_of_its_script_and_form_alone(results):
     known.add(a_run(results, "b"), [record("other")])
     known.add(a_run(results, "a", form="full"), [record("one", 4.0)])
     known.add(a_run(results, "a", commit="new"), [record("one", 1.0), record("one", 3.0)])
+    known.add(a_run(results, "c"), [record("one", peer="p"), record("one", peer="q")])
     found = [(one.script, one.form, one.claim, one.ratio, one.commit) for one in known.claims]
     assert sorted(found) == [
         ("a", "full", "one", 4.0, "abc"),
         ("a", "short", "one", 3.0, "new"),
         ("b", "short", "other", 2.0, "abc"),
+        ("c", "short", "one", 2.0, "abc"),
+        ("c", "short", "one", 2.0, "abc"),
     ]
-    assert len(known.runs) == 3
+    assert len(known.runs) == 4
 
 
 def test_claims_that_a_failed_run_did_not_come_to_keep_their_date(results):
