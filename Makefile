@@ -21,12 +21,9 @@ run: install
 serve: install
 	$(BIN)/ray-retrieval serve runs/quickstart/index
 
-# What starts a Ray, a server or a browser, or nodes and disks to lose, one after another; the rest in two processes.
-APART := tests/browser tests/cluster tests/serve
-
+# Two processes: which tests run in which, tests/conftest.py says.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(APART:%=--ignore %)
-	$(BIN)/python -m pytest $(APART)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The tests that `test` leaves out because they take long.
 test-long: install

@@ -30,7 +30,7 @@ from book import arguments, claim, measuring
 from timing import Taken, once
 
 from ray_retrieval.descriptors import Local
-from ray_retrieval.search import approximate, asmk
+from ray_retrieval.search import asmk, faiss_index
 from ray_retrieval.search.asmk import AsmkSegment, search_asmk
 from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.neighbours import FeatureSegment, IndexedFeatures, fill, sample_features
@@ -79,7 +79,7 @@ def searches(segment: FeatureSegment, folder: Path, threads: int) -> dict[str, t
     sample = sample_features([segment], chosen.train_rows, 0)
     index, lists = folder / "index.faiss", folder / "lists.asmk"
     with index.open("wb") as stream:
-        fill(approximate.train(chosen.factory, sample, 0), segment, stream.write)
+        fill(faiss_index.train(chosen.factory, sample, 0), segment, stream.write)
     with lists.open("wb") as stream:
         asmk.fill(asmk.train(words, sample, 0), segment, stream.write, threads=threads)
     count = len(segment)

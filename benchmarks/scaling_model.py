@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ray_retrieval.search.approximate import choose
+from ray_retrieval.search.choosing import choose_for_vectors
 
 GPUS = (1, 8, 64)
 BATCH_NORMS, COLLECTIVES = 53, 4
@@ -243,7 +243,7 @@ def storage(measured: Measured, assumed: Assumed) -> None:
     print(f"  {SHARDS} shards: writing one holds its ids, labels and paths, {held / 1e9:.1f} GB")
     print("  approximate search of 128 dimensions, as `auto` chooses it, which visits 64 cells for a query:")
     for train_rows in (131_072, 2_000_000):
-        choice = choose(int(count), 128, train_rows=train_rows)
+        choice = choose_for_vectors(int(count), 128, train_rows=train_rows)
         cells = int(re.findall("IVF([0-9]+)", choice.factory or "IVF1")[0])
         rows = count * min(1, 64 / cells)
         print(f"  train_rows={train_rows:,}: {rows:,.0f} rows; {choice.factory}; {choice.why}")

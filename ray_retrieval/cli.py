@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ray_retrieval.cli_index import index_app
 from ray_retrieval.cli_submit import submit_app
+from ray_retrieval.cli_vectors import Column, Normalise, answers_to, refuse_settings
 from ray_retrieval.errors import RetrievalError
 from ray_retrieval.printing import AsJson, print_json
 from ray_retrieval.progress import Display
@@ -379,7 +380,13 @@ def embed(
 @app.command()
 def search(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Query images.")],
+    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Query images.")] = None,
+    vectors: Annotated[
+        str | None,
+        typer.Option(
+            help="A file of codes or vectors as queries instead: .npy, .parquet, as for index build."
+        ),
+    ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Hits for each query.")] = 10,
     picture: Annotated[
         str | None, typer.Option(help="Save a picture of queries and hits (.png, .jpg).")
@@ -401,48 +408,43 @@ def search(
         str | None,
         typer.Option(help="Only among images like these, e.g. 'label in (cat, dog) and price < 20'."),
     ] = None,
+    column: Column = None,
+    normalise: Normalise = False,
+    gpu: Annotated[
+        bool,
+        typer.Option("--gpu", help="Compare all images on a GPU; the hits are those of the exact search."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest images of an index."""
     from ray_retrieval import pictures
+    from ray_retrieval.errors import RecipeError
     from ray_retrieval.query import Searcher
     from ray_retrieval.recipe import rerank_steps
+    from ray_retrieval.tables import print_answers
 
-    searcher = Searcher(index, model, rerank=rerank_steps(rerank or []))
-    answers = searcher.answers(images, k, box=box, where=where)
+    steps = rerank_steps(rerank or [])
+    if bool(images) == (vectors is not None):
+        raise RecipeError("queries are images, or --vectors FILE: one of the two", where="search")
+    if vectors is not None:
+        for option, value in (("--picture", picture), ("--box", box), ("--model", model)):
+            if value is not None:
+                raise RecipeError("it is for query images", where=option, mend="leave it out")
+        told = {"column": column, "normalise": normalise}
+        names, answers, form = answers_to(index, vectors, k, where=where, rerank=steps, gpu=gpu, **told)
+        print_answers("vector", names, answers, form, as_json)
+        return
+    refuse_settings({"column": column, "normalise": normalise})
+    queries = images or []
+    searcher = Searcher(index, model, rerank=steps, gpu=gpu)
+    answers = searcher.answers(queries, k, box=box, where=where)
     if picture is not None:
         examples = [
-            searcher.example(image, answer.hits) for image, answer in zip(images, answers, strict=True)
+            searcher.example(image, answer.hits) for image, answer in zip(queries, answers, strict=True)
         ]
         pictures.save(pictures.grid(examples), picture)
-    if as_json:
-        found = zip(images, answers, strict=True)
-        print_json(
-            {
-                "queries": [
-                    {
-                        "image": str(image),
-                        "hits": [hit.as_json() for hit in answer.hits],
-                        "notes": answer.notes,
-                    }
-                    for image, answer in found
-                ]
-            }
-        )
-        return
-    for image, answer in zip(images, answers, strict=True):
-        # What verification has found is told in the place of its score.
-        scored = any(hit.score is not None for hit in answer.hits) and answer.hits[0].inliers is None
-        columns = ("rank", *(["score"] if scored else []), "distance", "label", "id", "path")
-        table = Table(*columns, title=escape(str(image)), title_justify="left")
-        for hit in answer.hits:
-            first = [str(hit.rank), f"{hit.score:.4f}"] if scored else [str(hit.rank)]
-            far = hit.in_words(searcher.index.form)
-            table.add_row(*map(escape, (*first, far, ", ".join(hit.labels), hit.id, hit.path or "")))
-        Console().print(table)
-        for note in answer.notes:
-            typer.echo(f"note: {note}")
-    if picture is not None:
+    print_answers("image", [str(image) for image in queries], answers, searcher.index.form, as_json)
+    if picture is not None and not as_json:
         typer.echo(f"picture {picture}")
 
 

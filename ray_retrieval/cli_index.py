@@ -1,7 +1,5 @@
 """The `index` commands: building, changing, describing and checking an index. Parsing and printing only."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,77 +8,175 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ray_retrieval.cli_export import index_export
+from ray_retrieval.cli_vectors import (
+    Bits,
+    Column,
+    Ids,
+    Labels,
+    ModelName,
+    Normalise,
+    holds_descriptors,
+    refuse_settings,
+    rows_to_index,
+)
 from ray_retrieval.printing import AsJson, print_json
-from ray_retrieval.progress import Display
+from ray_retrieval.progress import Display, rows_written
 
 index_app = typer.Typer(help="Build, change, describe and check an index.", no_args_is_help=True)
+index_app.command("export")(index_export)
 
 IndexArgument = Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 Keep = Annotated[int, typer.Option(min=1, help="How many versions stay, the newest ones.")]
 KeepImages = Annotated[bool, typer.Option(help="Keep the bytes of images that came as bytes.")]
-Shards = Annotated[int, typer.Option(min=1, help="Parts that different processes can search.")]
+Shards = Annotated[
+    int | None,
+    typer.Option(min=1, help="Parts that different processes can search; one for every 10 million images."),
+]
+Workers = Annotated[
+    int,
+    typer.Option(min=1, help="Ray tasks that write the parts, one each; 1: threads of this process."),
+]
 
 
 @index_app.command("build")
 def index_build(
-    embeddings: Annotated[str, typer.Argument(metavar="EMBEDDINGS", help="An embeddings directory.")],
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="EMBEDDINGS|FILE...",
+            help="An embeddings directory; or codes or vectors that were made elsewhere: .npy, .npz, "
+            ".parquet, .arrow, .feather, .faiss, or an exported index.",
+        ),
+    ],
     out: Annotated[str, typer.Option("--out", help="Where the index goes.")],
-    shards: Shards = 1,
+    shards: Shards = None,
+    workers: Workers = 1,
     keep_images: KeepImages = True,
     how: Annotated[
         str | None,
         typer.Option(
             "--search",
-            help="Of vectors: exact (the default), auto (by their number), or a FAISS factory string. Of "
-            "local features: auto (the default), votes, exact, asmk or global.",
+            help="Of codes and vectors: exact (the default) or auto (by their number); of vectors a FAISS "
+            "factory string, of codes BIVF1024 (1,024 cells). Of local features: auto (the default), votes, "
+            "exact, asmk or global.",
         ),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(help="Of the exact hits, the share to be found at least; fewer, and nothing is built."),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What the search that auto chooses may take beside the shards: 2GB.")
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Of that search, e.g. nprobe=32."),
     ] = None,
+    bits: Bits = None,
+    normalise: Normalise = False,
+    column: Column = None,
+    ids: Ids = None,
+    labels: Labels = None,
+    model_name: ModelName = "",
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model that made what is in the files, if one here did.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Build an index of codes, vectors or local features."""
     from ray_retrieval import search
+    from ray_retrieval.cluster.pool import pool_of
     from ray_retrieval.compute import cores
     from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import from_settings
     from ray_retrieval.search.approximate import ApproximateConfig
-    from ray_retrieval.search.embeddings import Embeddings
+    from ray_retrieval.search.importing import made_elsewhere
     from ray_retrieval.search.votes import LocalSearchConfig
 
-    given, local, approximate = settings or [], None, None
-    source = Embeddings.open(embeddings)
+    asked = {"recall_target": recall, "memory": memory}
+    given = [*(f"{key}={value}" for key, value in asked.items() if value is not None), *(settings or [])]
+    local, approximate = None, None
+    source = rows_to_index(
+        places,
+        bits=bits,
+        normalise=normalise,
+        column=column,
+        ids=ids,
+        labels=labels,
+        model_name=model_name,
+        model=model,
+    )
     if source.form.kind is DescriptorKind.LOCAL:
         local = from_settings(LocalSearchConfig, [*([f"shortlist={how}"] if how else []), *given])
     else:
         approximate = from_settings(ApproximateConfig, [f"search={how or 'exact'}", *given])
-    with _rows_written("index", source.rows) as progress:
+    with rows_written("index", len(source)) as progress, pool_of(workers, cores()) as pool:
         search.build(
-            embeddings,
+            source,
             out,
             shards=shards,
             keep_images=keep_images,
             approximate=approximate,
             local=local,
-            threads=cores(),
+            pool=pool,
             progress=progress,
         )
     _describe(out, as_json)
     if not as_json:
-        typer.echo(f"next    ray-retrieval search {out} IMAGE --model MODEL")
+        queries = "--vectors FILE" if made_elsewhere(source.model) else "IMAGE --model MODEL"
+        typer.echo(f"next    ray-retrieval search {out} {queries}")
+
+
+@index_app.command("plan")
+def index_plan(
+    embeddings: Annotated[
+        str | None, typer.Argument(metavar="[EMBEDDINGS]", help="An embeddings directory.")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Or: so many images,")] = None,
+    bits: Annotated[int | None, typer.Option(min=1, help="with codes of so many bits,")] = None,
+    dimension: Annotated[int | None, typer.Option(min=1, help="or vectors of that dimension.")] = None,
+    shards: Shards = None,
+    memory: Annotated[str | None, typer.Option(help="That `auto` may take, such as 4GB.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what an index would take on disk and in memory, for each kind of search, before it is built."""
+    from ray_retrieval.recipe import from_settings
+    from ray_retrieval.search.approximate import ApproximateConfig
+    from ray_retrieval.search.building import ROWS_PER_SHARD
+    from ray_retrieval.search.planning import plan
+
+    form, count, features, known = _to_plan(embeddings, rows, bits, dimension)
+    allowed = from_settings(ApproximateConfig, [f"memory={memory}"] if memory else []).memory
+    found = plan(form, count, features=features, shards=shards or -(-count // ROWS_PER_SHARD), memory=allowed)
+    if as_json:
+        kinds = [kind.as_json() for kind in found]
+        print_json({**form.as_json(), "rows": count, "known_bytes": known, "kinds": kinds})
+        return
+    table = Table("search", "mapped", "private", "bytes a row", "", box=SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for kind in found:
+        sizes = (f"{size / 1e6:,.1f} MB" for size in (kind.mapped, kind.private))
+        table.add_row(kind.kind, *sizes, f"{kind.bytes_per_row:,.1f}", "auto" if kind.auto else "")
+    Console(highlight=False, markup=False).print(table)
+    typer.echo(
+        f"{count:,} images; bytes a row are megabytes a million. Mapped files are shared by all processes."
+    )
+    if known is not None:
+        typer.echo(f"ids, labels, paths and other columns: about {known / 1e6:,.1f} MB more, mapped")
 
 
 @index_app.command("add")
 def index_add(
     index: IndexArgument,
-    images: Annotated[
-        str,
+    places: Annotated[
+        list[str],
         typer.Argument(
-            metavar="IMAGES|EMBEDDINGS",
-            help="A folder, list (.txt), CSV or Parquet of images, or an embeddings directory.",
+            metavar="IMAGES|EMBEDDINGS|FILE...",
+            help="A folder, list (.txt), CSV or Parquet of images; an embeddings directory; or files of "
+            "codes or vectors, as for build.",
         ),
     ],
     replace: Annotated[
@@ -104,41 +200,55 @@ def index_add(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="How to encode images, e.g. batch_size=32."),
     ] = None,
-    shards: Shards = 1,
+    bits: Bits = None,
+    normalise: Normalise = False,
+    column: Column = None,
+    ids: Ids = None,
+    labels: Labels = None,
+    model_name: ModelName = "",
+    shards: Shards = None,
+    workers: Workers = 1,
     keep_images: KeepImages = True,
     as_json: AsJson = False,
 ) -> None:
     """Add images to an index, as a new version of it; run again, it goes on where it stopped."""
     from ray_retrieval import extend, search
+    from ray_retrieval.cluster.pool import pool_of
     from ray_retrieval.compute import cores
     from ray_retrieval.data.table import open_images
     from ray_retrieval.encode import EncodeConfig
     from ray_retrieval.recipe import from_settings
+    from ray_retrieval.search.building import opened_rows
     from ray_retrieval.search.embeddings import Embeddings
 
-    def add(embeddings: Any) -> Any:
-        with _rows_written("add", Embeddings.open(embeddings).rows) as progress:
+    def add(rows: Any) -> Any:
+        with rows_written("add", len(rows)) as progress, pool_of(workers, cores()) as pool:
             return search.add(
                 index,
-                embeddings,
+                rows,
                 replace=replace,
                 skip_duplicates=skip_duplicates,
                 shards=shards,
                 keep_images=keep_images,
-                threads=cores(),
+                pool=pool,
                 progress=progress,
             )
 
-    if extend.are_embeddings(images):
-        _report(index, add(images), as_json)
+    told = {"bits": bits, "normalise": normalise, "column": column, "ids": ids, "labels": labels}
+    if len(places) > 1 or extend.are_embeddings(places[0]) or holds_descriptors(places[0], column):
+        own = None if extend.are_embeddings(places[0]) else model
+        rows = rows_to_index(places, **told, model_name=model_name, model=own)
+        _report(index, add(rows), as_json)
         return
+    refuse_settings({**told, "model_name": model_name})
+    images = places[0]
     config = from_settings(EncodeConfig, settings or [])
     table = open_images(images, root=root)
     with (
         Display().task("encode", len(table), "images") as advance,
         extend.encoded(index, table, model=model, out=out, config=config, advance=advance) as made,
     ):
-        change, left_out = add(made), Embeddings.open(made).errors
+        change, left_out = add(opened_rows(made)), Embeddings.open(made).errors
     for identifier, reason in left_out:
         typer.echo(f"left out {identifier}: {reason}", err=True)
     _report(index, change, as_json, left_out=len(left_out))
@@ -170,19 +280,23 @@ def index_remove(
 def index_compact(
     index: IndexArgument,
     shards: Annotated[
-        int | None, typer.Option(min=1, help="Parts that different processes can search.")
+        int | None,
+        typer.Option(min=1, help="Write all anew in so many parts; parts that are as they should be stay."),
     ] = None,
+    workers: Workers = 1,
     keep: Keep = 2,
     dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Write what is left of an index anew, and delete what no version needs."""
     from ray_retrieval import search
+    from ray_retrieval.cluster.pool import pool_of
     from ray_retrieval.compute import cores
 
-    with _rows_written("compact", 0 if dry_run else search.Index.open(index).rows) as progress:
+    rows = 0 if dry_run else search.Index.open(index).rows
+    with rows_written("compact", rows) as progress, pool_of(workers, cores()) as pool:
         change = search.compact(
-            index, shards=shards, keep=keep, dry_run=dry_run, threads=cores(), progress=progress
+            index, shards=shards, keep=keep, dry_run=dry_run, pool=pool, progress=progress
         )
     _report(index, change, as_json, dry_run=dry_run)
 
@@ -252,6 +366,30 @@ def index_verify(index: IndexArgument, as_json: AsJson = False) -> None:
         typer.echo(f"ok      {check}")
 
 
+def _to_plan(
+    embeddings: str | None, rows: int | None, bits: int | None, dimension: int | None
+) -> tuple[Any, int, int, int | None]:
+    """Form, rows, local features, and bytes of what else is known, of embeddings or of numbers."""
+    from ray_retrieval.descriptors import DescriptorKind, Form
+    from ray_retrieval.errors import QueryError
+    from ray_retrieval.search.embeddings import Embeddings
+    from ray_retrieval.search.planning import known_bytes
+    from ray_retrieval.search.sources import EmbeddedRows
+
+    numbers = sum(given is not None for given in (bits, dimension))
+    if (embeddings is None) == (rows is None) or numbers != (rows is not None):
+        raise QueryError(
+            "what is to be planned is not said",
+            mend="give an embeddings directory, or --rows with --bits or --dimension",
+        )
+    if embeddings is None:
+        assert rows is not None
+        kind = DescriptorKind.CODES if bits else DescriptorKind.VECTORS
+        return Form(kind, bits or dimension or 0), rows, 0, None
+    source = Embeddings.open(embeddings)
+    return source.form, source.rows, source.features, known_bytes(EmbeddedRows(source))
+
+
 def _describe(uri: str, as_json: bool) -> None:
     from ray_retrieval.search import Index
 
@@ -309,20 +447,6 @@ def _pruned_in_words(pruned: Any, dry_run: bool) -> str:
     )
     verb = "would delete" if dry_run else "deleted"
     return f"{verb} versions: {listed}; {pruned.files:,} files, {pruned.bytes / 1e6:,.1f} MB{spared}"
-
-
-@contextmanager
-def _rows_written(name: str, rows: int) -> Iterator[Any]:
-    """Show progress of what counts the rows that are done so far."""
-    with Display().task(name, rows, "rows") as advance:
-        before = 0
-
-        def progress(done: int) -> None:
-            nonlocal before
-            advance(done - before, "")
-            before = done
-
-        yield progress
 
 
 def _lines(file: Path) -> list[str]:

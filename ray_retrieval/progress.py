@@ -86,3 +86,22 @@ class Display:
 def _rate(done: int, seconds: float) -> str:
     rate = done / max(seconds, 1e-9)
     return f"{rate:,.0f}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.0f} s each"
+
+
+@contextmanager
+def rows_written(name: str, rows: int) -> Iterator[Callable[[int], None]]:
+    """Show progress of what counts the rows that are done so far.
+
+    Args:
+        name: of the work.
+        rows: how many there are.
+    """
+    with Display().task(name, rows, "rows") as advance:
+        before = 0
+
+        def progress(done: int) -> None:
+            nonlocal before
+            advance(done - before, "")
+            before = done
+
+        yield progress

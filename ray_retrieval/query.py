@@ -7,23 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from ray_retrieval.answers import Answer, Hit, example, hits_of, scored, verified
+from ray_retrieval.answers import Answer, Hit, example
 from ray_retrieval.compute import cores
-from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Local, Vectors
-from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
+from ray_retrieval.descriptors import DescriptorKind, Descriptors, Local
+from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.finder import Finder
 from ray_retrieval.model import DESCRIPTION, Encoder, read_model_description
 from ray_retrieval.report import Example, Shown
-from ray_retrieval.search import Hits, Index
+from ray_retrieval.search import Index
 from ray_retrieval.search.filters import Filter
-from ray_retrieval.search.hits import NO_ROW
-from ray_retrieval.search.rerank import (
-    AnyRerankConfig,
-    GeometricVerification,
-    GeometricVerificationConfig,
-    build_all,
-)
-from ray_retrieval.search.rerank import rerank as rerank_hits
-from ray_retrieval.search.vectors import distances_to
+from ray_retrieval.search.importing import made_elsewhere
+from ray_retrieval.search.rerank import AnyRerankConfig
 from ray_retrieval.storage import Folder
 
 
@@ -73,6 +67,12 @@ def model_of(
         ArtefactError: if no folder beside the index holds a model of that fingerprint.
     """
     fingerprint = Index.open(index).model
+    if made_elsewhere(fingerprint):
+        raise ArtefactError(
+            f"what it holds was made elsewhere ({fingerprint}): no model is known to describe an image with",
+            where=index,
+            mend="search with --vectors FILE, or build it with --model MODEL if that model made it",
+        )
     parent = index.parent
     found = {}
     for name in parent.names():
@@ -88,20 +88,7 @@ def model_of(
     )
 
 
-def local_index(steps: Sequence[AnyRerankConfig]) -> str | None:
-    """The index of local features by which steps verify vectors; None without one.
-
-    Raises:
-        RecipeError: if they verify by several.
-    """
-    named = {step.local for step in steps if isinstance(step, GeometricVerificationConfig) and step.local}
-    if len(named) > 1:
-        listed = ", ".join(sorted(named))
-        raise RecipeError(f"re-ranking verifies by one index of local features, got {listed}")
-    return named.pop() if named else None
-
-
-class Searcher:
+class Searcher(Finder):
     """An index with the model that made it: `Searcher("runs/quickstart/index").search(["photo.jpg"])`.
 
     Args:
@@ -110,6 +97,7 @@ class Searcher:
         threads: processor threads; unset: all.
         rerank: steps of re-ranking; what they need of the whole index is made here. None: geometric
             verification for an index of local features, and nothing for others.
+        gpu: search on a GPU, see `Index.open`.
 
     Raises:
         ArtefactError: if index or model is missing, damaged, or they do not belong together, or a step is not
@@ -123,23 +111,13 @@ class Searcher:
         *,
         threads: int | None = None,
         rerank: Sequence[AnyRerankConfig] | None = None,
+        gpu: bool = False,
     ) -> None:
         threads = threads or cores()
-        folder = Folder(index)
-        self.index = Index.open(folder, threads=threads)
-        found = Folder(model) if model is not None else model_of(folder, mend=NAME_MODEL)
+        found = Folder(model) if model is not None else model_of(Folder(index), mend=NAME_MODEL)
         self.encoder = Encoder(found, threads=threads)
-        if self.encoder.fingerprint != self.index.model:
-            raise ArtefactError(
-                f"the index was made by model {self.index.model}, {found} is {self.encoder.fingerprint}",
-                where=folder,
-                mend="name the model that encoded the database",
-            )
-        if rerank is None:
-            verifies = self.index.form.kind is DescriptorKind.LOCAL
-            rerank = (GeometricVerificationConfig(),) if verifies else ()
-        self._steps = build_all(rerank, self.index, threads=threads) if rerank else []
-        local = local_index(rerank)
+        super().__init__(index, threads=threads, rerank=rerank, model=self.encoder.fingerprint, gpu=gpu)
+        local = self._verified_by
         self._local = None if local is None else Encoder(model_of(Folder(local)), threads=threads)
 
     def encode(self, images: Sequence[str | Path | bytes], box: Sequence[float] | None = None) -> Descriptors:
@@ -197,62 +175,14 @@ class Searcher:
         Raises:
             QueryError: as `search`.
         """
-        if k < 1:
-            raise QueryError(f"k is {k}", mend="ask for 1 hit or more")
-        if where is not None:
-            self._check_filter(where)
-        queries = self.encode(images, box)
-        depth = max([k, *(step.depth for step in self._steps)])
-        found = self.index.search(queries, depth, where=where)
-        if not self._steps:
-            hits = [hits_of(self.index, found, query) for query in range(len(images))]
-            return [self._noted(queries, query, some, where) for query, some in enumerate(hits)]
-        assert not isinstance(queries, Codes)
-        features = None
+        self.check(k, where)
+        queries, features = self.encode(images, box), None
         if self._local is not None:
             given, failures = self._local.encode([_read(image) for image in images], box)
             _refuse(images, failures)
             assert isinstance(given, Local)
             features = given
-        ordered = rerank_hits(self._steps, queries, found, features=features)
-        made = [self._reranked(queries, found, ordered, query, k) for query in range(len(images))]
-        return [self._noted(queries, query, some, where) for query, some in enumerate(made)]
-
-    def _check_filter(self, where: str | Filter) -> None:
-        """Refuse a filter that is none for the index, or would not hold for what steps bring in."""
-        self.index.check_filter(where)
-        others = [step for step in self._steps if not isinstance(step, GeometricVerification)]
-        if others:
-            raise QueryError(
-                f"a filter does not go with {type(others[0]).__name__}, which looks at the whole index",
-                mend="leave out the filter, or that step of re-ranking",
-            )
-
-    def _reranked(
-        self, queries: Vectors | Local, found: Hits, ordered: Hits, query: int, k: int
-    ) -> list[Hit]:
-        """The first hits of one query after re-ranking, with their own distances and the steps' scores."""
-        if isinstance(queries, Local):
-            return verified(self.index, found, ordered, self._steps[-1], query, k)
-        rows = ordered.rows[query, :k]
-        rows = rows[rows != NO_ROW]
-        own = queries.data[query : query + 1]
-        real = Hits(distances_to(self.index.vectors(rows), own, np.arange(len(rows))[None]), rows[None])
-        return scored(hits_of(self.index, real, 0), ordered.distances[query, : len(rows)], self._steps[-1])
-
-    def _noted(self, queries: Descriptors, query: int, hits: list[Hit], where: str | Filter | None) -> Answer:
-        """The hits of one query, with why there are none, or that none of them is a match."""
-        notes = []
-        if not hits:
-            if isinstance(queries, Local) and not queries.counts[query]:
-                notes.append("the model finds no features in the image")
-            elif where is not None:
-                notes.append("no image of the index passes the filter and has anything like the image")
-            else:
-                notes.append("no image of the index has features like those of the image")
-        elif hits[0].inliers == 0:
-            notes.append("no match found: no image agrees with the query on where things are")
-        return Answer(hits, notes)
+        return self.find(queries, k, where=where, features=features)
 
     def predict(self, image: str | Path | bytes, *, classes: int = 5) -> Prediction:
         """The nearest image of the index, and what the model's class head says where it has one.

@@ -33,6 +33,7 @@ from ray_retrieval.loop.validation import MEASURED
 from ray_retrieval.methods import METHODS, AnyMethodConfig
 from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.search.approximate import ApproximateConfig
+from ray_retrieval.search.cells import cells_in
 from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationConfig
 from ray_retrieval.search.votes import LocalSearchConfig
 from ray_retrieval.tuning.config import SHARED, TuneConfig
@@ -64,6 +65,9 @@ class IndexConfig(ApproximateConfig):
 
     shards: int = Field(default=2, ge=1)
     """Parts that can be searched by different processes."""
+    workers: int = Field(default=1, ge=1)
+    """Ray tasks that write the parts, one each, and what an approximate search needs beside them; 1: threads
+    of this process. The index is the same."""
     keep_images: bool = True
     """Keep the bytes of images that came as bytes (from Parquet), so that hits can be shown. Images that are
     files are referred to by their paths."""
@@ -169,8 +173,7 @@ class Recipe(Config):
             raise ValueError(
                 f"{self.method.name} leaves untrained what it describes with: state 'train.start' or 'stages'"
             )
-        if self.index.search != "exact" and kind is not DescriptorKind.VECTORS:
-            raise ValueError(f"'index.search' is exact for {self.method.name}, which makes {kind.value}")
+        self._check_search(kind)
         method = METHODS[self.method.name][1]
         if not image.square and not method.repeatable:
             raise ValueError(
@@ -184,6 +187,18 @@ class Recipe(Config):
                 f"'train.accumulate' is 1 for {self.method.name}, whose loss pairs images across the batch"
             )
         return self
+
+    def _check_search(self, kind: DescriptorKind) -> None:
+        """What building the index would refuse after models were trained, as far as it is known before."""
+        search = self.index.search
+        if search != "exact" and kind is DescriptorKind.LOCAL:
+            raise ValueError(f"'index.search' is exact for {self.method.name}, which makes {kind.value}")
+        if search in ("exact", "auto") or kind is not DescriptorKind.CODES:
+            return
+        try:
+            cells_in(search)
+        except RecipeError as error:
+            raise ValueError(f"'index.search': {error.problem}; {error.mend}") from None
 
     def _check_reranking(self, kind: DescriptorKind) -> None:
         for step in self.evaluate.rerank:

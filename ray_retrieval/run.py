@@ -18,6 +18,7 @@ import yaml
 from ray_retrieval import examples, report, search
 from ray_retrieval import recipe as recipes
 from ray_retrieval.cluster import connect
+from ray_retrieval.cluster.pool import pool_of
 from ray_retrieval.compare import acceptance
 from ray_retrieval.compute import cores, describe_machine
 from ray_retrieval.config import validate
@@ -30,12 +31,13 @@ from ray_retrieval.encode import EncodeJob, encode
 from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.evaluate import evaluate
 from ray_retrieval.evaluation import as_text
+from ray_retrieval.finder import local_index
 from ray_retrieval.loop import Outcome, TrainConfig
 from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
 from ray_retrieval.model import DESCRIPTION, read_model_description
 from ray_retrieval.progress import Advance, Display
-from ray_retrieval.query import local_index, model_of
+from ray_retrieval.query import model_of
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.reuse import reuse
 from ray_retrieval.run_checks import refuse_codes, refuse_unmeasurable
@@ -113,7 +115,7 @@ class Run:
         with connect():
             self.train(benchmark)
             self.encode(benchmark)
-        self.index()
+            self.index()
         metrics = self.evaluate(benchmark)
         return Finished(self.folder, metrics, self.report(benchmark))
 
@@ -344,15 +346,16 @@ class Run:
         with self._stage("index") as stage:
             stage.worked = not self.folder.exists("index/CURRENT")
             local = self.recipe.method.form.kind is DescriptorKind.LOCAL
-            built = search.build(
-                self._embeddings("model", "database"),
-                self.folder / "index",
-                shards=self.recipe.index.shards,
-                keep_images=self.recipe.index.keep_images,
-                approximate=None if local else self.recipe.index,
-                local=self.recipe.index.local if local else None,
-                threads=cores(),
-            )
+            with pool_of(self.recipe.index.workers, cores()) as pool:
+                built = search.build(
+                    self._embeddings("model", "database"),
+                    self.folder / "index",
+                    shards=self.recipe.index.shards,
+                    keep_images=self.recipe.index.keep_images,
+                    approximate=None if local else self.recipe.index,
+                    local=self.recipe.index.local if local else None,
+                    pool=pool,
+                )
         if built.approximate is not None:
             found = built.approximate.recall
             self.display.say(

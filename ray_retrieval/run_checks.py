@@ -4,8 +4,9 @@ from ray_retrieval.compute import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.finder import local_index
 from ray_retrieval.methods.delf import DelfConfig
-from ray_retrieval.query import local_index, model_of
+from ray_retrieval.query import model_of
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.search import Index
 from ray_retrieval.search.rerank.verification import matched

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +31,7 @@ _STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 _WITHOUT_FOLDERS = ("s3", "gcs")
 """Stores that need no folder to be made before a file: pyarrow would ask for each one on the way."""
 _CHUNK = 1 << 24
+_DAY_NS = 24 * 3600 * 10**9
 _COPIED_AT_ONCE = 5 << 30
 """Bytes of the largest object that S3 copies in one request, and so can rename."""
 
@@ -221,12 +223,16 @@ class Folder:
                 self.filesystem.delete_file(info.path)
 
     def sweep(self) -> None:
-        """Delete what killed writers left behind directly inside."""
+        """Delete what killed writers left behind directly inside.
+
+        On a store somebody else may be writing, whom no lock keeps away: there it must be a day old.
+        """
         selector = fs.FileSelector(self.path, allow_not_found=True)
         with self._guarded():
             found = self.filesystem.get_file_info(selector)
         for info in found:
-            if _TEMPORARY in os.path.basename(info.path):
+            left_behind = self.is_local or time.time_ns() - (info.mtime_ns or 0) > _DAY_NS
+            if _TEMPORARY in os.path.basename(info.path) and left_behind:
                 self.remove(os.path.basename(info.path))
 
     def local_path(self, name: str) -> Path:

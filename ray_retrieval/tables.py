@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ray_retrieval.descriptors import Form
+from ray_retrieval.printing import print_json
 
 
 def number(value: float | None) -> str:
@@ -100,6 +101,38 @@ def print_trials(tuned: dict[str, Any]) -> None:
             f"{metric['name']} {number(metric['value'])} on the test queries, by trial {best[0]:04d}"
         )
         console.print(f"{metric['name']}: {escape(metric['policy'])}.", style="dim")
+
+
+def print_answers(kind: str, queries: list[str], answers: list[Any], form: Form, as_json: bool) -> None:
+    """The hits of each query.
+
+    Args:
+        kind: what queries are, `image` or `vector`.
+        queries: what they are called.
+        answers: `answers.Answer` of each.
+        form: of the index.
+        as_json: print one object.
+    """
+    pairs = list(zip(queries, answers, strict=True))
+    if as_json:
+        found = [
+            {kind: query, "hits": [hit.as_json() for hit in answer.hits], "notes": answer.notes}
+            for query, answer in pairs
+        ]
+        print_json({"queries": found})
+        return
+    for query, answer in pairs:
+        # What verification has found is told in the place of its score.
+        scored = any(hit.score is not None for hit in answer.hits) and answer.hits[0].inliers is None
+        columns = ("rank", *(["score"] if scored else []), "distance", "label", "id", "path")
+        table = Table(*columns, title=escape(query), title_justify="left")
+        for hit in answer.hits:
+            first = [str(hit.rank), f"{hit.score:.4f}"] if scored else [str(hit.rank)]
+            far = hit.in_words(form)
+            table.add_row(*map(escape, (*first, far, ", ".join(hit.labels), hit.id, hit.path or "")))
+        Console().print(table)
+        for note in answer.notes:
+            print(f"note: {note}")
 
 
 def print_prediction(prediction: dict[str, Any], far: str) -> None:

@@ -1,7 +1,8 @@
-"""One local Ray for all tests that need it."""
+"""One local Ray for all tests of a process that need it, and which process runs which tests."""
 
 import os
 from functools import partialmethod
+from typing import Any
 
 import pytest
 
@@ -41,3 +42,29 @@ def local_ray():
         )
     yield
     ray.shutdown()
+
+
+_FIRST, _LAST = ("tests/cluster/",), ("tests/serve/", "tests/browser/")
+"""Folders of what starts a Ray, a server or a browser: each is run by one process, one test after another."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest come first: of two processes one is busy with them while the other does the rest."""
+    items.sort(key=lambda item: _order(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each process whole files, and all of what starts a Ray to one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFolderOrFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            order = _order(nodeid)
+            return super()._split_scope(nodeid) if order == 1 else str(order)
+
+    return ByFolderOrFile(config, log)
+
+
+def _order(nodeid: str) -> int:
+    return 0 if nodeid.startswith(_FIRST) else 2 if nodeid.startswith(_LAST) else 1

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from samples import coloured_table
+from search_parts import files_in
 from test_cli import call, save_model, write_embeddings
 
 from ray_retrieval import search
@@ -95,6 +96,21 @@ def test_a_round_of_changes(cli_call, made, index, tmp_path):
     assert said(cli_call, "index", "verify", index)["sound"]
 
 
+def test_a_recall_to_reach(cli_call, made, tmp_path):
+    build = ("index", "build", made / "first", "--out", tmp_path / "index")
+    cells = ("--search", "BIVF6", "--set", "recall_queries=24")
+    code, _, err = cli_call(*build, *cells, "--set", "nprobe=1", "--recall", "1")
+    assert code == 2
+    assert "nearest, 1 is asked for (--set nprobe=" in err
+    assert not (tmp_path / "index" / "CURRENT").exists()
+    info = said(cli_call, *build, *cells, "--set", "nprobe=6", "--recall", "1")
+    assert (info["search"], info["factory"], info["nprobe"]) == ("approximate", "BIVF6", 6)
+    assert (info["recall@10"], info["recall_target"]) == (1, 1)
+    info = said(cli_call, *build, "--search", "auto", "--memory", "1 MB")
+    assert info["search"] == "exact"
+    assert "24 rows are searched exactly" in info["why"]
+
+
 def test_search_under_a_filter(cli_call, made, index):
     found = said(cli_call, "search", index, made / "query.png", "-k", 4, "--where", "label in (green, blue)")
     labels = [hit["labels"] for hit in found["queries"][0]["hits"]]
@@ -148,3 +164,41 @@ def test_images_are_encoded_by_the_model_beside_the_index(cli_call, made, index,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "model"]
     path = made / "images" / "violet" / "1.png"
     assert Searcher(index).search([path], 28, where="label = violet")[0][0].distance == 0
+
+
+def test_a_plan_says_what_an_index_would_take(cli_call, made, index):
+    plan = said(cli_call, "index", "plan", made / "first")
+    info = said(cli_call, "index", "info", index)
+    assert plan["rows"] == info["rows"] == 24
+    assert plan["kinds"][0]["mapped"] == info["descriptor_bytes"] - 64 * info["shards"]
+    assert plan["known_bytes"] > 0
+    code, out, _ = cli_call("index", "plan", "--rows", 10**9, "--bits", 64)
+    assert code == 0
+    assert "8,000.0 MB" in out
+    assert "megabytes a million" in out
+    for wrong in (
+        (),
+        (made / "first", "--rows", 3),
+        ("--rows", 3),
+        ("--rows", 3, "--bits", 8, "--dimension", 8),
+    ):
+        code, _, err = cli_call("index", "plan", *wrong)
+        assert code == 2
+        assert "--rows with --bits or --dimension" in err
+
+
+def test_workers_write_the_same_index(cli_call, made, tmp_path, local_ray):
+    for workers in (1, 2):
+        cli_call(
+            "index",
+            "build",
+            made / "first",
+            "--out",
+            tmp_path / str(workers),
+            "--shards",
+            3,
+            "--workers",
+            workers,
+        )
+    assert files_in(tmp_path / "1") == files_in(tmp_path / "2")
+    assert search.Index.open(tmp_path / "2").verify()

@@ -56,7 +56,7 @@ def test_recipes_that_measure_a_model_have_the_network_of_the_recipe_that_trains
     [
         ("train.epoch=3", "unknown key 'train.epoch' (did you mean 'epochs'?)"),
         ("train.validation.metric=recall@1", "'train.validation.metric' is map for greedyhash"),
-        ("index.search=auto", "'index.search' is exact for greedyhash"),
+        ("index.search=IVF8,Flat", "'index.search': 'IVF8,Flat' is no search of codes"),
         ("method.bit=3", "unknown key 'method.bit' (did you mean 'bits'?)"),
         ("method.backbone.nam=small", "unknown key 'method.backbone.nam' (did you mean 'name'?)"),
         ("train.schedule.warm=0.1", "unknown key 'train.schedule.warm' (did you mean 'warmup'?)"),

@@ -6,17 +6,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.errors import ArtefactError, DataError
-from ray_retrieval.search.building import Progress, write_shards
+from ray_retrieval.search.building import Progress, opened_rows, write_shards
 from ray_retrieval.search.changes import Change, Where, changing, ids_of, published, rows_with
 from ray_retrieval.search.deletes import write_deletes
 from ray_retrieval.search.duplicates import duplicates
-from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW
-from ray_retrieval.search.ids import check_once, first_of, ids_in
+from ray_retrieval.search.ids import check_once, first_of
+from ray_retrieval.search.importing import made_elsewhere
 from ray_retrieval.search.index import Index
+from ray_retrieval.search.manifest import Manifest
+from ray_retrieval.search.pool import Pool, Threads
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.search.shortlist import extend_shortlist
-from ray_retrieval.search.sources import EmbeddedRows
+from ray_retrieval.search.sources import NewRows, RowSource
 from ray_retrieval.search.structures import extend_structure
 from ray_retrieval.storage import Folder, fingerprint
 
@@ -25,93 +27,134 @@ Rows = npt.NDArray[np.int64]
 
 def add(
     uri: Where,
-    embeddings: Where,
+    rows: Where | NewRows,
     *,
     replace: bool = False,
     skip_duplicates: bool = False,
-    shards: int = 1,
+    shards: int | None = 1,
     keep_images: bool = True,
     threads: int = 1,
+    pool: Pool | None = None,
     progress: Progress | None = None,
 ) -> Change:
-    """Add the rows of embeddings to an index, as new shards.
+    """Add rows to an index, as new shards.
 
     Ids are what rows are known by: of the rows that a search can find, no two have the same. Classes are
     known by their names: those that the index does not have yet get the next numbers.
 
     Args:
         uri: the index directory.
-        embeddings: an embeddings directory, of the same model.
+        rows: an embeddings directory, or rows of files of others (`importing.imported`), of the same model.
+            Those without ids get the next numbers of an index that numbers its rows.
         replace: remove the rows whose ids come again.
         skip_duplicates: leave out images that the index holds already, whatever their ids, and such as come
             twice; one that is to replace a row only if it is that row's own image. See `duplicates`.
-        shards: parts of nearly equal size that different processes can search.
+        shards: parts of nearly equal size that different processes can search; None: one for every
+            `building.ROWS_PER_SHARD`.
         keep_images: store the images that came as bytes.
-        threads: processor threads for files beside the shards, one each.
+        threads: processor threads: a shard, or file beside one, each.
+        pool: who writes the files instead; the same ones, whoever it is.
         progress: called with the number of rows written to shards so far.
 
     Raises:
-        ArtefactError: if index or embeddings are missing or damaged, of different models or forms, or
+        ArtefactError: if index or rows are missing or damaged, of different models or forms, or
             somebody else is writing to the index.
-        DataError: if an id is in the index already, or comes twice, or if columns do not fit together.
+        DataError: if an id is in the index already, or comes twice, if columns do not fit together, or some
+            rows have ids and others none.
     """
-    index, source = Folder(uri), Embeddings.open(Folder(embeddings), check="content")
-    with changing(index, "add", threads) as (opened, previous, _):
+    index, source, pool = Folder(uri), opened_rows(rows), pool or Threads(threads)
+    with changing(index, "add", pool.threads) as (opened, previous, _):
         _check_same_kind(opened, source)
-        ids = ids_in(source)
-        kept = np.arange(source.rows)
+        ids, kept, outdated = source.ids(), None, np.zeros(0, np.int64)
+        _check_same_ids(opened, numbered=ids is None)
         if skip_duplicates:
-            kept = kept[~duplicates(opened, source, _replaced(opened, ids) if replace else None)]
-            ids = ids.take(pa.array(kept))
-        check_once(ids, index)
-        outdated = rows_with(opened, ids)
+            replaced = _replaced(opened, ids) if replace and ids is not None else None
+            kept = np.flatnonzero(~duplicates(opened, source, replaced))
+        if ids is not None:
+            ids = ids if kept is None else ids.take(pa.array(kept))
+            check_once(ids, source.where)
+            outdated = rows_with(opened, ids)
         if len(outdated) and not replace:
             known = first_of(ids_of(opened, outdated[:10]), len(outdated))
             raise DataError(
                 f"{len(outdated):,} of the ids are in the index already: {known}",
-                where=source.folder,
+                where=source.where,
                 mend="replace them with --replace, leave out equal images with --skip-duplicates, or rename",
             )
-        skipped = source.rows - len(kept)
-        if len(kept) == 0:
+        skipped = 0 if kept is None else len(source) - len(kept)
+        if len(source) == skipped:
             return Change(previous, changed=False, skipped=skipped)
         names, numbers = _classes(opened, source)
-        rows = EmbeddedRows(source, kept=kept if skipped else None, labels=numbers)
-        _check_columns(opened, rows)
-        entries = write_shards(
-            index,
-            rows,
+        if skipped or numbers is not None:
+            source = source.some(kept if skipped else None, numbers)
+        manifest = _appended(
+            opened,
+            source,
+            outdated,
+            class_names=names,
             shards=shards,
-            first_row=previous.next_row,
             keep_images=keep_images,
+            pool=pool,
             progress=progress,
         )
-        new = [Shard(index, entry, source.form) for entry in entries]
-        everything = [*opened.shards.values(), *new]
-        approximate, local = previous.approximate, previous.local
-        if approximate is not None:
-            approximate = extend_structure(index, approximate, everything, threads=threads)
-        if local is not None:
-            anew = range(len(opened.shards), len(everything))
-            local = extend_shortlist(index, local, everything, anew, threads)
-        dead = np.union1d(opened.removed(), outdated)
-        next_row = previous.next_row + len(kept)
-        replaced = f", {len(outdated)} of them replaced" if len(outdated) else ""
-        manifest = previous.model_copy(
-            update={
-                "operation": f"add {len(kept)} row{'s' if len(kept) != 1 else ''}{replaced}",
-                "rows": next_row - len(dead),
-                "next_row": next_row,
-                "embeddings": fingerprint([previous.embeddings, rows.fingerprint, len(outdated)]),
-                "class_names": names,
-                "shards": (*previous.shards, *entries),
-                "approximate": approximate,
-                "local": local,
-                "deletes": write_deletes(index, dead),
-            }
-        )
-        manifest = published(index, manifest, everything, previous, threads)
-        return Change(manifest, added=len(kept), removed=len(outdated), skipped=skipped)
+        return Change(manifest, added=len(source), removed=len(outdated), skipped=skipped)
+
+
+def _appended(
+    opened: Index,
+    rows: RowSource,
+    outdated: Rows,
+    *,
+    class_names: tuple[str, ...] | None,
+    shards: int | None,
+    keep_images: bool,
+    pool: Pool,
+    progress: Progress | None,
+) -> Manifest:
+    """Publish a version with rows after those that are there, and without those that they replace."""
+    index, previous, first_id = opened.folder, opened.manifest, opened.manifest.next_id
+    _check_columns(opened, rows)
+    entries = write_shards(
+        index,
+        rows,
+        shards=shards,
+        first_row=previous.next_row,
+        first_id=lambda start, _: None if first_id is None else first_id + start,
+        keep_images=keep_images,
+        pool=pool,
+        progress=progress,
+    )
+    new = [Shard(index, entry, rows.form, content=pool.elsewhere) for entry in entries]
+    everything = [*opened.shards.values(), *new]
+    approximate, local = previous.approximate, previous.local
+    if approximate is not None:
+        approximate = extend_structure(index, approximate, everything, pool=pool)
+    if local is not None:
+        anew = range(len(opened.shards), len(everything))
+        local = extend_shortlist(index, local, everything, anew, pool)
+    dead = np.union1d(opened.removed(), outdated)
+    next_row = previous.next_row + len(rows)
+    replaced = f", {len(outdated)} of them replaced" if len(outdated) else ""
+    manifest = previous.model_copy(
+        update={
+            "operation": f"add {len(rows)} row{'s' if len(rows) != 1 else ''}{replaced}",
+            "rows": next_row - len(dead),
+            "next_row": next_row,
+            "next_id": None if first_id is None else first_id + len(rows),
+            "embeddings": fingerprint([previous.embeddings, rows.fingerprint, len(outdated)]),
+            "class_names": class_names,
+            "shards": (*previous.shards, *entries),
+            "approximate": approximate,
+            "local": local,
+            "deletes": write_deletes(index, dead),
+        }
+    )
+    return published(index, manifest, everything, previous, pool.threads)
+
+
+def _labelled(schema: pa.Schema) -> bool:
+    """Whether some rows have labels."""
+    return "label" in schema.names and not pa.types.is_null(schema.field("label").type)
 
 
 def _replaced(index: Index, ids: pa.Array) -> Rows:
@@ -123,17 +166,35 @@ def _replaced(index: Index, ids: pa.Array) -> Rows:
     return np.asarray(found, np.int64)
 
 
-def _check_same_kind(index: Index, source: Embeddings) -> None:
+def _check_same_kind(index: Index, source: NewRows) -> None:
+    mend = "encode the images with the model that made the index"
+    if made_elsewhere(source.model):
+        named = made_elsewhere(index.model)
+        mend = f"say what made them as the index does: --{'model-name NAME' if named else 'model MODEL'}"
     for what, own, other in (("model", index.model, source.model), ("form", index.form, source.form)):
         if own != other:
             raise ArtefactError(
-                f"it is an index of {what} {own}, the embeddings are of {what} {other}",
+                f"it is an index of {what} {own}, the rows are of {what} {other}",
                 where=index.folder,
-                mend="encode the images with the model that made the index",
+                mend=mend,
             )
 
 
-def _check_columns(index: Index, rows: EmbeddedRows) -> None:
+def _check_same_ids(index: Index, *, numbered: bool) -> None:
+    """Refuse rows with ids beside rows that are known by their numbers, and the other way round."""
+    if numbered == (index.manifest.next_id is not None):
+        return
+    own, coming = "numbers its rows", "have ids"
+    if numbered:
+        own, coming = "knows its rows by ids", "have none"
+    raise DataError(
+        f"the index {own}, and the rows to add {coming}",
+        where=index.folder,
+        mend="give ids to all rows or to none; an index of both is built anew",
+    )
+
+
+def _check_columns(index: Index, rows: RowSource) -> None:
     """Refuse columns that have no type with those of the index which holds the values of both as they are."""
     for field in rows.schema:
         if field.name not in index.schema.names:
@@ -142,9 +203,9 @@ def _check_columns(index: Index, rows: EmbeddedRows) -> None:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         if not _fit(own, kind):
             raise DataError(
-                f"column '{field.name}' holds {own} in the index and {kind} in the embeddings",
+                f"column '{field.name}' holds {own} in the index and {kind} in the new rows",
                 where=index.folder,
-                mend="encode again with a column of that type, or rename it",
+                mend="give a column of that type, or rename it",
             )
 
 
@@ -166,19 +227,19 @@ def _fit(one: pa.DataType, other: pa.DataType) -> bool:
     )
 
 
-def _classes(index: Index, source: Embeddings) -> tuple[tuple[str, ...] | None, Rows | None]:
-    """The class names of both, and the number among them of each class of the embeddings."""
+def _classes(index: Index, source: NewRows) -> tuple[tuple[str, ...] | None, Rows | None]:
+    """The class names of both, and the number among them of each class of the new rows."""
     own, other = index.class_names, source.class_names
-    if own == other or pa.types.is_null(source.schema.field("label").type):
+    if own == other or not _labelled(source.schema):
         return None if own is None else tuple(own), None
-    if own is None and pa.types.is_null(index.schema.field("label").type):
+    if own is None and not _labelled(index.schema):
         return tuple(other or []), None
     if own is None or other is None:
-        named, unnamed = ("embeddings", "index") if own is None else ("index", "embeddings")
+        named, unnamed = ("new rows", "index") if own is None else ("index", "new rows")
         raise DataError(
             f"the classes of the {named} have names, those of the {unnamed} are numbers",
-            where=source.folder,
-            mend="encode images whose classes are given in the same way as those of the index",
+            where=source.where,
+            mend="give images whose classes are given in the same way as those of the index",
         )
     known = set(own)
     names = [*own, *(name for name in other if name not in known)]

@@ -38,7 +38,7 @@ import numpy.typing as npt
 
 from ray_retrieval.descriptors import Local
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search import approximate
+from ray_retrieval.search import faiss_index
 from ray_retrieval.search.hits import Hits, merge, no_hits
 from ray_retrieval.search.local_kernels import Words, score_postings
 from ray_retrieval.search.neighbours import FeatureSegment
@@ -67,7 +67,7 @@ def train(words: int, sample: Floats, seed: int) -> bytes:
         RecipeError: if the sample has fewer features than the codebook words.
     """
     # The cells of an inverted file are what is wanted.
-    trained = approximate.train(f"IVF{words},Flat", sample, seed)
+    trained = faiss_index.train(f"IVF{words},Flat", sample, seed)
     index = faiss.deserialize_index(np.frombuffer(trained, np.uint8))
     centres = np.empty((words, sample.shape[1]), np.float32)
     # Into an array that is given: with faiss.contrib.torch_utils imported, FAISS would make a tensor.

@@ -1,21 +1,23 @@
-"""Building an index from embeddings: shards, and what an approximate search needs beside them."""
+"""Building an index from rows: shards, and what an approximate search needs beside them."""
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.embeddings import Embeddings
-from ray_retrieval.search.ids import check_once, ids_in
+from ray_retrieval.search.ids import check_once
 from ray_retrieval.search.lock import writing_alone
 from ray_retrieval.search.manifest import CURRENT, Manifest, ShardEntry, read_current
+from ray_retrieval.search.pool import Advance, Pool, Threads
 from ray_retrieval.search.publishing import publish
 from ray_retrieval.search.selftest import tested
 from ray_retrieval.search.shard import Shard, write_shard
 from ray_retrieval.search.shortlist import build_shortlist
-from ray_retrieval.search.sources import EmbeddedRows, RowSource
+from ray_retrieval.search.sources import EmbeddedRows, NewRows, RowSource
 from ray_retrieval.search.structures import build_structure
 from ray_retrieval.search.votes import LocalSearchConfig
 from ray_retrieval.storage import Folder
@@ -23,116 +25,158 @@ from ray_retrieval.storage import Folder
 Progress = Callable[[int], None]
 
 
+ROWS_PER_SHARD = 10_000_000
+"""Rows of a shard, at most, unless told: of a FAISS index, a writer holds a whole shard in memory."""
+
+
 def build(
-    embeddings: "str | Path | Folder",
+    rows: "str | Path | Folder | NewRows",
     out: "str | Path | Folder",
     *,
-    shards: int = 1,
+    shards: int | None = 1,
     keep_images: bool = True,
     approximate: ApproximateConfig | None = None,
     local: LocalSearchConfig | None = None,
     threads: int = 1,
+    pool: Pool | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Build an index, or go on with a build that was interrupted.
 
-    What is built depends on nothing but the embeddings and the arguments, and `CURRENT` is written last:
+    What is built depends on nothing but the rows and the arguments, and `CURRENT` is written last:
     readers see the whole index or what was there before. Over an index of the same model it makes a new
     version, unless nothing has changed.
 
     Args:
-        embeddings: an embeddings directory.
+        rows: an embeddings directory, or rows of files of others (`importing.imported`). Where they have no
+            ids, these are numbers from 0.
         out: the index directory.
         shards: parts of nearly equal size that different processes can search; no more than there are rows.
+            None: one for every `ROWS_PER_SHARD`.
         keep_images: store the images that came as bytes; those that are files are referred to by path.
-        approximate: which search an index of vectors is built for; default the exact one. The shards are the
-            same for all.
+        approximate: which search an index of codes or vectors is built for; default the exact one. The
+            shards are the same for all.
         local: which shortlist an index of local features is built for; not looked at for other kinds.
-        threads: processor threads for the files beside the shards, one each, and for measuring a search.
+        threads: processor threads: a shard, or file beside one, each; and for measuring a search.
+        pool: who writes the files instead; the same ones, whoever it is.
         progress: called with the number of rows written to shards so far.
 
     Returns:
         The version that is now current.
 
     Raises:
-        ArtefactError: if the embeddings are missing, damaged or empty, `out` holds another model's index, or
+        ArtefactError: if the rows are missing, damaged or none, `out` holds another model's index, or
             somebody else is writing to it.
-        DataError: if an id comes twice.
-        RecipeError: if the search is not one for these embeddings.
+        DataError: if an id comes twice, or a file of others is not what it should be.
+        RecipeError: if the search is not one for these descriptors, or finds less than it is to find.
     """
-    source = Embeddings.open(Folder(embeddings), check="content")
-    index = Folder(out)
-    if source.rows == 0:
-        raise ArtefactError("there are no rows to index", where=source.folder, mend="see its errors.parquet")
-    check_once(ids_in(source), source.folder)
+    source, index, pool = opened_rows(rows), Folder(out), pool or Threads(threads)
+    form, ids = source.form, source.ids()
+    if len(source) == 0:
+        raise ArtefactError(
+            "there are no rows to index", where=source.where, mend="of embeddings, see errors.parquet"
+        )
+    if ids is not None:
+        check_once(ids, source.where)
     with writing_alone(index, "build"):
         previous = read_current(index) if index.exists(CURRENT) else None
         if previous is not None and previous.model != source.model:
             raise ArtefactError(
-                f"it is an index of model {previous.model}, the embeddings are of model {source.model}",
+                f"it is an index of model {previous.model}, the rows are of model {source.model}",
                 where=index,
                 mend="build into another directory",
             )
         index.sweep()
         entries = write_shards(
-            index, EmbeddedRows(source), shards=shards, keep_images=keep_images, progress=progress
+            index,
+            source,
+            shards=shards,
+            first_id=(lambda start, _: start) if ids is None else _stored,
+            keep_images=keep_images,
+            pool=pool,
+            progress=progress,
         )
-        opened = [Shard(index, entry, source.form) for entry in entries]
+        opened = [Shard(index, entry, form, content=pool.elsewhere) for entry in entries]
         known = None if previous is None else previous.approximate
-        structure = build_structure(
-            index, opened, source.form, approximate or ApproximateConfig(), known, threads
-        )
+        structure, why = build_structure(index, opened, form, approximate or ApproximateConfig(), known, pool)
         shortlist = None
-        if source.form.kind is DescriptorKind.LOCAL:
+        if form.kind is DescriptorKind.LOCAL:
             before = None if previous is None else previous.local
-            shortlist = build_shortlist(index, opened, local or LocalSearchConfig(), before, threads)
+            shortlist = build_shortlist(index, opened, local or LocalSearchConfig(), before, pool)
         manifest = Manifest(
             number=1 if previous is None else previous.number,
             parent=None if previous is None else previous.parent,
             parent_sha256=None if previous is None else previous.parent_sha256,
             operation="build" if previous is None else previous.operation,
-            **source.form.as_json(),
+            **form.as_json(),
             search="shortlist" if shortlist else "approximate" if structure else "exact",
             ties="row",
-            rows=source.rows,
-            next_row=source.rows,
+            rows=len(source),
+            next_row=len(source),
+            next_id=len(source) if ids is None else None,
             model=source.model,
             embeddings=source.fingerprint,
             class_names=None if source.class_names is None else tuple(source.class_names),
             shards=entries,
             approximate=structure,
+            why=None if structure or shortlist else why,
             local=shortlist,
             deletes=None,
             self_test=(),
             pointer="" if previous is None else previous.pointer,
         )
-        manifest = tested(index, manifest, opened, threads)
+        manifest = tested(index, manifest, opened, pool.threads)
         if manifest == previous:
             return manifest
         return publish(index, manifest.model_copy(update={"operation": "build"}), parent=previous)
+
+
+def opened_rows(rows: "str | Path | Folder | NewRows") -> NewRows:
+    """Rows as they are, or those of an embeddings directory, whose checksums are compared.
+
+    Raises:
+        ArtefactError: if there are no embeddings, or they are damaged.
+    """
+    if isinstance(rows, str | Path | Folder):
+        return EmbeddedRows(Embeddings.open(Folder(rows), check="content"))
+    return rows
+
+
+FirstId = Callable[[int, int], int | None]
+"""The first id of the rows of a source from one place to another, where they are numbers that count on from
+there and are not stored; else None."""
+
+
+def _stored(_start: int, _stop: int) -> None:
+    """Of rows whose ids are stored."""
 
 
 def write_shards(
     index: Folder,
     source: RowSource,
     *,
-    shards: int,
+    shards: int | None,
     first_row: int = 0,
+    first_id: FirstId = _stored,
     keep_images: bool,
+    pool: Pool,
     progress: Progress | None,
 ) -> tuple[ShardEntry, ...]:
     """Write all rows of a source as shards of nearly equal size.
 
     Args:
         index: the index's folder.
-        source: of the rows, at least one.
-        shards: how many, at most.
+        source: of the rows.
+        shards: how many, at most; None: one for every `ROWS_PER_SHARD`.
         first_row: number of the first row in the index.
+        first_id: gives the ids that are not stored.
         keep_images: as for `build`.
+        pool: who writes them, one each.
         progress: called with the number of rows written so far.
     """
-    done, count = 0, max(1, min(shards, len(source)))
-    bounds = [len(source) * number // count for number in range(count + 1)]
+    done, rows = 0, len(source)
+    count = min(max(1, shards or -(-rows // ROWS_PER_SHARD)), rows)
+    bounds = [rows * number // count for number in range(count + 1)] if rows else []
 
     def advance(rows: int) -> None:
         nonlocal done
@@ -140,15 +184,28 @@ def write_shards(
         if progress is not None:
             progress(done)
 
-    return tuple(
-        write_shard(
-            index,
-            source,
+    pieces = [(start, stop, first_id(start, stop)) for start, stop in itertools.pairwise(bounds)]
+    return tuple(pool.map(_WriteShard(index, source, first_row, keep_images), pieces, advance))
+
+
+@dataclass(frozen=True)
+class _WriteShard:
+    """Writes some rows of a source as a shard."""
+
+    index: Folder
+    source: RowSource
+    first_row: int
+    keep_images: bool
+
+    def __call__(self, piece: tuple[int, int, int | None], advance: Advance) -> ShardEntry:
+        start, stop, first_id = piece
+        return write_shard(
+            self.index,
+            self.source,
             start,
             stop,
-            first_row=first_row + start,
-            keep_images=keep_images,
+            first_row=self.first_row + start,
+            first_id=first_id,
+            keep_images=self.keep_images,
             advance=advance,
         )
-        for start, stop in itertools.pairwise(bounds)
-    )

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search.deletes import write_deletes
@@ -141,8 +140,7 @@ def rows_with(index: Index, ids: pa.Array) -> Rows:
     """The rows of an opened index, ascending, that have one of some ids and were not removed."""
     found = [np.zeros(0, np.int64)]
     for shard in index.shards.values():
-        there = pc.is_in(shard.records["id"], value_set=ids.cast(shard.records["id"].type))
-        found.append(np.flatnonzero(there.to_numpy(zero_copy_only=False)) + shard.entry.first_row)
+        found.append(shard.rows.places_with(ids) + shard.entry.first_row)
     rows = np.concatenate(found)
     return rows[~is_among(rows, index.removed())]
 

@@ -9,9 +9,12 @@ from ray_retrieval.search.deletes import read_deletes
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.index import Index
 from ray_retrieval.search.manifest import CURRENT, Manifest, SelfTest, backwards, read_current
+from ray_retrieval.search.planning import private_bytes
+from ray_retrieval.search.shard import IMAGES, ROWS
 from ray_retrieval.storage import check_file
 
 _SAME_SCORE = 1e-4
+_KIND_OF = {ROWS: "known_bytes", IMAGES: "image_bytes"}
 
 
 def check(index: Index) -> list[str]:
@@ -64,6 +67,7 @@ def describe(index: Index) -> dict[str, Any]:
         "operation": manifest.operation,
         **manifest.form.as_json(),
         "search": manifest.search,
+        **({} if manifest.why is None else {"why": manifest.why}),
         **({} if manifest.approximate is None else manifest.approximate.info()),
         **({} if manifest.local is None else manifest.local.info()),
         "rows": manifest.rows,
@@ -71,11 +75,45 @@ def describe(index: Index) -> dict[str, Any]:
         **({} if manifest.local is None else _features_in_all(manifest)),
         "shards": len(manifest.shards),
         "bytes": manifest.bytes,
+        **_memory(manifest),
         "columns": index.schema.names,
         "classes": None if manifest.class_names is None else len(manifest.class_names),
         "model": manifest.model,
         "embeddings": manifest.embeddings,
     }
+
+
+def _memory(manifest: Manifest) -> dict[str, Any]:
+    """Bytes of each kind of file, and memory that a process needs to have the index open."""
+    kinds = {"descriptor_bytes": 0, "known_bytes": 0, "image_bytes": 0}
+    for shard in manifest.shards:
+        for file in shard.files:
+            kinds[_KIND_OF.get(file.file, "descriptor_bytes")] += file.bytes
+    beside = sum(file.bytes for file in manifest.beside if file is not None)
+    private = _private(manifest, beside)
+    searched = kinds["descriptor_bytes"] + beside
+    return {
+        **kinds,
+        "structure_bytes": beside,
+        "private_bytes": private,
+        "searched_bytes_per_row": round(searched / max(1, manifest.next_row), 2),
+    }
+
+
+def _private(manifest: Manifest, beside: int) -> int | None:
+    """Of what lies beside the shards, and of removed rows; None if FAISS's kind is not known."""
+    removed = 8 * manifest.deleted
+    shards = sum(file is not None for file in manifest.beside)
+    built = manifest.approximate or manifest.local
+    if built is None or built.factory is None:
+        return removed
+    rows = sum(
+        shard.features or shard.rows
+        for shard, file in zip(manifest.shards, manifest.beside, strict=True)
+        if file is not None
+    )
+    held = private_bytes(built.factory, beside, rows, manifest.form.size, shards)
+    return None if held is None else held + removed
 
 
 def _features_in_all(manifest: Manifest) -> dict[str, Any]:

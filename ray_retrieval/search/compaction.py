@@ -1,11 +1,15 @@
 """Compacting an index: the rows that are left, written anew."""
 
+import itertools
+from typing import NamedTuple
+
 import numpy as np
 
-from ray_retrieval.search.building import Progress, write_shards
+from ray_retrieval.search.building import ROWS_PER_SHARD, Progress, write_shards
 from ray_retrieval.search.changes import Change, Where, changing, published
 from ray_retrieval.search.index import Index
 from ray_retrieval.search.manifest import Approximate, LocalSearch, Manifest
+from ray_retrieval.search.pool import Pool, Threads
 from ray_retrieval.search.retention import collect
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.search.shortlist import build_shortlist, extend_shortlist
@@ -16,6 +20,10 @@ from ray_retrieval.search.structures import measured as measured_structure
 from ray_retrieval.storage import Folder, digest, fingerprint
 
 KEPT_VERSIONS = 2
+_MOST_SHARDS = 16
+"""So many parts, or more if they have `ROWS_PER_SHARD`, are what small ones are merged into."""
+_SMALL = 4
+"""A part is small with less than such a part of the rows that others have."""
 
 
 def compact(
@@ -25,48 +33,88 @@ def compact(
     keep: int = KEPT_VERSIONS,
     dry_run: bool = False,
     threads: int = 1,
+    pool: Pool | None = None,
     progress: Progress | None = None,
 ) -> Change:
     """Write the rows that are left anew, in the same order from 0, and delete what no version needs.
 
-    The index is then what a build from these rows alone would be, but that an approximate search, or a
-    shortlist, keeps what it was trained to; how often it finds the exact hits is measured again.
+    Shards stay as they are up to the first one that lost rows, is small, or lacks its file beside it; from
+    there on all are written anew. Small is less than a quarter of the largest, or so little that there would
+    be more than 64 of them. The index finds what a build from these rows alone would, but that an approximate
+    search, or a shortlist, keeps what it was trained to; how often it finds the exact hits is measured again.
 
     Args:
         uri: the index directory.
-        shards: parts of nearly equal size; default as many as the largest one's rows suggest.
+        shards: write all rows anew, in so many parts of nearly equal size.
         keep: versions to keep, at least 1; the space of what was removed is free once those are gone that
             have it still.
         dry_run: only say what it would do.
-        threads: processor threads for files beside the shards, one each, and for measuring.
+        threads: processor threads: a shard, or file beside one, each; and for measuring.
+        pool: who writes the files instead; the same ones, whoever it is.
         progress: called with the number of rows written so far.
 
     Raises:
         ArtefactError: if the index is missing or damaged, or somebody else is writing to it.
         QueryError: if `keep` < 1.
     """
-    index = Folder(uri)
-    with changing(index, "compact", threads) as (opened, previous, alone):
-        largest = max(shard.rows for shard in previous.shards)
-        count = min(shards or -(-previous.rows // largest), previous.rows)
-        needless = _is_compact(previous, count)
+    index, pool = Folder(uri), pool or Threads(threads)
+    with changing(index, "compact", pool.threads) as (opened, previous, alone):
+        layout = _layout(opened, shards)
         # Also where it is not only tried: what cannot be pruned is said before anything is written.
-        pruned = collect(index, keep, alone=alone, dry_run=True, coming=0 if needless else 1)
+        pruned = collect(index, keep, alone=alone, dry_run=True, coming=0 if layout is None else 1)
         if dry_run:
-            return Change(previous, changed=not needless, dropped=previous.deleted, pruned=pruned)
+            return Change(previous, changed=layout is not None, dropped=previous.deleted, pruned=pruned)
         manifest = previous
-        if not needless:
+        if layout is not None:
             _check_sound(index, opened)
-            manifest = _written_anew(index, opened, count, threads, progress)
+            manifest = _written_anew(index, opened, layout, pool, progress)
         pruned = collect(index, keep, alone=alone)
         return Change(manifest, changed=manifest != previous, dropped=previous.deleted, pruned=pruned)
 
 
-def _is_compact(manifest: Manifest, shards: int) -> bool:
-    """Whether writing it anew would change nothing."""
+class _Layout(NamedTuple):
+    """What becomes of the shards.
+
+    Attributes:
+        kept: so many of the first stay.
+        rows: that these hold.
+        anew: so many take the other rows.
+    """
+
+    kept: int
+    rows: int
+    anew: int
+
+
+def _layout(opened: Index, shards: int | None) -> _Layout | None:
+    """Which shards stay, and how many the rest becomes; None where nothing would change.
+
+    Args:
+        opened: the index.
+        shards: that all rows are to be written into; None: what is as it should be stays.
+    """
+    manifest = opened.manifest
     sizes = [shard.rows for shard in manifest.shards]
-    bounds = [manifest.rows * number // shards for number in range(shards + 1)]
-    return manifest.deletes is None and sizes == np.diff(bounds).tolist() and None not in manifest.beside
+    ends = np.cumsum([0, *sizes])
+    dead = np.diff(np.searchsorted(opened.removed(), ends))
+    size = min(ROWS_PER_SHARD, max(*sizes, -(-manifest.rows // _MOST_SHARDS)))
+    kept = 0
+    beside = manifest.beside or [True] * len(sizes)
+    if shards is None:
+        sound = (
+            lost == 0 and rows * _SMALL >= size and there is not None
+            for lost, rows, there in zip(dead, sizes, beside, strict=True)
+        )
+        kept = len(list(itertools.takewhile(bool, sound)))
+    left = manifest.rows - int(ends[kept])
+    anew = min(shards or -(-left // size), left)
+    as_it_is = sizes[kept:] == np.diff(_bounds(left, anew)).tolist() and None not in manifest.beside
+    return None if as_it_is and manifest.deletes is None else _Layout(kept, int(ends[kept]), anew)
+
+
+def _bounds(rows: int, shards: int) -> list[int]:
+    """Where shards of nearly equal size begin and end."""
+    return [rows * number // max(1, shards) for number in range(shards + 1)]
 
 
 def _check_sound(index: Folder, opened: Index) -> None:
@@ -77,49 +125,62 @@ def _check_sound(index: Folder, opened: Index) -> None:
 
 
 def _written_anew(
-    index: Folder, opened: Index, count: int, threads: int, progress: Progress | None
+    index: Folder, opened: Index, layout: _Layout, pool: Pool, progress: Progress | None
 ) -> Manifest:
-    """Publish a version of the rows that are left, in shards of their own."""
+    """Publish a version of the rows that are left, those of the last shards in shards of their own."""
     previous, form = opened.manifest, opened.form
     made_of = ["compact", [shard.folder for shard in previous.shards], digest(opened.removed().tobytes())]
     rows = ShardRows(
         list(opened.shards.values()),
-        opened.living(),
+        opened.selection(),
         form,
         opened.schema.remove(opened.schema.get_field_index("row")),
-        fingerprint(made_of),
+        fingerprint([*made_of, layout.rows]),
+        skipped=layout.rows,
     )
-    entries = write_shards(index, rows, shards=count, keep_images=True, progress=progress)
-    shards = [Shard(index, entry, form) for entry in entries]
+    entries = write_shards(
+        index,
+        rows,
+        shards=layout.anew,
+        first_row=layout.rows,
+        first_id=rows.first_id,
+        keep_images=True,
+        pool=pool,
+        progress=progress,
+    )
+    new = [Shard(index, entry, form, content=pool.elsewhere) for entry in entries]
+    kept = list(opened.shards.values())[: layout.kept]
     manifest = previous.model_copy(
         update={
             "operation": "compact",
             "next_row": previous.rows,
             "embeddings": fingerprint([previous.embeddings, "compact"]),
-            "shards": entries,
-            "approximate": _structure_anew(index, previous.approximate, shards, threads),
-            "local": _shortlist_anew(index, previous.local, shards, threads),
+            "shards": (*previous.shards[: layout.kept], *entries),
+            "approximate": _structure_anew(index, previous.approximate, kept, new, pool),
+            "local": _shortlist_anew(index, previous.local, kept, new, pool),
             "deletes": None,
         }
     )
-    return published(index, manifest, shards, previous, threads)
+    return published(index, manifest, [*kept, *new], previous, pool.threads)
 
 
 def _structure_anew(
-    index: Folder, built: Approximate | None, shards: list[Shard], threads: int
+    index: Folder, built: Approximate | None, kept: list[Shard], new: list[Shard], pool: Pool
 ) -> Approximate | None:
     if built is None:
         return None
-    files = fill_in(index, built, shards, threads)
-    return measured_structure(index, built.model_copy(update={"files": files}), shards, threads)
+    files = (*built.files[: len(kept)], *fill_in(index, built, new, pool))
+    return measured_structure(index, built.model_copy(update={"files": files}), [*kept, *new], pool.threads)
 
 
 def _shortlist_anew(
-    index: Folder, built: LocalSearch | None, shards: list[Shard], threads: int
+    index: Folder, built: LocalSearch | None, kept: list[Shard], new: list[Shard], pool: Pool
 ) -> LocalSearch | None:
     if built is None:
         return None
+    shards = [*kept, *new]
     if not built.files:
-        return build_shortlist(index, shards, built.config, None, threads)
-    extended = extend_shortlist(index, built, shards, range(len(shards)), threads)
-    return measured_shortlist(index, extended, shards, threads)
+        return build_shortlist(index, shards, built.config, None, pool)
+    anew = range(len(kept), len(shards))
+    extended = extend_shortlist(index, built, shards, anew, pool)
+    return measured_shortlist(index, extended, shards, pool.threads)

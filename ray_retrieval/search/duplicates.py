@@ -1,7 +1,7 @@
 """Images that an index holds already, by their content.
 
-The content of an image is its bytes, wherever they lie: in the index, in the embeddings, or in the file that
-a path names. Where they cannot be had, it is the descriptor; but codes say too little for that, and so do
+The content of an image is its bytes, wherever they lie: in the index, in embeddings, or in the file that a
+path names. Where they cannot be had, it is the descriptor; but codes say too little for that, and so do
 sets without a feature: such an image is like no other.
 
 Only images of the same length can be the same, and lengths are known without reading, so few are read; but
@@ -15,11 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Local
+from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Local, concatenate
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.images import image_length, read_image
 from ray_retrieval.search.index import Index
+from ray_retrieval.search.sources import EmbeddedRows, NewRows
 from ray_retrieval.storage import digest
 
 Rows = npt.NDArray[np.int64]
@@ -61,17 +62,18 @@ class _Contents:
         return f"descriptor {digest(described.data.tobytes())}"
 
 
-def duplicates(index: Index, embeddings: Embeddings, replaced: Rows | None = None) -> Mask:
-    """Bool [rows]: which rows of embeddings are the same image as one of the index, or as one before them.
+def duplicates(index: Index, new_rows: NewRows, replaced: Rows | None = None) -> Mask:
+    """Bool [rows]: which of new rows are the same image as one of the index, or as one before them.
 
     Args:
         index: opened whole.
-        embeddings: of the same form.
+        new_rows: of the same form.
         replaced: int64 [rows]: the row of the index that each one is to replace, `NO_ROW` for none. One that
             replaces a row is a duplicate only if it is the same image as that one; the others are compared
             with what the index holds then.
     """
-    old, new = _of_index(index), _of_embeddings(embeddings)
+    old = _of_index(index)
+    new = _of_embeddings(new_rows.embeddings) if isinstance(new_rows, EmbeddedRows) else _of_others(new_rows)
     if replaced is None:
         replaced = np.full(len(new.lengths), NO_ROW)
     rows = index.living()
@@ -105,9 +107,10 @@ def _of_index(index: Index) -> _Contents:
     for number in np.unique(shard_of).tolist():
         own, shard = np.flatnonzero(shard_of == number), index.shards[number]
         held = shard.image_lengths()[place_of[own]]
-        paths = shard.records["path"]
-        for position, place in zip(own[held == _UNKNOWN], place_of[own][held == _UNKNOWN], strict=True):
-            held[np.searchsorted(own, position)] = _length_of(paths[int(place)].as_py())
+        if "path" in shard.rows.schema.names:
+            paths = shard.rows.column("path")
+            for position, place in zip(own[held == _UNKNOWN], place_of[own][held == _UNKNOWN], strict=True):
+                held[np.searchsorted(own, position)] = _length_of(paths[int(place)].as_py())
         lengths[own] = held
 
     def image(place: int) -> bytes | None:
@@ -146,6 +149,24 @@ def _of_embeddings(embeddings: Embeddings) -> _Contents:
         return embeddings.descriptors.take(places)
 
     return _Contents(embeddings.form, np.concatenate(lengths), image, described)
+
+
+def _of_others(new_rows: NewRows) -> _Contents:
+    """Of rows that come without images: their files are known by their paths, if at all."""
+    paths: list[str | None] = []
+    parts = []
+    for table, descriptors in new_rows.tables(0, len(new_rows)):
+        named = "path" in table.schema.names
+        paths += table["path"].to_pylist() if named else [None] * len(descriptors)
+        parts.append(descriptors)
+    lengths = np.array([_length_of(path) for path in paths], np.int64)
+    joined = concatenate(parts)
+
+    def image(place: int) -> bytes | None:
+        path = paths[place]
+        return None if path is None else read_image(path)
+
+    return _Contents(new_rows.form, lengths, image, joined.take)
 
 
 class _HeldImages:

@@ -264,6 +264,14 @@ class Embeddings:
         return list(zip(table["id"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
     @property
+    def features(self) -> int:
+        """Local features of all images; 0 of other kinds."""
+        if self.form.kind is not DescriptorKind.LOCAL:
+            return 0
+        parts = range(len(self.parts))
+        return sum(int(feature_counts(self.read_part(number, ["scales"])).sum()) for number in parts)
+
+    @property
     def descriptor_columns(self) -> list[str]:
         """Names of the columns that hold the descriptors."""
         return column_names(self.form)

@@ -7,12 +7,14 @@ its description says, and writes the rest anew.
 from collections.abc import Callable, Sequence
 
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search.manifest import FileEntry, ShardEntry
-from ray_retrieval.search.threads import run_all
+from ray_retrieval.search.faiss_index import emptied
+from ray_retrieval.search.manifest import Approximate, FileEntry, LocalSearch, ShardEntry
+from ray_retrieval.search.pool import Advance, Pool, Threads
 from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description
 
 FILES_VERSION = 1
 _KIND = "approximate index of a shard"
+_TRAINED = "trained"
 
 Fill = Callable[[int, Callable[[bytes], object]], object]
 """Gives the bytes of a shard's file, by its number, to what writes them."""
@@ -24,7 +26,7 @@ def complete(
     suffix: str,
     names: Sequence[str],
     prepare: Callable[[], Fill],
-    threads: int,
+    pool: Pool,
 ) -> tuple[FileEntry, ...]:
     """Write the files that are missing or damaged, several at a time.
 
@@ -34,7 +36,7 @@ def complete(
         suffix: of the files' names.
         names: of the files, one for each shard: `numbers` or `names_of`.
         prepare: called once, and only if a file is to be written.
-        threads: one file each.
+        pool: who writes them.
 
     Returns:
         One entry a shard, named from the index's folder.
@@ -45,17 +47,50 @@ def complete(
     if missing:
         fill = prepare()
 
-        def write(number: int, _: int) -> None:
+        def write(number: int, _: Advance) -> FileEntry:
             name = f"{folder}/{names[number]}"
             with index.writing(f"{name}.{suffix}") as stream:
                 fill(number, stream.write)
             entry = FileEntry(**file_entry(index, f"{name}.{suffix}"))
             body = entry.model_dump()
             write_description(index, f"{name}.json", kind=_KIND, version=FILES_VERSION, body=body)
-            entries[number] = entry
+            return entry
 
-        run_all(write, [(number, 0) for number in missing], threads)
+        for number, entry in zip(missing, pool.map(write, missing, lambda _: None), strict=True):
+            if pool.elsewhere:
+                check_file(index, entry.model_dump(), content=True)
+            entries[number] = entry
     return tuple(entry for entry in entries if entry is not None)
+
+
+def trained_once(index: Folder, folder: str, suffix: str, train: Callable[[], bytes]) -> FileEntry:
+    """What the files of a folder are filled from, a file beside them; trained only if it is not there.
+
+    Args:
+        index: the index's folder.
+        folder: of the files, from there.
+        suffix: of the files' names.
+        train: gives the bytes.
+    """
+
+    def prepare() -> Fill:
+        return lambda _, write: write(train())
+
+    (entry,) = complete(index, folder, suffix, [_TRAINED], prepare, Threads(1))
+    return entry
+
+
+def trained_bytes(index: Folder, built: Approximate | LocalSearch) -> bytes:
+    """What the files of FAISS, or of cells, are filled from.
+
+    Raises:
+        ArtefactError: if it is missing or damaged.
+    """
+    if built.trained is not None:
+        check_file(index, built.trained.model_dump(), content=True)
+        return index.read_bytes(built.trained.file)
+    # Of an index that an earlier release built.
+    return emptied(index.local_path(next(file.file for file in built.files if file is not None)))
 
 
 def numbers(shards: Sequence[ShardEntry]) -> list[str]:

@@ -9,9 +9,10 @@
     value       a number, a word, or text in quotes, which are doubled inside it
 
 Words and quoted text mean the same, but that a quoted one is never a keyword. The values of `label` are
-numbers of classes, or their names. A column of lists, such as the label of images of several classes,
-equals a value if any of its items does. As in SQL, a condition on what is null is neither true nor false,
-and neither is its opposite; what is not true does not pass.
+names of classes, or their numbers; what is the name of one class and the number of another is the name. A
+number that a column cannot hold equals none of its values. A column of lists, such as the label of images
+of several classes, equals a value if any of its items does. As in SQL, a condition on what is null is neither
+true nor false, and neither is its opposite; what is not true does not pass.
 """
 
 import difflib
@@ -27,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.errors import QueryError
+from ray_retrieval.search.integers import compared, holds
 
 Mask = npt.NDArray[np.bool_]
 
@@ -327,9 +329,11 @@ class _Masks:
     def _among(self, condition: Among, column: pa.Array) -> pa.Array:
         items = pc.list_flatten(column) if _is_list(column.type) else column
         values = [self._value(condition.column, value, items.type) for value in condition.values]
-        if pa.types.is_integer(items.type) and any(isinstance(value, float) for value in values):
-            items = items.cast(pa.float64())
-        found = pc.is_in(items, value_set=pa.array(values).cast(items.type))
+        if pa.types.is_integer(items.type):
+            possible = pa.array([int(value) for value in values if holds(items.type, value)], items.type)
+        else:
+            possible = pa.array(values).cast(items.type)
+        found = pc.is_in(items, value_set=possible)
         if _is_list(column.type):
             parents = np.asarray(pc.list_parent_indices(column))
             among = np.zeros(len(column), np.bool_)
@@ -344,11 +348,10 @@ class _Masks:
                 mend="compare it by =, != or in",
             )
         value = self._value(condition.column, condition.value, column.type)
-        wanted = pa.scalar(value)
+        if pa.types.is_integer(column.type):
+            return compared(column, condition.sign, value)
         # A number that the column's type rounds is rounded as those in the column were, as for `=`.
-        if pa.types.is_floating(column.type) or not isinstance(value, int | float):
-            wanted = wanted.cast(column.type)
-        return _COMPARISONS[condition.sign](column, wanted)
+        return _COMPARISONS[condition.sign](column, pa.scalar(value).cast(column.type))
 
     def _value(self, name: str, value: Value, kind: pa.DataType) -> Any:
         """What a value means in a column whose values, or items of lists, are of a kind."""
@@ -370,10 +373,11 @@ class _Masks:
         )
 
     def _class_number(self, value: Value) -> int:
-        if isinstance(value.number, int):
-            return value.number
         if value.text in self._numbers:
             return self._numbers[value.text]
+        number = value.number
+        if isinstance(number, int) and (not self._numbers or 0 <= number < len(self._class_names)):
+            return number
         near = difflib.get_close_matches(value.text, self._class_names, n=1, cutoff=0.5)
         known = f"did you mean '{near[0]}'?" if near else "name a class of the index, or give its number"
         raise QueryError(f"the index has no class '{value.text}'", mend=known)

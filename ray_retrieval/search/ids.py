@@ -6,22 +6,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.errors import DataError
-from ray_retrieval.search.embeddings import Embeddings
-from ray_retrieval.storage import Folder
 
 _NAMED = 3  # ids in an error
 
 
-def ids_in(source: Embeddings) -> pa.Array:
-    """The ids of all rows of embeddings: large_string, in their order."""
-    parts = [
-        source.read_part(number, ["id"])["id"].cast(pa.large_string()) for number in range(len(source.parts))
-    ]
-    chunks = [chunk for part in parts for chunk in part.chunks]
-    return pa.chunked_array(chunks, pa.large_string()).combine_chunks()
-
-
-def check_once(ids: pa.Array, where: Folder) -> None:
+def check_once(ids: pa.Array, where: object) -> None:
     """Raise DataError, naming the first few, if some ids come more than once."""
     if pc.count_distinct(ids, mode="all").as_py() == len(ids):
         return

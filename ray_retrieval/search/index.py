@@ -22,18 +22,24 @@ import pyarrow as pa
 
 from ray_retrieval.descriptors import Codes, Descriptors, Form, Local, Vectors, assembled, concatenate
 from ray_retrieval.errors import ArtefactError, QueryError
-from ray_retrieval.search.approximate import Effort
 from ray_retrieval.search.deletes import read_deletes
+from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.filters import Filter
+from ray_retrieval.search.gpu import GpuSearch
 from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.images import read_image
 from ray_retrieval.search.manifest import Manifest, read_current, read_pointer, read_version
+from ray_retrieval.search.rows import ids_as_text
 from ray_retrieval.search.segments import search_segments
-from ray_retrieval.search.selection import FEW, FEW_SHARE, Selection, Spans, is_among, search_selected
+from ray_retrieval.search.selection import RecentSelections, Selection, Spans, is_among, search_selected
 from ray_retrieval.search.shard import Shard, aligned
 from ray_retrieval.search.shortlist import ShortlistSearch
 from ray_retrieval.search.structures import StructureSearch
 from ray_retrieval.storage import Folder, check_file
+
+_ROW = pa.field("row", pa.int64())
+_OTHERS = (pa.field("label", pa.null()), pa.field("path", pa.null()))
+"""Columns that every index has, if only null."""
 
 
 class Index:
@@ -62,6 +68,7 @@ class Index:
         self.manifest = manifest
         self.shards = shards
         self.shortlist, self._structure = shortlist, structure
+        self._gpu: GpuSearch | None = None
         self._shards = list(shards.values())
         self._segments = [shard.segment for shard in self._shards]
         self._threads = threads
@@ -70,9 +77,13 @@ class Index:
             np.array([shard.entry.rows for shard in self._shards], np.int64),
         )
         self._living = Selection.of(self._spans, deleted)
+        self._filtered = RecentSelections()
         self.rows = len(self._living)
-        schemas = [shard.records.schema for shard in self._shards]
-        self.schema: pa.Schema = pa.unify_schemas(schemas, promote_options="permissive")
+        schemas = [shard.rows.schema for shard in self._shards]
+        ids = schemas[0].field("id")
+        self.schema: pa.Schema = pa.unify_schemas(
+            [pa.schema([_ROW, ids, *_OTHERS]), *schemas], promote_options="permissive"
+        )
 
     @classmethod
     def open(
@@ -84,6 +95,7 @@ class Index:
         check: Literal["size", "content"] = "size",
         model: str | None = None,
         version: int | None = None,
+        gpu: bool = False,
     ) -> "Index":
         """A version of an index; its files are mapped into memory, not read.
 
@@ -94,10 +106,13 @@ class Index:
             check: compare the files' sizes with the manifest, or their checksums as well, which reads all.
             model: fingerprint of the model that queries are encoded with.
             version: its number; default the current one.
+            gpu: copy the codes or vectors to a GPU, where all of them are compared, also of an index that was
+                built for an approximate search. The hits are those of the exact search.
 
         Raises:
             ArtefactError: if there is no index or no such version, a file is missing or damaged, a shard does
                 not exist, or the index was made by another model.
+            QueryError: if there is no GPU that it can be searched on.
         """
         folder = Folder(uri)
         manifest = read_current(folder) if version is None else read_version(folder, version)
@@ -121,12 +136,15 @@ class Index:
                 number: Shard(folder, manifest.shards[number], manifest.form, content=content)
                 for number in chosen
             }
-            return cls.of(folder, manifest, opened, threads=threads, content=content)
+            found = cls.of(folder, manifest, opened, threads=threads, content=content)
         except ArtefactError:
             # Between the looks at `CURRENT` and at its files it may have been replaced, and they pruned.
             if version is None and read_pointer(folder) != manifest.pointer:
-                return cls.open(uri, shards=shards, threads=threads, check=check, model=model)
+                return cls.open(uri, shards=shards, threads=threads, check=check, model=model, gpu=gpu)
             raise
+        if gpu:
+            found._gpu = GpuSearch(found._segments, manifest.form)
+        return found
 
     @classmethod
     def of(
@@ -203,12 +221,12 @@ class Index:
         Raises:
             QueryError: if the filter is not one for this index.
         """
-        return self._selection(where).chosen()
+        return self.selection(where).chosen()
 
     def check_filter(self, where: "str | Filter") -> None:
         """Raise QueryError if a filter is not one for this index."""
         asked = Filter.parse(where) if isinstance(where, str) else where
-        asked.mask(self._shards[0].records.slice(0, 0), self.schema, self.class_names)
+        asked.mask(pa.RecordBatch.from_pylist([], schema=self.schema), self.schema, self.class_names)
 
     def at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The rows at some places, 0 … `rows` - 1, among those that a search can find."""
@@ -263,7 +281,7 @@ class Index:
             )
         if k < 1:
             raise QueryError(f"k is the number of hits to return and at least 1, got {k}")
-        selection = self._selection(where) if where is not None or self.deleted else None
+        selection = self.selection(where) if where is not None or self.deleted else None
         if self.shortlist is not None:
             assert isinstance(queries, Local)
             return self.shortlist.search(
@@ -276,25 +294,35 @@ class Index:
                 threads=self._threads,
             )
         assert isinstance(queries, Codes | Vectors)
-        structure = None if exact else self._structure
+        if self._structure is not None and self._gpu is None and not exact:
+            return self._structure.search(queries, k, effort, selection=selection, threads=self._threads)
 
         def find(some: Codes | Vectors, count: int) -> Hits:
-            if structure is None:
-                return search_segments(self._segments, some, count, threads=self._threads)
-            assert isinstance(some, Vectors)
-            return structure.search(some, count, effort, threads=self._threads)
+            if self._gpu is not None:
+                return self._gpu.search(some, count, threads=self._threads)
+            return search_segments(self._segments, some, count, threads=self._threads)
 
         if selection is None:
             return find(queries, k)
-        few = None if structure is None else max(FEW, int(FEW_SHARE * self._spans.rows))
-        return search_selected(find, self._segments, selection, queries, k, few=few, threads=self._threads)
+        return search_selected(find, self._segments, selection, queries, k, threads=self._threads)
 
-    def _selection(self, where: "str | Filter | None") -> Selection:
-        """The rows that may be hits."""
+    def selection(self, where: "str | Filter | None" = None) -> Selection:
+        """The rows that a search can find, or those that pass a filter.
+
+        Raises:
+            QueryError: if the filter is not one for this index.
+        """
         if where is None:
             return self._living
         asked = Filter.parse(where) if isinstance(where, str) else where
-        masks = [asked.mask(shard.records, self.schema, self.class_names) for shard in self._shards]
+        return self._filtered.of(asked, self._select)
+
+    def _select(self, asked: Filter) -> Selection:
+        """The rows that pass a filter."""
+        masks = [
+            np.concatenate([asked.mask(some, self.schema, self.class_names) for some in shard.rows.blocks()])
+            for shard in self._shards
+        ]
         return Selection.of(self._spans, self._living.dead, masks)
 
     def descriptors(self, rows: "npt.NDArray[np.int64] | Sequence[int] | None" = None) -> Descriptors:
@@ -331,7 +359,7 @@ class Index:
             rows: numbers of rows of the opened shards, in any order; repeats are allowed.
 
         Returns:
-            One row each, in the order asked.
+            One row each, in the order asked; ids are text, also where they are numbers.
 
         Raises:
             QueryError: if a row is not in the opened shards, or was removed.
@@ -339,18 +367,18 @@ class Index:
         wanted = np.asarray(rows, np.int64).reshape(-1)
         numbers, places = self._locate(wanted)
         used = np.unique(numbers)
-        batches = [self._shards[number].records.take(pa.array(places[numbers == number])) for number in used]
-        parts = [aligned(batch, self.schema) for batch in batches]
-        found = pa.concat_tables(parts or [self.schema.empty_table()])
+        tables = [self._shards[number].rows.take(places[numbers == number]) for number in used]
+        parts = [aligned(table, self.schema) for table in tables]
+        found = ids_as_text(pa.concat_tables(parts or [self.schema.empty_table()]))
         if len(used) < 2:
             return found
         # The rows now stand shard by shard; the inverse of that reordering brings them back.
         return found.take(pa.array(np.argsort(np.argsort(numbers, kind="stable"))))
 
     def row_of(self, identifier: str) -> int | None:
-        """Number of the row with that id, or None; the first call sorts the ids."""
+        """Number of the row with that id, or None; the first call sorts the ids, unless they are numbers."""
         for shard in self._shards:
-            place = shard.place_of(identifier)
+            place = shard.rows.place_of(identifier)
             row = None if place is None else shard.entry.first_row + place
             if row is not None and self._living.allows(np.array([row])).all():
                 return row
@@ -368,7 +396,8 @@ class Index:
         held = shard.image(place)
         if held is not None:
             return held
-        identifier, path = (shard.records[name][place].as_py() for name in ("id", "path"))
+        known = self.records([row])
+        identifier, path = (known[name][0].as_py() for name in ("id", "path"))
         if path is None:
             raise ArtefactError(
                 f"it does not hold image '{identifier}'", where=self.folder, mend="build it with its images"

@@ -20,7 +20,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from ray_retrieval.config import Config
 from ray_retrieval.descriptors import Form
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search.approximate import Effort
+from ray_retrieval.search.approximate import ApproximateConfig
+from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.votes import LocalSearchConfig
 from ray_retrieval.storage import Folder, described, digest, read_description
 
@@ -61,6 +62,8 @@ class ShardEntry(Config):
     """Where it lies, from the index's folder."""
     first_row: int = Field(ge=0)
     """Number of its first row in the index."""
+    first_id: int | None = Field(default=None, ge=0)
+    """Id of its first row, where ids are numbers that count on from there; None where they are stored."""
     rows: int = Field(ge=0)
     files: tuple[FileEntry, ...]
     norm_error: float = Field(ge=0, allow_inf_nan=False)
@@ -97,6 +100,12 @@ class Approximate(Config):
     """One for each shard, named from the index's folder; None for small ones that were added since, which are
     searched exactly until they are filled in."""
     recall: Recall
+    asked: ApproximateConfig | None = None
+    """What was asked for; None of an index that an earlier release built, and so is the next."""
+    target: float | None = None
+    """Recall that the search is to have."""
+    trained: FileEntry | None = None
+    """What the files are filled from."""
 
     def info(self) -> dict[str, Any]:
         """What users should know of it, as plain values."""
@@ -105,8 +114,9 @@ class Approximate(Config):
             "factory": self.factory,
             "why": self.why,
             f"recall@{recall.k}": recall.value,
+            **({} if self.target is None else {"recall_target": self.target}),
             "recall_queries": recall.queries,
-            **self.effort.model_dump(include=set(Effort.model_fields)),
+            **self.effort.model_dump(),
         }
 
 
@@ -127,6 +137,8 @@ class LocalSearch(Config):
     """What was asked for, and how hard a search looks."""
     files: tuple[FileEntry, ...]
     """One for each shard, named from the index's folder; none where the shards are all that it takes."""
+    trained: FileEntry | None = None
+    """What the files of `votes` are filled from; None of an index that an earlier release built."""
     recall: Recall | None
     """Of the exact votes' images; None of the exact votes themselves, of databases without any, and of those
     too large to compare with."""
@@ -178,8 +190,11 @@ class Manifest(Config):
     """Rows that a search can find: those of the shards, without the deleted ones."""
     next_row: int = Field(ge=0)
     """The number that the next row added will get: the rows of the shards. `compact` begins again at 0."""
+    next_id: int | None = Field(default=None, ge=0)
+    """The id that the next row added will get, of an index whose rows came without ids: these count up, and
+    no number is given twice. None where rows have ids of their own."""
     model: str
-    """Fingerprint of the model that made the descriptors."""
+    """Fingerprint of the model that made the descriptors, or what stands for one: `importing.elsewhere`."""
     embeddings: str
     """Fingerprint of the embeddings that the index was built from; of another one that stands for all that
     happened, once rows were added, removed or compacted."""
@@ -187,7 +202,9 @@ class Manifest(Config):
     shards: tuple[ShardEntry, ...]
     """In ascending order of rows."""
     approximate: Approximate | None = None
-    """Of an index of vectors that is not searched exactly."""
+    """Of an index of codes or vectors that is not searched exactly."""
+    why: str | None = None
+    """What chose the exact search of codes or vectors; of other searches it is said there."""
     local: LocalSearch | None = None
     """Of an index of local features."""
     deletes: FileEntry | None = None
@@ -207,8 +224,8 @@ class Manifest(Config):
         files = 0 if self.approximate is None else len(self.approximate.files)
         if files != (len(self.shards) if self.search == "approximate" else 0):
             raise ValueError("'approximate' has a file for each shard where the 'search' is approximate")
-        if self.search == "approximate" and self.kind != "vectors":
-            raise ValueError("an approximate search is for vectors")
+        if self.search == "approximate" and self.kind == "local":
+            raise ValueError("an approximate search is for codes or vectors")
         if (self.deletes is None) != (self.rows == self.next_row) or self.rows > self.next_row:
             raise ValueError("'deletes' names a file where, and only where, rows are deleted")
         return self
@@ -228,7 +245,9 @@ class Manifest(Config):
     @property
     def files(self) -> tuple[FileEntry, ...]:
         """What lies beside the shards."""
-        return tuple(file for file in self.beside if file is not None)
+        structure = self.approximate or self.local
+        trained = None if structure is None else structure.trained
+        return tuple(file for file in (trained, *self.beside) if file is not None)
 
     @property
     def deleted(self) -> int:

@@ -15,21 +15,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search import approximate
-from ray_retrieval.search.approximate import Effort, candidates, open_index
+from ray_retrieval.search import faiss_index
+from ray_retrieval.search.effort import Effort
+from ray_retrieval.search.faiss_index import candidates, open_index, selects
 from ray_retrieval.search.hits import NO_ROW, Hits, merge, no_hits
+from ray_retrieval.search.selection import search_blocks
 from ray_retrieval.search.threads import run_all
 from ray_retrieval.search.vector_kernels import Floats, Rows
-from ray_retrieval.search.vectors import VectorSegment, check_query_vectors, norm_error, search_vectors
+from ray_retrieval.search.vectors import VectorSegment, check_query_vectors, norm_error
 
 Mask = npt.NDArray[np.bool_]
 
 _BLOCK_QUERIES = 64
 _FEW = 20_000  # features that a filter leaves; then no index is needed
-_MORE = 4  # times as many neighbours where too few of them count
-_BYTES_AT_ONCE = 1 << 26  # of features as float32, for comparing all of them; or of neighbours
-_HIT_BYTES = 4 + 8  # a distance and a row
+_BYTES_AT_ONCE = 1 << 26  # of features as float32, for comparing all of them
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,11 @@ class FeatureSegment:
             mask: bool [n], whose features count; default those of all images.
             threads: to share the work among; the result does not depend on it.
         """
-        found = no_hits(len(queries), count, np.float32)
-        for places, vectors in self._blocks(mask):
-            block = VectorSegment(vectors, 0, norm_error(vectors))
-            hits = search_vectors([block], queries, count, threads=threads)
-            rows = np.where(hits.rows == NO_ROW, NO_ROW, places[hits.rows])
-            found = merge([found, Hits(hits.distances, rows)], count)
-        return found
+        blocks = (
+            (places, 0, VectorSegment(vectors, 0, norm_error(vectors)))
+            for places, vectors in self._blocks(mask)
+        )
+        return search_blocks(blocks, Vectors(queries), count, threads=threads)
 
     def features_of(self, mask: Mask) -> Mask:
         """Bool [m]: which features are of the images of a mask."""
@@ -117,7 +116,7 @@ class IndexedFeatures:
     """A segment of features with the index of FAISS that `fill` wrote for it.
 
     Args:
-        path: of the file; see `approximate.open_index`.
+        path: of the file; see `faiss_index.open_index`.
         features: what it was filled with.
 
     Raises:
@@ -141,38 +140,22 @@ class IndexedFeatures:
         mask: Mask | None = None,
         threads: int = 1,
     ) -> Hits:
-        """As `FeatureSegment.nearest`, by what the index holds, as hard as `effort` says."""
-        if mask is None or mask.all():
-            return self._nearest(queries, count, effort, threads)
-        chosen = self.features.features_of(mask)
-        total, kept = len(chosen), int(np.count_nonzero(chosen))
-        found = no_hits(len(queries), count, np.float32)
-        short, asked = np.arange(len(queries) if kept else 0), 0
-        while len(short) and asked < total:
-            asked = min(total, max(_MORE * asked, -(-count * total // kept) + count))
-            left = []
-            # However many neighbours it takes, those of only so many features are in memory at a time.
-            step = max(1, _BYTES_AT_ONCE // (_HIT_BYTES * asked))
-            for start in range(0, len(short), step):
-                some = short[start : start + step]
-                hits = self._nearest(queries[some], asked, effort, threads)
-                ended = hits.rows[:, -1] == NO_ROW
-                out = (hits.rows == NO_ROW) | ~chosen[hits.rows]
-                hits.distances[out], hits.rows[out] = np.inf, NO_ROW
-                best = merge([hits], count)
-                found.distances[some], found.rows[some] = best.distances, best.rows
-                left.append(some[(best.rows[:, -1] == NO_ROW) & ~ended])
-            short = np.concatenate(left)
-        return found
+        """As `FeatureSegment.nearest`, by what the index holds, as hard as `effort` says.
 
-    def _nearest(self, queries: Floats, count: int, effort: Effort, threads: int) -> Hits:
+        Where FAISS cannot look for some of the features only, they are all compared.
+        """
         found = no_hits(len(queries), count, np.float32)
         if len(self.features.data) == 0:
             return found
+        bitmap = None
+        if mask is not None and not mask.all():
+            if not selects(self._index):
+                return self.features.nearest(queries, count, effort, mask=mask, threads=threads)
+            bitmap = np.packbits(self.features.features_of(mask), bitorder="little")
         queries = np.ascontiguousarray(queries)
 
         def search(start: int, stop: int) -> None:
-            hits = merge([candidates(self._index, queries[start:stop], count, effort)], count)
+            hits = merge([candidates(self._index, queries[start:stop], count, effort, bitmap)], count)
             found.distances[start:stop], found.rows[start:stop] = hits.distances, hits.rows
 
         starts = range(0, len(queries), _BLOCK_QUERIES)
@@ -230,14 +213,14 @@ def fill(trained: bytes, features: FeatureSegment, write: Callable[[bytes], obje
     """Write FAISS's index of one segment's features, the same for the same arguments.
 
     Args:
-        trained: by `approximate.train`, on `sample_features` of all segments.
+        trained: by `faiss_index.train`, on `sample_features` of all segments.
         features: to be found.
         write: takes the next bytes of the file.
 
     Raises:
         RecipeError: if the index cannot be filled so.
     """
-    approximate.fill(trained, features.data, write)
+    faiss_index.fill(trained, features.data, write)
 
 
 def nearest_features(

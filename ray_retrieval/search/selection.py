@@ -4,12 +4,17 @@ A search among some rows returns what the search of a database of these rows alo
 ways lead there. Where the rows are few, they are gathered and compared exactly. Else the search over all rows
 is asked for more hits, and those that may not be are dropped; queries that are still short after a second
 attempt, because the wrong rows lie around them, go the first way. Asking for more costs a few per cent; a
-search that looks at each row's mark takes several times as long.
+search that looks at each row's mark takes several times as long. An approximate search looks at few rows, and
+so at their marks (`bits`): see `structures.StructureSearch.search`.
 """
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +27,9 @@ from ray_retrieval.search.vectors import VectorSegment
 
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Bits = npt.NDArray[np.uint8]
+"""A mask with a bit for each row, the lowest of a byte first, and zeros to the end of the last byte."""
+Asked = TypeVar("Asked", bound=Hashable)
 Find = Callable[[Codes | Vectors, int], Hits]
 """The search over all rows: the `k` nearest for each query."""
 
@@ -33,6 +41,8 @@ _MORE = 8  # times as many hits at the second attempt
 _SPARE = 8
 _BYTES_AT_ONCE = 1 << 26  # of gathered rows, or of hits
 _HIT_BYTES = 4 + 8  # a distance and a row
+_FILTERED_BYTES = 1 << 28  # of the masks of filters, a byte a row
+_KEPT_BYTES = 1 << 26  # of what a selection keeps for the next search
 
 
 @dataclass(frozen=True)
@@ -86,25 +96,58 @@ class Selection:
 
     def __len__(self) -> int:
         """How many rows may be hits."""
+        return self._count
+
+    @functools.cached_property
+    def _count(self) -> int:
         if self.masks is None:
             return self.spans.rows - len(self.dead)
         return sum(int(np.count_nonzero(mask)) for mask in self.masks)
 
     def mask(self, number: int) -> Mask:
-        """Bool [rows of a shard]: which of them may."""
+        """Bool [rows of a shard]: which of them may; not to be changed."""
         if self.masks is not None:
             return self.masks[number]
+        if number not in self._made:
+            made = self._mask_without_dead(number)
+            if self.spans.rows > _KEPT_BYTES:
+                return made
+            self._made[number] = made
+        return self._made[number]
+
+    def places(self, number: int) -> Rows:
+        """int64, ascending: places in a shard of those that may; not to be changed."""
+        if number not in self._found:
+            found = np.flatnonzero(self.mask(number))
+            if len(self) * found.itemsize > _KEPT_BYTES:
+                return found
+            self._found[number] = found
+        return self._found[number]
+
+    @functools.cached_property
+    def _made(self) -> dict[int, Mask]:
+        return {}
+
+    @functools.cached_property
+    def _found(self) -> dict[int, Rows]:
+        return {}
+
+    def _mask_without_dead(self, number: int) -> Mask:
         first, size = int(self.spans.first_rows[number]), int(self.spans.sizes[number])
         found = np.ones(size, np.bool_)
         start, stop = np.searchsorted(self.dead, [first, first + size])
         found[self.dead[start:stop] - first] = False
         return found
 
+    @functools.cached_property
+    def bits(self) -> tuple[Bits, ...]:
+        """The masks of all shards, packed: they are made once, and kept."""
+        shards = range(len(self.spans.sizes))
+        return tuple(np.packbits(self.mask(number), bitorder="little") for number in shards)
+
     def chosen(self) -> Rows:
         """int64, ascending: those that may."""
-        parts = [
-            np.flatnonzero(self.mask(number)) + first for number, first in enumerate(self.spans.first_rows)
-        ]
+        parts = [self.places(number) + first for number, first in enumerate(self.spans.first_rows)]
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def at(self, places: Rows) -> Rows:
@@ -112,11 +155,16 @@ class Selection:
         if self.masks is not None:
             return self.chosen()[places]
         before = np.cumsum([0, *self.spans.sizes[:-1]])
-        numbers, inside, _ = self.spans.place(self.dead)
-        gaps = before[numbers] + inside - np.arange(len(self.dead))
-        everywhere = places + np.searchsorted(gaps, places, side="right")
+        everywhere = places + np.searchsorted(self._gaps, places, side="right")
         numbers = np.searchsorted(before, everywhere, side="right") - 1
         return np.asarray(self.spans.first_rows[numbers] + everywhere - before[numbers])
+
+    @functools.cached_property
+    def _gaps(self) -> Rows:
+        """int64 [dead], ascending: how many rows that may come before each one that may not."""
+        before = np.cumsum([0, *self.spans.sizes[:-1]])
+        numbers, inside, _ = self.spans.place(self.dead)
+        return np.asarray(before[numbers] + inside - np.arange(len(self.dead)))
 
     def allows(self, rows: Rows) -> Mask:
         """Which of some hits, of any shape, may be; `NO_ROW` may not."""
@@ -129,6 +177,31 @@ class Selection:
             own = np.flatnonzero(here & (numbers == number))
             here[own] = self.masks[number][places[own]]
         return here.reshape(rows.shape)
+
+
+class RecentSelections:
+    """The selections of the filters that were used last, as the same ones often come again.
+
+    They are kept up to some bytes in all: of a billion rows, none.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, Selection] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, asked: Asked, select: Callable[[Asked], Selection]) -> Selection:
+        """The selection of a filter, made anew if it is not there."""
+        with self._lock:
+            found = self._kept.pop(asked, None)
+            if found is not None:
+                self._kept[asked] = found
+                return found
+        found = select(asked)
+        with self._lock:
+            self._kept[asked] = found
+            while sum(some.spans.rows for some in self._kept.values()) > _FILTERED_BYTES:
+                self._kept.popitem(last=False)
+        return found
 
 
 def is_among(rows: Rows, sorted_rows: Rows) -> Mask:
@@ -146,25 +219,22 @@ def search_selected(
     queries: Codes | Vectors,
     k: int,
     *,
-    few: int | None = None,
     threads: int,
 ) -> Hits:
     """The `k` nearest of the selected rows for each query, sorted by (distance, row).
 
     Args:
-        find: the search over all rows of the segments, with exact distances. Where it misses near rows, so
-            may this one; but where `k` rows are selected, there are `k` hits.
+        find: the exact search over all rows of the segments.
         segments: those of the selection's shards, in their order.
         selection: which rows may be hits.
         queries: codes or vectors.
         k: hits per query.
-        few: up to so many selected rows are compared one by one; None: where they are a small share.
         threads: to share the work among.
     """
     count, total = len(selection), selection.spans.rows
     most = min(k, count)
-    if count <= (total // _SHARE if few is None else few):
-        return _search_gathered(segments, selection, queries, k, threads)
+    if count <= total // _SHARE:
+        return search_gathered(segments, range(len(segments)), selection, queries, k, threads=threads)
     found = no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)
     short = np.arange(len(queries))
     wanted = math.ceil(most * total / count) + _SPARE
@@ -178,7 +248,8 @@ def search_selected(
             left.append(some[np.count_nonzero(hits.rows != NO_ROW, axis=1) < most])
         short = np.concatenate(left)
     if len(short):
-        hits = _search_gathered(segments, selection, queries.take(short), k, threads)
+        left_over, everywhere = queries.take(short), range(len(segments))
+        hits = search_gathered(segments, everywhere, selection, left_over, k, threads=threads)
         found.distances[short], found.rows[short] = hits.distances, hits.rows
     return found
 
@@ -196,22 +267,52 @@ def dropped(hits: Hits, selection: Selection, k: int) -> Hits:
     return found
 
 
-def _search_gathered(
+def search_gathered(
     segments: Sequence[AnySegment],
-    selection: Selection,
+    numbers: Sequence[int],
+    selection: Selection | None,
     queries: Codes | Vectors,
     k: int,
+    *,
     threads: int,
 ) -> Hits:
-    """Compare the queries with the selected rows, copied out of their segments some at a time."""
-    parts = [no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)]
-    for number, segment in enumerate(segments):
-        for places in _blocks(np.flatnonzero(selection.mask(number)), segment):
-            some = _gathered(segment, places)
-            hits = search_segments([some], queries, min(k, len(places)), threads=threads)
-            rows = np.where(hits.rows == NO_ROW, NO_ROW, places[hits.rows] + segment.first_row)
-            parts = [merge([*parts, Hits(hits.distances, rows)], k)]
-    return parts[0]
+    """The `k` nearest rows of some segments for each query, exactly: they are copied out and compared.
+
+    Args:
+        segments: those of the selection's shards.
+        numbers: of those to search.
+        selection: which rows may be hits; default all, without a copy.
+        queries: codes or vectors.
+        k: hits per query.
+        threads: to share the work among.
+    """
+    if selection is None:
+        return search_segments([segments[number] for number in numbers], queries, k, threads=threads)
+    blocks = (
+        (places, segments[number].first_row, _gathered(segments[number], places))
+        for number in numbers
+        for places in _blocks(selection.places(number), segments[number])
+    )
+    return search_blocks(blocks, queries, k, threads=threads)
+
+
+def search_blocks(
+    blocks: Iterable[tuple[Rows, int, AnySegment]], queries: Codes | Vectors, k: int, *, threads: int
+) -> Hits:
+    """The `k` nearest rows of blocks that were copied from somewhere, one block at a time.
+
+    Args:
+        blocks: the places that a block's rows have there, the row number of place 0, and the rows.
+        queries: codes or vectors.
+        k: hits per query.
+        threads: to share the work among.
+    """
+    found = no_hits(len(queries), k, np.int32 if isinstance(queries, Codes) else np.float32)
+    for places, first_row, block in blocks:
+        hits = search_segments([block], queries, min(k, len(places)), threads=threads)
+        rows = np.where(hits.rows == NO_ROW, NO_ROW, places[hits.rows] + first_row)
+        found = merge([found, Hits(hits.distances, rows)], k)
+    return found
 
 
 def _blocks(places: Rows, segment: AnySegment) -> Iterator[Rows]:

@@ -1,19 +1,19 @@
 """A shard: consecutive rows of an index in immutable, memory-mapped files.
 
     codes.bin       or vectors.bin, or offsets.bin and others: the descriptors, see `segments.py`
-    rows.arrow      one Arrow record batch: row · id · label · path · further columns of the images
+    rows.arrow      id · label · path · further columns of the images, see `rows.py`
     images.arrow    the images that came as bytes; missing where none did
     shard.json      the files with their checksums, written last: without it the shard does not count
 
 The folder's name is a fingerprint of all that goes into the shard, so a build that starts again knows a
-finished shard by its name. Rows lie in one record batch because taking rows of a table in many chunks copies
-whole columns.
+finished shard by its name. It is written in one pass over the rows, of which some are in memory at a time.
 """
 
 import bisect
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,8 @@ import pyarrow.compute as pc
 from ray_retrieval.descriptors import Descriptors, Form, concatenate
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.manifest import DESCRIPTION, FileEntry, ShardEntry
-from ray_retrieval.search.segments import AnySegment, files_of, open_segment, rows_of, writing
+from ray_retrieval.search.rows import KnownRows, RowsWriter, stored_schema
+from ray_retrieval.search.segments import AnySegment, Writer, files_of, open_segment, rows_of, writing
 from ray_retrieval.storage import (
     Folder,
     check_file,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 ROWS, IMAGES = "rows.arrow", "images.arrow"
 _KIND, _VERSION = "index shard", 2
+_LAYOUT = 3
+"""Of what is written; what was written before is read as well."""
 _MEND = "restore the file, or build the index again: what is sound is kept"
 
 
@@ -48,6 +51,7 @@ def write_shard(
     stop: int,
     *,
     first_row: int,
+    first_id: int | None,
     keep_images: bool,
     advance: Callable[[int], None],
 ) -> ShardEntry:
@@ -59,26 +63,22 @@ def write_shard(
         start: place of the first of them in the source.
         stop: place after the last.
         first_row: number of the first in the index.
+        first_id: its id, where ids are numbers that count on from row to row, which are not stored; None
+            where they are stored.
         keep_images: store the images that came as bytes.
         advance: called with the number of rows written each time.
     """
     rows, form = stop - start, source.form
-    contents = [_VERSION, source.fingerprint, first_row, rows, keep_images]
-    name = f"shards/{fingerprint(contents if start == first_row else [*contents, start])}"
+    contents = [_LAYOUT, source.fingerprint, start, first_row, rows, first_id, keep_images]
+    name = f"shards/{fingerprint(contents)}"
     folder = index / name
     folder.sweep()
     finished = _finished(folder)
     if finished is not None:
         advance(rows)
         return finished
-    tables = []
-    with writing(folder, form, rows, first_row) as writer:
-        for table, descriptors in source.tables(start, stop):
-            writer.add(descriptors)
-            tables.append(table)
-            advance(len(table))
-    _write_rows(folder, pa.concat_tables(tables, promote_options="default"), source.schema, first_row)
-    names = [*files_of(form), ROWS]
+    writer, known = _write_rows(folder, source, range(start, stop), first_row, first_id, advance)
+    names = [*files_of(form), *([ROWS] if known else [])]
     if keep_images and source.holds_images(start, stop):
         _write_images(folder, source.images(start, stop))
         names.append(IMAGES)
@@ -86,6 +86,7 @@ def write_shard(
     entry = ShardEntry(
         folder=name,
         first_row=first_row,
+        first_id=first_id,
         rows=rows,
         files=files,
         features=writer.features,
@@ -118,23 +119,29 @@ def read_entry(folder: Folder) -> ShardEntry:
         raise ArtefactError("damaged", where=f"{folder}/{DESCRIPTION}", mend=_MEND) from None
 
 
-def _write_rows(folder: Folder, table: pa.Table, schema: pa.Schema, first_row: int) -> None:
-    """One record batch; a column that is null throughout has the type of the other shards' columns."""
-    columns = {"row": pa.chunked_array([np.arange(first_row, first_row + len(table))])}
-    for name in schema.names:
-        column = table[name]
-        columns[name] = column.cast(schema.field(name).type) if pa.types.is_null(column.type) else column
-    arrays = [_one_array(column) for column in columns.values()]
-    batch = pa.RecordBatch.from_arrays(arrays, names=list(columns))
-    with folder.writing(ROWS) as stream, pa.ipc.new_file(stream, batch.schema) as writer:
-        writer.write_batch(batch)
-
-
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array; text and bytes with 64-bit offsets, which no number of rows exceeds."""
-    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    return column.cast(wide.get(kind, kind)).combine_chunks()
+def _write_rows(
+    folder: Folder,
+    source: "RowSource",
+    rows: range,
+    first_row: int,
+    first_id: int | None,
+    advance: Callable[[int], None],
+) -> tuple[Writer, bool]:
+    """Write descriptors and what else is known; says of the latter whether there is anything."""
+    known = len(stored_schema(source.schema, stored_ids=first_id is None)) > 0
+    with writing(folder, source.form, len(rows), first_row) as writer, ExitStack() as stack:
+        records = None
+        if known:
+            stream = stack.enter_context(folder.writing(ROWS))
+            records = RowsWriter(stream, source.schema, stored_ids=first_id is None)
+        for table, descriptors in source.tables(rows.start, rows.stop):
+            writer.add(descriptors)
+            if records is not None:
+                records.add(table)
+            advance(len(descriptors))
+        if records is not None:
+            records.finish()
+    return writer, known
 
 
 def _write_images(folder: Folder, pieces: Iterable[pa.ChunkedArray]) -> None:
@@ -142,10 +149,11 @@ def _write_images(folder: Folder, pieces: Iterable[pa.ChunkedArray]) -> None:
     schema = pa.schema([("image", pa.large_binary())])
     with folder.writing(IMAGES) as stream, pa.ipc.new_file(stream, schema) as writer:
         for column in pieces:
-            writer.write_batch(pa.RecordBatch.from_arrays([_one_array(column)], schema=schema))
+            images = column.cast(pa.large_binary()).combine_chunks()
+            writer.write_batch(pa.RecordBatch.from_arrays([images], schema=schema))
 
 
-def aligned(records: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
+def aligned(records: pa.Table, schema: pa.Schema) -> pa.Table:
     """What is known of rows in the columns of a schema; those that they lack are null."""
     columns = []
     for field in schema:
@@ -168,22 +176,35 @@ class Shard:
 
     Attributes:
         entry: the manifest's.
-        segment: its descriptors.
-        records: a record batch of row, id, label, path and further columns.
 
     Raises:
         ArtefactError: naming the file that is missing or damaged.
     """
 
     def __init__(self, index: Folder, entry: ShardEntry, form: Form, *, content: bool = False) -> None:
-        self.entry, self._form = entry, form
+        self._index, self.entry, self.form = index, entry, form
         self._folder = index / entry.folder
         self.check_files(content=content)
-        self.segment = self._map_segment()
-        self.records = self._map_records()
         # Mapped at once, so that they stay readable once pruned; other stores are asked when need be.
-        at_once = self.holds_images and self._folder.is_local
-        self._image_file = self._mapped(IMAGES) if at_once else None
+        _ = self.segment, self.rows, self._image_file if self._folder.is_local else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it maps the files again, when they are first needed."""
+        return _to_be_mapped, (self._index, self.entry, self.form)
+
+    @functools.cached_property
+    def segment(self) -> AnySegment:
+        """Its descriptors."""
+        return self._map_segment()
+
+    @functools.cached_property
+    def rows(self) -> KnownRows:
+        """What is known of its rows."""
+        return self._map_rows()
+
+    @functools.cached_property
+    def _image_file(self) -> pa.ipc.RecordBatchFileReader | None:
+        return self._mapped(IMAGES) if self.holds_images else None
 
     def check_files(self, *, content: bool) -> None:
         """Compare the files' sizes, or their checksums as well, with the manifest.
@@ -195,24 +216,21 @@ class Shard:
             check_file(self._folder, file.model_dump(), content=content)
 
     def check_rows(self) -> None:
-        """Compare the shard's own description and row numbers with the manifest.
+        """Compare the shard's own description with the manifest, and ids that are numbers with each other.
 
         Raises:
             ArtefactError: naming the file that disagrees.
         """
         if not self._folder.exists(DESCRIPTION) or read_entry(self._folder) != self.entry:
             raise self._damaged(DESCRIPTION, "it is missing, or does not say what the manifest says")
-        rows = np.asarray(self.records["row"])
-        if not np.array_equal(rows, self.entry.first_row + np.arange(self.entry.rows)):
-            raise self._damaged(ROWS, "its rows are not numbered in order")
-
-    def place_of(self, identifier: str) -> int | None:
-        """Place of the row with that id, or None."""
-        ids, order = self.records["id"], self._order
-        found = bisect.bisect_left(order, identifier, key=lambda place: ids[place].as_py())
-        if found == len(order) or ids[order[found]].as_py() != identifier:
-            return None
-        return int(order[found])
+        if not self.rows.numbered or self.entry.first_id is not None:
+            return
+        last = -1
+        for block in self.rows.blocks():
+            ids = np.append(last, np.asarray(block["id"]))
+            if (np.diff(ids) < 1).any():
+                raise self._damaged(ROWS, "the numbers of its rows do not ascend")
+            last = int(ids[-1])
 
     @property
     def holds_images(self) -> bool:
@@ -221,7 +239,7 @@ class Shard:
 
     def descriptors(self, places: npt.NDArray[np.int64]) -> Descriptors:
         """Those of the rows at some places, in the order asked."""
-        return rows_of(self.segment, self._form, places)
+        return rows_of(self.segment, self.form, places)
 
     def image(self, place: int) -> bytes | None:
         """Bytes of the image at a place, or None where the shard does not hold them."""
@@ -241,17 +259,11 @@ class Shard:
         return np.concatenate(lengths).astype(np.int64)
 
     @functools.cached_property
-    def _order(self) -> npt.NDArray[np.uint64]:
-        """Places in ascending order of ids: 8 bytes a row, made at the first look-up."""
-        order: npt.NDArray[np.uint64] = pc.sort_indices(self.records["id"]).to_numpy()
-        return order
-
-    @functools.cached_property
     def _images(self) -> tuple[list[int], list[pa.RecordBatch]]:
         """First places of the batches of images, with one past the end, and the batches."""
-        if not self.holds_images:
+        if self._image_file is None:
             return [0], []
-        batches = self._batches(IMAGES, self._image_file or self._mapped(IMAGES))
+        batches = self._batches(IMAGES, self._image_file)
         starts = np.cumsum([0, *map(len, batches)]).tolist()
         if starts[-1] != self.entry.rows:
             raise self._damaged(IMAGES, f"{starts[-1]} images for {self.entry.rows} rows")
@@ -262,7 +274,7 @@ class Shard:
         try:
             return open_segment(
                 self._folder,
-                self._form,
+                self.form,
                 rows=entry.rows,
                 first_row=entry.first_row,
                 features=entry.features,
@@ -271,11 +283,14 @@ class Shard:
         except ArtefactError as error:
             raise ArtefactError(f"damaged: {error.problem}", where=error.where, mend=_MEND) from None
 
-    def _map_records(self) -> pa.RecordBatch:
-        batches = self._batches(ROWS, self._mapped(ROWS))
-        if len(batches) != 1 or len(batches[0]) != self.entry.rows:
-            raise self._damaged(ROWS, f"it should hold one batch of {self.entry.rows} rows")
-        return batches[0]
+    def _map_rows(self) -> KnownRows:
+        entry = self.entry
+        stored = any(file.file == ROWS for file in entry.files)
+        batches = self._batches(ROWS, self._mapped(ROWS)) if stored else []
+        try:
+            return KnownRows(batches, entry.rows, entry.first_row, entry.first_id)
+        except ValueError as error:
+            raise self._damaged(ROWS, str(error)) from None
 
     def _mapped(self, name: str) -> pa.ipc.RecordBatchFileReader:
         """An Arrow file, of which only the footer is read."""
@@ -292,6 +307,14 @@ class Shard:
 
     def _damaged(self, name: str, why: str) -> ArtefactError:
         return ArtefactError(f"damaged: {why}", where=f"{self._folder}/{name}", mend=_MEND)
+
+
+def _to_be_mapped(index: Folder, entry: ShardEntry, form: Form) -> Shard:
+    """A shard of which nothing was looked at yet."""
+    shard = Shard.__new__(Shard)
+    shard._index, shard.entry, shard.form = index, entry, form
+    shard._folder = index / entry.folder
+    return shard
 
 
 def descriptors_of(shards: Sequence[Shard], rows: npt.NDArray[np.int64]) -> Descriptors:

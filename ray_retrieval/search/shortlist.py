@@ -19,14 +19,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_retrieval.descriptors import Codes, Local, Vectors
-from ray_retrieval.search import approximate, asmk
-from ray_retrieval.search.approximate import Effort
+from ray_retrieval.search import asmk, faiss_index
 from ray_retrieval.search.asmk import AsmkSegment, search_asmk
-from ray_retrieval.search.files import FILES_VERSION, Fill, complete, names_of, numbers
+from ray_retrieval.search.effort import Effort
+from ray_retrieval.search.files import (
+    FILES_VERSION,
+    Fill,
+    complete,
+    names_of,
+    numbers,
+    trained_bytes,
+    trained_once,
+)
 from ray_retrieval.search.hits import NO_ROW, Hits, without
 from ray_retrieval.search.local import LocalSegment
 from ray_retrieval.search.manifest import FileEntry, LocalSearch, Recall, ShardEntry
 from ray_retrieval.search.neighbours import FeatureSegment, IndexedFeatures, fill, sample_features
+from ray_retrieval.search.pool import Pool
 from ray_retrieval.search.selection import Selection, search_selected
 from ray_retrieval.search.shard import Shard, descriptors_of
 from ray_retrieval.search.vectors import search_vectors
@@ -175,7 +184,7 @@ def build_shortlist(
     shards: Sequence[Shard],
     config: LocalSearchConfig,
     known: LocalSearch | None,
-    threads: int,
+    pool: Pool,
 ) -> LocalSearch:
     """Write what the configured shortlist needs beside the shards, and measure it.
 
@@ -184,28 +193,37 @@ def build_shortlist(
         shards: all of them.
         config: what is asked for.
         known: of the version before; its measurement stays where nothing has changed.
-        threads: one file each, and for the measurement.
+        pool: who writes the files; its threads measure.
 
     Raises:
         RecipeError: if the search is not one for these features.
     """
-    opened, entries = dict(enumerate(shards)), [shard.entry for shard in shards]
-    features, total = _features(opened, entries), sum(entry.features for entry in entries)
+    entries = [shard.entry for shard in shards]
+    total, features_of = sum(entry.features for entry in entries), _Features(shards)
     vectors = _local(shards[0]).local.vectors.shape[1]
     chosen = choose_shortlist(config, features=total, vectors=vectors)
     key = fingerprint([FILES_VERSION, *chosen[:-1], [entry.folder for entry in entries]])
 
-    def prepare() -> Fill:
+    def train() -> bytes:
+        features = [features_of(number) for number in range(len(shards))]
         sample = sample_features(features, chosen.train_rows, _TRAINING_SEED)
-        if chosen.kind == "asmk":
-            codebook = asmk.train(chosen.words, sample, _TRAINING_SEED)
-            return lambda number, write: asmk.fill(codebook, features[number], write)
-        trained = approximate.train(chosen.factory or "", sample, _TRAINING_SEED)
-        return lambda number, write: fill(trained, features[number], write)
+        return faiss_index.train(chosen.factory or "", sample, _TRAINING_SEED)
 
+    def prepare() -> Fill:
+        if trained is not None:
+            known = index.read_bytes(trained.file)
+            return lambda number, write: fill(known, features_of(number), write)
+        features = [features_of(number) for number in range(len(shards))]
+        sample = sample_features(features, chosen.train_rows, _TRAINING_SEED)
+        codebook = asmk.train(chosen.words, sample, _TRAINING_SEED)
+        return lambda number, write: asmk.fill(codebook, features_of(number), write)
+
+    trained: FileEntry | None = None
     files: tuple[FileEntry, ...] = ()
+    if chosen.kind == "votes":
+        trained = trained_once(index, f"local/{key}", _SUFFIX[chosen.kind], train)
     if chosen.kind in _SUFFIX:
-        files = complete(index, f"local/{key}", _SUFFIX[chosen.kind], numbers(entries), prepare, threads)
+        files = complete(index, f"local/{key}", _SUFFIX[chosen.kind], numbers(entries), prepare, pool)
     built = LocalSearch(
         key=key,
         kind=chosen.kind,
@@ -214,15 +232,16 @@ def build_shortlist(
         why=chosen.why,
         config=config,
         files=files,
+        trained=trained,
         recall=None,
     )
     if known is not None and known == built.model_copy(update={"recall": known.recall}):
         return known
-    return measured(index, built, shards, threads)
+    return measured(index, built, shards, pool.threads)
 
 
 def extend_shortlist(
-    index: Folder, built: LocalSearch, shards: Sequence[Shard], anew: Sequence[int], threads: int
+    index: Folder, built: LocalSearch, shards: Sequence[Shard], anew: Sequence[int], pool: Pool
 ) -> LocalSearch:
     """What a shortlist needs beside new shards, from the codebook or quantiser that it has.
 
@@ -234,28 +253,26 @@ def extend_shortlist(
         built: the shortlist.
         shards: all of them, as they are to be.
         anew: numbers of those that `built` does not know; it has the files of the others, in order.
-        threads: one file each.
+        pool: who writes them.
 
     Returns:
         The shortlist of all shards; its recall is that of `built`.
     """
     if not built.files or not anew:
         return built
-    opened, entries = dict(enumerate(shards)), [shard.entry for shard in shards]
-    features = _features(opened, entries)
+    features_of = _Features(shards)
 
     def prepare() -> Fill:
-        path = index.local_path(built.files[0].file)
         if built.kind == "asmk":
-            codebook = asmk.codebook_of(path)
-            return lambda number, write: asmk.fill(codebook, features[anew[number]], write)
-        trained = approximate.emptied(path)
-        return lambda number, write: fill(trained, features[anew[number]], write)
+            codebook = asmk.codebook_of(index.local_path(built.files[0].file))
+            return lambda number, write: asmk.fill(codebook, features_of(anew[number]), write)
+        trained = trained_bytes(index, built)
+        return lambda number, write: fill(trained, features_of(anew[number]), write)
 
-    names = names_of([entries[number] for number in anew])
-    made = complete(index, f"local/{built.key}", _SUFFIX[built.kind], names, prepare, threads)
+    names = names_of([shards[number].entry for number in anew])
+    made = complete(index, f"local/{built.key}", _SUFFIX[built.kind], names, prepare, pool)
     new, known = dict(zip(anew, made, strict=True)), iter(built.files)
-    files = [new[number] if number in new else next(known) for number in opened]
+    files = [new[number] if number in new else next(known) for number in range(len(shards))]
     return built.model_copy(update={"files": tuple(files)})
 
 
@@ -304,6 +321,17 @@ def _strongest(sets: Local, count: int) -> Local:
         sets.sizes,
         sets.vectors,
     )
+
+
+@dataclass
+class _Features:
+    """The features of each of all shards, from files that are mapped where they are asked for."""
+
+    shards: Sequence[Shard]
+
+    def __call__(self, number: int) -> FeatureSegment:
+        entries = [shard.entry for shard in self.shards]
+        return _features({number: self.shards[number]}, entries)[0]
 
 
 def _features(shards: "dict[int, Shard]", entries: Sequence[ShardEntry]) -> list[FeatureSegment]:

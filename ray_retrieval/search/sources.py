@@ -1,10 +1,12 @@
-"""Where the rows of new shards come from: embeddings, or shards that are written anew.
+"""Where the rows of new shards come from: embeddings, files of others, or shards that are written anew.
 
 A source gives its rows some at a time: what is known of them, with their descriptors, and once more their
-images. What is known has the columns id · label · path · further ones; the row's number is added when the
-shard is written.
+images. What is known has the columns id · label · path · further ones, each of which may be missing. Where
+there are no ids, rows are known by numbers that count up, which are not stored. Files of others are in
+`importing`.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ import pyarrow.compute as pc
 from ray_retrieval.descriptors import DescriptorKind, Descriptors, Form
 from ray_retrieval.search.columns import descriptors_in
 from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.selection import Selection
 from ray_retrieval.search.shard import Shard, aligned
 from ray_retrieval.storage import digest, fingerprint
 
@@ -29,9 +32,13 @@ _IMAGES_AT_ONCE = 512
 class RowSource(Protocol):
     """Rows to write.
 
+    Several processes may write some of the rows each, so a source can be pickled, and what it gives depends
+    on nothing but the rows that are asked for.
+
     Attributes:
         form: of their descriptors.
-        schema: types of what is known of them, of all rows.
+        schema: types of what is known of them, of all rows. Without a column `id` the rows have no ids of
+            their own, and the index numbers them; without any columns there is nothing but the descriptors.
         fingerprint: stands for all that they are.
     """
 
@@ -56,6 +63,33 @@ class RowSource(Protocol):
         ...
 
 
+class NewRows(RowSource, Protocol):
+    """Rows from outside an index, which it is built from or which are added to it.
+
+    Attributes:
+        model: fingerprint of what made the descriptors.
+        class_names: of the classes that labels count in, where they have names.
+        where: where the rows lie, for errors.
+    """
+
+    model: str
+    class_names: list[str] | None
+    where: object
+
+    def ids(self) -> "pa.Array | None":
+        """The ids of all rows, large_string, in their order; None where the schema has no column `id`."""
+        ...
+
+    def some(self, kept: "Rows | None", labels: "Rows | None") -> "NewRows":
+        """Some of the rows, with other numbers of classes.
+
+        Args:
+            kept: int64, ascending: places of the rows; None: all.
+            labels: int64: the number to write in place of each class number; None: the same.
+        """
+        ...
+
+
 class EmbeddedRows:
     """Rows of embeddings: all of them, or some.
 
@@ -63,13 +97,18 @@ class EmbeddedRows:
         embeddings: their directory.
         kept: int64, ascending: the rows to write; None: all.
         labels: int64: the class number to write for each one of the embeddings; None: the same.
+
+    Attributes:
+        embeddings: their directory.
     """
 
     def __init__(
         self, embeddings: Embeddings, *, kept: Rows | None = None, labels: Rows | None = None
     ) -> None:
-        self.form, self._embeddings, self._labels = embeddings.form, embeddings, labels
-        self._kept = np.arange(embeddings.rows) if kept is None else kept
+        self.form, self.embeddings, self._labels = embeddings.form, embeddings, labels
+        self.model, self.class_names = embeddings.model, embeddings.class_names
+        self.where: object = embeddings.folder
+        self._kept = kept
         self._columns = [name for name in embeddings.schema.names if name not in ("row", "image")]
         self._before = np.cumsum([0, *(part["rows"] for part in embeddings.parts)])
         self.schema = _known(embeddings)
@@ -79,40 +118,53 @@ class EmbeddedRows:
             self.fingerprint = fingerprint([embeddings.fingerprint, *changes])
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return self.embeddings.rows if self._kept is None else len(self._kept)
+
+    def ids(self) -> pa.Array:
+        parts = [
+            self.embeddings.read_part(number, ["id"])["id"] for number in range(len(self.embeddings.parts))
+        ]
+        chunks = [chunk for part in parts for chunk in part.cast(pa.large_string()).chunks]
+        ids = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
+        return ids if self._kept is None else ids.take(pa.array(self._kept))
+
+    def some(self, kept: Rows | None, labels: Rows | None) -> "EmbeddedRows":
+        return EmbeddedRows(self.embeddings, kept=kept, labels=labels)
 
     def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
         for number, places in self._parts(start, stop):
-            table = self._embeddings.read_part(number, [*self._columns, "image.path"])
+            table = self.embeddings.read_part(number, [*self._columns, "image.path"])
             table = _taken(table, places)
             yield self._what_is_known(table), descriptors_in(table, self.form)
 
     def holds_images(self, start: int, stop: int) -> bool:
-        return any(self._embeddings.parts[number]["images"] for number, _ in self._parts(start, stop))
+        return any(self.embeddings.parts[number]["images"] for number, _ in self._parts(start, stop))
 
     def images(self, start: int, stop: int) -> Iterator[pa.ChunkedArray]:
         for number, places in self._parts(start, stop):
-            table = _taken(self._embeddings.read_part(number, ["image.bytes"]), places)
+            table = _taken(self.embeddings.read_part(number, ["image.bytes"]), places)
             yield pc.struct_field(table["image"], "bytes")
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[int, Rows]]:
         """The parts that hold the rows, and the rows' places there."""
-        wanted = self._kept[start:stop]
-        cuts = np.searchsorted(wanted, self._before)
-        for number in range(len(self._before) - 1):
-            some = wanted[cuts[number] : cuts[number + 1]]
+        for number, (first, last) in enumerate(itertools.pairwise(self._before.tolist())):
+            if self._kept is None:
+                some = np.arange(max(first, start), min(last, stop))
+            else:
+                wanted = self._kept[start:stop]
+                some = wanted[slice(*np.searchsorted(wanted, [first, last]))]
             if len(some):
-                yield number, some - self._before[number]
+                yield number, some - first
 
     def _what_is_known(self, table: pa.Table) -> pa.Table:
         label = table["label"].cast(self.schema.field("label").type)
         columns = {
             "id": table["id"],
-            "label": label if self._labels is None else _renamed(label, self._labels),
+            "label": label if self._labels is None else renumbered(label, self._labels),
             "path": pc.struct_field(table["image"], "path"),
         }
         for name in self.schema.names[len(columns) :]:
-            columns[name] = table[name].cast(self._embeddings.schema.field(name).type)
+            columns[name] = table[name].cast(self.embeddings.schema.field(name).type)
         return pa.table(columns)
 
 
@@ -122,42 +174,58 @@ class ShardRows:
 
     Attributes:
         shards: opened, in ascending order of rows.
-        rows: int64, ascending: numbers of the rows to write.
+        kept: which of their rows to write.
         form: of their descriptors.
         schema: of the whole index, without the row's number.
         fingerprint: stands for all that they are.
+        skipped: so many of the kept rows, the first ones, are none of these.
     """
 
     shards: Sequence[Shard]
-    rows: Rows
+    kept: Selection
     form: Form
     schema: pa.Schema
     fingerprint: str
+    skipped: int = 0
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.kept) - self.skipped
 
     def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
         step = _SETS_AT_ONCE if self.form.kind is DescriptorKind.LOCAL else _ROWS_AT_ONCE
         for shard, places in self._places(start, stop, step):
-            known = shard.records.take(pa.array(places))
-            yield aligned(known, self.schema), shard.descriptors(places)
+            yield aligned(shard.rows.take(places), self.schema), shard.descriptors(places)
 
     def holds_images(self, start: int, stop: int) -> bool:
-        return any(shard.holds_images for shard, _ in self._places(start, stop, _ROWS_AT_ONCE))
+        first, last = self.kept.at(np.array([start, stop - 1]) + self.skipped)
+        return any(
+            shard.holds_images
+            for shard in self.shards
+            if shard.entry.first_row <= last and first < shard.entry.first_row + shard.entry.rows
+        )
 
     def images(self, start: int, stop: int) -> Iterator[pa.ChunkedArray]:
         for shard, places in self._places(start, stop, _IMAGES_AT_ONCE):
             images = [shard.image(place) for place in places.tolist()]
             yield pa.chunked_array([pa.array(images, pa.large_binary())])
 
+    def first_id(self, start: int, stop: int) -> int | None:
+        """The first of the rows' ids, if these are numbers that count on from there; else None."""
+        if not pa.types.is_int64(self.schema.field("id").type):
+            return None
+        first, last = (self._id_at(place) for place in (start, stop - 1))
+        return first if last - first == stop - 1 - start else None
+
+    def _id_at(self, place: int) -> int:
+        ((shard, places),) = self._places(place, place + 1, 1)
+        return int(shard.rows.ids_at(places)[0])
+
     def _places(self, start: int, stop: int, step: int) -> Iterator[tuple[Shard, Rows]]:
-        wanted = self.rows[start:stop]
-        for shard in self.shards:
-            first = shard.entry.first_row
-            low, high = np.searchsorted(wanted, [first, first + shard.entry.rows])
-            for cut in range(low, high, step):
-                yield shard, wanted[cut : min(cut + step, high)] - first
+        for cut in range(start, stop, step):
+            rows = self.kept.at(np.arange(cut, min(cut + step, stop)) + self.skipped)
+            numbers, places, _ = self.kept.spans.place(rows)
+            for number in np.unique(numbers).tolist():
+                yield self.shards[number], places[numbers == number]
 
 
 def _known(embeddings: Embeddings) -> pa.Schema:
@@ -176,7 +244,7 @@ def _taken(table: pa.Table, places: Rows) -> pa.Table:
     return table.take(pa.array(places))
 
 
-def _renamed(label: pa.ChunkedArray, numbers: Rows) -> Any:
+def renumbered(label: pa.ChunkedArray, numbers: Rows) -> Any:
     """Labels with other numbers of classes: one each, several, or none."""
     moved, column = pa.array(numbers), label.combine_chunks()
     if pa.types.is_null(column.type):

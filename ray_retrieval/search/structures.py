@@ -11,25 +11,33 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
+from ray_retrieval.descriptors import Codes, DescriptorKind, Form, Vectors
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.search.approximate import (
     ApproximateConfig,
-    ApproximateSegment,
-    Effort,
-    choose,
-    emptied,
-    fill,
+    Structure,
     recall,
     search_approximate,
-    train,
 )
-from ray_retrieval.search.files import FILES_VERSION, Fill, complete, names_of, numbers
-from ray_retrieval.search.hits import Hits, merge, without
+from ray_retrieval.search.choosing import RECALL_TARGET, choose
+from ray_retrieval.search.effort import Effort
+from ray_retrieval.search.files import (
+    FILES_VERSION,
+    Fill,
+    complete,
+    names_of,
+    numbers,
+    trained_bytes,
+    trained_once,
+)
+from ray_retrieval.search.hits import NO_ROW, Hits, merge, without
 from ray_retrieval.search.manifest import Approximate, FileEntry, Recall
-from ray_retrieval.search.segments import search_segments
+from ray_retrieval.search.pool import Pool
+from ray_retrieval.search.segments import AnySegment, search_segments
+from ray_retrieval.search.selection import FEW, FEW_SHARE, Selection, search_gathered
 from ray_retrieval.search.shard import Shard, descriptors_of
-from ray_retrieval.search.vectors import VectorSegment, search_vectors
+from ray_retrieval.search.structure_kinds import kind_of, opened_structures
+from ray_retrieval.search.tuning import Tried, raised, settle
 from ray_retrieval.storage import Folder, fingerprint
 
 LEFT_OUT_ROWS, LEFT_OUT_SHARE = 100_000, 0.1
@@ -46,13 +54,13 @@ class StructureSearch:
 
     Attributes:
         effort: how hard it looks unless told.
-        filled: the structure of each shard that has one.
-        others: the vectors of the others, which are searched exactly.
+        segments: of the shards.
+        filled: the structure of each that has one, by its place among them; the others are searched exactly.
     """
 
     effort: Effort
-    filled: list[ApproximateSegment]
-    others: list[VectorSegment]
+    segments: list[AnySegment]
+    filled: dict[int, Structure]
 
     @classmethod
     def open(cls, index: Folder, built: Approximate, shards: "dict[int, Shard]") -> "StructureSearch":
@@ -64,23 +72,58 @@ class StructureSearch:
             shards: those that are opened, by their numbers.
 
         Raises:
-            ArtefactError: if a file is missing, damaged or of other vectors.
+            ArtefactError: if a file is missing, damaged or of other descriptors.
         """
-        files = {number: built.files[number] for number in shards}
-        filled = [
-            ApproximateSegment(index.local_path(file.file), _vectors(shards[number]))
-            for number, file in files.items()
-            if file is not None
-        ]
-        others = [_vectors(shards[number]) for number, file in files.items() if file is None]
-        return cls(built.effort, filled, others)
+        files = [built.files[number] for number in shards]
+        opened = list(shards.values())
+        return cls(built.effort, [shard.segment for shard in opened], opened_structures(index, opened, files))
 
-    def search(self, queries: Vectors, k: int, effort: Effort | None = None, *, threads: int) -> Hits:
-        """The `k` nearest rows that it finds for each query, with exact distances, by (distance, row)."""
-        found = search_approximate(self.filled, queries.data, k, effort or self.effort, threads=threads)
-        if not self.others:
+    def search(
+        self,
+        queries: Codes | Vectors,
+        k: int,
+        effort: Effort | None = None,
+        *,
+        selection: Selection | None = None,
+        threads: int,
+    ) -> Hits:
+        """The `k` nearest rows that it finds for each query, with exact distances, by (distance, row).
+
+        Args:
+            queries: codes or vectors.
+            k: hits per query.
+            effort: how hard to look.
+            selection: the rows of the shards that may be hits; default all. Where few may, they are compared
+                one by one, and so they are for queries that find fewer than there are.
+            threads: to share the work among.
+        """
+        effort, structures = effort or self.effort, list(self.filled.values())
+        if selection is None:
+            found = search_approximate(structures, queries.data, k, effort, threads=threads)
+            return self._with_others(found, None, queries, k, threads)
+        everywhere = range(len(self.segments))
+        if len(selection) <= max(FEW, int(FEW_SHARE * selection.spans.rows)):
+            return search_gathered(self.segments, everywhere, selection, queries, k, threads=threads)
+        allowed = [selection.bits[number] for number in self.filled]
+        found = search_approximate(structures, queries.data, k, effort, allowed=allowed, threads=threads)
+        found = self._with_others(found, selection, queries, k, threads)
+        short = np.flatnonzero(np.count_nonzero(found.rows != NO_ROW, axis=1) < min(k, len(selection)))
+        if len(short):
+            some = queries.take(short)
+            hits = search_gathered(self.segments, everywhere, selection, some, k, threads=threads)
+            found.distances[short], found.rows[short] = hits.distances, hits.rows
+        return found
+
+    def _with_others(
+        self, found: Hits, selection: Selection | None, queries: Codes | Vectors, k: int, threads: int
+    ) -> Hits:
+        """Hits of the structures, with those of the shards that have none."""
+        others = [number for number in range(len(self.segments)) if number not in self.filled]
+        if not others:
             return found
-        return merge([found, search_vectors(self.others, queries.data, k, threads=threads)], k)
+        return merge(
+            [found, search_gathered(self.segments, others, selection, queries, k, threads=threads)], k
+        )
 
 
 def build_structure(
@@ -89,9 +132,9 @@ def build_structure(
     form: Form,
     config: ApproximateConfig,
     known: Approximate | None,
-    threads: int,
-) -> Approximate | None:
-    """What the configured search needs beside the shards; None for the exact one.
+    pool: Pool,
+) -> tuple[Approximate | None, str]:
+    """What the configured search needs beside the shards, None for the exact one; and why it is that one.
 
     Args:
         index: the index's folder.
@@ -99,42 +142,47 @@ def build_structure(
         form: of their descriptors.
         config: what is asked for.
         known: of the version before; its measurement stays where nothing has changed.
-        threads: one file each, and for the measurement.
+        pool: who writes the files; its threads measure.
 
     Raises:
-        RecipeError: if the search is not one for these descriptors.
+        RecipeError: if the search is not one for these descriptors, or finds less than it is to find.
     """
-    if config.search == "exact":
-        return None
-    if form.kind is not DescriptorKind.VECTORS:
+    if form.kind is DescriptorKind.LOCAL and config.search != "exact":
         raise RecipeError(
-            f"'{config.search}' is a search of vectors, the embeddings hold {form}",
+            f"'{config.search}' is a search of codes or vectors, the embeddings hold {form}",
             where="search",
             mend="set it to exact",
         )
     rows = sum(shard.entry.rows for shard in shards)
-    factory, why = config.search, "asked for"
-    if config.search == "auto":
-        chosen = choose(rows, form.size, config.memory, train_rows=config.train_rows)
-        if chosen.factory is None:
-            return None
-        factory, why = chosen.factory, chosen.why
+    factory, why = choose(form, rows, config)
+    if factory is None:
+        return None, why
     key = fingerprint([FILES_VERSION, factory, config.train_rows, [shard.entry.folder for shard in shards]])
     sample = _sample(rows, config.train_rows)
-    files = _fill_all(index, shards, sample, factory, key, threads)
-    effort = Effort(**config.model_dump(include=set(Effort.model_fields)))
+    trained, files = _fill_all(index, shards, form, sample, factory, key, pool)
     queries = _recall_queries(rows, sample, config.recall_queries)
+    target = config.recall_target or (RECALL_TARGET if config.search == "auto" else None)
+    built = Approximate(
+        key=key,
+        factory=factory,
+        why=why,
+        effort=config.effort,
+        files=files,
+        recall=Recall(k=1, value=0, queries=len(queries)),
+        asked=ApproximateConfig(**config.model_dump(include=set(ApproximateConfig.model_fields))),
+        target=target,
+        trained=trained,
+    )
     # Of one that was compacted only the key is the same: its files are of other rows.
-    same = known is not None and (known.files, known.effort) == (files, effort)
-    if known is not None and same and known.recall.queries == len(queries):
-        found = known.recall
-    else:
-        found = _recall(index, shards, files, queries, effort, threads)
-    return Approximate(key=key, factory=factory, why=why, effort=effort, files=files, recall=found)
+    same = built.model_copy(update={"effort": known.effort, "recall": known.recall}) if known else None
+    if known is not None and known == same:
+        return known, why
+    measure = _Measure(index, shards, files, queries, pool.threads)
+    return measure.of(built, settle(config, target, measure.structures, measure.recall, measure.k)), why
 
 
 def extend_structure(
-    index: Folder, built: Approximate, shards: Sequence[Shard], *, everything: bool = False, threads: int
+    index: Folder, built: Approximate, shards: Sequence[Shard], *, everything: bool = False, pool: Pool
 ) -> Approximate:
     """The structure with new shards, which are filled in once they are many rows.
 
@@ -143,7 +191,7 @@ def extend_structure(
         built: the structure; its files are those of the first shards.
         shards: all of them, as they are to be.
         everything: fill in what is left out, however little it is.
-        threads: one file each.
+        pool: who writes them.
 
     Returns:
         The structure of all shards; its recall is that of `built`.
@@ -154,86 +202,115 @@ def extend_structure(
         sum(shard.entry.rows for shard in some) for some in ([shards[n] for n in missing], shards)
     )
     if everything or left_out > min(LEFT_OUT_ROWS, LEFT_OUT_SHARE * rows):
-        made = fill_in(index, built, [shards[number] for number in missing], threads)
+        made = fill_in(index, built, [shards[number] for number in missing], pool)
         for number, file in zip(missing, made, strict=True):
             files[number] = file
     return built.model_copy(update={"files": tuple(files)})
 
 
-def fill_in(
-    index: Folder, built: Approximate, shards: Sequence[Shard], threads: int
-) -> tuple[FileEntry, ...]:
+def fill_in(index: Folder, built: Approximate, shards: Sequence[Shard], pool: Pool) -> tuple[FileEntry, ...]:
     """Fill some shards into what a structure was trained to.
 
     Args:
         index: the index's folder.
         built: the structure.
         shards: that have no file yet.
-        threads: one file each.
+        pool: who writes them.
     """
 
     def prepare() -> Fill:
-        trained = emptied(index.local_path(next(file.file for file in built.files if file is not None)))
-        return lambda number, write: fill(trained, _vectors(shards[number]).vectors, write)
+        kind, trained = kind_of(shards[0].form), trained_bytes(index, built)
+        return lambda number, write: kind.fill(trained, shards[number].segment, write)
 
-    names = names_of([shard.entry for shard in shards])
-    return complete(index, f"approximate/{built.key}", "faiss", names, prepare, threads)
+    if not shards:
+        return ()
+    names, suffix = names_of([shard.entry for shard in shards]), kind_of(shards[0].form).suffix
+    return complete(index, f"approximate/{built.key}", suffix, names, prepare, pool)
 
 
 def measured(index: Folder, built: Approximate, shards: Sequence[Shard], threads: int) -> Approximate:
     """A structure that all shards are filled into, with its recall measured again on rows of theirs.
 
-    A single row has nothing to find but itself: then the recall stays what it was.
+    Where it was to reach a recall and does not any more, it looks harder, if that helps. A single row has
+    nothing to find but itself: then the recall stays what it was.
     """
     rows = sum(shard.entry.rows for shard in shards)
     if rows < 2:
         return built
     files = tuple(file for file in built.files if file is not None)
-    queries = _drawn(rows, built.recall.queries, _RECALL_SEED)
-    found = _recall(index, shards, files, queries, built.effort, threads)
-    return built.model_copy(update={"recall": found})
+    measure = _Measure(index, shards, files, _drawn(rows, built.recall.queries, _RECALL_SEED), threads)
+    tried = Tried(built.effort, measure.recall(built.effort))
+    if built.target is not None:
+        tried = raised(tried, built.target, measure.structures, measure.recall, measure.k)
+    return measure.of(built, tried)
 
 
 def _fill_all(
     index: Folder,
     shards: Sequence[Shard],
+    form: Form,
     sample: npt.NDArray[np.int64],
     factory: str,
     key: str,
-    threads: int,
-) -> tuple[FileEntry, ...]:
-    """Train on a sample of all rows and write a file for each shard."""
+    pool: Pool,
+) -> tuple[FileEntry, tuple[FileEntry, ...]]:
+    """Train on a sample of all rows, and write a file for each shard."""
+    kind, folder = kind_of(form), f"approximate/{key}"
+
+    def train() -> bytes:
+        return kind.train(factory, descriptors_of(shards, sample), _TRAINING_SEED)
 
     def prepare() -> Fill:
-        vectors = descriptors_of(shards, sample)
-        assert isinstance(vectors, Vectors)
-        trained = train(factory, vectors.data, _TRAINING_SEED)
-        return lambda number, write: fill(trained, _vectors(shards[number]).vectors, write)
+        known = index.read_bytes(trained.file)
+        return lambda number, write: kind.fill(known, shards[number].segment, write)
 
+    trained = trained_once(index, folder, kind.suffix, train)
     names = numbers([shard.entry for shard in shards])
-    return complete(index, f"approximate/{key}", "faiss", names, prepare, threads)
+    return trained, complete(index, folder, kind.suffix, names, prepare, pool)
 
 
-def _recall(
-    index: Folder,
-    shards: Sequence[Shard],
-    files: Sequence[FileEntry],
-    queries: npt.NDArray[np.int64],
-    effort: Effort,
-    threads: int,
-) -> Recall:
-    """Compare with the exact search, for some rows as queries, none of which counts for itself."""
-    segments = [
-        ApproximateSegment(index.local_path(file.file), _vectors(shard))
-        for file, shard in zip(files, shards, strict=True)
-    ]
-    asked = descriptors_of(shards, queries)
-    assert isinstance(asked, Vectors)
-    k = max(1, min(_RECALL_K, sum(map(len, segments)) - 1))
-    exact = search_segments([shard.segment for shard in shards], asked, k + 1, threads=threads)
-    found = search_approximate(segments, asked.data, k + 1, effort, threads=threads)
-    value = recall(without(exact, queries), without(found, queries))
-    return Recall(k=k, value=value, queries=len(queries))
+class _Measure:
+    """Compares searches of filled structures with the exact one.
+
+    Args:
+        index: the index's folder.
+        shards: all of them.
+        files: theirs.
+        queries: int64, rows that are searched for, none of which counts for itself.
+        threads: for the searches.
+
+    Attributes:
+        structures: of all shards.
+        k: hits that are compared.
+    """
+
+    def __init__(
+        self,
+        index: Folder,
+        shards: Sequence[Shard],
+        files: Sequence[FileEntry],
+        queries: npt.NDArray[np.int64],
+        threads: int,
+    ) -> None:
+        self.structures = list(opened_structures(index, shards, files).values())
+        segments = [shard.segment for shard in shards]
+        self.k = max(1, min(_RECALL_K, sum(shard.entry.rows for shard in shards) - 1))
+        self._rows, self._threads = queries, threads
+        self._queries = descriptors_of(shards, queries)
+        found = search_segments(segments, self._queries, self.k + 1, threads=threads)
+        self._exact = without(found, queries)
+
+    def recall(self, effort: Effort) -> float:
+        assert isinstance(self._queries, Codes | Vectors)
+        found = search_approximate(
+            self.structures, self._queries.data, self.k + 1, effort, threads=self._threads
+        )
+        return recall(self._exact, without(found, self._rows))
+
+    def of(self, built: Approximate, tried: Tried) -> Approximate:
+        """A structure with an effort and what that was measured to find."""
+        found = Recall(k=self.k, value=tried.recall, queries=len(self._rows))
+        return built.model_copy(update={"effort": tried.effort, "recall": found})
 
 
 def _sample(rows: int, count: int) -> npt.NDArray[np.int64]:
@@ -254,8 +331,3 @@ def _recall_queries(rows: int, sample: npt.NDArray[np.int64], count: int) -> npt
 def _drawn(rows: int, count: int, seed: int) -> npt.NDArray[np.int64]:
     drawn = np.random.default_rng(seed).choice(rows, min(rows, count), replace=False)
     return np.sort(drawn).astype(np.int64)
-
-
-def _vectors(shard: Shard) -> VectorSegment:
-    assert isinstance(shard.segment, VectorSegment)
-    return shard.segment

@@ -31,7 +31,7 @@ from pydantic import Field
 from ray_retrieval.config import Config
 from ray_retrieval.descriptors import Local
 from ray_retrieval.errors import MetricError, QueryError, RecipeError
-from ray_retrieval.search.approximate import Effort
+from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.hits import NO_ROW, Hits, no_hits
 from ray_retrieval.search.local_kernels import cast_votes
 from ray_retrieval.search.neighbours import AnyFeatures, Neighbours, nearest_features

@@ -37,9 +37,12 @@ from ray_retrieval.storage import Folder
 
 NAMES = ["cat", "dog", "fox"]
 BITS, DIMENSION = 10, 4
-KINDS = ("codes", "vectors", "approximate", "local")
+KINDS = ("codes", "cells", "vectors", "approximate", "local")
 VOTES = LocalSearchConfig(shortlist="exact", neighbours=8)
-STRUCTURE = ApproximateConfig(search="IVF2,SQ8", nprobe=1, recall_queries=5)
+STRUCTURES = {
+    "approximate": ApproximateConfig(search="IVF2,SQ8", nprobe=1, recall_queries=5),
+    "cells": ApproximateConfig(search="BIVF2", nprobe=1, recall_queries=5),
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ FILTERS = {
 
 
 def drawn(kind, count, seed):
-    if kind == "codes":
+    if kind in ("codes", "cells"):
         return draw_codes(count, BITS, seed=seed, distinct=max(1, count // 2))
     if kind == "local":
         return draw_local(count, DIMENSION, seed=seed, most=5)
@@ -121,7 +124,7 @@ def searched(kind, rows, queries, k):
 
 
 def distance(kind, query, row):
-    if kind == "codes":
+    if kind in ("codes", "cells"):
         return float(np.unpackbits(query ^ row).sum())
     return float(np.float32(((query.astype(np.float64) - row) ** 2).sum()))
 
@@ -220,8 +223,7 @@ class IndexSoak(RuleBasedStateMachine):
         self.rows = self.drawn(self.new_ids(count))
         self.history = [(1, self.rows)]
         source = embedded(self.place / "embeddings", self.rows)
-        approximate = STRUCTURE if kind == "approximate" else None
-        build(source, self.index, shards=shards, approximate=approximate, local=VOTES)
+        build(source, self.index, shards=shards, approximate=STRUCTURES.get(kind), local=VOTES)
 
     # Changes: each is what to do, and what the rows are then.
 
@@ -363,7 +365,7 @@ class IndexSoak(RuleBasedStateMachine):
                 found.distances[query, real], [far for far, _ in expected], rtol=1e-5, atol=1e-6
             )
             assert not real[len(expected) :].any()
-        if self.kind == "approximate":
+        if self.kind in STRUCTURES:
             self.fair(opened.search(queries, k, where=where), rows, numbers, queries, k)
 
     def fair(self, found, rows, numbers, queries, k):
@@ -378,4 +380,4 @@ class IndexSoak(RuleBasedStateMachine):
             if len(numbers) < len(rows):
                 assert len(hits) == min(k, len(numbers))
             for far, row in hits:
-                assert far == pytest.approx(distance("vectors", data, rows[row].descriptor.data[0]), abs=1e-6)
+                assert far == pytest.approx(distance(self.kind, data, rows[row].descriptor.data[0]), abs=1e-6)

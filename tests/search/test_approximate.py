@@ -9,22 +9,18 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ArtefactError, MetricError, QueryError, RecipeError
+from ray_retrieval.search import approximate
 from ray_retrieval.search.approximate import (
-    EXACT_ROWS,
     ApproximateConfig,
     ApproximateSegment,
-    Effort,
-    choose,
-    fill,
     recall,
     search_approximate,
-    train,
 )
+from ray_retrieval.search.effort import Effort
+from ray_retrieval.search.faiss_index import candidates, fill, train
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.vectors import VectorSegment, norm_error, search_vectors
 
@@ -42,6 +38,7 @@ KINDS = [
     "Pad32,IVF8,PQ16x4fs",
     "PCAR16,IVF8,SQ8",
     "IVF8,PQ12x4fs,RFlat",
+    "IVF8,PQ12x4fs,Refine(SQ8)",
     "IVF8,RaBitQ",
     "LSH",
 ]
@@ -70,6 +67,10 @@ def built(folder, factory, vectors, *, shards=1):
             fill(trained, segment.vectors, stream.write)
         opened.append(ApproximateSegment(path, segment))
     return opened
+
+
+def packed(mask):
+    return np.packbits(mask, bitorder="little")
 
 
 def assert_same(found, expected):
@@ -193,7 +194,8 @@ def test_fewer_rows_than_hits(tmp_path):
         ("PQ7x4", "multiple of the number of subquantizers"),
         ("IVF0,Flat", "'IVF0,Flat'"),
         ("IVF400,Flat", "400 cells, and there are 300 rows"),
-        ("IDMap,Flat", "use add_with_ids"),
+        ("IDMap,Flat", "leave out what maps their ids"),
+        ("IDMap2,SQ8", "leave out what maps their ids"),
         ("PQ12", "'PQ12'"),
         ("BIVF8", "could not parse index string BIVF8"),
     ],
@@ -241,43 +243,72 @@ def test_recall_by_hand():
         recall(exact.take([]), exact.take([]))
 
 
-def test_a_small_database_is_searched_exactly():
-    choice = choose(EXACT_ROWS, 128)
-    assert choice.factory is None
-    assert "200,000" in choice.why
-
-
-def test_choices_by_size_and_memory():
-    assert choose(1_000_000, 128).factory == "IVF1024,PQ64x4fs"
-    assert choose(1_000_000, 128, 40_600_000).factory == "IVF1024,PQ64x4fs"
-    assert choose(1_000_000, 128, 40_000_000).factory == "IVF1024,PQ32x4fs"
-    assert choose(1_000_000, 128, 20_000_000).factory == "IVF1024,PQ16x4fs"
-    assert choose(1_000_000, 127).factory == "Pad128,IVF1024,PQ64x4fs"
-    assert choose(1_000_000, 128, train_rows=5000).factory == "IVF128,PQ64x4fs"
-    with pytest.raises(RecipeError, match="allow more memory"):
-        choose(1_000_000, 128, 1_000_000)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    rows=st.integers(EXACT_ROWS + 1, 10**8),
-    dimension=st.integers(1, 300),
-    width=st.sampled_from([None, 1, 2, 4]),
-    train_rows=st.integers(1, 10**6),
-)
-def test_every_choice_can_be_built(rows, dimension, width, train_rows):
-    memory = None if width is None else rows * (dimension // width + 24) + 10**8
-    choice = choose(rows, dimension, memory, train_rows=train_rows)
-    index = faiss.index_factory(dimension, choice.factory, faiss.METRIC_L2)
-    cells = faiss.extract_index_ivf(index).nlist
-    assert cells == 1 or 39 * cells <= train_rows
-
-
 def test_configurations():
     config = validate(ApproximateConfig, {"search": " IVF16,Flat ", "memory": "2 GiB"})
-    assert (config.search, config.memory, config.nprobe) == ("IVF16,Flat", 2 << 30, 64)
+    assert (config.search, config.memory, config.effort.nprobe) == ("IVF16,Flat", 2 << 30, 64)
     assert ApproximateConfig().search == "exact"
     with pytest.raises(RecipeError, match="factory string"):
         validate(ApproximateConfig, {"search": ""})
     with pytest.raises(RecipeError, match="nprobe"):
         validate(ApproximateConfig, {"nprobe": 0})
+
+
+@pytest.mark.parametrize("factory", [kind for kind in KINDS if kind != "IVF8,PQ12x4"])  # that one is slow
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_only_rows_of_a_mask_are_hits(tmp_path, factory, share):
+    """Kinds that FAISS asks for some rows only, and the others, by more candidates."""
+    vectors, queries = clustered(1500, 24), clustered(70, 24, seed=1)
+    kept = np.random.default_rng(3).random(1500) < share
+    alone = search_vectors([VectorSegment(vectors[kept], 0, 1e-6)], queries, 10)
+    rows = np.flatnonzero(kept)[alone.rows]
+    expected = Hits(alone.distances, rows)
+    for shards in (1, 3):
+        segments = built(tmp_path, factory, vectors, shards=shards)
+        cuts = np.cumsum([len(segment) for segment in segments])[:-1]
+        allowed = [packed(mask) for mask in np.split(kept, cuts)]
+        found = search_approximate(segments, queries, 10, EVERYTHING, allowed=allowed, threads=2)
+        assert np.isin(found.rows, [*np.flatnonzero(kept), NO_ROW]).all()
+        assert recall(expected, found) > (0.85 if factory.startswith("HNSW") and share < 0.1 else 0.999)
+        everything = [packed(np.ones(len(segment), bool)) for segment in segments]
+        assert_same(
+            search_approximate(segments, queries, 10, Effort(nprobe=2), allowed=everything),
+            search_approximate(segments, queries, 10, Effort(nprobe=2)),
+        )
+        nothing = [packed(np.zeros(len(segment), bool)) for segment in segments]
+        found = search_approximate(segments, queries[:2], 10, EVERYTHING, allowed=nothing)
+        assert (found.rows == NO_ROW).all()
+
+
+def test_candidates_do_not_grow_with_what_a_mask_leaves_out(tmp_path, monkeypatch):
+    vectors, queries = clustered(1500, 24), clustered(5, 24, seed=1)
+    asked = []
+    monkeypatch.setattr(
+        approximate, "candidates", lambda *given: asked.append(given[2]) or candidates(*given)
+    )
+    mask = packed(np.arange(1500) % 30 == 0)
+    for factory, count in (("IVF8,PQ12x4fs", 20), ("PQ12x4fs", 600)):
+        asked.clear()
+        (segment,) = built(tmp_path, factory, vectors)
+        segment.search(queries, 5, Effort(k_factor=4), mask)
+        assert asked == [count]
+    monkeypatch.setattr(approximate, "_MOST_CANDIDATES", 100)
+    segment.search(queries, 5, Effort(k_factor=4), mask)
+    assert asked[-1] == 100
+
+
+def test_what_a_kind_leaves_to_be_chosen(tmp_path):
+    vectors = clustered(1500, 24)
+    for factory, expected in {
+        "IVF8,PQ12x4fs": (8, False, True),
+        "IVF8,Flat": (8, False, False),
+        "Pad32,IVF8,PQ16x4fs": (8, False, True),
+        "IVF8_HNSW8,Flat": (8, False, False),
+        "HNSW16": (0, True, False),
+        "HNSW16,SQ8": (0, True, True),
+        "SQ8": (0, False, True),
+    }.items():
+        (segment,) = built(tmp_path, factory, vectors)
+        assert (segment.cells, segment.graph, segment.compares) == expected
+        least, most = (segment.cost(effort, 10) for effort in (Effort(nprobe=1, ef_search=16), EVERYTHING))
+        assert 0 < least < most
+        assert segment.cost(EVERYTHING, 10) < 1e9

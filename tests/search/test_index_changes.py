@@ -187,7 +187,7 @@ def test_classes_are_told_by_their_names(tmp_path):
     assert labels == [[0], [0, 1], None, [2], [2, 0], None, [1], [1, 1], None]
     assert index.living("label = ant").tolist() == [3, 4]
     unnamed = write(tmp_path / "unnamed", draw_codes(3, 8), images_of(3, 50))
-    with pytest.raises(DataError, match="of the index have names, those of the embeddings are numbers"):
+    with pytest.raises(DataError, match="of the index have names, those of the new rows are numbers"):
         add(tmp_path / "index", unnamed)
     unlabelled = draw_images(13, label="none").slice(10)
     assert add(tmp_path / "index", write(tmp_path / "unlabelled", draw_codes(3, 8), unlabelled)).changed
@@ -236,10 +236,10 @@ def test_columns_of_one_kind_meet_in_the_wider_type(made, index, tmp_path):
 
 def test_what_does_not_fit_is_refused(made, index, tmp_path):
     other = write(tmp_path / "other", draw_codes(3, BITS), images_of(3, 90), model="model-b")
-    with pytest.raises(ArtefactError, match="of model model-a, the embeddings are of model model-b"):
+    with pytest.raises(ArtefactError, match="of model model-a, the rows are of model model-b"):
         add(index, other)
     wide = write(tmp_path / "wide", draw_codes(3, 16), images_of(3, 90))
-    with pytest.raises(ArtefactError, match="of form 12-bit codes, the embeddings are of form 16-bit codes"):
+    with pytest.raises(ArtefactError, match="of form 12-bit codes, the rows are of form 16-bit codes"):
         add(index, wide)
     with pytest.raises(ArtefactError, match="no index here"):
         add(tmp_path / "nowhere", made / "more")

@@ -9,8 +9,7 @@ from soak_parts import survives_kills
 
 from ray_retrieval.descriptors import Vectors, concatenate
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search import NO_ROW, Index, add, build, compact, remove, rerank, structures
-from ray_retrieval.search import approximate as faiss_search
+from ray_retrieval.search import NO_ROW, Index, add, build, compact, faiss_index, remove, rerank, structures
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.votes import LocalSearchConfig
 
@@ -42,7 +41,7 @@ def test_few_added_rows_are_searched_exactly_and_many_are_filled_in(clustered, t
     assert Index.open(index).verify()
     manifest = add(index, made / "many").manifest
     assert None not in manifest.approximate.files
-    assert len(list(index.glob("approximate/*/*.faiss"))) == 4
+    assert len(list(index.glob("approximate/*/*.faiss"))) == 4 + 1  # and what they are filled from
     gone = [f"image-{row:04d}" for row in range(0, 300)]
     remove(index, gone)
     opened = Index.open(index)
@@ -103,12 +102,12 @@ def test_compacting_fills_in_what_was_left_out(clustered, tmp_path):
 )
 def test_an_emptied_structure_is_what_was_trained(tmp_path, factory):
     data = draw_vectors(400, 8).data
-    trained = faiss_search.train(factory, data, 0)
+    trained = faiss_index.train(factory, data, 0)
     files = []
     for number in range(2):
-        begun = faiss_search.emptied(tmp_path / "0.faiss") if number else trained
+        begun = faiss_index.emptied(tmp_path / "0.faiss") if number else trained
         with (tmp_path / f"{number}.faiss").open("wb") as stream:
-            faiss_search.fill(begun, data[:90], stream.write)
+            faiss_index.fill(begun, data[:90], stream.write)
         files.append((tmp_path / f"{number}.faiss").read_bytes())
     assert files[0] == files[1]
 
@@ -117,7 +116,7 @@ def test_where_a_filter_leaves_few_an_approximate_search_finds_them_all(clustere
     made, vectors = clustered
     opened, queries = Index.open(made / "index"), vectors.take(np.arange(20))
     for few in (0, 10**6):
-        monkeypatch.setattr("ray_retrieval.search.index.FEW", few)
+        monkeypatch.setattr("ray_retrieval.search.structures.FEW", few)
         found = opened.search(queries, 90, where="label = 3")
         assert (found.rows % 7 == 3).all(where=found.rows != NO_ROW)
         assert ((found.rows != NO_ROW).sum(axis=1) == 86).all()

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from search_parts import draw_codes, draw_vectors
 
 from ray_retrieval.descriptors import Codes, Vectors
+from ray_retrieval.search import selection as module
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.scan import Segment, to_words
 from ray_retrieval.search.segments import search_segments
-from ray_retrieval.search.selection import Selection, Spans, search_selected
+from ray_retrieval.search.selection import RecentSelections, Selection, Spans, search_selected
 from ray_retrieval.search.vectors import VectorSegment
 
 BITS, DIMENSION = 9, 3
@@ -41,12 +42,12 @@ def segments_of(kind, sizes, seed):
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=3),
     share=st.sampled_from([0.0, 0.02, 0.3, 0.9, 1.0]),
     k=st.integers(1, 70),
-    few=st.sampled_from([0, 10, None]),
+    share_of_few=st.sampled_from([1, 8, 10**9]),
     filtered=st.booleans(),
     at_once=st.sampled_from([1 << 26, 1 << 9]),
     seed=st.integers(0, 10**6),
 )
-def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered, at_once, seed):
+def test_as_the_search_of_what_is_selected(kind, sizes, share, k, share_of_few, filtered, at_once, seed):
     segments, data, numbers = segments_of(kind, sizes, seed)
     generator = np.random.default_rng(seed)
     kept = generator.random(len(data)) < share
@@ -61,6 +62,10 @@ def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered,
         selection = Selection.of(spans, np.union1d(numbers[~kept], elsewhere))
     assert len(selection) == kept.sum()
     np.testing.assert_array_equal(selection.chosen(), numbers[kept])
+    unpacked = [np.unpackbits(bits, bitorder="little") for bits in selection.bits]
+    marks = [bits[:size] for bits, size in zip(unpacked, sizes, strict=True)]
+    np.testing.assert_array_equal(np.concatenate(marks), kept)
+    assert sum(int(bits.sum()) for bits in unpacked) == kept.sum()
     places = generator.permutation(int(kept.sum()))
     np.testing.assert_array_equal(selection.at(places), numbers[kept][places])
     np.testing.assert_array_equal(selection.allows(numbers), kept)
@@ -74,7 +79,8 @@ def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ray_retrieval.search.selection._BYTES_AT_ONCE", at_once)
-        found = search_selected(find, segments, selection, queries, k, few=few, threads=2)
+        patch.setattr("ray_retrieval.search.selection._SHARE", share_of_few)
+        found = search_selected(find, segments, selection, queries, k, threads=2)
     alone = data[kept]
     whole = Segment(to_words(alone, BITS)) if kind == "codes" else VectorSegment(alone, 0, 1e-6)
     expected = search_segments([whole], queries, k, threads=1)
@@ -86,7 +92,7 @@ def test_as_the_search_of_what_is_selected(kind, sizes, share, k, few, filtered,
 
 
 @pytest.mark.parametrize("kind", ["codes", "vectors"])
-def test_all_that_is_near_may_be_deleted(kind):
+def test_all_that_is_near_may_be_deleted(kind, monkeypatch):
     """Then asking for more does not help, and the others are compared one by one."""
     generator = np.random.default_rng(0)
     if kind == "codes":
@@ -107,10 +113,36 @@ def test_all_that_is_near_may_be_deleted(kind):
         return search_segments([segment], some, count, threads=1)
 
     selection = Selection.of(spans, np.arange(1999))
-    found = search_selected(find, [segment], selection, query, 5, few=0, threads=1)
+    monkeypatch.setattr("ray_retrieval.search.selection._SHARE", 10**9)
+    found = search_selected(find, [segment], selection, query, 5, threads=1)
     assert len(asked) == 2
     assert max(asked) < 500
     expected = [
         row for row in search_segments([segment], query, 2500, threads=1).rows[0].tolist() if row >= 1999
     ]
     assert found.rows[0].tolist() == expected[:5]
+
+
+def test_selections_of_the_last_filters_are_kept_within_bounds(monkeypatch):
+    monkeypatch.setattr(module, "_FILTERED_BYTES", 20)
+    spans, made = Spans(np.array([0]), np.array([9])), []
+
+    def select(name):
+        made.append(name)
+        return Selection(spans, np.zeros(0, np.int64), (np.ones(9, np.bool_),))
+
+    recent = RecentSelections()
+    for name in ("a", "b", "a", "c", "a", "b"):
+        assert len(recent.of(name, select)) == 9
+    assert made == ["a", "b", "c", "b"]
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 20])
+def test_what_is_kept_of_a_selection_is_what_is_made(monkeypatch, kept):
+    monkeypatch.setattr(module, "_KEPT_BYTES", kept)
+    chosen = Selection(Spans(np.array([0, 7]), np.array([5, 3])), np.array([1, 4, 8]))
+    for _ in range(2):
+        assert [chosen.places(number).tolist() for number in (0, 1)] == [[0, 2, 3], [0, 2]]
+        assert chosen.mask(1).tolist() == [True, False, True]
+        assert chosen.chosen().tolist() == [0, 2, 3, 7, 9]
+        assert chosen.at(np.arange(5)).tolist() == [0, 2, 3, 7, 9]

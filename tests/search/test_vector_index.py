@@ -19,7 +19,8 @@ from search_parts import (
 from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
 from ray_retrieval.search import NO_ROW, Hits, Index, build, merge
-from ray_retrieval.search.approximate import ApproximateConfig, Effort
+from ray_retrieval.search.approximate import ApproximateConfig
+from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.structures import _recall_queries, _sample
 
 ROWS, DIMENSION = 100, 7
@@ -162,7 +163,7 @@ def test_an_approximate_search_has_exact_distances_and_a_measured_recall(cluster
     np.testing.assert_array_equal(merge(groups, 10).rows, found.rows)
     harder = index.search(queries, 10, effort=Effort(nprobe=16, ef_search=400, k_factor=40))
     np.testing.assert_array_equal(harder.rows, exact.rows)
-    assert len(index.verify()) == 2 + 3 + 3 + 1
+    assert len(index.verify()) == 2 + 3 + 4 + 1
 
 
 def test_building_for_another_search_keeps_the_shards(clustered, tmp_path):
@@ -236,6 +237,8 @@ def test_few_rows_are_searched_exactly_by_auto(clustered, tmp_path):
     embeddings, _ = clustered
     manifest = build(embeddings, tmp_path, approximate=ApproximateConfig(search="auto"))
     assert (manifest.search, manifest.approximate) == ("exact", None)
+    assert manifest.why == "1,200 rows are searched exactly, as all databases up to 200,000 are"
+    assert Index.open(tmp_path).info()["why"] == manifest.why
 
 
 def test_what_cannot_be_searched_so_is_refused_before_anything_is_current(clustered, tmp_path):
@@ -243,7 +246,7 @@ def test_what_cannot_be_searched_so_is_refused_before_anything_is_current(cluste
     with pytest.raises(RecipeError, match="IVFx"):
         build(embeddings, tmp_path / "a", approximate=ApproximateConfig(search="IVFx"))
     codes = write(tmp_path / "codes", draw_codes(50, 16), draw_images(50))
-    with pytest.raises(RecipeError, match="a search of vectors, the embeddings hold 16-bit codes"):
+    with pytest.raises(RecipeError, match="'IVF8,Flat' is no search of codes"):
         build(codes, tmp_path / "b", approximate=ApproximateConfig(search="IVF8,Flat"))
     for name in ("a", "b"):
         assert not (tmp_path / name / "CURRENT").exists()

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ArtefactError, MetricError, QueryError, RecipeError
-from ray_retrieval.search import approximate, neighbours
-from ray_retrieval.search.approximate import Effort
+from ray_retrieval.search import faiss_index, neighbours
+from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.neighbours import (
     FeatureSegment,
@@ -67,7 +67,7 @@ def similarities(hits, images, query=0):
 def indexed(folder, trained, segments):
     """The segments with an index, which `trained` is or names."""
     if isinstance(trained, str):
-        trained = approximate.train(trained, sample_features(segments, 1000, 0), 0)
+        trained = faiss_index.train(trained, sample_features(segments, 1000, 0), 0)
     opened = []
     for segment in segments:
         path = folder / f"{segment.first_row}-{len(segment)}.faiss"
@@ -117,7 +117,7 @@ def trained(request, shared_database):
     """An index to fill, or nothing for the exact votes."""
     if request.param is None:
         return None
-    return approximate.train(request.param, sample_features(segments_of(shared_database), 400, 0), 0)
+    return faiss_index.train(request.param, sample_features(segments_of(shared_database), 400, 0), 0)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_without_features_there_are_no_hits(tmp_path):
         assert (hits.rows == NO_ROW).all()
         assert np.isinf(hits.distances).all()
     assert search_votes([], something, 3, config, images=0).rows.shape == (2, 3)
-    trained = approximate.train("IVF2,SQ8", draw_features([100], 8).data.astype(np.float32), 0)
+    trained = faiss_index.train("IVF2,SQ8", draw_features([100], 8).data.astype(np.float32), 0)
     with (tmp_path / "empty.faiss").open("wb") as stream:
         fill(trained, segments_of(nothing)[0], stream.write)
     empty = IndexedFeatures(tmp_path / "empty.faiss", segments_of(nothing)[0])
@@ -227,7 +227,7 @@ def test_the_same_features_give_the_same_file(tmp_path):
     segment = segments_of(draw_features([50] * 10, 8))[0]
     written = []
     for _ in range(2):
-        trained, parts = approximate.train("IVF8,SQ8", sample_features([segment], 400, 0), 0), []
+        trained, parts = faiss_index.train("IVF8,SQ8", sample_features([segment], 400, 0), 0), []
         fill(trained, segment, lambda data, parts=parts: parts.append(bytes(data)))
         written.append(b"".join(parts))
     assert written[0] == written[1]

@@ -1,0 +1,362 @@
+"""Descriptors that were made elsewhere as the rows of an index: no model is needed.
+
+    build(imported("vectors.npy", ids="ids.txt"), "index")
+    build(imported(["part-0.parquet", "part-1.parquet"], labels="species", normalise=True), "index")
+
+The files are read some rows at a time, while the shards are written: see `vector_files`. Vectors must be of
+length 1, or are made so on request, and the bits that fill a code's last byte must be zero. In place of a
+model's fingerprint stands one that says so and stands for the name that the user gives what made them, so
+that descriptors of different origin do not mix.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from ray_retrieval.config import Config, validate
+from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Local, Vectors, concatenate
+from ray_retrieval.errors import DataError, QueryError, RecipeError
+from ray_retrieval.search.export_files import ExportedFile, is_export
+from ray_retrieval.search.faiss_files import FaissFile
+from ray_retrieval.search.given_descriptors import descriptors_from, form_of, stated
+from ray_retrieval.search.side_values import Beside, as_ids, classes_in, label_type, numbered, values_beside
+from ray_retrieval.search.sources import Rows, renumbered
+from ray_retrieval.search.table_files import TableFile
+from ray_retrieval.search.vector_files import (
+    FAISS,
+    SUFFIXES,
+    ArrayFile,
+    NpzFile,
+    VectorFile,
+    bare,
+)
+from ray_retrieval.storage import digest, fingerprint
+
+Place = str | Path
+Array = npt.NDArray[Any]
+
+_ELSEWHERE = "elsewhere:"
+_LONGEST_NAME = 80
+
+
+class ImportConfig(Config):
+    """What descriptors that were made elsewhere are."""
+
+    bits: int | None = Field(default=None, ge=1)
+    """Of a code; default 8 for each byte, or what the file says."""
+    normalise: bool = False
+    """Divide each vector by its length."""
+    column: str | None = None
+    """Of a table the column, and of a `.npz` file the array, that holds the descriptors; default the only one
+    that can."""
+    ids: str | None = None
+    """A column; or a file of as many ids: text, one a line, a JSON list, or `.npy`. Default the column `id`;
+    where there is none, the rows have no ids but their numbers."""
+    labels: str | None = None
+    """A column of class numbers or names, or of lists of them; or a file as for `ids`. Default the column
+    `label`, where there is one."""
+    model_name: str = ""
+    """What made the descriptors, in your own words: rows can be added only to an index of the same."""
+
+
+def made_elsewhere(model: str) -> bool:
+    """Whether what stands for a model is that of descriptors that were made elsewhere."""
+    return model.startswith(_ELSEWHERE)
+
+
+def elsewhere(name: str, form: Form) -> str:
+    """What stands for the model of descriptors of a form that were made elsewhere.
+
+    Args:
+        name: what made them, in the user's words.
+        form: of the descriptors.
+
+    Raises:
+        RecipeError: if the name is long, or more than one line.
+    """
+    if len(name) > _LONGEST_NAME or not all(letter.isprintable() for letter in name):
+        raise RecipeError(
+            f"a name is one line of up to {_LONGEST_NAME} letters", where="--model-name", mend="shorten it"
+        )
+    return f"{_ELSEWHERE}{name}:{fingerprint([name, form.as_json()])}"
+
+
+def imported(
+    files: "Place | Array | Sequence[Place | Array]",
+    *,
+    ids: "Place | Sequence[str] | None" = None,
+    labels: "Place | Sequence[Any] | None" = None,
+    model: str | None = None,
+    **settings: Any,
+) -> "ImportedRows":
+    """Rows of files, or arrays, for `build` and `add`.
+
+    Args:
+        files: one or several, whose rows follow each other: paths, URIs, or arrays uint8 [n, width] of packed
+            codes, or of floating-point numbers [n, dimension].
+        ids: as in `ImportConfig`, or the ids themselves.
+        labels: as in `ImportConfig`, or the labels themselves.
+        model: fingerprint of the model that made them, where it is one of this package; else what the files
+            say, or that they were made elsewhere.
+        settings: further ones of `ImportConfig`.
+
+    Raises:
+        ArtefactError: if a file is missing.
+        DataError: if a file cannot be read, or holds something else, or the files do not fit together.
+        RecipeError: if a setting does not fit.
+    """
+    several = [files] if isinstance(files, str | Path | np.ndarray) else list(files)
+    told, given = {}, {}
+    for name, values in (("ids", ids), ("labels", labels)):
+        if isinstance(values, str | Path):
+            told[name] = str(values)
+        elif values is not None:
+            given[name] = pa.array(values)
+    config = validate(ImportConfig, {**told, **settings})
+    return ImportedRows([_opened(file, config.column) for file in several], config, model, given)
+
+
+def queries_in(file: "Place | Array", form: Form, **settings: Any) -> tuple[list[str], Codes | Vectors]:
+    """Queries for an index of a form, and their ids, or their numbers where they have none.
+
+    Args:
+        file: as for `imported`.
+        form: of the index.
+        settings: of `ImportConfig`.
+
+    Raises:
+        QueryError: if it holds something else than the index.
+        RetrievalError: as `imported`.
+    """
+    if form.kind is DescriptorKind.LOCAL:
+        raise QueryError(f"the index holds {form}: it is searched with images")
+    rows = imported(file, **settings)
+    if form.kind is rows.form.kind is DescriptorKind.CODES:
+        rows = imported(file, bits=form.size, **settings)
+    if rows.form != form or len(rows) == 0:
+        held = rows.form if len(rows) else "nothing"
+        raise QueryError(f"the index holds {form}, the file {held}", where=rows.where)
+    queries = concatenate([descriptors for _, descriptors in rows.tables(0, len(rows))])
+    assert not isinstance(queries, Local)
+    ids = rows.ids()
+    return ([str(row) for row in range(len(rows))] if ids is None else ids.to_pylist()), queries
+
+
+def _opened(file: "Place | Array", column: str | None) -> VectorFile:
+    if isinstance(file, np.ndarray):
+        return ArrayFile(file, "the array")
+    place = str(file)
+    if is_export(place):
+        return ExportedFile(place)
+    suffix = Path(place.partition("?")[0]).suffix
+    if suffix not in SUFFIXES:
+        raise DataError(
+            f"no file of descriptors: its name ends in '{suffix}'",
+            where=place,
+            mend=f"known are {', '.join(SUFFIXES)}",
+        )
+    if suffix == ".npy":
+        return ArrayFile.open(place)
+    if suffix == ".npz":
+        return NpzFile(place, column)
+    return FaissFile(place) if suffix in FAISS else TableFile(place, column)
+
+
+class ImportedRows:
+    """Rows of files of others, all of them or some; see `imported`.
+
+    Attributes:
+        form: of the descriptors.
+        schema: id and label, where the rows have such, and further columns.
+        fingerprint: stands for all that they are.
+        model: what stands for what made them.
+        class_names: of the classes that labels count in, where they have names.
+        where: the files.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[VectorFile],
+        config: ImportConfig,
+        model: str | None = None,
+        given: "dict[str, pa.Array] | None" = None,
+    ) -> None:
+        if not files:
+            raise RecipeError("no file is given", mend="name one of descriptors")
+        self._files, self._normalise = list(files), config.normalise
+        self._before = np.cumsum([0, *(file.rows for file in files)])
+        self.where: object = files[0].where if len(files) == 1 else f"{files[0].where} and others"
+        self.form = form_of(files, config.bits)
+        if config.normalise and self.form.kind is DescriptorKind.CODES:
+            raise RecipeError("codes have no length to divide by", where="--normalise", mend="leave it out")
+        said = None if config.model_name else stated([file.model for file in files], "model", self.where)
+        self.model = model or said or elsewhere(config.model_name, self.form)
+        whole, rows, given = _schema_of(files), int(self._before[-1]), given or {}
+        self._ids = values_beside("id", given.get("ids", config.ids), whole, rows)
+        self._labels = values_beside("label", given.get("labels", config.labels), whole, rows)
+        self.class_names = self._classes()
+        self.schema = self._schema(whole)
+        self.fingerprint = fingerprint(
+            [
+                [file.checksum() for file in files],
+                config.model_dump(mode="json"),
+                [self.model, self.form.as_json(), self.class_names],
+                [_digest(values.array) for values in (self._ids, self._labels)],
+            ]
+        )
+        self._kept: Rows | None = None
+        self._renumbered: Rows | None = None
+
+    def __len__(self) -> int:
+        return int(self._before[-1]) if self._kept is None else len(self._kept)
+
+    def some(self, kept: Rows | None, labels: Rows | None) -> "ImportedRows":
+        assert self._kept is None
+        assert self._renumbered is None
+        rows = copy.copy(self)
+        rows._kept, rows._renumbered = kept, labels
+        changes = [None if array is None else digest(array.tobytes()) for array in (kept, labels)]
+        rows.fingerprint = fingerprint([self.fingerprint, *changes])
+        return rows
+
+    def ids(self) -> "pa.Array | None":
+        if not self._ids.given:
+            return None
+        if self._ids.array is not None:
+            whole = as_ids(self._ids.array, self.where)
+        else:
+            parts = [as_ids(file.column(str(self._ids.column)), file.where) for file in self._files]
+            chunks = [chunk for part in parts for chunk in part.chunks]
+            whole = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
+        return whole if self._kept is None else whole.take(pa.array(self._kept))
+
+    def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
+        kept = None if self._kept is None else self._kept[start:stop]
+        if kept is not None:
+            start, stop = int(kept[0]), int(kept[-1]) + 1
+        for first, data, known in self._blocks(start, stop):
+            if kept is None:
+                yield self._known(known, first, len(data)), self._descriptors(data, first)
+                continue
+            low, high = np.searchsorted(kept, [first, first + len(data)])
+            places = kept[low:high] - first
+            if len(places):
+                table = self._known(known, first, len(data)).take(pa.array(places))
+                yield table, self._descriptors(data, first).take(places)
+
+    def holds_images(self, start: int, stop: int) -> bool:  # noqa: ARG002
+        return False
+
+    def images(self, start: int, stop: int) -> Iterator[pa.ChunkedArray]:  # noqa: ARG002
+        return iter(())
+
+    def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, Array, pa.Table]]:
+        """The rows of all files from one place to another, with the place of each block's first row."""
+        for number, file in enumerate(self._files):
+            before, after = self._before[number : number + 2].tolist()
+            low, high = max(start, before), min(stop, after)
+            if low < high:
+                at = low
+                for data, known in file.blocks(low - before, high - before):
+                    yield at, data, known
+                    at += len(data)
+
+    def _descriptors(self, data: Array, first: int) -> Codes | Vectors:
+        """Descriptors of some rows; refuses what an index does not hold."""
+        return descriptors_from(data, self.form, normalise=self._normalise, where=self.where, first_row=first)
+
+    def _known(self, table: pa.Table, first: int, rows: int) -> pa.Table:
+        """What is known of some rows, in the columns of the schema."""
+        columns: dict[str, Any] = {}
+        if self._ids.given:
+            columns["id"] = as_ids(_values(self._ids, table, first, rows), self.where, first)
+        if self._labels.given:
+            label = numbered(_values(self._labels, table, first, rows), self.class_names, self.where)
+            label = pa.chunked_array([label])
+            columns["label"] = label if self._renumbered is None else renumbered(label, self._renumbered)
+        for field in self.schema:
+            if field.name not in columns:
+                there = field.name in table.schema.names
+                columns[field.name] = table[field.name] if there else pa.nulls(rows, field.type)
+        return pa.table(columns).cast(self.schema) if columns else bare(rows)
+
+    def _classes(self) -> list[str] | None:
+        """Names of the classes: those of the labels, or what the files say of their numbers."""
+        if not self._labels.given:
+            return None
+        if self._labels.array is not None:
+            named = classes_in([self._labels.array])
+        else:
+            named = classes_in(file.column(str(self._labels.column)) for file in self._files)
+        return named or stated([file.class_names for file in self._files], "class names", self.where)
+
+    def _schema(self, whole: pa.Schema) -> pa.Schema:
+        """Types of what is known of the rows.
+
+        Raises:
+            DataError: if a column has a name that is needed for something else.
+        """
+        fields = [pa.field("id", pa.large_string())] if self._ids.given else []
+        if self._labels.array is not None:
+            fields.append(pa.field("label", label_type(self._labels.array.type)))
+        elif self._labels.column is not None:
+            fields.append(pa.field("label", label_type(whole.field(self._labels.column).type)))
+        used = (self._ids.column, self._labels.column)
+        fields += [field for field in whole if field.name not in used]
+        names = [field.name for field in fields]
+        wrong = [name for name in names if name == "row" or names.count(name) > 1]
+        if wrong:
+            raise DataError(
+                f"column '{wrong[0]}' has a name that an index needs", where=self.where, mend="rename it"
+            )
+        path = fields[names.index("path")].type if "path" in names else pa.null()
+        if not any(fits(path) for fits in (pa.types.is_null, pa.types.is_string, pa.types.is_large_string)):
+            raise DataError(
+                f"'path' says where an image lies, got {path}", where=self.where, mend="rename the column"
+            )
+        return pa.schema(fields)
+
+
+def _values(values: Beside, table: pa.Table, first: int, rows: int) -> Any:
+    """Those of some rows: from their own table, or cut out of the values of all."""
+    return table[values.column] if values.array is None else values.array.slice(first, rows)
+
+
+def _schema_of(files: Sequence[VectorFile]) -> pa.Schema:
+    """The columns of all files beside the descriptors, without dictionaries."""
+    plain = [
+        pa.schema(
+            [
+                pa.field(
+                    field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+                )
+                for field in file.schema
+            ]
+        )
+        for file in files
+    ]
+    try:
+        return pa.unify_schemas(plain, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"columns do not fit together: {str(error).splitlines()[0]}",
+            where=f"{files[0].where} and others",
+            mend="give each column one type",
+        ) from None
+
+
+def _digest(array: "pa.Array | None") -> str | None:
+    """Stands for values."""
+    if array is None:
+        return None
+    sink = pa.BufferOutputStream()
+    batch = pa.RecordBatch.from_arrays([array], names=["values"])
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return digest(sink.getvalue().to_pybytes())

@@ -1,0 +1,175 @@
+"""Ids and labels that come with descriptors that were made elsewhere: in a column, or in a file beside."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_retrieval.errors import DataError
+from ray_retrieval.search.vector_files import split
+
+
+@dataclass(frozen=True)
+class Beside:
+    """Where one value a row comes from; nowhere if neither is set.
+
+    Attributes:
+        column: of the files of descriptors.
+        array: the values themselves, of all rows.
+    """
+
+    column: str | None = None
+    array: "pa.Array | None" = None
+
+    @property
+    def given(self) -> bool:
+        return self.column is not None or self.array is not None
+
+
+def values_beside(name: str, asked: "str | pa.Array | None", schema: pa.Schema, rows: int) -> Beside:
+    """Where the ids or labels of rows come from.
+
+    Args:
+        name: `id` or `label`: the column that they come from unless told.
+        asked: a column, a file, or the values; None: not told.
+        schema: of the files of descriptors.
+        rows: how many.
+
+    Raises:
+        DataError: if it is neither a column nor a file, the file cannot be read, or holds more or fewer.
+    """
+    if asked is None:
+        return Beside(column=name if name in schema.names else None)
+    if isinstance(asked, str):
+        if asked in schema.names:
+            return Beside(column=asked)
+        array, where = _read(asked, name, schema), asked
+    else:
+        array, where = asked, f"the {name}s"
+    if len(array) != rows:
+        raise DataError(f"{len(array):,} {name}s for {rows:,} rows", where=where, mend="give one a row")
+    return Beside(array=array)
+
+
+def _read(place: str, name: str, schema: pa.Schema) -> pa.Array:
+    """The values in a file: `.npy`, a list in `.json`, or text, one a line."""
+    folder, file = split(place)
+    if not folder.exists(file):
+        listed = ", ".join(schema.names) or "none"
+        raise DataError(
+            f"neither a file nor a column; columns are: {listed}", where=place, mend=f"see --{name}s"
+        )
+    try:
+        if Path(file).suffix == ".npy":
+            return pa.array(np.load(folder.local_path(file), allow_pickle=False))
+        if Path(file).suffix == ".json":
+            return pa.array(json.loads(folder.read_bytes(file)))
+        lines = folder.read_bytes(file).decode().splitlines()
+    except (ValueError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"cannot be read: {reason}", where=place, mend="give text, one a line, .npy, or a list in .json"
+        ) from None
+    if name == "label" and all(line.strip().isdecimal() for line in lines):
+        return pa.array([int(line) for line in lines], pa.int64())
+    return pa.array(lines, pa.large_string())
+
+
+def as_ids(column: Any, where: object, first_row: int = 0) -> Any:
+    """Values as ids: text.
+
+    Raises:
+        DataError: if they are neither text nor whole numbers, or a row has none.
+    """
+    kind = _plain(column.type)
+    if not (_is_text(kind) or pa.types.is_integer(kind)):
+        raise DataError(f"ids are text or whole numbers, got {kind}", where=where, mend="give another column")
+    if column.null_count:
+        row = first_row + int(np.argmax(np.asarray(column.is_null())))
+        raise DataError(f"row {row:,} has no id", where=where, mend="give each row one")
+    return column.cast(kind).cast(pa.large_string())
+
+
+def classes_in(columns: Iterable[Any]) -> list[str] | None:
+    """The class names in columns of labels, sorted; None where labels are numbers."""
+    found: set[str] = set()
+    named = False
+    for column in columns:
+        values = _flat(column.cast(_plain(column.type)))
+        if _is_text(values.type):
+            named = True
+            found.update(value for value in pc.unique(values).to_pylist() if value is not None)
+    return sorted(found) if named else None
+
+
+def numbered(column: Any, names: list[str] | None, where: object) -> Any:
+    """Labels as class numbers: int64, or lists of them.
+
+    Args:
+        column: an array or chunked array of names or numbers, or of lists of them.
+        names: of the classes; None or not looked at where the labels are numbers already.
+        where: for errors.
+
+    Raises:
+        DataError: if they are neither, or a number is no class.
+    """
+    column = column.cast(_plain(column.type))
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if not _is_list(column.type):
+        return _numbers(column, names, where)
+    counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    mask = pc.is_null(column) if column.null_count else None
+    return pa.ListArray.from_arrays(offsets, _numbers(column.flatten(), names, where), mask=mask)
+
+
+def label_type(kind: pa.DataType) -> pa.DataType:
+    """What labels of a type are in an index."""
+    if pa.types.is_null(kind):
+        return kind
+    return pa.list_(pa.int64()) if _is_list(_plain(kind)) else pa.int64()
+
+
+def _numbers(values: pa.Array, names: list[str] | None, where: object) -> pa.Array:
+    kind = values.type
+    if _is_text(kind):
+        return pc.index_in(values.cast(pa.large_string()), value_set=pa.array(names, pa.large_string())).cast(
+            pa.int64()
+        )
+    if pa.types.is_null(kind):
+        return values
+    if not pa.types.is_integer(kind):
+        raise DataError(
+            f"labels are class names or numbers, got {kind}", where=where, mend="give another column"
+        )
+    numbers = values.cast(pa.int64())
+    extent = pc.min_max(numbers).as_py()
+    last = None if names is None else len(names) - 1
+    if extent["min"] is not None and (extent["min"] < 0 or (last is not None and extent["max"] > last)):
+        wrong = extent["min"] if extent["min"] < 0 else extent["max"]
+        known = "0 and more" if last is None else f"0 to {last}"
+        raise DataError(f"label {wrong} is no class: they are {known}", where=where, mend="null is no label")
+    return numbers
+
+
+def _flat(column: Any) -> Any:
+    return pc.list_flatten(column) if _is_list(column.type) else column
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type without its dictionary."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    kinds = pa.types
+    return bool(kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

@@ -1,0 +1,214 @@
+"""Indices of codes in cells, and recall that is to be reached, of codes and of vectors."""
+
+import shutil
+
+import numpy as np
+import pytest
+from search_parts import (
+    KilledError,
+    assert_same,
+    draw_images,
+    draw_vectors,
+    files_in,
+    images_of,
+    killed_at_write,
+    write,
+)
+
+from ray_retrieval.descriptors import Codes
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.search import NO_ROW, Index, add, build, choosing, compact, remove, structures
+from ray_retrieval.search.approximate import ApproximateConfig
+from ray_retrieval.search.effort import Effort
+from ray_retrieval.search.hits import merge
+from ray_retrieval.search.pool import Threads
+
+BITS = 20
+CELLS = ApproximateConfig(search="BIVF16", nprobe=2, recall_queries=100)
+
+
+def clustered_codes(count, seed=0):
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).random((30, BITS)) < 0.5
+    drawn = centres[generator.integers(0, 30, count)] ^ (generator.random((count, BITS)) < 0.1)
+    return Codes(np.packbits(drawn, axis=1), BITS)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Embeddings of 900 codes, of 40 and 200 more, and an index of the first in cells."""
+    folder, codes = tmp_path_factory.mktemp("codes"), clustered_codes(1140)
+    for name, start, stop in (("first", 0, 900), ("few", 900, 940), ("many", 940, 1140)):
+        some = codes.take(np.arange(start, stop))
+        write(folder / name, some, images_of(stop - start, start), part_rows=300)
+    build(folder / "first", folder / "index", shards=2, approximate=CELLS)
+    return folder, codes
+
+
+def test_any_shards_and_threads_find_the_same(made, tmp_path):
+    folder, _ = made
+    queries, found = clustered_codes(60, seed=1), []
+    for shards in (1, 3):
+        build(folder / "first", tmp_path / f"{shards}", shards=shards, approximate=CELLS, threads=2)
+        index = Index.open(tmp_path / f"{shards}", threads=shards)
+        found.append(index.search(queries, 12))
+        groups = [Index.open(tmp_path / f"{shards}", shards=[n]).search(queries, 12) for n in range(shards)]
+        assert_same(merge(groups, 12), found[-1])
+        assert index.verify()
+    assert_same(*found)
+    info = index.info()
+    assert (info["search"], info["factory"], info["nprobe"]) == ("approximate", "BIVF16", 2)
+    assert 0.5 < info["recall@10"] < 1
+    exact = index.search(queries, 12, exact=True)
+    assert not np.array_equal(exact.distances, found[0].distances)
+    assert_same(index.search(queries, 12, effort=Effort(nprobe=16)), exact)
+
+
+def test_codes_are_added_removed_filtered_and_compacted(made, tmp_path, monkeypatch):
+    folder, _ = made
+    monkeypatch.setattr(structures, "FEW", 0)
+    monkeypatch.setattr(structures, "FEW_SHARE", 0)
+    index = shutil.copytree(folder / "index", tmp_path / "index")
+    assert [file is None for file in add(index, folder / "few").manifest.approximate.files] == [
+        False,
+        False,
+        True,
+    ]
+    manifest = add(index, folder / "many").manifest
+    assert None not in manifest.approximate.files
+    gone = np.arange(0, 1140, 3)
+    remove(index, [f"image-{row:04d}" for row in gone])
+    opened, queries = Index.open(index, check="content"), clustered_codes(30, seed=2)
+    assert opened.verify()
+    found = opened.search(queries, 10)
+    assert not np.isin(found.rows, gone).any()
+    everything = Effort(nprobe=16)
+    assert_same(opened.search(queries, 10, effort=everything), opened.search(queries, 10, exact=True))
+    for where in ("label = 3", "label != 3", "id < image-0020"):
+        passing = opened.living(where)
+        hits = opened.search(queries, 50, where=where)
+        assert np.isin(hits.rows, [*passing, NO_ROW]).all()
+        assert ((hits.rows != NO_ROW).sum(axis=1) == min(50, len(passing))).all()
+        exact = opened.search(queries, 50, where=where, exact=True)
+        assert_same(opened.search(queries, 50, where=where, effort=everything), exact)
+    change = compact(index)
+    assert change.manifest.approximate.key == manifest.approximate.key
+    after, left = Index.open(index, check="content"), np.setdiff1d(np.arange(1140), gone)
+    again = after.search(queries, 10)
+    np.testing.assert_array_equal(left[again.rows], found.rows)
+    assert after.verify()
+
+
+@pytest.mark.parametrize("few", [0, 10**6])
+def test_filters_have_as_many_hits_as_rows_pass(made, monkeypatch, few):
+    folder, _ = made
+    opened, queries = Index.open(folder / "index"), clustered_codes(20, seed=2)
+    monkeypatch.setattr(structures, "FEW", few)
+    monkeypatch.setattr(structures, "FEW_SHARE", 0)
+    found = opened.search(queries, 200, where="label = 3")
+    assert ((found.rows != NO_ROW).sum(axis=1) == len(opened.living("label = 3"))).all()
+    assert_same(found, opened.search(queries, 200, where="label = 3", exact=True))
+
+
+@pytest.mark.parametrize("before_rename", [True, False])
+def test_killed_at_any_write_it_goes_on_to_the_same_bytes(made, tmp_path, monkeypatch, before_rename):
+    folder, _ = made
+    expected = files_in(folder / "index")
+    for number in range(1, len(expected) + 1):
+        index = tmp_path / f"killed-{number}"
+        with killed_at_write(monkeypatch, number, before_rename=before_rename), pytest.raises(KilledError):
+            build(folder / "first", index, shards=2, approximate=CELLS)
+        build(folder / "first", index, shards=2, approximate=CELLS)
+        assert files_in(index) == expected
+
+
+def test_auto_for_codes_measures_how_many_cells(made, tmp_path, monkeypatch):
+    folder, _ = made
+    auto = ApproximateConfig(search="auto", recall_queries=100, train_rows=700)
+    manifest = build(folder / "first", tmp_path / "exact", approximate=auto)
+    assert (manifest.search, manifest.approximate) == ("exact", None)
+    assert manifest.why == "900 rows are searched exactly, as all databases up to 100,000,000 are"
+    monkeypatch.setattr(choosing, "EXACT_CODES", 100)
+    built = build(folder / "first", tmp_path / "cells", approximate=auto)
+    assert built.approximate.factory == "BIVF16"
+    assert built.approximate.target == choosing.RECALL_TARGET
+    assert built.approximate.recall.value >= choosing.RECALL_TARGET
+    less = auto.model_copy(update={"recall_target": 0.6})
+    lighter = build(folder / "first", tmp_path / "cells", approximate=less)
+    assert lighter.approximate.effort.nprobe < built.approximate.effort.nprobe
+    assert lighter.approximate.files == built.approximate.files
+    assert 0.6 <= lighter.approximate.recall.value < built.approximate.recall.value
+    assert build(folder / "first", tmp_path / "cells", approximate=less) == lighter
+
+
+@pytest.fixture(scope="module")
+def spread(tmp_path_factory):
+    """Embeddings of 1,200 vectors without clusters: hard to find."""
+    folder = tmp_path_factory.mktemp("spread")
+    vectors = draw_vectors(1200, 16)
+    return write(folder / "embeddings", vectors, draw_images(1200), part_rows=400), vectors
+
+
+def test_a_build_below_its_recall_fails_with_a_hint_and_publishes_nothing(spread, tmp_path):
+    embeddings, _ = spread
+    config = ApproximateConfig(search="IVF16,Flat", nprobe=1, recall_target=0.9, recall_queries=100)
+    with pytest.raises(RecipeError, match=r"finds 0\.\d{4} of the 10 nearest, 0\.9 is asked for") as caught:
+        build(embeddings, tmp_path, approximate=config)
+    assert not (tmp_path / "CURRENT").exists()
+    option, _, reached = caught.value.mend.partition(" finds ")
+    name, value = option.removeprefix("--set ").split("=")
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("approximate/*/*")}
+    done = build(embeddings, tmp_path, approximate=config.model_copy(update={name: int(value)}))
+    assert f"{done.approximate.recall.value:.4f}" == reached
+    assert done.approximate.recall.value >= 0.9
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("approximate/*/*")} == times
+    info = Index.open(tmp_path).info()
+    assert (info["recall_target"], info["nprobe"]) == (0.9, int(value))
+    before = files_in(tmp_path)
+    with pytest.raises(RecipeError, match="asked for"):
+        build(embeddings, tmp_path, approximate=config)
+    assert files_in(tmp_path) == before  # the version before stays
+
+
+def test_auto_for_vectors_takes_the_least_effort_that_is_enough(spread, tmp_path, monkeypatch):
+    embeddings, _ = spread
+    monkeypatch.setattr(choosing, "EXACT_VECTORS", 100)
+    found = {}
+    for target in (0.5, 0.99):
+        auto = ApproximateConfig(search="auto", recall_target=target, recall_queries=100)
+        found[target] = build(embeddings, tmp_path / str(target), shards=2, approximate=auto).approximate
+        assert found[target].recall.value >= target
+        assert Index.open(tmp_path / str(target)).info()["recall_target"] == target
+    assert found[0.5].recall.value < found[0.99].recall.value
+    efforts = [found[target].effort for target in (0.5, 0.99)]
+    assert efforts[0].nprobe * efforts[0].k_factor < efforts[1].nprobe * efforts[1].k_factor
+    config = ApproximateConfig(search="auto", nprobe=1, k_factor=1, recall_queries=100)
+    with pytest.raises(RecipeError, match="even nprobe=1, ef_search=64, k_factor=1 finds"):
+        build(embeddings, tmp_path / "poor", approximate=config)
+
+
+def test_where_rows_are_written_anew_it_looks_as_hard_as_it_has_to(spread, tmp_path):
+    embeddings, _ = spread
+    config = ApproximateConfig(search="IVF16,Flat", nprobe=8, recall_target=0.8, recall_queries=100)
+    built = build(embeddings, tmp_path, approximate=config).approximate
+    index = Index.open(tmp_path)
+    shards = list(index.shards.values())
+    assert structures.measured(index.folder, built, shards, 1).effort == built.effort
+    poor = built.model_copy(update={"effort": Effort(nprobe=1)})
+    raised = structures.measured(index.folder, poor, shards, 1)
+    assert raised.effort.nprobe > 1
+    assert raised.recall.value >= 0.8
+    untold = poor.model_copy(update={"target": None})
+    assert structures.measured(index.folder, untold, shards, 1).effort.nprobe == 1
+
+
+def test_what_an_earlier_release_built_can_grow(spread, tmp_path):
+    """It does not say what its files were filled from: one of them is emptied."""
+    embeddings, _ = spread
+    config = ApproximateConfig(search="IVF16,SQ8", recall_queries=20)
+    built = build(embeddings, tmp_path / "index", shards=2, approximate=config).approximate
+    index = Index.open(tmp_path / "index")
+    before = built.model_copy(update={"trained": None, "files": (built.files[0], None)})
+    shards = list(index.shards.values())
+    grown = structures.extend_structure(index.folder, before, shards, everything=True, pool=Threads(1))
+    assert [file.sha256 for file in grown.files] == [file.sha256 for file in built.files]

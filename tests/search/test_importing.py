@@ -1,0 +1,362 @@
+"""Descriptors that were made elsewhere: whatever file they come in, the rows are what went in."""
+
+import json
+import pickle
+
+import faiss
+import numpy as np
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from search_parts import draw_codes, draw_images, draw_vectors, write
+
+from ray_retrieval.descriptors import Vectors, concatenate
+from ray_retrieval.errors import ArtefactError, DataError, QueryError, RecipeError
+from ray_retrieval.search import Index, add, build, imported, vector_files
+from ray_retrieval.search.importing import elsewhere, made_elsewhere, queries_in
+
+ROWS, DIMENSION, BITS = 60, 6, 20
+VECTORS, CODES = draw_vectors(ROWS, DIMENSION).data, draw_codes(ROWS, BITS).data
+IDS = [f"own-{row}" for row in range(ROWS)]
+PRICES = [row / 4 for row in range(ROWS)]
+
+
+def table_of(data, kind):
+    """Rows as a table: descriptors of an Arrow type, and two more columns."""
+    column = pa.array(
+        [
+            row.tobytes()
+            if pa.types.is_binary(kind)
+            or pa.types.is_large_binary(kind)
+            or pa.types.is_fixed_size_binary(kind)
+            else row.tolist()
+            for row in data
+        ],
+        kind,
+    )
+    return pa.table({"key": IDS, "embedding": column, "price": PRICES})
+
+
+def write_table(path, table, group=17):
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=group)
+    else:
+        pyarrow.feather.write_feather(table, path, chunksize=group, compression="lz4")
+    return path
+
+
+def in_faiss(path, data, kind):
+    """Rows as a file of FAISS, and the ids that it gives them."""
+    given_ids = np.arange(ROWS)[::-1] * 7 + 3
+    binary = data.dtype == np.uint8
+    width = data.shape[1] * (8 if binary else 1)
+    if kind == "flat":
+        index, ids = (faiss.IndexBinaryFlat if binary else faiss.IndexFlatL2)(width), None
+    elif kind == "idmap":
+        flat = (faiss.IndexBinaryFlat if binary else faiss.IndexFlatIP)(width)
+        index, ids = (faiss.IndexBinaryIDMap if binary else faiss.IndexIDMap2)(flat), given_ids
+    else:
+        index = (
+            faiss.index_binary_factory(width, "BIVF4") if binary else faiss.index_factory(width, "IVF4,Flat")
+        )
+        index.train(data)
+        ids = None if kind == "cells" else given_ids
+    if ids is None:
+        index.add(data)
+    else:
+        index.add_with_ids(data, ids)
+    (faiss.write_index_binary if binary else faiss.write_index)(index, str(path))
+    return path, ids
+
+
+def all_of(rows, start=0, stop=None):
+    tables, descriptors = zip(*rows.tables(start, len(rows) if stop is None else stop), strict=True)
+    return pa.concat_tables(tables), concatenate(descriptors).data
+
+
+def files(folder):
+    """The same vectors in files of all kinds, with the settings that they need."""
+    np.save(folder / "plain.npy", VECTORS)
+    np.save(folder / "columns.npy", np.asfortranarray(VECTORS))
+    np.save(folder / "double.npy", VECTORS.astype(np.float64))
+    np.savez(folder / "plain.npz", features=VECTORS, ids=np.array(IDS))
+    np.savez_compressed(folder / "packed.npz", features=VECTORS, other=np.zeros((2, 2, 2)))
+    kinds = {
+        "fixed.parquet": pa.list_(pa.float32(), DIMENSION),
+        "lists.parquet": pa.list_(pa.float64()),
+        "large.feather": pa.large_list(pa.float32()),
+        "fixed.arrow": pa.list_(pa.float32(), DIMENSION),
+    }
+    for name, kind in kinds.items():
+        write_table(folder / name, table_of(VECTORS, kind))
+    in_faiss(folder / "flat.faiss", VECTORS, "flat")
+    in_faiss(folder / "cells.index", VECTORS, "cells")
+    graph = faiss.IndexHNSWFlat(DIMENSION, 8)
+    graph.add(VECTORS)
+    faiss.write_index(graph, str(folder / "graph.faiss"))
+    refined = faiss.index_factory(DIMENSION, "SQ8,RFlat")
+    refined.train(VECTORS)
+    refined.add(VECTORS)
+    faiss.write_index(refined, str(folder / "refined.faiss"))
+    return sorted(path for path in folder.iterdir())
+
+
+def test_every_kind_of_file_gives_the_rows_that_went_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(vector_files, "BLOCK_ROWS", 7)
+    for path in files(tmp_path):
+        rows = pickle.loads(pickle.dumps(imported(path)))
+        assert len(rows) == ROWS, path.name
+        _, found = all_of(rows)
+        np.testing.assert_array_equal(found, VECTORS, err_msg=path.name)
+        _, some = all_of(rows, 13, 41)
+        np.testing.assert_array_equal(some, VECTORS[13:41], err_msg=path.name)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(3), pa.binary(), pa.large_binary(), pa.list_(pa.uint8(), 3)])
+def test_codes_in_columns(tmp_path, kind):
+    path = write_table(tmp_path / "codes.parquet", table_of(CODES, kind))
+    rows = imported(path, column="embedding", bits=BITS, ids="key")
+    table, found = all_of(rows)
+    np.testing.assert_array_equal(found, CODES)
+    assert table["id"].to_pylist() == IDS
+    assert table["price"].to_pylist() == PRICES
+
+
+@pytest.mark.parametrize("data", [VECTORS, CODES], ids=["vectors", "codes"])
+@pytest.mark.parametrize("kind", ["flat", "idmap", "cells", "cells with ids"])
+def test_files_of_faiss(tmp_path, data, kind):
+    path, ids = in_faiss(tmp_path / "made.faiss", data, kind)
+    rows = imported(path, **({"bits": BITS} if data is CODES else {}))
+    order = np.argsort(ids) if kind == "cells with ids" else np.arange(ROWS)
+    np.testing.assert_array_equal(all_of(rows)[1], data[order])
+    expected = None if ids is None else [str(number) for number in ids[order]]
+    assert (None if rows.ids() is None else rows.ids().to_pylist()) == expected
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_cut_of_any_files_is_that_of_the_array(tmp_path, monkeypatch, data):
+    """Of several files of several kinds, read in blocks of any size, some rows or all."""
+    monkeypatch.setattr(vector_files, "BLOCK_ROWS", data.draw(st.integers(1, 30)))
+    cuts = sorted(data.draw(st.lists(st.integers(1, ROWS - 1), max_size=3, unique=True)))
+    paths = []
+    for number, (first, last) in enumerate(zip([0, *cuts], [*cuts, ROWS], strict=True)):
+        some = table_of(VECTORS, pa.list_(pa.float32(), DIMENSION)).slice(first, last - first)
+        suffix = data.draw(st.sampled_from([".parquet", ".feather"]))
+        paths.append(write_table(tmp_path / f"{number}{suffix}", some, data.draw(st.integers(1, 30))))
+    rows = imported(paths, ids="key", labels=[row % 3 for row in range(ROWS)])
+    kept = np.array(sorted(data.draw(st.sets(st.integers(0, ROWS - 1), min_size=1))), np.int64)
+    if data.draw(st.booleans()):
+        rows = rows.some(kept, np.array([5, 6, 7]))
+    else:
+        kept, rows = np.arange(ROWS), rows.some(None, np.array([5, 6, 7]))
+    start = data.draw(st.integers(0, len(kept) - 1))
+    stop = data.draw(st.integers(start + 1, len(kept)))
+    table, found = all_of(rows, start, stop)
+    np.testing.assert_array_equal(found, VECTORS[kept[start:stop]])
+    assert table.schema.equals(rows.schema)
+    assert table.to_pydict() == {
+        "id": [IDS[row] for row in kept[start:stop]],
+        "label": [row % 3 + 5 for row in kept[start:stop]],
+        "price": [PRICES[row] for row in kept[start:stop]],
+    }
+    assert rows.ids().to_pylist() == [IDS[row] for row in kept]
+
+
+def test_an_index_of_files_is_that_of_embeddings(tmp_path):
+    """The same hits, ids and labels as an index of embeddings of the same rows, as it grows too."""
+    images = draw_images(ROWS)
+    names, ids = list("abcdefg"), images["id"].to_pylist()
+    write(tmp_path / "embeddings", Vectors(VECTORS), images, class_names=names)
+    build(tmp_path / "embeddings", tmp_path / "first", shards=2)
+    labels = [names[row % 7] for row in range(ROWS)]
+    half = ROWS // 2
+    build(imported(VECTORS[:half], ids=ids[:half], labels=labels[:half]), tmp_path / "second", shards=3)
+    add(tmp_path / "second", imported(VECTORS[half:], ids=ids[half:], labels=labels[half:]), shards=2)
+    first, second = Index.open(tmp_path / "first"), Index.open(tmp_path / "second")
+    assert made_elsewhere(second.model)
+    assert second.verify()
+    assert second.class_names == names
+    queries = draw_vectors(9, DIMENSION, seed=3)
+    for where in (None, "label in (b, d)"):
+        found, expected = second.search(queries, 8, where=where), first.search(queries, 8, where=where)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_array_equal(found.distances, expected.distances)
+    whole = np.arange(ROWS)
+    assert second.records(whole).select(["id", "label"]) == first.records(whole).select(["id", "label"])
+    same = add(
+        tmp_path / "second", imported(VECTORS[:5], ids=[f"x{n}" for n in range(5)]), skip_duplicates=True
+    )
+    assert (same.added, same.skipped) == (0, 5)
+    with pytest.raises(DataError, match="2 of the ids are in the index already: 'image-0000', 'image-0001'"):
+        add(tmp_path / "second", imported(VECTORS[:2], ids=ids[:2]))
+
+
+def test_vectors_are_of_length_1_or_made_so(tmp_path):
+    long = VECTORS * np.linspace(0.5, 3, ROWS, dtype=np.float32)[:, None]
+    with pytest.raises(
+        DataError, match=r"the array: the vector in row 0 is of length 0.5, not 1 .*--normalise"
+    ):
+        build(imported(long), tmp_path / "index")
+    np.testing.assert_allclose(all_of(imported(long, normalise=True))[1], VECTORS, atol=1e-6)
+    half = VECTORS.astype(np.float16)
+    np.testing.assert_array_equal(all_of(imported(half))[1], half.astype(np.float32))
+    for wrong, message in ((0, "row 7 is of length 0"), (np.nan, "row 7 holds what is no finite number")):
+        long[7] = wrong
+        with pytest.raises(DataError, match=message):
+            all_of(imported(long, normalise=True))
+
+
+def test_rows_without_ids_have_no_column_of_them(tmp_path):
+    rows = imported(CODES, bits=BITS)
+    assert rows.schema.names == []
+    assert rows.ids() is None
+    build(rows, tmp_path / "index", shards=3)
+    index = Index.open(tmp_path / "index")
+    assert index.verify()
+    np.testing.assert_array_equal(index.descriptors().data, CODES)
+    assert index.search(index.descriptors([41]), 1).distances[0, 0] == 0
+    assert index.records([41])["id"].to_pylist() == ["41"]
+    add(tmp_path / "index", imported(CODES[:5], bits=BITS))
+    assert Index.open(tmp_path / "index").row_of("64") == 64
+    with pytest.raises(DataError, match="numbers its rows, and the rows to add have ids"):
+        add(tmp_path / "index", imported(CODES, bits=BITS, ids=IDS))
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "names"),
+    [
+        (["dog", "cat", None], [1, 0, None], ["cat", "dog"]),
+        ([4, None, 0], [4, None, 0], None),
+        ([["dog", "cat"], [], None], [[1, 0], [], None], ["cat", "dog"]),
+        ([[3, 1], [2], []], [[3, 1], [2], []], None),
+        (pa.array(["dog", None, "dog"]).dictionary_encode(), [0, None, 0], ["dog"]),
+        ([None, None, None], [None, None, None], None),
+    ],
+)
+def test_labels_are_names_or_numbers_one_or_several(tmp_path, labels, expected, names):
+    rows = imported(VECTORS[:3], labels=labels)
+    assert all_of(rows)[0]["label"].to_pylist() == expected
+    assert rows.class_names == names
+    table = pa.table({"vector": pa.array(VECTORS[:3].tolist()), "kind": labels})
+    pq.write_table(table, tmp_path / "made.parquet")
+    rows = imported(tmp_path / "made.parquet", labels="kind")
+    assert all_of(rows)[0]["label"].to_pylist() == expected
+    assert (rows.class_names, rows.schema.names) == (names, ["label"])
+
+
+def test_ids_and_labels_in_files_beside(tmp_path):
+    (tmp_path / "ids.txt").write_text("".join(f"{name}\n" for name in IDS), encoding="utf-8")
+    (tmp_path / "ids.json").write_text(json.dumps(IDS))
+    np.save(tmp_path / "ids.npy", np.array(IDS))
+    for suffix in ("txt", "json", "npy"):
+        assert imported(VECTORS, ids=str(tmp_path / f"ids.{suffix}")).ids().to_pylist() == IDS
+    (tmp_path / "labels.txt").write_text("3\n" * ROWS)
+    rows = imported(VECTORS, labels=str(tmp_path / "labels.txt"))
+    assert (rows.class_names, set(all_of(rows)[0]["label"].to_pylist())) == (None, {3})
+
+
+def test_what_made_them_is_known_by_a_name(tmp_path):
+    build(imported(VECTORS, ids=IDS, model_name="clip"), tmp_path / "index")
+    model = Index.open(tmp_path / "index").model
+    assert model.startswith("elsewhere:clip:")
+    assert model == elsewhere("clip", imported(VECTORS).form)
+    with pytest.raises(
+        ArtefactError, match=r"index of model elsewhere:clip:\w+, the rows are .*--model-name"
+    ):
+        add(tmp_path / "index", imported(VECTORS, ids=[f"b{row}" for row in range(ROWS)]))
+    with pytest.raises(RecipeError, match="one line of up to 80 letters"):
+        imported(VECTORS, model_name="two\nlines")
+    write(tmp_path / "embeddings", Vectors(VECTORS), draw_images(ROWS))
+    table = pa.table({"id": IDS, "vector": pa.array(VECTORS.tolist())})
+    pq.write_table(table.replace_schema_metadata({"model": "model-a"}), tmp_path / "ours.parquet")
+    build(tmp_path / "embeddings", tmp_path / "ours")
+    assert add(tmp_path / "ours", imported(tmp_path / "ours.parquet")).added == ROWS
+
+
+def test_queries_fit_the_index(tmp_path):
+    form = imported(CODES, bits=BITS).form
+    np.save(tmp_path / "queries.npy", CODES[:4])
+    ids, queries = queries_in(tmp_path / "queries.npy", form)
+    assert (ids, queries.bits) == (["0", "1", "2", "3"], BITS)
+    with pytest.raises(QueryError, match="the index holds 20-bit codes, the file vectors of 6 dimensions"):
+        queries_in(VECTORS, form)
+
+
+def broken(folder):
+    """Files that are not what they should be, with what is said of them."""
+    np.save(folder / "flat.npy", VECTORS.ravel())
+    np.save(folder / "ints.npy", np.ones((3, 4), np.int32))
+    (folder / "text.npy").write_text("no array")
+    (folder / "text.parquet").write_text("no table")
+    (folder / "text.feather").write_text("no table")
+    (folder / "text.faiss").write_text("no index")
+    (folder / "text.npz").write_text("no archive")
+    np.savez(folder / "several.npz", a=VECTORS, b=VECTORS)
+    np.savez(folder / "turned.npz", a=np.asfortranarray(VECTORS))
+    rows = [[1.0, 0.0], [1.0], None]
+    pq.write_table(pa.table({"v": rows[:2], "id": [1, 2]}), folder / "ragged.parquet")
+    pq.write_table(pa.table({"v": [rows[0], rows[2]]}), folder / "null.parquet")
+    pq.write_table(pa.table({"v": [[1.0, None], rows[0]]}), folder / "hole.parquet")
+    pq.write_table(pa.table({"v": [rows[0]], "row": [1]}), folder / "row.parquet")
+    pq.write_table(pa.table({"a": [rows[0]], "b": [rows[0]]}), folder / "two.parquet")
+    pq.write_table(pa.table({"name": ["x"]}), folder / "none.parquet")
+    pq.write_table(pa.table({"v": [rows[0]] * 2, "id": ["x", "x"]}), folder / "twice.parquet")
+    pq.write_table(pa.table({"v": [rows[0]] * 2, "id": ["x", None]}), folder / "noid.parquet")
+    pq.write_table(pa.table({"v": [rows[0]], "label": [1.5]}), folder / "label.parquet")
+    pq.write_table(pa.table({"v": [rows[0]], "label": [-1]}), folder / "minus.parquet")
+    pq.write_table(pa.table({"v": [rows[0]], "path": [3]}), folder / "path.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("nowhere.npy", {}, "nowhere.npy: the file is missing"),
+        ("images.csv", {}, r"its name ends in '.csv' \(known are .npy, "),
+        ("flat.npy", {}, r"an array \[rows, width\], got \[360\]"),
+        ("ints.npy", {}, "floating-point numbers, got int32"),
+        ("text.npy", {}, "text.npy: cannot be read"),
+        ("text.parquet", {}, "text.parquet: cannot be read"),
+        ("text.feather", {}, "text.feather: cannot be read"),
+        ("text.faiss", {}, "text.faiss: FAISS does not read it"),
+        ("text.npz", {}, "text.npz: cannot be read"),
+        ("several.npz", {}, "2 columns may hold the descriptors: a, b .*--column"),
+        ("several.npz", {"column": "c"}, "no column 'c'; there are: a, b"),
+        ("turned.npz", {}, "column after column"),
+        ("ragged.parquet", {}, "column 'v': row 1 holds 1 values, the first row 2"),
+        ("null.parquet", {}, "column 'v': row 1 holds nothing"),
+        ("hole.parquet", {}, "row 0 holds a list with nothing at a place"),
+        ("row.parquet", {}, "column 'row' has a name that an index needs"),
+        ("two.parquet", {}, "2 columns may hold"),
+        ("two.parquet", {"column": "a", "ids": "c"}, "c: neither a file nor a column; columns are: b"),
+        ("none.parquet", {}, "no column holds descriptors; there are: name"),
+        ("none.parquet", {"column": "name"}, "column 'name' holds string, no descriptors"),
+        ("twice.parquet", {}, "1 ids come more than once: 'x'"),
+        ("noid.parquet", {}, "row 1 has no id"),
+        ("label.parquet", {}, "labels are class names or numbers, got double"),
+        ("minus.parquet", {}, "label -1 is no class"),
+        ("path.parquet", {}, "'path' says where an image lies, got int64"),
+        ("two.parquet", {"column": "a", "bits": 8}, "values are no codes"),
+        ("two.parquet", {"column": "a", "bit": 8}, "unknown key 'bit'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, name, settings, message):
+    broken(tmp_path)
+    with pytest.raises((DataError, RecipeError, ArtefactError), match=message) as caught:
+        build(imported(tmp_path / name, **settings), tmp_path / "index")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "index" / "CURRENT").exists()
+
+
+def test_codes_have_as_many_bits_as_is_said(tmp_path):
+    with pytest.raises(RecipeError, match="codes of 30 bits are 4 bytes a row, got 3"):
+        imported(CODES, bits=30)
+    with pytest.raises(DataError, match=r"row \d+ has more than 18 bits: the last 6 of its bytes"):
+        all_of(imported(CODES, bits=18))
+    with pytest.raises(RecipeError, match="--normalise: codes have no length"):
+        imported(CODES, normalise=True)
+    with pytest.raises(DataError, match="3 values of uint8 a row, in the array 6 of float32"):
+        imported([VECTORS, CODES])

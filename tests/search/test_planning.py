@@ -1,0 +1,108 @@
+"""What an index is said to take is what its files take."""
+
+import numpy as np
+import pytest
+from bare_parts import Bare, build_bare
+from search_parts import draw_codes, draw_images, draw_local, draw_vectors, write
+
+from ray_retrieval.descriptors import DescriptorKind, Form
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.search import Index, build
+from ray_retrieval.search.approximate import ApproximateConfig
+from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.planning import descriptor_bytes, known_bytes, plan, structure_bytes
+from ray_retrieval.search.sources import EmbeddedRows
+from ray_retrieval.search.votes import LocalSearchConfig
+
+
+def sized(index, suffixes):
+    """Without what the files are filled from, which no search needs."""
+    found = [path for path in index.rglob("*") if path.suffix in suffixes and path.stem != "trained"]
+    return sum(path.stat().st_size for path in found)
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return draw_vectors(5000, 24, seed=3)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    ["Flat", "SQ8", "PQ8x4fs", "IVF16,Flat", "IVF16,SQ8", "IVF16,PQ12x4fs", "Pad32,IVF8,PQ8x4fs", "HNSW8"],
+)
+@pytest.mark.parametrize("shards", [1, 3])
+def test_structures_take_what_is_said(tmp_path, vectors, factory, shards):
+    config = ApproximateConfig(search=factory, recall_queries=5)
+    build_bare(Bare(vectors, step=2000), tmp_path / "index", shards=shards, approximate=config)
+    said, real = structure_bytes(factory, len(vectors), 24, shards), sized(tmp_path / "index", {".faiss"})
+    assert abs(said.bytes - real) < 0.02 * real + 1024 * shards
+    info = Index.open(tmp_path / "index").info()
+    assert info["structure_bytes"] == real
+    assert info["private_bytes"] <= real
+    assert (info["private_bytes"] == real) == ("IVF" in factory and "PQ" in factory)
+
+
+@pytest.mark.parametrize("bits", [1, 200])
+def test_codes_take_whole_words(tmp_path, bits):
+    build_bare(Bare(draw_codes(40, bits)), tmp_path / "index", shards=2)
+    said = plan(Form(DescriptorKind.CODES, bits), 40, shards=2)
+    assert [(kind.kind, kind.private, kind.auto) for kind in said] == [
+        ("exact", 0, True),
+        ("BIVF2048", 0, False),
+    ]
+    assert sized(tmp_path / "index", {".bin"}) == said[0].mapped + 2 * 64
+    info = Index.open(tmp_path / "index").info()
+    assert (info["descriptor_bytes"], info["known_bytes"]) == (said[0].mapped + 2 * 64, 0)
+    assert info["searched_bytes_per_row"] == pytest.approx(said[0].bytes_per_row + 2 * 64 / 40)
+
+
+@pytest.mark.parametrize("bits", [10, 200])
+def test_cells_of_codes_take_what_is_said(tmp_path, bits):
+    config = ApproximateConfig(search="BIVF8", recall_queries=5)
+    build_bare(Bare(draw_codes(900, bits)), tmp_path / "index", shards=2, approximate=config)
+    said, real = structure_bytes("BIVF8", 900, bits, 2), sized(tmp_path / "index", {".cells"})
+    assert abs(said.bytes - real) < 2 * (64 * 8 * 4 + 128)
+    info = Index.open(tmp_path / "index").info()
+    assert (info["structure_bytes"], info["private_bytes"]) == (real, 0)
+
+
+def test_local_features_take_what_is_said(tmp_path):
+    sets = draw_local(60, 8, vectors=6, most=40)
+    source = write(tmp_path / "e", sets, draw_images(60))
+    features = Embeddings.open(source).features
+    assert features == len(sets.data)
+    said = {kind.kind: kind for kind in plan(Form.of(sets), 60, features=features)}
+    assert [name for name, kind in said.items() if kind.auto] == ["exact"]
+    for name in ("exact", "global", "votes", "asmk"):
+        build(source, tmp_path / name, local=LocalSearchConfig(shortlist=name, recall_queries=3))
+        real = sized(tmp_path / name, {".bin", ".faiss", ".asmk"})
+        both = said[name].mapped + said[name].private
+        # How many features of an image share a word is not known before.
+        assert real - 3000 < both < real + (30 * features if name == "asmk" else 3000)
+
+
+def test_what_else_is_known_is_estimated(tmp_path):
+    source = write(tmp_path / "e", draw_codes(300, 32), draw_images(300, inline=False))
+    build(source, tmp_path / "index")
+    real = (next((tmp_path / "index").rglob("rows.arrow"))).stat().st_size
+    said = known_bytes(EmbeddedRows(Embeddings.open(source)))
+    assert 0.5 * real < said < 1.2 * real
+
+
+def test_what_auto_takes_is_marked_and_memory_is_looked_at():
+    form = Form(DescriptorKind.VECTORS, 128)
+    assert [kind.kind for kind in plan(form, 1000) if kind.auto] == ["exact"]
+    (large,) = [kind for kind in plan(form, 10**8) if kind.auto]
+    (small,) = [kind for kind in plan(form, 10**8, memory=3 * 10**9) if kind.auto]
+    assert large.kind.endswith("PQ64x4fs")
+    assert small.private < 3 * 10**9 < large.private
+    assert large.mapped == descriptor_bytes(form, 10**8) == 512 * 10**8
+    with pytest.raises(RecipeError, match="takes at least"):
+        plan(form, 10**8, memory=10)
+
+
+def test_unknown_structures_are_not_guessed(tmp_path, vectors):
+    assert structure_bytes("NSG16", 10, 4) is None
+    config = ApproximateConfig(search="IVF4,PQ4", recall_queries=5)
+    build_bare(Bare(vectors.take(np.arange(900))), tmp_path / "index", approximate=config)
+    assert Index.open(tmp_path / "index").info()["private_bytes"] is None
