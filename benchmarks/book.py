@@ -95,6 +95,11 @@ def measuring(what: str) -> Iterator[None]:
     print(f"\nload after {load():.1f} on {cores()} cores", flush=True)
 
 
+def on_threads(count: int) -> str:
+    """In words."""
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
 def load() -> float:
     """Processes that wanted to compute, in the mean of the last minute."""
     return os.getloadavg()[0]

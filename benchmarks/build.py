@@ -31,7 +31,7 @@ from typing import Any
 
 import faiss
 import numpy as np
-from book import arguments, claim, measuring
+from book import arguments, claim, measuring, on_threads
 from databases import clustered_codes, clustered_vectors, embedded, usual_factory
 from timing import once
 
@@ -72,7 +72,7 @@ class Table:
     def peer(self, name: str, kind: str, threads: int, taken: float) -> None:
         ours = self._ours[kind, threads]
         claim(
-            f"building an index of {self._rows:,} rows, {kind}, {threads} thread(s): its time over ours",
+            f"building an index of {self._rows:,} rows, {kind}, {on_threads(threads)}: its time over ours",
             peer=name,
             ratio=taken / ours,
             detail=f"{taken:.2f} s, {ours:.2f} s",

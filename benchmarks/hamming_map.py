@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from book import arguments, claim, measuring
+from book import arguments, claim, measuring, on_threads
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from timing import Taken, growth, shortest
 
@@ -173,14 +173,14 @@ def measure(work: Workload, labels: tuple[Labels, Labels], sampled: int, threads
         line(f"evaluate, {SHARDS} shards", count, in_parts)
         print(f"{'':44}{'':8}sharded : whole = {in_parts.processor / whole.processor:.2f} by cpu")
         claim(
-            f"Hamming evaluation, {said}, {count} thread(s): the field's argsort loop over ours",
+            f"Hamming evaluation, {said}, {on_threads(count)}: the field's argsort loop over ours",
             peer="the loop in float32, the MAP alone",
             ratio=fastest["a"] / whole.wall,
             detail=f"{fastest['a']:.2f} s, {whole.wall:.2f} s; equal to {agreement:.0e}",
-            headline=True,
+            headline=count == 1,
         )
         claim(
-            f"Hamming evaluation, {said}, {count} thread(s): processor time in {SHARDS} shards "
+            f"Hamming evaluation, {said}, {on_threads(count)}: processor time in {SHARDS} shards "
             "over that in one",
             peer="one shard",
             ratio=in_parts.processor / whole.processor,

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from book import arguments, claim, measuring
+from book import arguments, claim, measuring, on_threads
 
 from ray_retrieval.data import mining
 
@@ -140,11 +140,11 @@ def compare(given: Descriptors, work: Workload, options: Any, said: str) -> bool
         print(f"{'ratio':12}{'':8}{ratios[0]:12.2f}{ratios[1]:10.1f}{ratios[2]:10.2f}", flush=True)
         for part, ratio in (("the rule", ratios[1]), ("with the products", ratios[2])):
             claim(
-                f"mining {said}, {part}, {threads} thread(s): the published loop's time over ours",
+                f"mining {said}, {part}, {on_threads(threads)}: the published loop's time over ours",
                 peer="cirtorch's greedy loop",
                 ratio=ratio,
                 goal=f">= {GOAL}" if part == "the rule" and not options.short else None,
-                headline=True,
+                headline=threads == 1,
             )
         share, worst = agreement(given, mined["ours"], mined["published"])
         ok &= (options.short or ratios[1] >= GOAL) and worst <= 1e-5

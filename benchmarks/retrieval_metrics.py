@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from apart import ProcessError, in_its_own_process
-from book import arguments, claim, measuring
+from book import arguments, claim, measuring, on_threads
 from timing import forget_peak, once, status
 
 SHARED = {"recall@1": "precision_at_1", "map@r": "mean_average_precision_at_r", "r_precision": "r_precision"}
@@ -135,12 +135,12 @@ def compare(rows: int, threads: list[int]) -> float:
         worst = max(worst, difference(mine, other))
         for what, field, unit in (("time", "wall", "s"), ("memory", "memory", "MiB")):
             claim(
-                f"recall@1 to @1000, mAP, MAP@R of {rows:,} x {DIMENSION} in itself, {count} thread(s): the "
-                f"{what} of its MAP@R and recall@1 alone over ours",
+                f"recall@1 to @1000, mAP, MAP@R of {rows:,} x {DIMENSION} in itself, {on_threads(count)}: "
+                f"the {what} of its MAP@R and recall@1 alone over ours",
                 peer="pytorch-metric-learning, AccuracyCalculator",
                 ratio=other[field] / mine[field],
                 detail=f"{other[field]:.3g} {unit}, {mine[field]:.3g} {unit}",
-                headline=True,
+                headline=count == threads[-1],
             )
     print("\n" + ", ".join(f"{name} {value:.5f}" for name, value in mine["metrics"].items()) + "\n")
     return worst

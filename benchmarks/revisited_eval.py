@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from apart import ProcessError, in_its_own_process
-from book import arguments, claim, measuring
+from book import arguments, claim, measuring, on_threads
 from timing import most_private_memory, once, private_memory
 
 Floats = npt.NDArray[np.float32]
@@ -149,12 +149,12 @@ def compare(path: Path, rows: int, dimension: int, threads: list[int]) -> float:
 def _claim(rows: int, dimension: int, threads: int, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     for what, field, unit in (("time", "wall", "s"), ("memory", "memory", "MiB")):
         claim(
-            f"revisited evaluation of {QUERIES} queries among {rows:,} x {dimension}, {threads} thread(s): "
+            f"revisited evaluation of {QUERIES} queries among {rows:,} x {dimension}, {on_threads(threads)}: "
             f"the {what} of sorting over ours",
             peer="a full argsort",
             ratio=theirs[field] / max(ours[field], 0.1),
             detail=f"{theirs[field]:.3g} {unit}, {ours[field]:.3g} {unit}",
-            headline=True,
+            headline=threads == 1,
         )
 
 

@@ -112,7 +112,7 @@ def main() -> int:
     if options.list:
         for script in chosen:
             print(f"{script.name:24}{script.minutes(form):6.1f} min")
-    print(f"{len(chosen)} scripts, {form} form: about {total:.0f} minutes on two cores", flush=True)
+    print(f"scripts: {len(chosen)}, {form} form, about {total:.1f} min on two cores", flush=True)
     return 0 if options.list else run_all(chosen, form, HERE)
 
 

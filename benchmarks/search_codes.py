@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from book import claim
+from book import claim, on_threads
 from databases import clustered_codes, mapped_codes
 from equal_recall import K, compare, ours
 from peers import (
@@ -94,14 +94,14 @@ def _claim(
     name: str,
     speed: float | None,
 ) -> None:
-    what = f"exact search of {len(database):,} codes of {bits} bits, k = {_CLAIMED}, {threads} thread(s)"
+    what = f"exact search of {len(database):,} codes of {bits} bits, k = {_CLAIMED}, {on_threads(threads)}"
     claim(
         f"{what}, {len(asked):,} at a time: the fastest peer's time over ours",
         peer=f"FAISS, {name}" if name != "usearch" else name,
         ratio=len(asked) * fastest / taken,
         goal=">= 3" if threads == 1 and len(database) >= _GOAL_ROWS else None,
         detail=f"{1e3 * fastest:.3g} ms a query, {1e3 * taken / len(asked):.3g} ms",
-        headline=threads == 1,
+        headline=threads == 1 and len(database) >= _GOAL_ROWS,
     )
     if speed and len(asked) == 1:
         claim(

@@ -8,7 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 import numpy.typing as npt
-from book import claim
+from book import claim, on_threads
 from databases import clustered_vectors, unit_vectors
 from equal_recall import K, compare, ours
 from peers import Peer, hnswlib_graph, usearch_graph
@@ -50,11 +50,11 @@ def measure_exact(rows: int, dimension: int, threads: int) -> None:
                 if k == _CLAIMED:
                     claim(
                         f"exact search of {rows:,} vectors of {dimension} dimensions, k = {k}, {count} at a "
-                        f"time, {used} thread(s): the faster one's time over ours",
+                        f"time, {on_threads(used)}: the faster one's time over ours",
                         peer=f"FAISS, IndexFlat{'L2' if theirs[0] <= theirs[1] else 'IP'}",
                         ratio=min(theirs) / taken,
                         detail=f"{1e3 * min(theirs):.3g} ms, {1e3 * taken:.3g} ms",
-                        headline=used == 1,
+                        headline=used == 1 and count in (1, _BATCH),
                     )
                 speed = 2e-9 * count * rows * dimension / taken
                 cells = "".join(f"{1e3 * each:10.1f}" for each in theirs)

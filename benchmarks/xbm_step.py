@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from book import arguments, claim, measuring
+from book import arguments, claim, measuring, on_threads
 from pytorch_metric_learning.distances import DotProductSimilarity
 from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
 from pytorch_metric_learning.reducers import SumReducer
@@ -143,7 +143,7 @@ def measure_term(capacity: int, width: int, batch: int, threads: list[int], time
         other = milliseconds(lambda: gradient(theirs), max(3, times // 3))
         faster &= mine < other
         claim(
-            f"XBM's memory term, {batch} x {capacity:,} x {width}, contrastive, {count} thread(s): its "
+            f"XBM's memory term, {batch} x {capacity:,} x {width}, contrastive, {on_threads(count)}: its "
             "time over ours",
             peer="pytorch-metric-learning, CrossBatchMemory",
             ratio=other / mine,
