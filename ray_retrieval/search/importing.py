@@ -22,10 +22,9 @@ from pydantic import Field
 from ray_retrieval.config import Config, validate
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Local, Vectors, concatenate
 from ray_retrieval.errors import DataError, QueryError, RecipeError
-from ray_retrieval.search.column_values import fit
 from ray_retrieval.search.export_files import ExportedFile, is_export
 from ray_retrieval.search.faiss_files import FaissFile
-from ray_retrieval.search.given_descriptors import descriptors_from, form_of, stated
+from ray_retrieval.search.given_descriptors import descriptors_from, form_of, schema_of, stated
 from ray_retrieval.search.side_values import Beside, as_ids, classes_in, label_type, numbered, values_beside
 from ray_retrieval.search.sources import Rows, renumbered
 from ray_retrieval.search.table_files import TableFile
@@ -225,7 +224,7 @@ class ImportedRows:
         self.model = model or said or elsewhere(config.model_name, self.form)
         self.says_model = bool(model or said or config.model_name)
         given = given or {}
-        whole, rows = _schema_of(files, config), int(self._before[-1])
+        whole, rows = schema_of(files, {"id", "label", config.ids, config.labels}), int(self._before[-1])
         self.next_id = _next_id(files, told="ids" in given or config.ids is not None)
         self._ids = values_beside("id", given.get("ids", config.ids), whole, rows)
         self._labels = values_beside("label", given.get("labels", config.labels), whole, rows)
@@ -387,46 +386,6 @@ def _next_id(files: Sequence[VectorFile], *, told: bool) -> int | None:
     if told or len(files) != 1 or not isinstance(files[0], ExportedFile):
         return None
     return files[0].next_id
-
-
-def _schema_of(files: Sequence[VectorFile], config: ImportConfig) -> pa.Schema:
-    """The columns of all files beside the descriptors, without dictionaries.
-
-    Raises:
-        DataError: if the values of a column do not fit into one type; those of ids and labels may.
-    """
-    plain = [
-        pa.schema(
-            [
-                pa.field(
-                    field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-                )
-                for field in file.schema
-            ]
-        )
-        for file in files
-    ]
-    converted = {"id", "label", config.ids, config.labels}
-    before: dict[str, pa.DataType] = {}
-    for schema, file in zip(plain, files, strict=True):
-        for field in schema:
-            other = before.setdefault(field.name, field.type)
-            if pa.types.is_null(other):
-                before[field.name] = field.type
-            if field.name not in converted and not fit(other, field.type):
-                raise DataError(
-                    f"column '{field.name}' holds {field.type}, in other files {other}",
-                    where=file.where,
-                    mend="give each column one type",
-                )
-    try:
-        return pa.unify_schemas(plain, promote_options="permissive")
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(
-            f"columns do not fit together: {str(error).splitlines()[0]}",
-            where=f"{files[0].where} and others",
-            mend="give each column one type",
-        ) from None
 
 
 def _digest(array: "pa.Array | None") -> str | None:
