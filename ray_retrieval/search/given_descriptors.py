@@ -1,13 +1,15 @@
-"""Descriptors of files of others as those of an index: what they are, and whether they are sound."""
+"""What files of others hold as that of an index: descriptors and columns, and whether they are sound."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ray_retrieval.descriptors import Codes, DescriptorKind, Form, Vectors
 from ray_retrieval.errors import DataError, RecipeError
+from ray_retrieval.search.column_values import fit
 from ray_retrieval.search.vector_files import VectorFile
 
 Array = npt.NDArray[Any]
@@ -53,6 +55,49 @@ def stated(values: Sequence[Value | None], what: str, where: object) -> Value | 
     if any(value != values[0] for value in values):
         raise DataError(f"the files are of different {what}", where=where, mend="build them one by one")
     return values[0]
+
+
+def schema_of(files: Sequence[VectorFile], converted: set[str | None]) -> pa.Schema:
+    """The columns of all files beside the descriptors, without dictionaries.
+
+    Args:
+        files: of the rows.
+        converted: columns whose values get a type of their own, ids and labels, and may be of several.
+
+    Raises:
+        DataError: if the values of another column do not fit into one type.
+    """
+    plain = [
+        pa.schema(
+            [
+                pa.field(
+                    field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+                )
+                for field in file.schema
+            ]
+        )
+        for file in files
+    ]
+    before: dict[str, pa.DataType] = {}
+    for schema, file in zip(plain, files, strict=True):
+        for field in schema:
+            other = before.setdefault(field.name, field.type)
+            if pa.types.is_null(other):
+                before[field.name] = field.type
+            if field.name not in converted and not fit(other, field.type):
+                raise DataError(
+                    f"column '{field.name}' holds {field.type}, in other files {other}",
+                    where=file.where,
+                    mend="give each column one type",
+                )
+    try:
+        return pa.unify_schemas(plain, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"columns do not fit together: {str(error).splitlines()[0]}",
+            where=f"{files[0].where} and others",
+            mend="give each column one type",
+        ) from None
 
 
 def descriptors_from(
