@@ -418,6 +418,7 @@ def _report(index: str, change: Any, as_json: bool, *, dry_run: bool = False, le
                 "skipped": change.skipped,
                 "dropped": change.dropped,
                 "left_out": left_out,
+                "missed": change.missed,
                 "pruned": None if pruned is None else pruned.as_json(),
             }
         )
@@ -436,6 +437,8 @@ def _report(index: str, change: Any, as_json: bool, *, dry_run: bool = False, le
         typer.echo(f"undo    ray-retrieval index rollback {index}")
     elif not dry_run:
         typer.echo(f"version {manifest.number} stays: there is nothing to change")
+    if change.missed is not None:
+        typer.echo(f"warning {change.missed}", err=True)
     if pruned is not None:
         typer.echo(_pruned_in_words(pruned, dry_run))
 

@@ -168,7 +168,7 @@ def build_structure(
         why=why,
         effort=config.effort,
         files=files,
-        recall=Recall(k=1, value=0, queries=len(queries)),
+        recall=Recall(k=1, value=0, queries=len(queries), rows=rows),
         asked=ApproximateConfig(**config.model_dump(include=set(ApproximateConfig.model_fields))),
         target=target,
         trained=trained,
@@ -194,18 +194,21 @@ def extend_structure(
         pool: who writes them.
 
     Returns:
-        The structure of all shards; its recall is that of `built`.
+        The structure of all shards; its recall is measured again if any were filled in, and else that of
+        `built`.
     """
     files = [*built.files, *[None] * (len(shards) - len(built.files))]
     missing = [number for number, file in enumerate(files) if file is None]
     left_out, rows = (
         sum(shard.entry.rows for shard in some) for some in ([shards[n] for n in missing], shards)
     )
+    made: tuple[FileEntry, ...] = ()
     if everything or left_out > min(LEFT_OUT_ROWS, LEFT_OUT_SHARE * rows):
         made = fill_in(index, built, [shards[number] for number in missing], pool)
         for number, file in zip(missing, made, strict=True):
             files[number] = file
-    return built.model_copy(update={"files": tuple(files)})
+    extended = built.model_copy(update={"files": tuple(files)})
+    return measured(index, extended, shards, pool.threads) if made else extended
 
 
 def fill_in(index: Folder, built: Approximate, shards: Sequence[Shard], pool: Pool) -> tuple[FileEntry, ...]:
@@ -231,14 +234,13 @@ def fill_in(index: Folder, built: Approximate, shards: Sequence[Shard], pool: Po
 def measured(index: Folder, built: Approximate, shards: Sequence[Shard], threads: int) -> Approximate:
     """A structure that all shards are filled into, with its recall measured again on rows of theirs.
 
-    Where it was to reach a recall and does not any more, it looks harder, if that helps. A single row has
-    nothing to find but itself: then the recall stays what it was.
+    Where it was to reach a recall and does not any more, it looks harder, if that helps; if not, it says so
+    (`Approximate.missed`).
     """
     rows = sum(shard.entry.rows for shard in shards)
-    if rows < 2:
-        return built
     files = tuple(file for file in built.files if file is not None)
-    measure = _Measure(index, shards, files, _drawn(rows, built.recall.queries, _RECALL_SEED), threads)
+    count = built.recall.queries if built.asked is None else built.asked.recall_queries
+    measure = _Measure(index, shards, files, _drawn(rows, count, _RECALL_SEED), threads)
     tried = Tried(built.effort, measure.recall(built.effort))
     if built.target is not None:
         tried = raised(tried, built.target, measure.structures, measure.recall, measure.k)
@@ -272,6 +274,8 @@ def _fill_all(
 class _Measure:
     """Compares searches of filled structures with the exact one.
 
+    A single row has nothing to find but itself, which every search does: its recall is 1.
+
     Args:
         index: the index's folder.
         shards: all of them.
@@ -294,13 +298,17 @@ class _Measure:
     ) -> None:
         self.structures = list(opened_structures(index, shards, files).values())
         segments = [shard.segment for shard in shards]
-        self.k = max(1, min(_RECALL_K, sum(shard.entry.rows for shard in shards) - 1))
+        self._database = sum(shard.entry.rows for shard in shards)
+        self.k = max(1, min(_RECALL_K, self._database - 1))
         self._rows, self._threads = queries, threads
         self._queries = descriptors_of(shards, queries)
         found = search_segments(segments, self._queries, self.k + 1, threads=threads)
         self._exact = without(found, queries)
 
     def recall(self, effort: Effort) -> float:
+        """Of a search with this effort."""
+        if self._database < 2:
+            return 1.0
         assert isinstance(self._queries, Codes | Vectors)
         found = search_approximate(
             self.structures, self._queries.data, self.k + 1, effort, threads=self._threads
@@ -309,7 +317,7 @@ class _Measure:
 
     def of(self, built: Approximate, tried: Tried) -> Approximate:
         """A structure with an effort and what that was measured to find."""
-        found = Recall(k=self.k, value=tried.recall, queries=len(self._rows))
+        found = Recall(k=self.k, value=tried.recall, queries=len(self._rows), rows=self._database)
         return built.model_copy(update={"effort": tried.effort, "recall": found})
 
 

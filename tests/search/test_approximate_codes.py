@@ -4,9 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
+from bare_parts import Bare, build_bare
 from search_parts import (
     KilledError,
     assert_same,
+    draw_codes,
     draw_images,
     draw_vectors,
     files_in,
@@ -22,6 +24,8 @@ from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.hits import merge
 from ray_retrieval.search.pool import Threads
+from ray_retrieval.search.publishing import publish
+from ray_retrieval.storage import Folder
 
 BITS = 20
 CELLS = ApproximateConfig(search="BIVF16", nprobe=2, recall_queries=100)
@@ -200,6 +204,51 @@ def test_where_rows_are_written_anew_it_looks_as_hard_as_it_has_to(spread, tmp_p
     assert raised.recall.value >= 0.8
     untold = poor.model_copy(update={"target": None})
     assert structures.measured(index.folder, untold, shards, 1).effort.nprobe == 1
+
+
+def test_rows_that_are_filled_in_are_measured(tmp_path):
+    """Added rows are of another kind than those that it was trained on: near ones lie in many cells."""
+    first, others = clustered_codes(600), draw_codes(2000, BITS)
+    index = tmp_path / "index"
+    config = ApproximateConfig(search="BIVF16", nprobe=1, recall_queries=100)
+    reached = build_bare(Bare(first), index, approximate=config).approximate.recall.value
+    config = config.model_copy(update={"recall_target": reached})
+    built = build_bare(Bare(first), index, approximate=config).approximate
+    assert (built.recall.rows, built.missed) == (600, None)
+    change = add(index, Bare(others))
+    grown = change.manifest.approximate
+    assert grown.recall.rows == 2600
+    assert grown.recall.value >= reached > 0.5
+    assert grown.effort.nprobe > 1  # it looks harder, as it has to
+    assert not compact(index).changed
+
+
+def test_where_nothing_reaches_the_target_any_more_it_is_said(tmp_path, monkeypatch):
+    config = ApproximateConfig(search="BIVF16", nprobe=16, recall_target=0.99, recall_queries=100)
+    index = tmp_path / "index"
+    build_bare(Bare(clustered_codes(600)), index, approximate=config)
+    monkeypatch.setattr(structures, "recall", lambda exact, found: 0.5)
+    change = add(index, Bare(clustered_codes(500, seed=3)))
+    assert change.missed.startswith("it finds 0.5000 of the 10 nearest, 0.99 is asked for: ")
+    assert Index.open(index).info()["recall_missed"] == change.missed
+    monkeypatch.undo()
+    manifest = change.manifest
+    stale = manifest.approximate.recall.model_copy(update={"rows": None})  # of an earlier release
+    stale = manifest.approximate.model_copy(update={"recall": stale})
+    publish(Folder(index), manifest.model_copy(update={"approximate": stale}), parent=manifest)
+    assert compact(index, dry_run=True).changed
+    assert compact(index).missed is None
+    after = Index.open(index).manifest
+    assert (after.shards, after.approximate.recall.rows) == (manifest.shards, 1100)
+    assert after.approximate.recall.value == 1
+    assert not compact(index).changed
+
+
+def test_a_database_of_one_row_can_be_searched_in_cells(tmp_path):
+    config = ApproximateConfig(search="BIVF1", recall_target=0.9)
+    built = build_bare(Bare(clustered_codes(1)), tmp_path, approximate=config).approximate
+    assert built.recall.value == 1
+    assert Index.open(tmp_path).search(clustered_codes(1), 2).rows.tolist() == [[0, NO_ROW]]
 
 
 def test_what_an_earlier_release_built_can_grow(spread, tmp_path):
