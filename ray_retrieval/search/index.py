@@ -296,7 +296,14 @@ class Index:
             )
         assert isinstance(queries, Codes | Vectors)
         if self._structure is not None and self._gpu is None and not exact:
-            return self._structure.search(queries, k, effort, selection=selection, threads=self._threads)
+            return self._structure.search(
+                queries,
+                k,
+                effort,
+                selection=selection,
+                filtered=where is not None,
+                threads=self._threads,
+            )
 
         def find(some: Codes | Vectors, count: int) -> Hits:
             if self._gpu is not None:

@@ -103,6 +103,38 @@ def test_codes_are_added_removed_filtered_and_compacted(made, tmp_path, monkeypa
     assert after.verify()
 
 
+def test_a_removed_row_far_away_changes_no_answer(made, tmp_path, monkeypatch):
+    """Also where a query finds fewer than k: one cell of 16 holds no 300 of 900 rows."""
+    folder, _ = made
+    monkeypatch.setattr(structures, "FEW", 0)
+    index = shutil.copytree(folder / "index", tmp_path / "index")
+    queries, effort = clustered_codes(3, seed=2), Effort(nprobe=1)
+    before = Index.open(index).search(queries, 300, effort=effort)
+    assert (before.rows == NO_ROW).any()
+    (unseen,) = np.flatnonzero(~np.isin(np.arange(900), before.rows))[:1]
+    remove(index, [f"image-{unseen:04d}"])
+    assert_same(Index.open(index).search(queries, 300, effort=effort), before)
+
+
+@pytest.mark.parametrize("factory", ["BIVF64", "BIVF2"])
+def test_where_all_that_is_near_was_removed_it_looks_further(tmp_path, monkeypatch, factory):
+    monkeypatch.setattr(structures, "FEW", 0)
+    codes = draw_codes(2000, BITS)
+    build_bare(Bare(codes), tmp_path, approximate=ApproximateConfig(search=factory, recall_queries=9))
+    query, effort = codes.take(np.array([5])), Effort(nprobe=1)
+    near = Index.open(tmp_path).search(query, 2000, effort=effort).rows[0]
+    near = near[near != NO_ROW]
+    remove(tmp_path, [str(row) for row in near[: len(near) - 3]])
+    opened = Index.open(tmp_path)
+    found = opened.search(query, 20, effort=effort)
+    assert (found.rows != NO_ROW).all()
+    assert not np.isin(found.rows, near[: len(near) - 3]).any()
+    exact = opened.search(query, 20, exact=True)
+    if factory == "BIVF2":
+        assert_same(found, exact)
+    assert (found.distances >= exact.distances).all()
+
+
 @pytest.mark.parametrize("few", [0, 10**6])
 def test_filters_have_as_many_hits_as_rows_pass(made, monkeypatch, few):
     folder, _ = made
