@@ -18,7 +18,7 @@ from ray_retrieval.search.selftest import tested
 from ray_retrieval.search.shard import Shard, write_shard
 from ray_retrieval.search.shortlist import build_shortlist
 from ray_retrieval.search.sources import EmbeddedRows, NewRows, RowSource
-from ray_retrieval.search.structures import build_structure
+from ray_retrieval.search.structures import build_structure, chosen_search
 from ray_retrieval.search.votes import LocalSearchConfig
 from ray_retrieval.storage import Folder
 
@@ -76,6 +76,8 @@ def build(
         raise ArtefactError(
             "there are no rows to index", where=source.where, mend="of embeddings, see errors.parquet"
         )
+    config, count = approximate or ApproximateConfig(), _count_of(len(source), shards)
+    choice = chosen_search(form, len(source), count, config)
     if ids is not None:
         check_once(ids, source.where)
     with writing_alone(index, "build"):
@@ -98,7 +100,7 @@ def build(
         )
         opened = [Shard(index, entry, form, content=pool.elsewhere) for entry in entries]
         known = None if previous is None else previous.approximate
-        structure, why = build_structure(index, opened, form, approximate or ApproximateConfig(), known, pool)
+        structure, why = build_structure(index, opened, form, choice, config, known, pool)
         shortlist = None
         if form.kind is DescriptorKind.LOCAL:
             before = None if previous is None else previous.local
@@ -142,6 +144,11 @@ def opened_rows(rows: "str | Path | Folder | NewRows") -> NewRows:
     return rows
 
 
+def _count_of(rows: int, shards: int | None) -> int:
+    """How many shards rows are written as."""
+    return min(max(1, shards or -(-rows // ROWS_PER_SHARD)), rows)
+
+
 FirstId = Callable[[int, int], int | None]
 """The first id of the rows of a source from one place to another, where they are numbers that count on from
 there and are not stored; else None."""
@@ -175,7 +182,7 @@ def write_shards(
         progress: called with the number of rows written so far.
     """
     done, rows = 0, len(source)
-    count = min(max(1, shards or -(-rows // ROWS_PER_SHARD)), rows)
+    count = _count_of(rows, shards)
     bounds = [rows * number // count for number in range(count + 1)] if rows else []
 
     def advance(rows: int) -> None:

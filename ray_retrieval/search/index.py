@@ -35,7 +35,7 @@ from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.selection import RecentSelections, Selection, Spans, is_among, search_selected
 from ray_retrieval.search.shard import Shard, aligned
 from ray_retrieval.search.shortlist import ShortlistSearch
-from ray_retrieval.search.structures import StructureSearch
+from ray_retrieval.search.structure_search import StructureSearch
 from ray_retrieval.storage import Folder, check_file
 
 _ROW = pa.field("row", pa.int64())

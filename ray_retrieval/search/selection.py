@@ -5,7 +5,7 @@ ways lead there. Where the rows are few, they are gathered and compared exactly.
 is asked for more hits, and those that may not be are dropped; queries that are still short after a second
 attempt, because the wrong rows lie around them, go the first way. Asking for more costs a few per cent; a
 search that looks at each row's mark takes several times as long. An approximate search looks at few rows, and
-so at their marks (`bits`): see `structures.StructureSearch.search`.
+so at their marks (`bits`): see `structure_search.StructureSearch.search`.
 """
 
 import functools

@@ -19,7 +19,17 @@ from search_parts import (
 
 from ray_retrieval.descriptors import Codes
 from ray_retrieval.errors import RecipeError
-from ray_retrieval.search import NO_ROW, Index, add, build, choosing, compact, remove, structures
+from ray_retrieval.search import (
+    NO_ROW,
+    Index,
+    add,
+    build,
+    choosing,
+    compact,
+    remove,
+    structure_search,
+    structures,
+)
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.hits import merge
@@ -70,8 +80,8 @@ def test_any_shards_and_threads_find_the_same(made, tmp_path):
 
 def test_codes_are_added_removed_filtered_and_compacted(made, tmp_path, monkeypatch):
     folder, _ = made
-    monkeypatch.setattr(structures, "FEW", 0)
-    monkeypatch.setattr(structures, "FEW_SHARE", 0)
+    monkeypatch.setattr(structure_search, "FEW", 0)
+    monkeypatch.setattr(structure_search, "FEW_SHARE", 0)
     index = shutil.copytree(folder / "index", tmp_path / "index")
     assert [file is None for file in add(index, folder / "few").manifest.approximate.files] == [
         False,
@@ -106,7 +116,7 @@ def test_codes_are_added_removed_filtered_and_compacted(made, tmp_path, monkeypa
 def test_a_removed_row_far_away_changes_no_answer(made, tmp_path, monkeypatch):
     """Also where a query finds fewer than k: one cell of 16 holds no 300 of 900 rows."""
     folder, _ = made
-    monkeypatch.setattr(structures, "FEW", 0)
+    monkeypatch.setattr(structure_search, "FEW", 0)
     index = shutil.copytree(folder / "index", tmp_path / "index")
     queries, effort = clustered_codes(3, seed=2), Effort(nprobe=1)
     before = Index.open(index).search(queries, 300, effort=effort)
@@ -118,7 +128,7 @@ def test_a_removed_row_far_away_changes_no_answer(made, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("factory", ["BIVF64", "BIVF2"])
 def test_where_all_that_is_near_was_removed_it_looks_further(tmp_path, monkeypatch, factory):
-    monkeypatch.setattr(structures, "FEW", 0)
+    monkeypatch.setattr(structure_search, "FEW", 0)
     codes = draw_codes(2000, BITS)
     build_bare(Bare(codes), tmp_path, approximate=ApproximateConfig(search=factory, recall_queries=9))
     query, effort = codes.take(np.array([5])), Effort(nprobe=1)
@@ -139,8 +149,8 @@ def test_where_all_that_is_near_was_removed_it_looks_further(tmp_path, monkeypat
 def test_filters_have_as_many_hits_as_rows_pass(made, monkeypatch, few):
     folder, _ = made
     opened, queries = Index.open(folder / "index"), clustered_codes(20, seed=2)
-    monkeypatch.setattr(structures, "FEW", few)
-    monkeypatch.setattr(structures, "FEW_SHARE", 0)
+    monkeypatch.setattr(structure_search, "FEW", few)
+    monkeypatch.setattr(structure_search, "FEW_SHARE", 0)
     found = opened.search(queries, 200, where="label = 3")
     assert ((found.rows != NO_ROW).sum(axis=1) == len(opened.living("label = 3"))).all()
     assert_same(found, opened.search(queries, 200, where="label = 3", exact=True))

@@ -10,8 +10,9 @@ from ray_retrieval.errors import RecipeError
 from ray_retrieval.search import Index, build
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.embeddings import Embeddings
-from ray_retrieval.search.planning import descriptor_bytes, known_bytes, plan, structure_bytes
+from ray_retrieval.search.planning import descriptor_bytes, known_bytes, plan
 from ray_retrieval.search.sources import EmbeddedRows
+from ray_retrieval.search.structure_sizes import structure_bytes
 from ray_retrieval.search.votes import LocalSearchConfig
 
 
