@@ -8,11 +8,21 @@ rows (ids, labels, paths) and images come on top; see `known_bytes`.
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ray_retrieval.descriptors import DescriptorKind, Form
-from ray_retrieval.search.choosing import EXACT_CODES, EXACT_VECTORS, choose_for_codes, choose_for_vectors
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.search.approximate import ApproximateConfig
+from ray_retrieval.search.choosing import (
+    EXACT_CODES,
+    EXACT_VECTORS,
+    Choice,
+    choose,
+    choose_for_codes,
+    choose_for_vectors,
+)
 from ray_retrieval.search.scan import words_per_row
 from ray_retrieval.search.sources import RowSource
 from ray_retrieval.search.structure_sizes import StructureSize, cells_of_kind, structure_bytes
@@ -31,7 +41,7 @@ class Footprint:
         mapped: bytes of files that are mapped.
         private: bytes of memory of each process that has it open, without those of a search.
         rows: of the index.
-        auto: whether it is what `auto` chooses.
+        auto: whether it is what `auto` chooses, or what is asked for.
     """
 
     kind: str
@@ -51,7 +61,12 @@ class Footprint:
 
 
 def plan(
-    form: Form, rows: int, *, features: int = 0, shards: int = 1, memory: int | None = None
+    form: Form,
+    rows: int,
+    *,
+    features: int = 0,
+    shards: int = 1,
+    config: ApproximateConfig | None = None,
 ) -> list[Footprint]:
     """What an index of some rows would take, for each kind of search that it can be built for.
 
@@ -60,35 +75,43 @@ def plan(
         rows: of the index.
         features: local features in all.
         shards: of the index.
-        memory: as `auto` is told of it.
+        config: the search of codes or vectors that is asked for, `auto` unless told. Where it is another
+            kind than is planned for anyway, that comes too, if its size is known; where no structure fits the
+            memory, nothing is chosen.
 
     Raises:
-        RecipeError: if no structure fits the memory.
+        RecipeError: if what is asked for is of no use to the search.
     """
     stored = descriptor_bytes(form, rows, features)
     if form.kind is DescriptorKind.CODES:
-        return _of_codes(form, rows, shards, memory)
-    if form.kind is DescriptorKind.LOCAL:
+        kinds = [_fast(choose_for_codes, form, max(rows, EXACT_CODES + 1), shards)]
+    elif form.kind is DescriptorKind.LOCAL:
         return _of_local(form, rows, features, shards)
-    chosen = choose_for_vectors(rows, form.size, memory).factory
-    fast = chosen or choose_for_vectors(max(rows, EXACT_VECTORS + 1), form.size, memory).factory or ""
-    coarse = f"IVF{cells_of_kind(fast)}"
-    found = [Footprint("exact", stored, 0, rows, auto=chosen is None)]
-    for factory in (fast, f"{coarse},SQ8", f"{coarse},Flat", "SQ8", "HNSW32"):
+    else:
+        fast = _fast(choose_for_vectors, form, max(rows, EXACT_VECTORS + 1), shards)
+        coarse = f"IVF{cells_of_kind(fast)}"
+        kinds = [fast, f"{coarse},SQ8", f"{coarse},Flat", "SQ8", "HNSW32"]
+    asked = config or ApproximateConfig(search="auto")
+    try:
+        chosen = choose(form, rows, asked, shards).factory or "exact"
+    except RecipeError:
+        asked.check_of_use()
+        chosen = None
+    if chosen not in (None, "exact", *kinds):
+        kinds.insert(0, chosen)
+    found = [Footprint("exact", stored, 0, rows, auto=chosen == "exact")]
+    for factory in kinds:
         taken = structure_bytes(factory, rows, form.size, shards)
-        found.append(_beside(factory, stored, taken, rows, auto=factory == chosen))
+        if taken is not None:
+            found.append(_beside(factory, stored, taken, rows, auto=factory == chosen))
     return found
 
 
-def _of_codes(form: Form, rows: int, shards: int, memory: int | None) -> list[Footprint]:
-    """Of the exact search, and of cells."""
-    stored, chosen = descriptor_bytes(form, rows), choose_for_codes(rows, form.size, memory).factory
-    cells = chosen or choose_for_codes(max(rows, EXACT_CODES + 1), form.size).factory or ""
-    taken = structure_bytes(cells, rows, form.size, shards)
-    return [
-        Footprint("exact", stored, 0, rows, auto=chosen is None),
-        _beside(cells, stored, taken, rows, auto=chosen is not None),
-    ]
+def _fast(choose_fast: Callable[..., Choice], form: Form, rows: int, shards: int) -> str:
+    """What `auto` takes above the rows that it searches exactly, were there no limit of memory."""
+    factory = choose_fast(rows, form.size, shards=shards).factory
+    assert factory is not None, "so many rows are not searched exactly"
+    return factory
 
 
 def _of_local(form: Form, rows: int, features: int, shards: int) -> list[Footprint]:
