@@ -15,7 +15,7 @@ from rich.table import Table
 from ray_retrieval.cli_index import index_app
 from ray_retrieval.cli_serve import serve
 from ray_retrieval.cli_submit import submit_app
-from ray_retrieval.cli_vectors import Column, Normalise, answers_to, refuse_settings
+from ray_retrieval.cli_vectors import Bits, Column, Ids, ModelName, Normalise, answers_to, refuse_settings
 from ray_retrieval.errors import RetrievalError
 from ray_retrieval.printing import AsJson, print_json
 from ray_retrieval.progress import Display
@@ -417,8 +417,15 @@ def search(
         str | None,
         typer.Option(help="Only among images like these, e.g. 'label in (cat, dog) and price < 20'."),
     ] = None,
-    column: Column = None,
+    bits: Bits = None,
     normalise: Normalise = False,
+    column: Column = None,
+    ids: Ids = None,
+    model_name: ModelName = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Of an approximate search, e.g. nprobe=64."),
+    ] = None,
     gpu: Annotated[
         bool,
         typer.Option("--gpu", help="Compare all images on a GPU; the hits are those of the exact search."),
@@ -430,10 +437,13 @@ def search(
     from ray_retrieval import pictures
     from ray_retrieval.errors import RecipeError
     from ray_retrieval.query import Searcher
-    from ray_retrieval.recipe import rerank_steps
+    from ray_retrieval.recipe import from_settings, rerank_steps
+    from ray_retrieval.search.effort import Effort
     from ray_retrieval.tables import print_answers
 
     steps = rerank_steps(rerank or [])
+    effort = from_settings(Effort, settings) if settings else None
+    told = {"bits": bits, "normalise": normalise, "column": column, "ids": ids, "model_name": model_name}
     if bool(images) == (vectors is not None):
         raise RecipeError("queries are images, or --vectors FILE: one of the two", where="search")
     if vectors is not None:
@@ -442,13 +452,14 @@ def search(
         for option, value in of_images:
             if value is not None:
                 raise RecipeError("it is for query images", where=option, mend="leave it out")
-        told = {"column": column, "normalise": normalise}
-        names, answers, form = answers_to(index, vectors, k, where=where, rerank=steps, gpu=gpu, **told)
+        names, answers, form = answers_to(
+            index, vectors, k, where=where, rerank=steps, gpu=gpu, effort=effort, **told
+        )
         print_answers("vector", names, answers, form, as_json)
         return
-    refuse_settings({"column": column, "normalise": normalise})
+    refuse_settings(told)
     queries = images or []
-    searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine)
+    searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine, effort=effort)
     answers = searcher.answers(queries, k, box=box, where=where)
     if picture is not None:
         examples = [

@@ -256,6 +256,7 @@ def index_add(
     told = {"bits": bits, "normalise": normalise, "column": column, "ids": ids, "labels": labels}
     if len(places) > 1 or extend.are_embeddings(places[0]) or holds_descriptors(places[0], column):
         own = None if extend.are_embeddings(places[0]) else model
+        refuse_settings({"root": root, "embeddings": out, "set": settings}, "images")
         rows = rows_to_index(places, **told, model_name=model_name, model=own)
         _report(index, add(rows), as_json)
         return
@@ -474,8 +475,9 @@ def _pruned_in_words(pruned: Any, dry_run: bool) -> str:
 
 def _lines(file: Path) -> list[str]:
     from ray_retrieval.errors import DataError
+    from ray_retrieval.search.vector_files import lines_of
 
     try:
-        return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
+        return [line for line in lines_of(file.read_bytes()) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the ids cannot be read: {error}", where=file, mend="give a text file") from None

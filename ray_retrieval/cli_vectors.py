@@ -38,7 +38,7 @@ def holds_descriptors(place: str, column: str | None = None) -> bool:
     from pathlib import Path
 
     from ray_retrieval.search.export_files import is_export
-    from ray_retrieval.search.table_files import open_table
+    from ray_retrieval.search.table_files import columns_of_descriptors, open_table
     from ray_retrieval.search.vector_files import SUFFIXES
 
     if is_export(place):
@@ -46,7 +46,10 @@ def holds_descriptors(place: str, column: str | None = None) -> bool:
     suffix = Path(place.partition("?")[0]).suffix
     if suffix != ".parquet":
         return suffix in SUFFIXES
-    return column is not None or "image" not in open_table(place).schema.names
+    schema = open_table(place).schema
+    if column is not None or {"image", "img"} & set(schema.names):
+        return column is not None
+    return bool(columns_of_descriptors(schema)) or "path" not in schema.names
 
 
 def rows_to_index(places: list[str], *, model: str | None = None, **settings: Any) -> Any:
@@ -84,14 +87,14 @@ def rows_to_index(places: list[str], *, model: str | None = None, **settings: An
     return rows
 
 
-def refuse_settings(settings: dict[str, Any]) -> None:
-    """Raise RecipeError if something is said of files of descriptors where there are none."""
+def refuse_settings(settings: dict[str, Any], what: str = "files of descriptors") -> None:
+    """Raise RecipeError if an option is given that is for something else, where there is none."""
     from ray_retrieval.errors import RecipeError
 
     given = [name for name, value in settings.items() if value]
     if given:
         option = f"--{given[0].replace('_', '-')}"
-        raise RecipeError("it is for files of descriptors", where=option, mend="leave it out")
+        raise RecipeError(f"it is for {what}", where=option, mend="leave it out")
 
 
 def answers_to(
@@ -102,6 +105,7 @@ def answers_to(
     where: str | None,
     rerank: Any,
     gpu: bool,
+    effort: Any,
     **settings: Any,
 ) -> tuple[list[str], list[Any], Any]:
     """What an index answers to the descriptors in a file.
@@ -113,6 +117,7 @@ def answers_to(
         where: a filter, see `search.filters`.
         rerank: steps of re-ranking.
         gpu: search on a GPU, see `Index.open`.
+        effort: of an approximate search, see `Finder`.
         settings: of `importing.ImportConfig`.
 
     Returns:
@@ -124,7 +129,7 @@ def answers_to(
     from ray_retrieval.finder import Finder
     from ray_retrieval.search.importing import queries_in
 
-    finder = Finder(index, rerank=rerank, gpu=gpu)
+    finder = Finder(index, rerank=rerank, gpu=gpu, effort=effort)
     finder.check(k, where)
-    ids, queries = queries_in(file, finder.index.form, **settings)
+    ids, queries = queries_in(file, finder.index.form, finder.index.model, **settings)
     return ids, finder.find(queries, k, where=where), finder.index.form

@@ -19,7 +19,7 @@ from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Codes, Descriptors, Form, Local, Vectors, concatenate
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.model import Encoder
-from ray_retrieval.search.columns import descriptor_columns
+from ray_retrieval.search.columns import descriptor_columns, with_metadata
 from ray_retrieval.storage import Folder
 
 SUFFIXES = (".npy", ".parquet")
@@ -173,6 +173,6 @@ def save(embedded: Embedded, out: str | Path) -> None:
     table = pa.table({"id": embedded.ids, "path": pa.array(embedded.paths, pa.string())})
     for field, column in descriptor_columns(embedded.descriptors):
         table = table.append_column(field, column)
-    table = table.replace_schema_metadata({"model": embedded.model})
+    table = table.replace_schema_metadata(with_metadata(table.schema, embedded.model).metadata)
     with folder.writing(name) as stream:
         pq.write_table(table, stream, compression="zstd")

@@ -9,6 +9,7 @@ from ray_retrieval.compute import cores
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Local, Vectors
 from ray_retrieval.errors import QueryError, RecipeError
 from ray_retrieval.search import Hits, Index
+from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.rerank import (
@@ -35,6 +36,18 @@ def local_index(steps: Sequence[AnyRerankConfig]) -> str | None:
     return named.pop() if named else None
 
 
+def _effort_of(index: Index, asked: Effort) -> Effort:
+    """What an index was built with, but for what is set of another effort."""
+    approximate, local = index.manifest.approximate, index.manifest.local
+    if approximate is not None:
+        built = approximate.effort
+    elif local is not None:
+        built = local.config.effort
+    else:
+        raise RecipeError("the index compares all rows", where=index.folder, mend="leave out --set")
+    return built.model_copy(update={name: getattr(asked, name) for name in asked.model_fields_set})
+
+
 class Finder:
     """An index that is searched with descriptors: `Finder("index").find(Vectors(queries), k=5)`.
 
@@ -45,11 +58,12 @@ class Finder:
             verification for an index of local features, and nothing for others.
         model: fingerprint of the model that queries are encoded with, where it is known.
         gpu: search on a GPU, see `Index.open`.
+        effort: what is set of it replaces what the index was built with, for an approximate search.
 
     Raises:
         ArtefactError: if the index is missing, damaged or made by another model, or a step is not for what it
             holds.
-        RecipeError: if steps verify by several indices.
+        RecipeError: if steps verify by several indices, or there is no approximate search to set.
     """
 
     def __init__(
@@ -60,9 +74,11 @@ class Finder:
         rerank: Sequence[AnyRerankConfig] | None = None,
         model: str | None = None,
         gpu: bool = False,
+        effort: Effort | None = None,
     ) -> None:
         threads = threads or cores()
         self.index = Index.open(Folder(index), threads=threads, model=model, gpu=gpu)
+        self._effort = None if effort is None else _effort_of(self.index, effort)
         if rerank is None:
             verifies = self.index.form.kind is DescriptorKind.LOCAL
             rerank = (GeometricVerificationConfig(),) if verifies else ()
@@ -97,7 +113,7 @@ class Finder:
                 mend="search with images, or leave out that step of re-ranking",
             )
         depth = max([k, *(step.depth for step in self._steps)])
-        found = self.index.search(queries, depth, where=where)
+        found = self.index.search(queries, depth, effort=self._effort, where=where)
         if not self._steps:
             hits = [hits_of(self.index, found, query) for query in range(len(queries))]
             return [self._noted(queries, query, some, where) for query, some in enumerate(hits)]

@@ -15,6 +15,7 @@ from ray_retrieval.finder import Finder
 from ray_retrieval.model import DESCRIPTION, Encoder, read_model_description
 from ray_retrieval.report import Example, Shown
 from ray_retrieval.search import Index
+from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.importing import made_elsewhere
 from ray_retrieval.search.rerank import AnyRerankConfig
@@ -99,6 +100,7 @@ class Searcher(Finder):
             verification for an index of local features, and nothing for others.
         gpu: search on a GPU, see `Index.open`.
         engine: what computes the queries' descriptors, as for `model.Encoder`.
+        effort: of an approximate search, see `Finder`.
 
     Raises:
         ArtefactError: if index or model is missing, damaged, or they do not belong together, or a step is not
@@ -114,11 +116,14 @@ class Searcher(Finder):
         rerank: Sequence[AnyRerankConfig] | None = None,
         gpu: bool = False,
         engine: str = "torch",
+        effort: Effort | None = None,
     ) -> None:
         threads = threads or cores()
         found = Folder(model) if model is not None else model_of(Folder(index), mend=NAME_MODEL)
         self.encoder = Encoder(found, threads=threads, engine=engine)
-        super().__init__(index, threads=threads, rerank=rerank, model=self.encoder.fingerprint, gpu=gpu)
+        super().__init__(
+            index, threads=threads, rerank=rerank, model=self.encoder.fingerprint, gpu=gpu, effort=effort
+        )
         local = self._verified_by
         self._local = None
         if local is not None:

@@ -13,6 +13,7 @@ from test_cli import call, save_model
 from test_cli_index import said
 
 from ray_retrieval import embed
+from ray_retrieval.cli_vectors import holds_descriptors
 from ray_retrieval.model import Encoder
 from ray_retrieval.search import Index
 
@@ -116,9 +117,56 @@ def test_an_exported_index_is_built_again(cli_call, tmp_path):
     assert (one.model, one.row_of("item-7")) == (two.model, two.row_of("item-7"))
 
 
+def test_an_approximate_search_looks_as_hard_as_is_said(cli_call, tmp_path):
+    np.save(tmp_path / "vectors.npy", draw(400))
+    np.save(tmp_path / "queries.npy", draw(20, seed=1))
+    (tmp_path / "ids.txt").write_text("".join(f"q{row}\n" for row in range(20)))
+    told = ["--search", "IVF32,Flat", "--set", "nprobe=1", "--set", "recall_queries=10", "--normalise"]
+    said(cli_call, "index", "build", tmp_path / "vectors.npy", "--out", tmp_path / "index", *told)
+    asked = ["search", tmp_path / "index", "--vectors", tmp_path / "queries.npy", "--normalise", "-k", 5]
+    found = []
+    for nprobe in (1, 32):
+        answers = said(cli_call, *asked, "--set", f"nprobe={nprobe}", "--ids", tmp_path / "ids.txt")[
+            "queries"
+        ]
+        assert [answer["vector"] for answer in answers] == [f"q{row}" for row in range(20)]
+        found.append([[int(hit["id"]) for hit in answer["hits"]] for answer in answers])
+    expected = nearest(draw(20, seed=1), draw(400), 5).tolist()
+    assert found[1] == expected != found[0]
+    code, _, err = cli_call(*asked, "--set", "nprob=3")
+    assert (code, "unknown key 'nprob'" in err) == (2, True)
+
+
+def test_a_table_of_paths_is_one_of_images(tmp_path):
+    columns = {"path": ["a.png"], "image": ["a.png"], "vector": [[1.0, 0.0]], "price": [1.0]}
+    for names, expected in (
+        (["path", "price"], False),
+        (["image", "vector"], False),
+        (["path", "vector"], True),
+        (["vector"], True),
+        (["price"], True),
+    ):
+        pq.write_table(pa.table({name: columns[name] for name in names}), tmp_path / "a.parquet")
+        assert holds_descriptors(str(tmp_path / "a.parquet")) == expected, names
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["index", "add", "INDEX", "FILE", "--normalise", "--root", "x"], "--root: it is for images"),
+        (["index", "add", "INDEX", "FILE", "--set", "batch_size=3"], "--set: it is for images"),
+        (["index", "add", "INDEX", "FILE", "--embeddings", "x"], "--embeddings: it is for images"),
+        (
+            ["index", "add", "INDEX", "FILE", "--normalise", "--replace", "--model-name", "clip"],
+            "--replace: rows without ids",
+        ),
+        (
+            ["search", "INDEX", "--vectors", "FILE", "--normalise", "--model-name", "lsh"],
+            "made by something else ('clip'), the queries by something else ('lsh')",
+        ),
+        (["search", "INDEX", "--vectors", "FILE", "--bits", "8"], "values are no codes"),
+        (["search", "INDEX", "--vectors", "FILE", "--set", "nprobe=3"], "the index compares all rows"),
+        (["search", "INDEX", "a.png", "--ids", "x"], "--ids: it is for files of descriptors"),
         (["search", "INDEX"], "queries are images, or --vectors FILE: one of the two"),
         (["search", "INDEX", "a.png", "--vectors", "FILE"], "one of the two"),
         (["search", "INDEX", "--vectors", "FILE", "--picture", "a.png"], "--picture: it is for query images"),

@@ -5,20 +5,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_retrieval.errors import ArtefactError, DataError
+from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.errors import ArtefactError, DataError, RecipeError
 from ray_retrieval.search.building import Progress, opened_rows, write_shards
 from ray_retrieval.search.changes import Change, Where, changing, ids_of, published, rows_with
+from ray_retrieval.search.column_values import fit
 from ray_retrieval.search.deletes import write_deletes
 from ray_retrieval.search.duplicates import duplicates
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.ids import check_once, first_of
-from ray_retrieval.search.importing import made_elsewhere
+from ray_retrieval.search.importing import made_elsewhere, maker
 from ray_retrieval.search.index import Index
 from ray_retrieval.search.manifest import Manifest
 from ray_retrieval.search.pool import Pool, Threads
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.search.shortlist import extend_shortlist
-from ray_retrieval.search.sources import NewRows, RowSource
+from ray_retrieval.search.sources import EmbeddedRows, NewRows, RowSource
 from ray_retrieval.search.structures import extend_structure
 from ray_retrieval.storage import Folder, fingerprint
 
@@ -61,12 +63,14 @@ def add(
             somebody else is writing to the index.
         DataError: if an id is in the index already, or comes twice, if columns do not fit together, or some
             rows have ids and others none.
+        RecipeError: if rows that have no ids are to replace others, or duplicates cannot be told.
     """
     index, source, pool = Folder(uri), opened_rows(rows), pool or Threads(threads)
     with changing(index, "add", pool.threads) as (opened, previous, _):
         _check_same_kind(opened, source)
         ids, kept, outdated = source.ids(), None, np.zeros(0, np.int64)
         _check_same_ids(opened, numbered=ids is None)
+        _check_options(source, numbered=ids is None, replace=replace, skip_duplicates=skip_duplicates)
         if skip_duplicates:
             replaced = _replaced(opened, ids) if replace and ids is not None else None
             kept = np.flatnonzero(~duplicates(opened, source, replaced))
@@ -166,18 +170,41 @@ def _replaced(index: Index, ids: pa.Array) -> Rows:
     return np.asarray(found, np.int64)
 
 
+def _check_options(source: NewRows, *, numbered: bool, replace: bool, skip_duplicates: bool) -> None:
+    """Refuse what would do nothing, whatever the rows are."""
+    if replace and numbered:
+        raise RecipeError(
+            "rows without ids are like no row that is there, and replace none",
+            where="--replace",
+            mend="remove the old rows by their numbers, and add the new ones",
+        )
+    codes = source.form.kind is DescriptorKind.CODES and not isinstance(source, EmbeddedRows)
+    if skip_duplicates and codes and "path" not in source.schema.names:
+        raise RecipeError(
+            "equal codes need not be those of equal images, and there are no images to compare",
+            where="--skip-duplicates",
+            mend="leave it out, or give a column 'path' that says where the images lie",
+        )
+
+
 def _check_same_kind(index: Index, source: NewRows) -> None:
+    if index.form != source.form:
+        raise ArtefactError(
+            f"it is an index of {index.form}, the rows are {source.form}",
+            where=index.folder,
+            mend="build an index of their own",
+        )
+    if index.model == source.model:
+        return
     mend = "encode the images with the model that made the index"
     if made_elsewhere(source.model):
         named = made_elsewhere(index.model)
         mend = f"say what made them as the index does: --{'model-name NAME' if named else 'model MODEL'}"
-    for what, own, other in (("model", index.model, source.model), ("form", index.form, source.form)):
-        if own != other:
-            raise ArtefactError(
-                f"it is an index of {what} {own}, the rows are of {what} {other}",
-                where=index.folder,
-                mend=mend,
-            )
+    raise ArtefactError(
+        f"what the index holds was made by {maker(index.model)}, the rows by {maker(source.model)}",
+        where=index.folder,
+        mend=mend,
+    )
 
 
 def _check_same_ids(index: Index, *, numbered: bool) -> None:
@@ -201,30 +228,12 @@ def _check_columns(index: Index, rows: RowSource) -> None:
             continue
         own = index.schema.field(field.name).type
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        if not _fit(own, kind):
+        if not fit(own, kind):
             raise DataError(
                 f"column '{field.name}' holds {own} in the index and {kind} in the new rows",
                 where=index.folder,
                 mend="give a column of that type, or rename it",
             )
-
-
-def _fit(one: pa.DataType, other: pa.DataType) -> bool:
-    """Whether the values of two types fit into the wider of them, none of them changed."""
-    if one == other or pa.types.is_null(one) or pa.types.is_null(other):
-        return True
-    if any(pa.types.is_list(kind) or pa.types.is_large_list(kind) for kind in (one, other)):
-        return type(one) is type(other) and _fit(one.value_type, other.value_type)
-    return any(
-        all(is_one(kind) for kind in (one, other))
-        for is_one in (
-            pa.types.is_signed_integer,
-            pa.types.is_unsigned_integer,
-            pa.types.is_floating,
-            lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
-            lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
-        )
-    )
 
 
 def _classes(index: Index, source: NewRows) -> tuple[tuple[str, ...] | None, Rows | None]:

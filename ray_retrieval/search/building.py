@@ -74,7 +74,9 @@ def build(
     form, ids = source.form, source.ids()
     if len(source) == 0:
         raise ArtefactError(
-            "there are no rows to index", where=source.where, mend="of embeddings, see errors.parquet"
+            "there are no rows to index",
+            where=source.where,
+            mend="see errors.parquet" if isinstance(source, EmbeddedRows) else "give some",
         )
     config, count = approximate or ApproximateConfig(), _count_of(len(source), shards)
     choice = chosen_search(form, len(source), count, config)
@@ -93,7 +95,7 @@ def build(
             index,
             source,
             shards=shards,
-            first_id=(lambda start, _: start) if ids is None else _stored,
+            first_id=_stored if "id" in source.schema.names else (lambda start, _: start),
             keep_images=keep_images,
             pool=pool,
             progress=progress,
@@ -115,7 +117,7 @@ def build(
             ties="row",
             rows=len(source),
             next_row=len(source),
-            next_id=len(source) if ids is None else None,
+            next_id=(source.next_id or len(source)) if ids is None else None,
             model=source.model,
             embeddings=source.fingerprint,
             class_names=None if source.class_names is None else tuple(source.class_names),

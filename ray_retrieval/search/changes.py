@@ -137,7 +137,11 @@ def rollback(uri: Where, to: int | None = None) -> Change:
         if number == previous.number:
             return Change(previous, changed=False)
         earlier = Index.open(index, version=number).manifest
-        manifest = earlier.model_copy(update={"operation": f"rollback to {number}"})
+        next_id = earlier.next_id
+        if next_id is not None:
+            # Numbers that were given since then are known to somebody as those of other rows.
+            next_id = max(next_id, previous.next_id or 0)
+        manifest = earlier.model_copy(update={"operation": f"rollback to {number}", "next_id": next_id})
         return Change(publish(index, manifest, parent=previous))
 
 

@@ -1,4 +1,4 @@
-"""Descriptors in columns of others: lists of numbers or bytes, of fixed or of equal length, as arrays."""
+"""Columns of others: descriptors as lists of numbers or bytes, of fixed or equal length; types that fit."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,6 +90,24 @@ def values_of(column: pa.Array, shape: Shape, where: str, first_row: int) -> npt
         missing: npt.NDArray[np.bool_] = np.asarray(values.is_null()).reshape(-1, shape.width)
         _refuse(np.logical_or.reduce(missing, axis=1), "a list with nothing at a place", where, first_row)
     return np.asarray(values).reshape(-1, shape.width)
+
+
+def fit(one: pa.DataType, other: pa.DataType) -> bool:
+    """Whether the values of two types fit into the wider of them, none of them changed."""
+    if one == other or pa.types.is_null(one) or pa.types.is_null(other):
+        return True
+    if any(pa.types.is_list(kind) or pa.types.is_large_list(kind) for kind in (one, other)):
+        return type(one) is type(other) and fit(one.value_type, other.value_type)
+    return any(
+        all(is_one(kind) for kind in (one, other))
+        for is_one in (
+            pa.types.is_signed_integer,
+            pa.types.is_unsigned_integer,
+            pa.types.is_floating,
+            lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
+            lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
+        )
+    )
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

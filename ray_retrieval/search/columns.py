@@ -12,6 +12,7 @@
 What the values mean is said in `ray_retrieval.descriptors`. None of the columns holds nulls.
 """
 
+import json
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Local, Vectors
+from ray_retrieval.errors import DataError
 
+_MODEL, _CLASS_NAMES = "ray_retrieval.model", "ray_retrieval.class_names"
+"""Keys of the metadata of tables, which other programs have no reason to use."""
 _NAMES = {
     DescriptorKind.CODES: ("code",),
     DescriptorKind.VECTORS: ("vector",),
@@ -51,6 +55,36 @@ def descriptor_columns(descriptors: Descriptors) -> list[tuple[pa.Field, pa.Arra
     ]
     with_vectors = descriptors.vectors.shape[1] > 0
     return [*found, _field("vector", _fixed_lists(descriptors.vectors))] if with_vectors else found
+
+
+def with_metadata(schema: pa.Schema, model: str, class_names: list[str] | None = None) -> pa.Schema:
+    """A schema that says what made the descriptors, and the classes that labels count in."""
+    about = {_MODEL: model}
+    if class_names is not None:
+        about[_CLASS_NAMES] = json.dumps(class_names)
+    return schema.with_metadata(about)
+
+
+def own_metadata(schema: pa.Schema, where: object) -> tuple[str | None, list[str] | None]:
+    """Model and class names that `with_metadata` has written; None where it has not.
+
+    Raises:
+        DataError: if they are something else.
+    """
+    said = schema.metadata or {}
+    model, listed = said.get(_MODEL.encode()), said.get(_CLASS_NAMES.encode())
+    try:
+        names = None if listed is None else json.loads(listed)
+        sound = names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names))
+        if sound:
+            return None if model is None else model.decode(), names
+    except ValueError:
+        pass
+    raise DataError(
+        f"the metadata '{_MODEL}' and '{_CLASS_NAMES}' are text, and a JSON list of text",
+        where=where,
+        mend="leave them out, or write the file again",
+    )
 
 
 def descriptors_in(table: pa.Table, form: Form) -> Descriptors:

@@ -4,6 +4,7 @@ A flat index is written some rows at a time: its file is a header, which FAISS i
 Graphs and approximate structures are made in memory, and written when all rows are there.
 """
 
+import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ import numpy as np
 from ray_retrieval.descriptors import DescriptorKind, Descriptors, Form
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.search.faiss_index import one_faiss_thread
+from ray_retrieval.search.files import trained_bytes
 from ray_retrieval.search.index import Index
+from ray_retrieval.search.planning import structure_bytes
 from ray_retrieval.storage import Folder
 
 faiss: Any = untyped_faiss  # Its own types leave out half of what is there.
@@ -24,6 +27,8 @@ Add = Callable[[Descriptors], object]
 
 _LINKS = 32
 """Of a graph's rows, each to others."""
+_BYTES_OF_LINKS = 272
+"""Of a graph's row: twice as many links on its lowest floor, 4 bytes each, and what says where they begin."""
 _ROWS_AT = 8
 """Where an index without any rows says how many there are: after its type and dimension, 4 bytes each."""
 _CODES_ROWS_AT = 12
@@ -49,6 +54,31 @@ def writing_flat(folder: Folder, name: str, form: Form, rows: int) -> Iterator[A
         yield lambda descriptors: stream.write(np.ascontiguousarray(descriptors.data).tobytes())
 
 
+def check_memory(index: Index, *, approximate: bool) -> None:
+    """Refuse to build in memory what does not fit there.
+
+    Args:
+        index: to be exported.
+        approximate: as its own structure; else as a graph.
+
+    Raises:
+        RecipeError: naming how much it takes.
+    """
+    form, structure = index.form, index.manifest.approximate
+    row = _whole_bits(form) // 8 if form.kind is DescriptorKind.CODES else 4 * form.size
+    needed = index.rows * (row + _BYTES_OF_LINKS)
+    if approximate and structure is not None:
+        told = structure_bytes(structure.factory, index.rows, form.size)
+        needed = index.rows * row if told is None else told.bytes
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise RecipeError(
+            f"it is built in memory: that takes {needed / 1e9:,.1f} GB, and there are {there / 1e9:,.1f} GB",
+            where="--format",
+            mend="export as npy, or as faiss without --approximate, which are written in blocks",
+        )
+
+
 @contextmanager
 def writing_graph(folder: Folder, name: str, form: Form) -> Iterator[Add]:
     """Take codes or vectors, which become an IndexBinaryHNSW or IndexHNSWFlat when the block ends."""
@@ -70,9 +100,8 @@ def writing_structure(folder: Folder, name: str, index: Index) -> Iterator[Add]:
         index: of vectors, with an approximate search.
     """
     assert index.manifest.approximate is not None
-    filled = next(file for file in index.manifest.approximate.files if file is not None)
-    trained = faiss.read_index(str(index.folder.local_path(filled.file)))
-    trained.reset()
+    empty = trained_bytes(index.folder, index.manifest.approximate)
+    trained = faiss.deserialize_index(np.frombuffer(empty, np.uint8))
     with _writing(folder, name, trained) as add:
         yield add
 

@@ -6,14 +6,16 @@ from typing import Any
 import pyarrow as pa
 
 from ray_retrieval.descriptors import DescriptorKind, Form
-from ray_retrieval.errors import DataError
+from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.search.column_values import Shape
 from ray_retrieval.search.faiss_files import FaissFile
 from ray_retrieval.search.table_files import TableFile, open_table
 from ray_retrieval.search.vector_files import (
+    BLOCK_ROWS,
     ArrayFile,
     Block,
     VectorFile,
+    absolute,
 )
 from ray_retrieval.storage import Folder, check_file, fingerprint, read_description
 
@@ -24,6 +26,33 @@ KIND, VERSION = "export of an index", 1
 def is_export(place: str) -> bool:
     """Whether a folder holds an export."""
     return Folder(place).exists(EXPORT)
+
+
+def read_export(folder: Folder, name: str = EXPORT) -> dict[str, Any]:
+    """What `export.json`, or another file like it, says.
+
+    Raises:
+        ArtefactError: if it is missing, or damaged.
+    """
+    about = read_description(folder, name, kind=KIND, version=VERSION)
+    wrong = [name for name in files_named(about) if not _is_name(name)]
+    if wrong:
+        raise ArtefactError(
+            f"damaged: {wrong[0]!r} is no name of a file in it",
+            where=folder.uri_of(name),
+            mend="export the index again",
+        )
+    return {"next_id": None, **about}
+
+
+def files_named(about: dict[str, Any]) -> list[str]:
+    """Names of the files of an export."""
+    return [entry["file"] for entry in about["files"]]
+
+
+def _is_name(name: object) -> bool:
+    """Whether it is that of a file inside a folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\:")
 
 
 class ExportedFile:
@@ -39,9 +68,9 @@ class ExportedFile:
 
     def __init__(self, place: str) -> None:
         folder = Folder(place)
-        about = read_description(folder, EXPORT, kind=KIND, version=VERSION)
+        about = read_export(folder)
         form = Form.from_json(about)
-        names = [entry["file"] for entry in about["files"]]
+        names = files_named(about)
         if form.kind is DescriptorKind.LOCAL or about["approximate"] or not names:
             what = f"a structure of {about['content']}" if about["approximate"] else about["content"]
             raise DataError(
@@ -53,13 +82,13 @@ class ExportedFile:
             check_file(folder, entry, content=True)
         self.where, self._entries = place, about["files"]
         self._descriptors = _opened(folder.uri_of(names[0]))
-        apart = len(names) > 1
-        self._known = open_table(folder.uri_of(names[1])) if apart else None
+        self._known = open_table(folder.uri_of(names[1])) if len(names) > 1 else None
         self.rows = self._descriptors.rows
         found = self._descriptors.shape
         bits = form.size if form.kind is DescriptorKind.CODES else None
         self.shape = Shape(found.dtype, found.width, bits)
         self.schema = self._known.schema.remove_metadata() if self._known else self._descriptors.schema
+        self.next_id: int | None = about["next_id"]
         self.model: str | None = about["model"]
         self.class_names: list[str] | None = about["class_names"]
         if self._known is not None and self._known.rows != self.rows:
@@ -67,17 +96,21 @@ class ExportedFile:
 
     def __reduce__(self) -> Any:
         """In another process the files are opened anew."""
-        return ExportedFile, (self.where,)
+        return ExportedFile, (absolute(self.where),)
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
-        for values, known in self._descriptors.blocks(start, stop):
-            count = len(values)
-            if self._known is not None and self.schema.names:
-                batches = self._known.batches(self.schema.names, start, start + count, count)
-                yield values, pa.Table.from_batches(batches)
-            else:
-                yield values, known
-            start += count
+        if self._known is None:
+            yield from self._descriptors.blocks(start, stop)
+            return
+        # Side by side: a table is read from the start of a row group for whatever is asked of it.
+        batches = self._known.batches(self.schema.names, start, stop, BLOCK_ROWS)
+        waiting = self.schema.empty_table()
+        for values, _ in self._descriptors.blocks(start, stop):
+            while len(waiting) < len(values):
+                following = pa.Table.from_batches([next(batches)]).replace_schema_metadata(None)
+                waiting = pa.concat_tables([waiting, following])
+            yield values, waiting.slice(0, len(values))
+            waiting = waiting.slice(len(values))
 
     def column(self, name: str) -> pa.ChunkedArray:
         if self._known is None:

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.storage import Folder, refusal
 
+LANCE = "rows.lance"
+"""A folder, which `export.json` does not list among its files."""
 _GROUP_ROWS = 1 << 16
 """Of Parquet's row groups, each of which is a place to begin to read."""
 

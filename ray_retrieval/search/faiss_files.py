@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ray_retrieval.errors import DataError
 from ray_retrieval.search.column_values import Shape
-from ray_retrieval.search.vector_files import Block, bare, block_rows, split
+from ray_retrieval.search.vector_files import Block, absolute, bare, block_rows, split
 from ray_retrieval.storage import fingerprint
 
 faiss: Any = untyped_faiss  # Its own types leave out half of what is there.
@@ -49,8 +49,16 @@ class FaissFile:
             read = faiss.read_index_binary if self._binary else faiss.read_index
             self._opened = read(str(path), faiss.IO_FLAG_MMAP_IFC)
             self._index, ids = _unwrapped(self._opened)
+            cells = _cells_of(self._index)
+            ids_of_cells = None if cells is None else _ids_of_cells(cells)
             # Numbers by which the index knows its rows; None: 0, 1, 2 and so on.
-            self._keys = _keys_of_cells(self._index)
+            self._keys = None if ids_of_cells is None else np.sort(np.concatenate(ids_of_cells))
+            self._places: _Places | None = None
+            if ids_of_cells is not None and self._binary:
+                self._places = _Places(cells.invlists, ids_of_cells, self._index.code_size)
+            elif self._keys is not None:
+                kind = faiss.DirectMap.Array if _in_order(self._keys) else faiss.DirectMap.Hashtable
+                cells.set_direct_map_type(kind)
         self.rows = int(self._index.ntotal)
         own = ids
         if own is None and self._keys is not None and not _in_order(self._keys):
@@ -62,7 +70,7 @@ class FaissFile:
 
     def __reduce__(self) -> Any:
         """In another process the file is mapped anew."""
-        return FaissFile, (self.where,)
+        return FaissFile, (absolute(self.where),)
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
         step = block_rows(self.shape.bytes)
@@ -84,12 +92,43 @@ class FaissFile:
         if self._keys is None:
             self._index.reconstruct_n_c(first, count, faiss.swig_ptr(found))
             return found
+        if self._places is not None:
+            return self._places.codes(first, count)
         keys = np.ascontiguousarray(self._keys[first : first + count])
-        if not self._binary:
-            self._index.reconstruct_batch_c(count, faiss.swig_ptr(keys), faiss.swig_ptr(found))
-            return found
-        for row, key in zip(found, keys.tolist(), strict=True):
-            self._index.reconstruct_c(key, faiss.swig_ptr(row))
+        self._index.reconstruct_batch_c(count, faiss.swig_ptr(keys), faiss.swig_ptr(found))
+        return found
+
+
+class _Places:
+    """Where the codes of a binary index with cells lie, of which FAISS itself gives back one a call.
+
+    Args:
+        lists: of the cells.
+        ids: of the rows in each cell.
+        width: bytes of a code.
+    """
+
+    def __init__(self, lists: Any, ids: list[Rows], width: int) -> None:
+        self._lists, self._width = lists, width
+        sizes = [len(some) for some in ids]
+        order = np.argsort(np.concatenate(ids), kind="stable")
+        # In the order of their ids: cell of each row, and place there.
+        self._cells = np.repeat(np.arange(len(ids), dtype=np.int32), sizes)[order]
+        starts = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+        self._at = (np.arange(len(order)) - starts)[order]
+
+    def codes(self, first: int, count: int) -> npt.NDArray[np.uint8]:
+        """uint8 [count, width]: of the rows from one place on, in the order of their ids."""
+        cells, places = self._cells[first : first + count], self._at[first : first + count]
+        by_cell = np.argsort(cells, kind="stable")
+        bounds = np.flatnonzero(np.diff(cells[by_cell])) + 1
+        found = np.empty((count, self._width), np.uint8)
+        for rows in np.split(by_cell, bounds):
+            number = int(cells[rows[0]])
+            pointer = self._lists.get_codes(number)
+            held = faiss.rev_swig_ptr(pointer, self._lists.list_size(number) * self._width)
+            found[rows] = held.reshape(-1, self._width)[places[rows]]
+            self._lists.release_codes(number, pointer)
         return found
 
 
@@ -106,18 +145,16 @@ def _unwrapped(index: Any) -> tuple[Any, Rows | None]:
     return index, None
 
 
-def _keys_of_cells(index: Any) -> Rows | None:
-    """The ids of an index with cells, ascending, once it can find its rows by them; None of others."""
-    cells = index if isinstance(index, faiss.IndexBinaryIVF) else None
-    if cells is None and not isinstance(index, faiss.IndexBinary):
-        cells = faiss.try_extract_index_ivf(index)
-    if cells is None:
-        return None
+def _cells_of(index: Any) -> Any:
+    """What divides an index into cells; None of others."""
+    if isinstance(index, faiss.IndexBinary):
+        return index if isinstance(index, faiss.IndexBinaryIVF) else None
+    return faiss.try_extract_index_ivf(index)
+
+
+def _ids_of_cells(cells: Any) -> list[Rows]:
     lists = cells.invlists
-    parts = [_ids_of_cell(lists, number) for number in range(lists.nlist)]
-    keys = np.sort(np.concatenate(parts))
-    cells.set_direct_map_type(faiss.DirectMap.Array if _in_order(keys) else faiss.DirectMap.Hashtable)
-    return keys
+    return [_ids_of_cell(lists, number) for number in range(lists.nlist)]
 
 
 def _in_order(keys: Rows) -> bool:

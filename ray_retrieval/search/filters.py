@@ -9,7 +9,8 @@
     value       a number, a word, or text in quotes, which are doubled inside it
 
 Words and quoted text mean the same, but that a quoted one is never a keyword. The values of `label` are
-names of classes, or their numbers; what is the name of one class and the number of another is the name. A
+names of classes, or their numbers; what is the name of one class and the number of another is the name. An
+`id` is text, also where rows are known by numbers: '5' is the row 5, and '05' and other text are none. A
 number that a column cannot hold equals none of its values. A column of lists, such as the label of images
 of several classes, equals a value if any of its items does. As in SQL, a condition on what is null is neither
 true nor false, and neither is its opposite; what is not true does not pass.
@@ -29,6 +30,7 @@ import pyarrow.compute as pc
 
 from ray_retrieval.errors import QueryError
 from ray_retrieval.search.integers import compared, holds
+from ray_retrieval.search.rows import numbers_in
 
 Mask = npt.NDArray[np.bool_]
 
@@ -328,7 +330,10 @@ class _Masks:
 
     def _among(self, condition: Among, column: pa.Array) -> pa.Array:
         items = pc.list_flatten(column) if _is_list(column.type) else column
-        values = [self._value(condition.column, value, items.type) for value in condition.values]
+        known = condition.values
+        if condition.column == "id" and pa.types.is_integer(items.type):
+            known = tuple(value for value in known if value.number is not None or numbers_in([value.text]))
+        values = [self._value(condition.column, value, items.type) for value in known]
         if pa.types.is_integer(items.type):
             possible = pa.array([int(value) for value in values if holds(items.type, value)], items.type)
         else:
@@ -360,6 +365,8 @@ class _Masks:
         if pa.types.is_boolean(kind) and value.text.lower() in ("true", "false"):
             return value.text.lower() == "true"
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            if name == "id" and numbers_in([value.text]):
+                return int(value.text)
             if value.number is None:
                 raise QueryError(f"column '{name}' holds numbers, '{value.text}' is none")
             return float(value.number) if pa.types.is_floating(kind) else value.number

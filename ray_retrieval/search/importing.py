@@ -22,6 +22,7 @@ from pydantic import Field
 from ray_retrieval.config import Config, validate
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Form, Local, Vectors, concatenate
 from ray_retrieval.errors import DataError, QueryError, RecipeError
+from ray_retrieval.search.column_values import fit
 from ray_retrieval.search.export_files import ExportedFile, is_export
 from ray_retrieval.search.faiss_files import FaissFile
 from ray_retrieval.search.given_descriptors import descriptors_from, form_of, stated
@@ -35,6 +36,7 @@ from ray_retrieval.search.vector_files import (
     NpzFile,
     VectorFile,
     bare,
+    is_folder,
 )
 from ray_retrieval.storage import digest, fingerprint
 
@@ -60,7 +62,7 @@ class ImportConfig(Config):
     where there is none, the rows have no ids but their numbers."""
     labels: str | None = None
     """A column of class numbers or names, or of lists of them; or a file as for `ids`. Default the column
-    `label`, where there is one."""
+    `label`, where there is one. Text of which each is a number, without zeros in front, is numbers."""
     model_name: str = ""
     """What made the descriptors, in your own words: rows can be added only to an index of the same."""
 
@@ -68,6 +70,14 @@ class ImportConfig(Config):
 def made_elsewhere(model: str) -> bool:
     """Whether what stands for a model is that of descriptors that were made elsewhere."""
     return model.startswith(_ELSEWHERE)
+
+
+def maker(model: str) -> str:
+    """What stands for a model, for errors."""
+    if not made_elsewhere(model):
+        return f"model {model}"
+    name = model.removeprefix(_ELSEWHERE).rpartition(":")[0]
+    return f"something else ('{name}')" if name else "something else (without a name)"
 
 
 def elsewhere(name: str, form: Form) -> str:
@@ -112,6 +122,8 @@ def imported(
         RecipeError: if a setting does not fit.
     """
     several = [files] if isinstance(files, str | Path | np.ndarray) else list(files)
+    if not all(isinstance(file, str | Path | np.ndarray) for file in several):
+        raise DataError("a list of numbers is no file", mend="give an array: numpy.asarray(rows, 'float32')")
     told, given = {}, {}
     for name, values in (("ids", ids), ("labels", labels)):
         if isinstance(values, str | Path):
@@ -122,26 +134,36 @@ def imported(
     return ImportedRows([_opened(file, config.column) for file in several], config, model, given)
 
 
-def queries_in(file: "Place | Array", form: Form, **settings: Any) -> tuple[list[str], Codes | Vectors]:
+def queries_in(
+    file: "Place | Array", form: Form, model: str | None = None, **settings: Any
+) -> tuple[list[str], Codes | Vectors]:
     """Queries for an index of a form, and their ids, or their numbers where they have none.
 
     Args:
         file: as for `imported`.
         form: of the index.
+        model: what stands for the model of the index. Compared if the file, or `model_name`, says what made
+            the queries.
         settings: of `ImportConfig`.
 
     Raises:
-        QueryError: if it holds something else than the index.
+        QueryError: if it holds something else than the index, or what another model made.
         RetrievalError: as `imported`.
     """
     if form.kind is DescriptorKind.LOCAL:
         raise QueryError(f"the index holds {form}: it is searched with images")
     rows = imported(file, **settings)
-    if form.kind is rows.form.kind is DescriptorKind.CODES:
-        rows = imported(file, bits=form.size, **settings)
+    if form.kind is rows.form.kind is DescriptorKind.CODES and settings.get("bits") is None:
+        rows = imported(file, **{**settings, "bits": form.size})
     if rows.form != form or len(rows) == 0:
         held = rows.form if len(rows) else "nothing"
         raise QueryError(f"the index holds {form}, the file {held}", where=rows.where)
+    if model is not None and rows.says_model and rows.model != model:
+        raise QueryError(
+            f"what the index holds was made by {maker(model)}, the queries by {maker(rows.model)}",
+            where=rows.where,
+            mend="search with descriptors of the model that made the index",
+        )
     queries = concatenate([descriptors for _, descriptors in rows.tables(0, len(rows))])
     assert not isinstance(queries, Local)
     ids = rows.ids()
@@ -154,6 +176,8 @@ def _opened(file: "Place | Array", column: str | None) -> VectorFile:
     place = str(file)
     if is_export(place):
         return ExportedFile(place)
+    if is_folder(place):
+        raise DataError("a folder, and no export of an index", where=place, mend="give the files in it")
     suffix = Path(place.partition("?")[0]).suffix
     if suffix not in SUFFIXES:
         raise DataError(
@@ -178,6 +202,8 @@ class ImportedRows:
         model: what stands for what made them.
         class_names: of the classes that labels count in, where they have names.
         where: the files.
+        says_model: whether the files, or the user, say what made the descriptors.
+        next_id: of rows that an index has numbered, the number that the next one gets; else None.
     """
 
     def __init__(
@@ -197,10 +223,17 @@ class ImportedRows:
             raise RecipeError("codes have no length to divide by", where="--normalise", mend="leave it out")
         said = None if config.model_name else stated([file.model for file in files], "model", self.where)
         self.model = model or said or elsewhere(config.model_name, self.form)
-        whole, rows, given = _schema_of(files), int(self._before[-1]), given or {}
+        self.says_model = bool(model or said or config.model_name)
+        given = given or {}
+        whole, rows = _schema_of(files, config), int(self._before[-1])
+        self.next_id = _next_id(files, told="ids" in given or config.ids is not None)
         self._ids = values_beside("id", given.get("ids", config.ids), whole, rows)
         self._labels = values_beside("label", given.get("labels", config.labels), whole, rows)
-        self.class_names = self._classes()
+        names = self._classes()
+        self._named = names is not None
+        said_names = stated([file.class_names for file in files], "class names", self.where)
+        self.class_names = names or said_names if self._labels.given else None
+        self._check_ids()
         self.schema = self._schema(whole)
         self.fingerprint = fingerprint(
             [
@@ -208,6 +241,7 @@ class ImportedRows:
                 config.model_dump(mode="json"),
                 [self.model, self.form.as_json(), self.class_names],
                 [_digest(values.array) for values in (self._ids, self._labels)],
+                self.next_id,
             ]
         )
         self._kept: Rows | None = None
@@ -226,7 +260,7 @@ class ImportedRows:
         return rows
 
     def ids(self) -> "pa.Array | None":
-        if not self._ids.given:
+        if not self._ids.given or self.next_id is not None:
             return None
         if self._ids.array is not None:
             whole = as_ids(self._ids.array, self.where)
@@ -275,9 +309,11 @@ class ImportedRows:
         """What is known of some rows, in the columns of the schema."""
         columns: dict[str, Any] = {}
         if self._ids.given:
-            columns["id"] = as_ids(_values(self._ids, table, first, rows), self.where, first)
+            values = _values(self._ids, table, first, rows)
+            columns["id"] = values if self.next_id is not None else as_ids(values, self.where, first)
         if self._labels.given:
-            label = numbered(_values(self._labels, table, first, rows), self.class_names, self.where)
+            values = _values(self._labels, table, first, rows)
+            label = numbered(values, self.class_names, self.where, named=self._named)
             label = pa.chunked_array([label])
             columns["label"] = label if self._renumbered is None else renumbered(label, self._renumbered)
         for field in self.schema:
@@ -287,14 +323,30 @@ class ImportedRows:
         return pa.table(columns).cast(self.schema) if columns else bare(rows)
 
     def _classes(self) -> list[str] | None:
-        """Names of the classes: those of the labels, or what the files say of their numbers."""
+        """Names of the classes where the labels are text."""
         if not self._labels.given:
             return None
         if self._labels.array is not None:
-            named = classes_in([self._labels.array])
-        else:
-            named = classes_in(file.column(str(self._labels.column)) for file in self._files)
-        return named or stated([file.class_names for file in self._files], "class names", self.where)
+            return classes_in([self._labels.array])
+        name = str(self._labels.column)
+        return classes_in(file.column(name) for file in self._files if name in file.schema.names)
+
+    def _check_ids(self) -> None:
+        """Refuse files of which some have ids and others none, and numbers that do not count up."""
+        name = self._ids.column
+        if name is None:
+            return
+        for file in self._files:
+            if name not in file.schema.names:
+                raise DataError(
+                    f"there is no column '{name}' of ids, which other files have",
+                    where=file.where,
+                    mend="give ids to all rows, or to none",
+                )
+        if self.next_id is not None:
+            ids = np.asarray(self._files[0].column(name))
+            if len(ids) and (ids[0] < 0 or (np.diff(ids) < 1).any() or ids[-1] >= self.next_id):
+                raise DataError("the numbers of its rows do not ascend", where=self.where)
 
     def _schema(self, whole: pa.Schema) -> pa.Schema:
         """Types of what is known of the rows.
@@ -302,19 +354,19 @@ class ImportedRows:
         Raises:
             DataError: if a column has a name that is needed for something else.
         """
-        fields = [pa.field("id", pa.large_string())] if self._ids.given else []
+        fields = []
+        if self._ids.given:
+            fields.append(pa.field("id", pa.large_string() if self.next_id is None else pa.int64()))
         if self._labels.array is not None:
             fields.append(pa.field("label", label_type(self._labels.array.type)))
         elif self._labels.column is not None:
             fields.append(pa.field("label", label_type(whole.field(self._labels.column).type)))
-        used = (self._ids.column, self._labels.column)
+        # What is asked for stands in place of a column of that name.
+        used = {self._ids.column, self._labels.column, *(field.name for field in fields)}
         fields += [field for field in whole if field.name not in used]
         names = [field.name for field in fields]
-        wrong = [name for name in names if name == "row" or names.count(name) > 1]
-        if wrong:
-            raise DataError(
-                f"column '{wrong[0]}' has a name that an index needs", where=self.where, mend="rename it"
-            )
+        if "row" in names:
+            raise DataError("column 'row' has a name that an index needs", where=self.where, mend="rename it")
         path = fields[names.index("path")].type if "path" in names else pa.null()
         if not any(fits(path) for fits in (pa.types.is_null, pa.types.is_string, pa.types.is_large_string)):
             raise DataError(
@@ -324,12 +376,25 @@ class ImportedRows:
 
 
 def _values(values: Beside, table: pa.Table, first: int, rows: int) -> Any:
-    """Those of some rows: from their own table, or cut out of the values of all."""
-    return table[values.column] if values.array is None else values.array.slice(first, rows)
+    """Those of some rows: from their own table, where it has any, or cut out of the values of all."""
+    if values.array is not None:
+        return values.array.slice(first, rows)
+    return table[values.column] if values.column in table.schema.names else pa.nulls(rows)
 
 
-def _schema_of(files: Sequence[VectorFile]) -> pa.Schema:
-    """The columns of all files beside the descriptors, without dictionaries."""
+def _next_id(files: Sequence[VectorFile], *, told: bool) -> int | None:
+    """The number after those of an exported index that numbers its rows, unless they get other ids."""
+    if told or len(files) != 1 or not isinstance(files[0], ExportedFile):
+        return None
+    return files[0].next_id
+
+
+def _schema_of(files: Sequence[VectorFile], config: ImportConfig) -> pa.Schema:
+    """The columns of all files beside the descriptors, without dictionaries.
+
+    Raises:
+        DataError: if the values of a column do not fit into one type; those of ids and labels may.
+    """
     plain = [
         pa.schema(
             [
@@ -341,6 +406,19 @@ def _schema_of(files: Sequence[VectorFile]) -> pa.Schema:
         )
         for file in files
     ]
+    converted = {"id", "label", config.ids, config.labels}
+    before: dict[str, pa.DataType] = {}
+    for schema, file in zip(plain, files, strict=True):
+        for field in schema:
+            other = before.setdefault(field.name, field.type)
+            if pa.types.is_null(other):
+                before[field.name] = field.type
+            if field.name not in converted and not fit(other, field.type):
+                raise DataError(
+                    f"column '{field.name}' holds {field.type}, in other files {other}",
+                    where=file.where,
+                    mend="give each column one type",
+                )
     try:
         return pa.unify_schemas(plain, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

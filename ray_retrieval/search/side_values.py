@@ -1,6 +1,7 @@
 """Ids and labels that come with descriptors that were made elsewhere: in a column, or in a file beside."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.errors import DataError
-from ray_retrieval.search.vector_files import split
+from ray_retrieval.search.vector_files import lines_of, split
+
+_NUMBER = "^(0|[1-9][0-9]{0,17})$"
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,16 @@ def _read(place: str, name: str, schema: pa.Schema) -> pa.Array:
         if Path(file).suffix == ".npy":
             return pa.array(np.load(folder.local_path(file), allow_pickle=False))
         if Path(file).suffix == ".json":
-            return pa.array(json.loads(folder.read_bytes(file)))
-        lines = folder.read_bytes(file).decode().splitlines()
-    except (ValueError, pa.ArrowException) as error:
-        reason = str(error).splitlines()[0]
+            values = json.loads(folder.read_bytes(file))
+            if not isinstance(values, list):
+                raise ValueError(f"a list is expected, got {type(values).__name__}")
+            return pa.array(values)
+        return pa.array(lines_of(folder.read_bytes(file)), pa.large_string())
+    except (ValueError, EOFError, OverflowError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(
             f"cannot be read: {reason}", where=place, mend="give text, one a line, .npy, or a list in .json"
         ) from None
-    if name == "label" and all(line.strip().isdecimal() for line in lines):
-        return pa.array([int(line) for line in lines], pa.int64())
-    return pa.array(lines, pa.large_string())
 
 
 def as_ids(column: Any, where: object, first_row: int = 0) -> Any:
@@ -96,7 +99,10 @@ def as_ids(column: Any, where: object, first_row: int = 0) -> Any:
 
 
 def classes_in(columns: Iterable[Any]) -> list[str] | None:
-    """The class names in columns of labels, sorted; None where labels are numbers."""
+    """The class names in columns of labels, sorted; None where labels are numbers.
+
+    Text is numbers too where each is one as it is written without sign, and zeros in front.
+    """
     found: set[str] = set()
     named = False
     for column in columns:
@@ -104,16 +110,18 @@ def classes_in(columns: Iterable[Any]) -> list[str] | None:
         if _is_text(values.type):
             named = True
             found.update(value for value in pc.unique(values).to_pylist() if value is not None)
-    return sorted(found) if named else None
+    numbers = bool(found) and all(re.fullmatch(_NUMBER, value) for value in found)
+    return sorted(found) if named and not numbers else None
 
 
-def numbered(column: Any, names: list[str] | None, where: object) -> Any:
+def numbered(column: Any, names: list[str] | None, where: object, *, named: bool) -> Any:
     """Labels as class numbers: int64, or lists of them.
 
     Args:
         column: an array or chunked array of names or numbers, or of lists of them.
-        names: of the classes; None or not looked at where the labels are numbers already.
+        names: of the classes, where they have any.
         where: for errors.
+        named: whether text is a class's name: whether `classes_in` gives names for all of the labels.
 
     Raises:
         DataError: if they are neither, or a number is no class.
@@ -121,11 +129,11 @@ def numbered(column: Any, names: list[str] | None, where: object) -> Any:
     column = column.cast(_plain(column.type))
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not _is_list(column.type):
-        return _numbers(column, names, where)
+        return _numbers(column, names, where, named)
     counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
     mask = pc.is_null(column) if column.null_count else None
-    return pa.ListArray.from_arrays(offsets, _numbers(column.flatten(), names, where), mask=mask)
+    return pa.ListArray.from_arrays(offsets, _numbers(column.flatten(), names, where, named), mask=mask)
 
 
 def label_type(kind: pa.DataType) -> pa.DataType:
@@ -135,15 +143,15 @@ def label_type(kind: pa.DataType) -> pa.DataType:
     return pa.list_(pa.int64()) if _is_list(_plain(kind)) else pa.int64()
 
 
-def _numbers(values: pa.Array, names: list[str] | None, where: object) -> pa.Array:
+def _numbers(values: pa.Array, names: list[str] | None, where: object, named: bool) -> pa.Array:
     kind = values.type
-    if _is_text(kind):
+    if _is_text(kind) and named:
         return pc.index_in(values.cast(pa.large_string()), value_set=pa.array(names, pa.large_string())).cast(
             pa.int64()
         )
     if pa.types.is_null(kind):
         return values
-    if not pa.types.is_integer(kind):
+    if not (pa.types.is_integer(kind) or _is_text(kind)):
         raise DataError(
             f"labels are class names or numbers, got {kind}", where=where, mend="give another column"
         )

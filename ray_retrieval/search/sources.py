@@ -70,14 +70,17 @@ class NewRows(RowSource, Protocol):
         model: fingerprint of what made the descriptors.
         class_names: of the classes that labels count in, where they have names.
         where: where the rows lie, for errors.
+        next_id: where the rows come from an index that numbered them, the number after all that it has given;
+            else None. Where they are no longer 0, 1, 2 and so on, the column `id` is int64 and ascends.
     """
 
     model: str
     class_names: list[str] | None
     where: object
+    next_id: int | None
 
     def ids(self) -> "pa.Array | None":
-        """The ids of all rows, large_string, in their order; None where the schema has no column `id`."""
+        """The ids of all rows, large_string, in their order; None where they are numbers."""
         ...
 
     def some(self, kept: "Rows | None", labels: "Rows | None") -> "NewRows":
@@ -108,6 +111,7 @@ class EmbeddedRows:
         self.form, self.embeddings, self._labels = embeddings.form, embeddings, labels
         self.model, self.class_names = embeddings.model, embeddings.class_names
         self.where: object = embeddings.folder
+        self.next_id: int | None = None
         self._kept = kept
         self._columns = [name for name in embeddings.schema.names if name not in ("row", "image")]
         self._before = np.cumsum([0, *(part["rows"] for part in embeddings.parts)])
@@ -187,6 +191,12 @@ class ShardRows:
     schema: pa.Schema
     fingerprint: str
     skipped: int = 0
+
+    def __post_init__(self) -> None:
+        # An index has these columns also where no shard stores them.
+        fields = (field for field in self.schema if field.name in ("label", "path"))
+        for field in [field for field in fields if pa.types.is_null(field.type)]:
+            self.schema = self.schema.remove(self.schema.get_field_index(field.name))
 
     def __len__(self) -> int:
         return len(self.kept) - self.skipped

@@ -1,6 +1,5 @@
 """Descriptors in tables: a column of a Parquet or Arrow file, read some rows at a time."""
 
-import json
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -10,7 +9,17 @@ import pyarrow.parquet as pq
 
 from ray_retrieval.errors import DataError
 from ray_retrieval.search.column_values import shape_of, values_of
-from ray_retrieval.search.vector_files import BLOCK_ROWS, Block, bare, block_rows, chosen, readable, split
+from ray_retrieval.search.columns import own_metadata
+from ray_retrieval.search.vector_files import (
+    BLOCK_ROWS,
+    Block,
+    absolute,
+    bare,
+    block_rows,
+    chosen,
+    readable,
+    split,
+)
 from ray_retrieval.storage import fingerprint
 
 _OWN_NAMES = ("code", "vector")
@@ -35,17 +44,15 @@ class TableFile:
         whole, self.rows = self._table.schema, self._table.rows
         if {"descriptors", "locations"} <= set(whole.names) and column is None:
             raise DataError("sets of local features are not read from files of others", where=place)
-        self._name = chosen(column, whole.names, _columns_of_descriptors(whole), place)
+        self._name = chosen(column, whole.names, columns_of_descriptors(whole), place)
         field = whole.field(self._name)
         self.shape = shape_of(field, self._first, place)
         self.schema = pa.schema([other.remove_metadata() for other in whole if other.name != self._name])
-        said = whole.metadata or {}
-        self.model = said[b"model"].decode() if b"model" in said else None
-        self.class_names = json.loads(said[b"class_names"]) if b"class_names" in said else None
+        self.model, self.class_names = own_metadata(whole, place)
 
     def __reduce__(self) -> Any:
         """In another process the file is opened anew."""
-        return TableFile, (self.where, self._name)
+        return TableFile, (absolute(self.where), self._name)
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
         names, first = [self._name, *self.schema.names], start
@@ -66,6 +73,8 @@ class TableFile:
 
     def _first(self) -> pa.Array:
         """The column's value of the first row."""
+        if self.rows == 0:
+            raise DataError("there are no rows", where=self.where, mend="give a file of some")
         return next(self._table.batches([self._name], 0, 1, 1))[self._name]
 
 
@@ -146,7 +155,7 @@ class _Arrow:
                 yield batch.slice(cut - first, min(step, high - cut))
 
 
-def _columns_of_descriptors(schema: pa.Schema) -> list[str]:
+def columns_of_descriptors(schema: pa.Schema) -> list[str]:
     """Those that may hold descriptors: one of our own names, or all of a fitting type."""
     own = [name for name in _OWN_NAMES if name in schema.names]
     if own:

@@ -1,7 +1,8 @@
 """Files of descriptors that other programs wrote, read some rows at a time.
 
     .npy                      an array [n, width], mapped into memory
-    .npz                      an array [n, width] among others; those of one value a row are columns
+    .npz                      an array [n, width] among others; those of one value a row are columns; for
+                              small data: it is unpacked from its beginning for each shard
     .parquet                  a column of lists of numbers, or of bytes; the others are columns
     .arrow .feather .ipc      the same, in Arrow's file format
     .faiss .index             what an index of FAISS holds, see `faiss_files`
@@ -10,6 +11,7 @@ Bytes (uint8) are packed codes, floating-point numbers are vectors. Whether the 
 hold is looked at by `importing`.
 """
 
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +79,27 @@ def split(place: str | Path) -> tuple[Folder, str]:
     return whole.parent, whole.path.rpartition("/")[2]
 
 
+def is_folder(place: str) -> bool:
+    """Whether there is a folder, rather than a file or nothing."""
+    folder = Folder(place)
+    return folder.is_local and os.path.isdir(folder.path)
+
+
+def absolute(place: str) -> str:
+    """A path or URI for another process, which may stand in another folder."""
+    return Folder(place).uri
+
+
+def lines_of(data: bytes) -> list[str]:
+    """The lines of a text file, as an editor shows them: without a mark of the byte order at the start.
+
+    Raises:
+        UnicodeDecodeError: if it is no UTF-8.
+    """
+    lines = [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n")]
+    return lines[:-1] if lines[-1] == "" else lines
+
+
 def block_rows(width_bytes: int) -> int:
     """Rows that are read at a time."""
     return max(1, min(BLOCK_ROWS, _BLOCK_BYTES // max(1, width_bytes)))
@@ -97,7 +120,7 @@ class ArrayFile:
     class_names: list[str] | None = None
 
     def __init__(self, array: npt.NDArray[Any], where: str) -> None:
-        self._array, self.where = array, where
+        self._array, self.where, self._mapped = array, where, False
         self.shape, self.schema = _shape_of_array(array.dtype, array.shape, where), pa.schema([])
         self.rows = len(array)
 
@@ -111,12 +134,15 @@ class ArrayFile:
         """
         folder, name = split(place)
         with readable(place, ValueError, EOFError):
-            return cls(np.load(folder.local_path(name), mmap_mode="r", allow_pickle=False), place)
+            file = cls(np.load(folder.local_path(name), mmap_mode="r", allow_pickle=False), place)
+        file._mapped = True
+        return file
 
     def __reduce__(self) -> Any:
         """In another process the file is mapped anew."""
-        mapped = isinstance(self._array, np.memmap)
-        return (ArrayFile.open, (self.where,)) if mapped else (ArrayFile, (self._array, self.where))
+        if self._mapped:
+            return ArrayFile.open, (absolute(self.where),)
+        return ArrayFile, (np.asarray(self._array), self.where)
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
         step = block_rows(self.shape.bytes)
@@ -132,7 +158,7 @@ class ArrayFile:
 
 
 class NpzFile:
-    """An array among those of a `.npz` file, which is read as a stream.
+    """An array among those of a `.npz` file, which is unpacked from its beginning for each shard.
 
     Args:
         place: a path or URI.
@@ -149,7 +175,8 @@ class NpzFile:
     def __init__(self, place: str, column: str | None) -> None:
         folder, name = split(place)
         self.where, self._path = place, folder.local_path(name)
-        with readable(place, zipfile.BadZipFile, ValueError), zipfile.ZipFile(self._path) as archive:
+        errors = (zipfile.BadZipFile, ValueError, EOFError, pa.ArrowException)
+        with readable(place, *errors), zipfile.ZipFile(self._path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
             heads = {name: self._head(archive, name) for name in names}
             wide = [name for name, (shape, _) in heads.items() if len(shape) == 2]
@@ -160,6 +187,10 @@ class NpzFile:
             arrays = {name: pa.array(self._whole(archive, name)) for name in columns}
         self._known = pa.table(arrays) if arrays else bare(self.rows)
         self.schema = self._known.schema
+
+    def __reduce__(self) -> Any:
+        """In another process the file is opened anew."""
+        return NpzFile, (absolute(self.where), self._name)
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
         step, width = block_rows(self.shape.bytes), self.shape.bytes
@@ -188,7 +219,8 @@ class NpzFile:
 
     def _whole(self, archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
         with self._stream(archive, name) as stream:
-            return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+            array = np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def chosen(asked: str | None, names: Sequence[str], fitting: Sequence[str], where: str) -> str:

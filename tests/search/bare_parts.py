@@ -24,6 +24,7 @@ class Bare:
     class_names: list[str] | None = None
     model: str = MODEL
     where: str = "bare rows"
+    next_id: int | None = None
 
     @property
     def form(self):
@@ -73,7 +74,7 @@ class CodesFile:
 
     schema = pa.schema([])
     fingerprint = "codes-in-a-file"
-    class_names, model, where = None, MODEL, "a file"
+    class_names, model, where, next_id = None, MODEL, "a file", None
 
     def ids(self):
         return None

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 
 import faiss
@@ -23,7 +24,7 @@ from search_parts import (
 )
 
 from ray_retrieval.errors import ArtefactError, DataError, RecipeError
-from ray_retrieval.search import Index, add, build, export, exporting, imported, remove
+from ray_retrieval.search import Index, add, build, export, exporting, imported, remove, vector_files
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.columns import descriptors_in
 
@@ -167,13 +168,16 @@ def test_what_cannot_be_is_refused(made, tmp_path, kind, arguments, message):
 
 def test_killed_anywhere_it_does_not_count(made, tmp_path, monkeypatch):
     export(made / "codes", tmp_path / "whole", "npy")
-    for number in (1, 2, 3):
+    for number in (2, 3, 4):
         export(made / "codes", tmp_path / "out", "npy")
         with pytest.raises(KilledError), killed_at_write(monkeypatch, number, before_rename=True):
             export(made / "codes", tmp_path / "out", "npy")
         assert not (tmp_path / "out" / "export.json").exists()
         export(made / "codes", tmp_path / "out", "npy")
         assert files_in(tmp_path / "out") == files_in(tmp_path / "whole")
+    with pytest.raises(KilledError), killed_at_write(monkeypatch, 1, before_rename=True):
+        export(made / "codes", tmp_path / "out", "npy")
+    assert imported(tmp_path / "out")
     truncate(tmp_path / "out" / "codes.npy")
     with pytest.raises(ArtefactError, match=r"codes.npy: damaged"):
         imported(tmp_path / "out")
@@ -191,6 +195,86 @@ def test_a_data_set_of_lance(made, tmp_path, kind):
     np.testing.assert_array_equal(descriptors_in(table, index.form).data, index.descriptors().data)
     assert table["price"].to_pylist() == index.records(index.living())["price"].to_pylist()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["export.json", "rows.lance"]
+
+
+def test_only_what_an_export_has_written_is_replaced(made, tmp_path):
+    """Not the vectors that an index was made of, nor an index; but all of another export."""
+    own = tmp_path / "work"
+    own.mkdir()
+    np.save(own / "vectors.npy", DRAWN["vectors"].data)
+    (own / "notes.tmp-1").write_text("somebody's own")
+    before = files_in(own)
+    with pytest.raises(ArtefactError, match=r"vectors.npy: the file is there already, and no export"):
+        export(made / "vectors", own, "npy")
+    with pytest.raises(ArtefactError, match="an index lies here"):
+        export(made / "vectors", made / "codes", "npy")
+    assert files_in(own) == before
+    for form in ("faiss", "hnsw", "parquet", "arrow"):
+        export(made / "vectors", own, form)
+        assert imported(own)
+    left = {path.name for path in own.iterdir()}
+    assert left == {"vectors.npy", "notes.tmp-1", "rows.arrow", "export.json"}
+
+
+@pytest.mark.parametrize("name", ["../vectors.npy", "/etc/passwd", "", ".."])
+def test_an_export_names_files_in_its_folder_only(made, tmp_path, name):
+    export(made / "vectors", tmp_path / "out", "npy")
+    (tmp_path / "vectors.npy").write_text("somebody's own")
+    place = tmp_path / "out" / "export.json"
+    said = json.loads(place.read_text())
+    said["files"][0]["file"] = name
+    place.write_text(json.dumps(said))
+    for act in (imported, lambda out: export(made / "vectors", out, "npy")):
+        with pytest.raises(ArtefactError, match=r"export.json: damaged: .* is no name of a file in it"):
+            act(tmp_path / "out")
+    assert (tmp_path / "vectors.npy").exists()
+
+
+@pytest.mark.parametrize("form", ["npy", "faiss", "hnsw", "parquet", "arrow"])
+@pytest.mark.parametrize("removed", [[], ["3", "17"], ["38", "39"]])
+def test_an_index_that_numbers_its_rows_comes_back_as_such(tmp_path, form, removed):
+    codes = DRAWN["codes"].data
+    build(imported(codes[:40], bits=20), tmp_path / "index", shards=3)
+    if removed:
+        remove(tmp_path / "index", removed)
+    export(tmp_path / "index", tmp_path / "out", form)
+    build(imported(tmp_path / "out"), tmp_path / "again", shards=2)
+    index, again = Index.open(tmp_path / "index"), Index.open(tmp_path / "again")
+    assert again.verify()
+    for opened in (index, again):
+        assert opened.manifest.next_id == 40
+        ids = opened.records(opened.living())["id"].to_pylist()
+        assert ids == [str(row) for row in range(40) if str(row) not in removed]
+    np.testing.assert_array_equal(index.descriptors(index.living()).data, again.descriptors().data)
+    add(tmp_path / "again", imported(codes[40:42], bits=20))
+    again = Index.open(tmp_path / "again")
+    assert again.records(again.living()[-2:])["id"].to_pylist() == ["40", "41"]
+    add(tmp_path / "index", imported(tmp_path / "out"))
+    assert Index.open(tmp_path / "index").row_of(str(40 + again.rows - 3)) is not None
+
+
+def test_what_is_known_is_read_once_beside_the_descriptors(made, tmp_path, monkeypatch):
+    export(made / "codes", tmp_path / "out", "npy")
+    rows = imported(tmp_path / "out")
+    calls, read = [], type(rows._files[0]._known).batches
+    monkeypatch.setattr(vector_files, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(
+        type(rows._files[0]._known), "batches", lambda *args: calls.append(args) or read(*args)
+    )
+    tables = [table for table, _ in rows.tables(3, 80)]
+    assert len(tables) > 5
+    assert len(calls) == 1
+    index = Index.open(made / "codes")
+    expected = index.records(index.living()[3:80]).select(["id", "price"])
+    assert pa.concat_tables(tables).select(["id", "price"]).to_pydict() == expected.to_pydict()
+
+
+def test_what_is_built_in_memory_has_to_fit_there(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda name: 30 if name == "SC_PHYS_PAGES" else 40)
+    for options in ({"form": "hnsw"}, {"form": "faiss", "approximate": True}):
+        with pytest.raises(RecipeError, match=r"built in memory: that takes 0.0 GB"):
+            export(made / "vectors", tmp_path / "out", **options)
+    export(made / "vectors", tmp_path / "out", "faiss")
 
 
 def test_without_its_package_lance_is_refused(made, tmp_path, monkeypatch):

@@ -15,7 +15,8 @@ from search_parts import draw_codes, draw_images, draw_vectors, write
 
 from ray_retrieval.descriptors import Vectors, concatenate
 from ray_retrieval.errors import ArtefactError, DataError, QueryError, RecipeError
-from ray_retrieval.search import Index, add, build, imported, vector_files
+from ray_retrieval.search import Index, add, build, export, imported, vector_files
+from ray_retrieval.search.columns import with_metadata
 from ray_retrieval.search.importing import elsewhere, made_elsewhere, queries_in
 
 ROWS, DIMENSION, BITS = 60, 6, 20
@@ -252,7 +253,8 @@ def test_ids_and_labels_in_files_beside(tmp_path):
     (tmp_path / "ids.txt").write_text("".join(f"{name}\n" for name in IDS), encoding="utf-8")
     (tmp_path / "ids.json").write_text(json.dumps(IDS))
     np.save(tmp_path / "ids.npy", np.array(IDS))
-    for suffix in ("txt", "json", "npy"):
+    (tmp_path / "ids.bom").write_bytes("".join(f"{name}\r\n" for name in IDS).encode("utf-8-sig"))
+    for suffix in ("txt", "json", "npy", "bom"):
         assert imported(VECTORS, ids=str(tmp_path / f"ids.{suffix}")).ids().to_pylist() == IDS
     (tmp_path / "labels.txt").write_text("3\n" * ROWS)
     rows = imported(VECTORS, labels=str(tmp_path / "labels.txt"))
@@ -265,14 +267,15 @@ def test_what_made_them_is_known_by_a_name(tmp_path):
     assert model.startswith("elsewhere:clip:")
     assert model == elsewhere("clip", imported(VECTORS).form)
     with pytest.raises(
-        ArtefactError, match=r"index of model elsewhere:clip:\w+, the rows are .*--model-name"
+        ArtefactError, match=r"made by something else \('clip'\), the rows by something else .*--model-name"
     ):
         add(tmp_path / "index", imported(VECTORS, ids=[f"b{row}" for row in range(ROWS)]))
     with pytest.raises(RecipeError, match="one line of up to 80 letters"):
         imported(VECTORS, model_name="two\nlines")
     write(tmp_path / "embeddings", Vectors(VECTORS), draw_images(ROWS))
     table = pa.table({"id": IDS, "vector": pa.array(VECTORS.tolist())})
-    pq.write_table(table.replace_schema_metadata({"model": "model-a"}), tmp_path / "ours.parquet")
+    table = table.cast(with_metadata(table.schema, "model-a"))
+    pq.write_table(table, tmp_path / "ours.parquet")
     build(tmp_path / "embeddings", tmp_path / "ours")
     assert add(tmp_path / "ours", imported(tmp_path / "ours.parquet")).added == ROWS
 
@@ -286,9 +289,169 @@ def test_queries_fit_the_index(tmp_path):
         queries_in(VECTORS, form)
 
 
+def test_queries_are_of_the_model_of_the_index(tmp_path):
+    """As far as the file says what made them, or the user."""
+    build(imported(VECTORS, model_name="clip"), tmp_path / "index")
+    build(imported(VECTORS, model_name="other"), tmp_path / "other")
+    index = Index.open(tmp_path / "index")
+    for name in ("index", "other"):
+        export(tmp_path / name, tmp_path / f"export-{name}", "parquet")
+    for file, told in (
+        (VECTORS, {}),
+        (VECTORS, {"model_name": "clip"}),
+        (tmp_path / "export-index", {}),
+        (tmp_path / "export-index" / "rows.parquet", {}),
+    ):
+        assert len(queries_in(file, index.form, index.model, **told)[1]) == ROWS
+    for file, told in (
+        (VECTORS, {"model_name": "other"}),
+        (tmp_path / "export-other", {}),
+        (tmp_path / "export-other" / "rows.parquet", {}),
+    ):
+        with pytest.raises(QueryError, match=r"made by something else \('clip'\), the queries .*\('other'\)"):
+            queries_in(file, index.form, index.model, **told)
+    with pytest.raises(QueryError, match="the index holds 20-bit codes, the file 24-bit codes"):
+        queries_in(CODES & 0xF0, imported(CODES, bits=BITS).form, bits=24)
+
+
+def test_metadata_of_others_is_not_taken_for_ours(tmp_path):
+    table = pa.table({"vector": VECTORS[:3].tolist(), "label": [0, 1, 2]})
+    theirs = {"model": "clip", "class_names": "cat,dog"}
+    pq.write_table(table.replace_schema_metadata(theirs), tmp_path / "theirs.parquet")
+    rows = imported(tmp_path / "theirs.parquet")
+    assert made_elsewhere(rows.model)
+    assert rows.class_names is None
+    for wrong in ("cat,dog", '{"0": "cat"}', "[1, 2]"):
+        ours = table.replace_schema_metadata({"ray_retrieval.class_names": wrong})
+        pq.write_table(ours, tmp_path / "ours.parquet")
+        with pytest.raises(DataError, match=r"ours.parquet: the metadata .* a JSON list of text"):
+            imported(tmp_path / "ours.parquet")
+
+
+def test_files_of_which_one_says_less(tmp_path):
+    """A label that a file lacks is unknown; an id is missed."""
+    for name, columns in (("a", ["id", "label"]), ("b", ["id"]), ("c", [])):
+        known = {"id": [f"{name}{row}" for row in range(3)], "label": ["cat", "dog", "cat"]}
+        table = pa.table({"vector": VECTORS[:3].tolist(), **{key: known[key] for key in columns}})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    build(imported([tmp_path / "a.parquet", tmp_path / "b.parquet"]), tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    assert index.records(np.arange(6))["label"].to_pylist() == [0, 1, 0, None, None, None]
+    with pytest.raises(DataError, match=r"c.parquet: there is no column 'id' of ids"):
+        imported([tmp_path / "a.parquet", tmp_path / "c.parquet"])
+    np.save(tmp_path / "d.npy", VECTORS)
+    with pytest.raises(DataError, match=r"d.npy: there is no column 'id' of ids"):
+        imported([tmp_path / "a.parquet", tmp_path / "d.npy"])
+
+
+def test_a_mapped_array_is_pickled_as_what_it_shows(tmp_path):
+    np.save(tmp_path / "vectors.npy", VECTORS)
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    for given_rows in (mapped, mapped[7:20]):
+        rows = pickle.loads(pickle.dumps(imported(given_rows)))
+        np.testing.assert_array_equal(all_of(rows)[1], given_rows)
+
+
+def test_another_process_stands_in_another_folder(tmp_path, monkeypatch):
+    paths = files(tmp_path)
+    build(imported(VECTORS), tmp_path / "index")
+    export(tmp_path / "index", tmp_path / "export", "npy")
+    monkeypatch.chdir(tmp_path)
+    pickled = [pickle.dumps(imported(path.name)) for path in [*paths, tmp_path / "export"]]
+    monkeypatch.chdir("/")
+    for data in pickled:
+        np.testing.assert_array_equal(all_of(pickle.loads(data))[1], VECTORS)
+
+
+def test_columns_whose_values_do_not_fit_into_one_type_are_refused(tmp_path):
+    for name, prices in (("a", [2**60 + 1]), ("b", [0.5]), ("c", [3])):
+        table = pa.table({"vector": VECTORS[:1].tolist(), "price": prices})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    with pytest.raises(DataError, match=r"b.parquet: column 'price' holds double, in other files int64"):
+        imported([tmp_path / "a.parquet", tmp_path / "b.parquet"])
+    assert len(imported([tmp_path / "a.parquet", tmp_path / "c.parquet"])) == 2
+
+
+def test_what_is_asked_for_stands_in_place_of_a_column_of_that_name(tmp_path):
+    table = pa.table(
+        {"vector": VECTORS[:2].tolist(), "id": [1, 2], "label": [7, 8], "key": ["x", "y"], "kind": ["b", "a"]}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    rows = imported(tmp_path / "a.parquet", ids="key", labels="kind")
+    assert all_of(rows)[0].to_pydict() == {"id": ["x", "y"], "label": [1, 0]}
+    rows = imported(tmp_path / "a.parquet", ids=["p", "q"], labels=[3, 4])
+    assert all_of(rows)[0].select(["id", "label"]).to_pydict() == {"id": ["p", "q"], "label": [3, 4]}
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "names"),
+    [
+        (["12", "3", "12"], [12, 3, 12], None),
+        (["007", "12", "3"], [0, 1, 2], ["007", "12", "3"]),
+        (["3", "cat", "3"], [0, 1, 0], ["3", "cat"]),
+    ],
+)
+def test_text_is_numbers_wherever_it_comes_from(tmp_path, labels, expected, names):
+    """One rule for a file of lines, a column of text, and a list."""
+    pq.write_table(pa.table({"vector": VECTORS[:3].tolist(), "kind": labels}), tmp_path / "a.parquet")
+    (tmp_path / "labels.txt").write_text("\n".join(labels))
+    for rows in (
+        imported(VECTORS[:3], labels=labels),
+        imported(VECTORS[:3], labels=str(tmp_path / "labels.txt")),
+        imported(tmp_path / "a.parquet", labels="kind"),
+    ):
+        assert all_of(rows)[0]["label"].to_pylist() == expected
+        assert rows.class_names == names
+
+
+def test_lines_are_those_of_an_editor(tmp_path):
+    (tmp_path / "ids.txt").write_bytes("\ufeffa\u2028b\r\nc\x0cd\n\n".encode())
+    assert imported(VECTORS[:3], ids=str(tmp_path / "ids.txt")).ids().to_pylist() == [
+        "a\u2028b",
+        "c\x0cd",
+        "",
+    ]
+
+
+def test_values_of_a_npz_file_in_another_order_of_bytes(tmp_path):
+    np.savez(tmp_path / "a.npz", v=VECTORS, price=np.arange(ROWS, dtype=">i4"))
+    table, found = all_of(imported(tmp_path / "a.npz"))
+    np.testing.assert_array_equal(found, VECTORS)
+    assert table["price"].to_pylist() == list(range(ROWS))
+
+
+def test_codes_in_cells_of_faiss_are_read_a_cell_at_a_time(tmp_path, monkeypatch):
+    path, ids = in_faiss(tmp_path / "made.faiss", CODES, "cells with ids")
+    rows = imported(path, bits=BITS)
+    monkeypatch.setattr(faiss.IndexBinaryIVF, "reconstruct_c", None, raising=False)
+    monkeypatch.setattr(faiss.IndexBinary, "reconstruct_c", None, raising=False)
+    monkeypatch.setattr(vector_files, "BLOCK_ROWS", 7)
+    np.testing.assert_array_equal(all_of(rows, 5, 50)[1], CODES[np.argsort(ids)[5:50]])
+
+
+def test_no_rows_are_refused(tmp_path):
+    for rows in (VECTORS[:0], CODES[:0]):
+        with pytest.raises(ArtefactError, match=r"there are no rows to index \(give some\)"):
+            build(imported(rows), tmp_path / "index")
+
+
 def broken(folder):
     """Files that are not what they should be, with what is said of them."""
     np.save(folder / "flat.npy", VECTORS.ravel())
+    np.savez(folder / "complex.npz", v=VECTORS, z=np.zeros(ROWS, np.complex64))
+    for name in (
+        "folder.npy",
+        "folder.faiss",
+        "folder.index",
+        "folder.parquet",
+        "folder.arrow",
+        "folder.npz",
+    ):
+        (folder / name).mkdir()
+    pq.write_table(pa.table({"v": pa.array([], pa.list_(pa.float32()))}), folder / "empty.parquet")
+    (folder / "large.json").write_text(json.dumps([2**70] * ROWS))
+    (folder / "named.json").write_text(json.dumps(dict.fromkeys(IDS, 1)))
+    np.save(folder / "plain.npy", VECTORS)
     np.save(folder / "ints.npy", np.ones((3, 4), np.int32))
     (folder / "text.npy").write_text("no array")
     (folder / "text.parquet").write_text("no table")
@@ -318,6 +481,16 @@ def broken(folder):
         ("images.csv", {}, r"its name ends in '.csv' \(known are .npy, "),
         ("flat.npy", {}, r"an array \[rows, width\], got \[360\]"),
         ("ints.npy", {}, "floating-point numbers, got int32"),
+        ("complex.npz", {}, "complex.npz: cannot be read"),
+        ("folder.npy", {}, "a folder, and no export of an index"),
+        ("folder.faiss", {}, "a folder, and no export of an index"),
+        ("folder.index", {}, "a folder, and no export of an index"),
+        ("folder.parquet", {}, "a folder, and no export of an index"),
+        ("folder.arrow", {}, "a folder, and no export of an index"),
+        ("folder.npz", {}, "a folder, and no export of an index"),
+        ("empty.parquet", {}, "empty.parquet: there are no rows"),
+        ("plain.npy", {"ids": "large.json"}, "large.json: cannot be read"),
+        ("plain.npy", {"ids": "named.json"}, "named.json: cannot be read: a list is expected, got dict"),
         ("text.npy", {}, "text.npy: cannot be read"),
         ("text.parquet", {}, "text.parquet: cannot be read"),
         ("text.feather", {}, "text.feather: cannot be read"),
@@ -343,8 +516,9 @@ def broken(folder):
         ("two.parquet", {"column": "a", "bit": 8}, "unknown key 'bit'"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path, name, settings, message):
+def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, name, settings, message):
     broken(tmp_path)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises((DataError, RecipeError, ArtefactError), match=message) as caught:
         build(imported(tmp_path / name, **settings), tmp_path / "index")
     assert "\n" not in str(caught.value)
@@ -360,3 +534,5 @@ def test_codes_have_as_many_bits_as_is_said(tmp_path):
         imported(CODES, normalise=True)
     with pytest.raises(DataError, match="3 values of uint8 a row, in the array 6 of float32"):
         imported([VECTORS, CODES])
+    with pytest.raises(DataError, match=r"a list of numbers is no file \(give an array"):
+        imported([[1.0, 0.0], [0.0, 1.0]])

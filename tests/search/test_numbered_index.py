@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from search_parts import draw_codes, draw_images, draw_vectors, write
 
-from ray_retrieval.errors import DataError, QueryError
+from ray_retrieval.errors import ArtefactError, DataError, QueryError, RecipeError
 from ray_retrieval.search import Index, add, build, compact, remove, rollback
 
 BITS = 24
@@ -70,6 +70,49 @@ def test_ids_are_stored_only_of_shards_with_gaps(index):
     assert Index.open(index).row_of("21") == 21
 
 
+def test_a_number_is_not_given_twice_after_a_rollback(index):
+    added(index, Bare(draw_codes(5, BITS, seed=1)))
+    rollback(index, 1)
+    added(index, Bare(draw_codes(2, BITS, seed=2)))
+    opened = Index.open(index)
+    assert opened.records([50, 51])["id"].to_pylist() == ["55", "56"]
+    assert opened.row_of("50") is None
+    compact(index)
+    assert opened.verify()
+    assert Index.open(index).manifest.next_id == 57
+
+
+def test_rows_without_ids_replace_none_and_codes_tell_no_duplicates(index):
+    with pytest.raises(RecipeError, match=r"--replace: rows without ids are like no row"):
+        added(index, Bare(draw_codes(5, BITS)), replace=True)
+    with pytest.raises(
+        RecipeError, match=r"--skip-duplicates: equal codes need not be those of equal images"
+    ):
+        added(index, Bare(draw_codes(5, BITS)), skip_duplicates=True)
+    assert Index.open(index).rows == 50
+
+
+def test_another_form_is_said_before_another_model(index):
+    with pytest.raises(ArtefactError, match="it is an index of 24-bit codes, the rows are vectors of 8 dim"):
+        added(index, Bare(draw_vectors(5, 8), model="another"))
+    with pytest.raises(ArtefactError, match="made by model made-elsewhere, the rows by model another"):
+        added(index, Bare(draw_codes(5, BITS), model="another"))
+
+
+def test_compaction_stores_nothing_that_is_not_known(index):
+    for removed in (["49"], ["3"]):
+        remove(index, removed)
+        compact(index, shards=2)
+        opened = Index.open(index)
+        for shard in opened.shards.values():
+            stored = [name for name in shard.rows.schema.names if name != "row"]
+            assert stored == ["id"]
+            has_file = any(file.file == "rows.arrow" for file in shard.entry.files)
+            assert has_file == (shard.entry.first_id is None)
+        assert opened.info()["columns"] == ["row", "id", "label", "path"]
+        assert opened.verify()
+
+
 def test_filters_see_the_numbers(index):
     remove(index, ["3", "4"])
     for change in (lambda: None, lambda: compact(index)):
@@ -80,6 +123,10 @@ def test_filters_see_the_numbers(index):
             ("id = 9", {"9"}),
             ("id in (1, 3, 5, 99)", {"1", "5"}),
             ("id < 6 and not id = 0", {"1", "2", "5"}),
+            ("id = '9'", {"9"}),
+            ("id in ('5', \"x\", '09', name, '', '-1', '99')", {"5"}),
+            ("id < '2'", {"0", "1"}),
+            ("id = '09' or id = nine", set()),
             ("id is null or label is not null", set()),
         ):
             rows = opened.search(query, 10, where=where).rows[0]
