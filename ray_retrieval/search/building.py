@@ -71,7 +71,7 @@ def build(
         RecipeError: if the search is not one for these descriptors, or finds less than it is to find.
     """
     source, index, pool = opened_rows(rows), Folder(out), pool or Threads(threads)
-    form, ids = source.form, source.ids()
+    form, numbered = source.form, source.id_blocks() is None
     if len(source) == 0:
         raise ArtefactError(
             "there are no rows to index",
@@ -80,8 +80,8 @@ def build(
         )
     config, count = approximate or ApproximateConfig(), _count_of(len(source), shards)
     choice = chosen_search(form, len(source), count, config)
-    if ids is not None:
-        check_once(ids, source.where)
+    if not numbered:
+        check_once(lambda: source.id_blocks() or (), len(source), source.where)
     with writing_alone(index, "build"):
         previous = read_current(index) if index.exists(CURRENT) else None
         if previous is not None and previous.model != source.model:
@@ -117,7 +117,7 @@ def build(
             ties="row",
             rows=len(source),
             next_row=len(source),
-            next_id=(source.next_id or len(source)) if ids is None else None,
+            next_id=(source.next_id or len(source)) if numbered else None,
             model=source.model,
             embeddings=source.fingerprint,
             class_names=None if source.class_names is None else tuple(source.class_names),
