@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_retrieval.descriptors import DescriptorKind
-from ray_retrieval.errors import ArtefactError
+from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.ids import check_once
@@ -102,7 +102,12 @@ def build(
         )
         opened = [Shard(index, entry, form, content=pool.elsewhere) for entry in entries]
         known = None if previous is None else previous.approximate
-        structure, why = build_structure(index, opened, form, choice, config, known, pool)
+        try:
+            structure, why = build_structure(index, opened, form, choice, config, known, pool)
+        except RecipeError as error:
+            left = f"what is written stays for the next build, or until `index prune {index}`"
+            mend = left if error.mend is None else f"{error.mend}; {left}"
+            raise RecipeError(error.problem, where=error.where, mend=mend) from None
         shortlist = None
         if form.kind is DescriptorKind.LOCAL:
             before = None if previous is None else previous.local

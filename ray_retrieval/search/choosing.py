@@ -26,6 +26,11 @@ RECALL_TARGET = 0.95
 """What `auto` aims at unless told."""
 
 
+WORTH = 3
+"""Times as many bytes as an approximate search looks at have to be in all rows; else it is not worth its files,
+nor that a hit may be missed."""
+
+
 class Choice(NamedTuple):
     """What `auto` comes to.
 

@@ -17,7 +17,7 @@ from ray_retrieval.search.approximate import (
     recall,
     search_approximate,
 )
-from ray_retrieval.search.choosing import RECALL_TARGET, Choice, choose
+from ray_retrieval.search.choosing import RECALL_TARGET, WORTH, Choice, choose
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.files import (
     FILES_VERSION,
@@ -30,6 +30,7 @@ from ray_retrieval.search.files import (
 )
 from ray_retrieval.search.hits import without
 from ray_retrieval.search.manifest import Approximate, FileEntry, Recall
+from ray_retrieval.search.planning import descriptor_bytes
 from ray_retrieval.search.pool import Pool
 from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.shard import Shard, descriptors_of
@@ -80,6 +81,9 @@ def build_structure(
 ) -> tuple[Approximate | None, str]:
     """What the configured search needs beside the shards, None for the exact one; and why it is that one.
 
+    What `auto` chose has to be worth its files: where most rows would be looked at, all of them are, and the
+    files stay until they are pruned.
+
     Args:
         index: the index's folder.
         shards: all of them.
@@ -117,7 +121,15 @@ def build_structure(
     if known is not None and known == same:
         return known, why
     measure = _Measure(index, shards, files, queries, pool.threads)
-    return measure.of(built, settle(config, target, measure.structures, measure.recall, measure.k)), why
+    tried = settle(config, target, measure.structures, measure.recall, measure.k)
+    looked_at = sum(structure.cost(tried.effort, measure.k) for structure in measure.structures)
+    everything = descriptor_bytes(form, rows)
+    if config.search == "auto" and looked_at * WORTH > everything:
+        return None, (
+            f"{rows:,} rows are searched exactly: to find {tried.recall:.4f} of the {measure.k} nearest, "
+            f"{factory} looks at {looked_at / everything:.0%} of as many bytes"
+        )
+    return measure.of(built, tried), why
 
 
 def extend_structure(

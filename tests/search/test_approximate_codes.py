@@ -18,7 +18,7 @@ from search_parts import (
 )
 
 from ray_retrieval.descriptors import Codes
-from ray_retrieval.errors import RecipeError
+from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.search import (
     NO_ROW,
     Index,
@@ -26,6 +26,7 @@ from ray_retrieval.search import (
     build,
     choosing,
     compact,
+    prune,
     remove,
     structure_search,
     structures,
@@ -175,6 +176,7 @@ def test_auto_for_codes_measures_how_many_cells(made, tmp_path, monkeypatch):
     assert (manifest.search, manifest.approximate) == ("exact", None)
     assert manifest.why == "900 rows are searched exactly, as all databases up to 100,000,000 are"
     monkeypatch.setattr(choosing, "EXACT_CODES", 100)
+    monkeypatch.setattr(structures, "WORTH", 0)
     built = build(folder / "first", tmp_path / "cells", approximate=auto)
     assert built.approximate.factory == "BIVF16"
     assert built.approximate.target == choosing.RECALL_TARGET
@@ -185,6 +187,17 @@ def test_auto_for_codes_measures_how_many_cells(made, tmp_path, monkeypatch):
     assert lighter.approximate.files == built.approximate.files
     assert 0.6 <= lighter.approximate.recall.value < built.approximate.recall.value
     assert build(folder / "first", tmp_path / "cells", approximate=less) == lighter
+
+
+def test_auto_compares_all_where_cells_spare_little(tmp_path, monkeypatch):
+    """Codes without structure have their nearest ones in all cells; many alike in one."""
+    monkeypatch.setattr(choosing, "EXACT_CODES", 100)
+    auto = ApproximateConfig(search="auto", recall_queries=100, train_rows=700)
+    spread = build_bare(Bare(draw_codes(2000, 64)), tmp_path / "spread", approximate=auto)
+    assert (spread.search, spread.approximate) == ("exact", None)
+    assert spread.why.startswith("2,000 rows are searched exactly: to find ")
+    alike = build_bare(Bare(draw_codes(2000, 64, distinct=12)), tmp_path / "alike", approximate=auto)
+    assert alike.search == "approximate"
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +218,9 @@ def test_a_build_below_its_recall_fails_with_a_hint_and_publishes_nothing(spread
     name, value = option.removeprefix("--set ").split("=")
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("approximate/*/*")}
     done = build(embeddings, tmp_path, approximate=config.model_copy(update={name: int(value)}))
-    assert f"{done.approximate.recall.value:.4f}" == reached
+    assert reached.startswith(
+        f"{done.approximate.recall.value:.4f}; what is written stays for the next build"
+    )
     assert done.approximate.recall.value >= 0.9
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("approximate/*/*")} == times
     info = Index.open(tmp_path).info()
@@ -216,9 +231,32 @@ def test_a_build_below_its_recall_fails_with_a_hint_and_publishes_nothing(spread
     assert files_in(tmp_path) == before  # the version before stays
 
 
+def test_what_a_failed_first_build_wrote_is_pruned(spread, tmp_path):
+    embeddings, _ = spread
+    config = ApproximateConfig(search="IVF16,Flat", nprobe=1, recall_target=0.9, recall_queries=100)
+    with pytest.raises(RecipeError, match="index prune"):
+        build(embeddings, tmp_path, approximate=config)
+    (tmp_path / "shards" / "mine").mkdir()
+    (tmp_path / "shards" / "mine" / "notes.txt").write_text("not of an index")
+    left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    tried = prune(tmp_path, dry_run=True)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} >= left
+    assert prune(tmp_path) == tried
+    assert (tried.versions, tried.kept, tried.spared) == ([], [], 0)
+    assert tried.files >= 5
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix] == ["notes.txt"]
+    with pytest.raises(ArtefactError):
+        prune(tmp_path)
+    build(embeddings, tmp_path)
+    (tmp_path / "CURRENT").unlink()  # an index that lost it is not litter
+    with pytest.raises(ArtefactError):
+        prune(tmp_path)
+
+
 def test_auto_for_vectors_takes_the_least_effort_that_is_enough(spread, tmp_path, monkeypatch):
     embeddings, _ = spread
     monkeypatch.setattr(choosing, "EXACT_VECTORS", 100)
+    monkeypatch.setattr(structures, "WORTH", 0)
     found = {}
     for target in (0.5, 0.99):
         auto = ApproximateConfig(search="auto", recall_target=target, recall_queries=100)
