@@ -27,8 +27,8 @@ RECALL_TARGET = 0.95
 
 
 WORTH = 3
-"""Times as many bytes as an approximate search looks at have to be in all rows; else it is not worth its files,
-nor that a hit may be missed."""
+"""Times as many bytes as an approximate search looks at have to be in all rows; else it is not worth
+its files, nor that a hit may be missed."""
 
 
 class Choice(NamedTuple):

@@ -362,10 +362,10 @@ class Index:
 
     def _select(self, asked: Filter) -> Selection:
         """The rows that pass a filter."""
-        masks = [
-            np.concatenate([asked.mask(some, self.schema, self.class_names) for some in shard.rows.blocks()])
+        masks = (
+            (asked.mask(some, self.schema, self.class_names) for some in shard.rows.blocks())
             for shard in self._shards
-        ]
+        )
         return Selection.of(self._spans, self._living.dead, masks)
 
     def descriptors(self, rows: "npt.NDArray[np.int64] | Sequence[int] | None" = None) -> Descriptors:

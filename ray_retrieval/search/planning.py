@@ -97,7 +97,7 @@ def plan(
     except RecipeError:
         asked.check_of_use()
         chosen = None
-    if chosen not in (None, "exact", *kinds):
+    if chosen is not None and chosen not in ("exact", *kinds):
         kinds.insert(0, chosen)
     found = [Footprint("exact", stored, 0, rows, auto=chosen == "exact")]
     for factory in kinds:
