@@ -70,7 +70,7 @@ def test_a_file_holds_them_for_other_programs(made, tmp_path, kind, suffix):
     else:
         table = pq.read_table(tmp_path / "out.parquet")
         assert table["id"].to_pylist() == found.ids
-        assert table.schema.metadata[b"model"].decode() == found.model
+        assert table.schema.metadata[b"ray_retrieval.model"].decode() == found.model
         read = table[kind[:-1]].to_pylist()
         data = np.stack([np.frombuffer(row, np.uint8) for row in read]) if kind == "codes" else np.array(read)
     np.testing.assert_array_equal(data, found.descriptors.data)

@@ -236,10 +236,10 @@ def test_columns_of_one_kind_meet_in_the_wider_type(made, index, tmp_path):
 
 def test_what_does_not_fit_is_refused(made, index, tmp_path):
     other = write(tmp_path / "other", draw_codes(3, BITS), images_of(3, 90), model="model-b")
-    with pytest.raises(ArtefactError, match="of model model-a, the rows are of model model-b"):
+    with pytest.raises(ArtefactError, match="made by model model-a, the rows by model model-b"):
         add(index, other)
     wide = write(tmp_path / "wide", draw_codes(3, 16), images_of(3, 90))
-    with pytest.raises(ArtefactError, match="of form 12-bit codes, the rows are of form 16-bit codes"):
+    with pytest.raises(ArtefactError, match="an index of 12-bit codes, the rows are 16-bit codes"):
         add(index, wide)
     with pytest.raises(ArtefactError, match="no index here"):
         add(tmp_path / "nowhere", made / "more")
