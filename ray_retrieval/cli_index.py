@@ -131,14 +131,24 @@ def index_build(
 
 @index_app.command("plan")
 def index_plan(
-    embeddings: Annotated[
-        str | None, typer.Argument(metavar="[EMBEDDINGS]", help="An embeddings directory.")
+    places: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[EMBEDDINGS|FILE...]", help="What would be built, as for build."),
     ] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Or: so many images,")] = None,
     bits: Annotated[int | None, typer.Option(min=1, help="with codes of so many bits,")] = None,
     dimension: Annotated[int | None, typer.Option(min=1, help="or vectors of that dimension.")] = None,
     shards: Shards = None,
+    how: Annotated[
+        str, typer.Option("--search", help="The search that is asked for, as for build; default auto.")
+    ] = "auto",
+    recall: Annotated[float | None, typer.Option(help="As for build.")] = None,
     memory: Annotated[str | None, typer.Option(help="That `auto` may take, such as 4GB.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for build: train_rows=1000000.")
+    ] = None,
+    column: Column = None,
+    normalise: Normalise = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what an index would take on disk and in memory, for each kind of search, before it is built."""
@@ -147,23 +157,32 @@ def index_plan(
     from ray_retrieval.search.building import ROWS_PER_SHARD
     from ray_retrieval.search.planning import plan
 
-    form, count, features, known = _to_plan(embeddings, rows, bits, dimension)
-    allowed = from_settings(ApproximateConfig, [f"memory={memory}"] if memory else []).memory
-    found = plan(form, count, features=features, shards=shards or -(-count // ROWS_PER_SHARD), memory=allowed)
+    form, count, features, known = _to_plan(
+        places or [], rows, bits, dimension, column=column, normalise=normalise
+    )
+    asked = {"search": how, "recall_target": recall, "memory": memory}
+    given = [f"{key}={value}" for key, value in asked.items() if value is not None]
+    config = from_settings(ApproximateConfig, [*given, *(settings or [])])
+    written = shards or -(-count // ROWS_PER_SHARD)
+    found = plan(form, count, features=features, shards=written, config=config)
     if as_json:
         kinds = [kind.as_json() for kind in found]
         print_json({**form.as_json(), "rows": count, "known_bytes": known, "kinds": kinds})
         return
     table = Table("search", "mapped", "private", "bytes a row", "", box=SIMPLE_HEAD, pad_edge=False)
-    for column in table.columns[1:4]:
-        column.justify = "right"
+    for numbers in table.columns[1:4]:
+        numbers.justify = "right"
+    mark = "auto" if how == "auto" else "asked for"
     for kind in found:
         sizes = (f"{size / 1e6:,.1f} MB" for size in (kind.mapped, kind.private))
-        table.add_row(kind.kind, *sizes, f"{kind.bytes_per_row:,.1f}", "auto" if kind.auto else "")
+        table.add_row(kind.kind, *sizes, f"{kind.bytes_per_row:,.1f}", mark if kind.auto else "")
     Console(highlight=False, markup=False).print(table)
     typer.echo(
         f"{count:,} images; bytes a row are megabytes a million. Mapped files are shared by all processes."
     )
+    if not any(kind.auto for kind in found):
+        why = "nothing that it takes fits the memory" if how == "auto" else "what it takes is not known here"
+        typer.echo(f"{how}: {why}")
     if known is not None:
         typer.echo(f"ids, labels, paths and other columns: about {known / 1e6:,.1f} MB more, mapped")
 
@@ -368,27 +387,28 @@ def index_verify(index: IndexArgument, as_json: AsJson = False) -> None:
 
 
 def _to_plan(
-    embeddings: str | None, rows: int | None, bits: int | None, dimension: int | None
+    places: list[str], rows: int | None, bits: int | None, dimension: int | None, **settings: Any
 ) -> tuple[Any, int, int, int | None]:
-    """Form, rows, local features, and bytes of what else is known, of embeddings or of numbers."""
+    """Form, rows, local features, and bytes of what else is known, of rows to index or of numbers."""
     from ray_retrieval.descriptors import DescriptorKind, Form
     from ray_retrieval.errors import QueryError
-    from ray_retrieval.search.embeddings import Embeddings
     from ray_retrieval.search.planning import known_bytes
     from ray_retrieval.search.sources import EmbeddedRows
 
     numbers = sum(given is not None for given in (bits, dimension))
-    if (embeddings is None) == (rows is None) or numbers != (rows is not None):
+    wanted = dimension is None if places else numbers == 1
+    if bool(places) == (rows is not None) or not wanted:
         raise QueryError(
             "what is to be planned is not said",
-            mend="give an embeddings directory, or --rows with --bits or --dimension",
+            mend="give embeddings or files, or --rows with --bits or --dimension",
         )
-    if embeddings is None:
+    if not places:
         assert rows is not None
         kind = DescriptorKind.CODES if bits else DescriptorKind.VECTORS
         return Form(kind, bits or dimension or 0), rows, 0, None
-    source = Embeddings.open(embeddings)
-    return source.form, source.rows, source.features, known_bytes(EmbeddedRows(source))
+    source = rows_to_index(places, bits=bits, ids=None, labels=None, model_name="", **settings)
+    features = source.embeddings.features if isinstance(source, EmbeddedRows) else 0
+    return source.form, len(source), features, known_bytes(source)
 
 
 def _describe(uri: str, as_json: bool) -> None:
@@ -419,6 +439,7 @@ def _report(index: str, change: Any, as_json: bool, *, dry_run: bool = False, le
                 "skipped": change.skipped,
                 "dropped": change.dropped,
                 "left_out": left_out,
+                "missed": change.missed,
                 "pruned": None if pruned is None else pruned.as_json(),
             }
         )
@@ -437,6 +458,8 @@ def _report(index: str, change: Any, as_json: bool, *, dry_run: bool = False, le
         typer.echo(f"undo    ray-retrieval index rollback {index}")
     elif not dry_run:
         typer.echo(f"version {manifest.number} stays: there is nothing to change")
+    if change.missed is not None:
+        typer.echo(f"warning {change.missed}", err=True)
     if pruned is not None:
         typer.echo(_pruned_in_words(pruned, dry_run))
 

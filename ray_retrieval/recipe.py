@@ -74,6 +74,14 @@ class IndexConfig(ApproximateConfig):
     local: LocalSearchConfig = LocalSearchConfig()
     """How local features are searched."""
 
+    @model_validator(mode="after")
+    def _of_use(self) -> "IndexConfig":
+        try:
+            self.check_of_use()
+        except RecipeError as error:
+            raise ValueError(f"{error.where}: {error.problem}") from None
+        return self
+
 
 class ReportConfig(Config):
     """What the report shows."""

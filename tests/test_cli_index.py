@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from samples import coloured_table
 from search_parts import files_in
@@ -176,6 +177,17 @@ def test_a_plan_says_what_an_index_would_take(cli_call, made, index):
     assert code == 0
     assert "8,000.0 MB" in out
     assert "megabytes a million" in out
+    plan = ("index", "plan", "--rows", 1000, "--dimension", 128)
+    assert [kind["kind"] for kind in said(cli_call, *plan, "--memory", "1MB")["kinds"] if kind["auto"]] == [
+        "exact"
+    ]
+    np.save(made / "vectors.npy", np.eye(9, dtype=np.float32))
+    elsewhere = ("index", "plan", made / "vectors.npy", "--search", "IVF4,SQ8")
+    found = said(cli_call, *elsewhere, "--set", "train_rows=8")
+    assert (found["rows"], found["dimension"], found["known_bytes"]) == (9, 9, 0)
+    assert [kind["kind"] for kind in found["kinds"] if kind["auto"]] == ["IVF4,SQ8"]
+    code, out, _ = cli_call(*elsewhere)
+    assert (code, "asked for" in out) == (0, True)
     for wrong in (
         (),
         (made / "first", "--rows", 3),

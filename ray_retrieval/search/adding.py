@@ -76,7 +76,7 @@ def add(
             kept = np.flatnonzero(~duplicates(opened, source, replaced))
         if ids is not None:
             ids = ids if kept is None else ids.take(pa.array(kept))
-            check_once(ids, source.where)
+            check_once(lambda: [ids], len(ids), source.where)
             outdated = rows_with(opened, ids)
         if len(outdated) and not replace:
             known = first_of(ids_of(opened, outdated[:10]), len(outdated))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pydantic import ByteSize, Field, field_validator
 
 from ray_retrieval.config import Config
-from ray_retrieval.errors import MetricError, QueryError
+from ray_retrieval.errors import MetricError, QueryError, RecipeError
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.faiss_index import (
     candidates,
@@ -68,6 +68,18 @@ class ApproximateConfig(Config):
         """How hard to look where nothing is measured."""
         given = {name: getattr(self, name) for name in Effort.model_fields}
         return Effort(**{name: value for name, value in given.items() if value is not None})
+
+    def check_of_use(self) -> None:
+        """Raise RecipeError if something is asked for that the search has no use for."""
+        needless = {"memory": self.search != "auto"}
+        if self.search == "exact":
+            needless |= dict.fromkeys(("recall_target", *Effort.model_fields), True)
+        for name, wrong in needless.items():
+            if wrong and getattr(self, name) is not None:
+                mend = "ask for search=auto" if name == "memory" else "ask for search=auto or another kind"
+                raise RecipeError(
+                    f"search '{self.search}' has no use for it", where=name, mend=f"{mend}, or leave it out"
+                )
 
     @field_validator("search")
     @classmethod

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ray_retrieval.descriptors import DescriptorKind
-from ray_retrieval.errors import ArtefactError
+from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.ids import check_once
@@ -18,7 +18,7 @@ from ray_retrieval.search.selftest import tested
 from ray_retrieval.search.shard import Shard, write_shard
 from ray_retrieval.search.shortlist import build_shortlist
 from ray_retrieval.search.sources import EmbeddedRows, NewRows, RowSource
-from ray_retrieval.search.structures import build_structure
+from ray_retrieval.search.structures import build_structure, chosen_search
 from ray_retrieval.search.votes import LocalSearchConfig
 from ray_retrieval.storage import Folder
 
@@ -71,15 +71,17 @@ def build(
         RecipeError: if the search is not one for these descriptors, or finds less than it is to find.
     """
     source, index, pool = opened_rows(rows), Folder(out), pool or Threads(threads)
-    form, ids = source.form, source.ids()
+    form, numbered = source.form, source.id_blocks() is None
     if len(source) == 0:
         raise ArtefactError(
             "there are no rows to index",
             where=source.where,
             mend="see errors.parquet" if isinstance(source, EmbeddedRows) else "give some",
         )
-    if ids is not None:
-        check_once(ids, source.where)
+    config, count = approximate or ApproximateConfig(), _count_of(len(source), shards)
+    choice = chosen_search(form, len(source), count, config)
+    if not numbered:
+        check_once(lambda: source.id_blocks() or (), len(source), source.where)
     with writing_alone(index, "build"):
         previous = read_current(index) if index.exists(CURRENT) else None
         if previous is not None and previous.model != source.model:
@@ -100,7 +102,12 @@ def build(
         )
         opened = [Shard(index, entry, form, content=pool.elsewhere) for entry in entries]
         known = None if previous is None else previous.approximate
-        structure, why = build_structure(index, opened, form, approximate or ApproximateConfig(), known, pool)
+        try:
+            structure, why = build_structure(index, opened, form, choice, config, known, pool)
+        except RecipeError as error:
+            left = f"what is written stays for the next build, or until `index prune {index}`"
+            mend = left if error.mend is None else f"{error.mend}; {left}"
+            raise RecipeError(error.problem, where=error.where, mend=mend) from None
         shortlist = None
         if form.kind is DescriptorKind.LOCAL:
             before = None if previous is None else previous.local
@@ -115,7 +122,7 @@ def build(
             ties="row",
             rows=len(source),
             next_row=len(source),
-            next_id=(source.next_id or len(source)) if ids is None else None,
+            next_id=(source.next_id or len(source)) if numbered else None,
             model=source.model,
             embeddings=source.fingerprint,
             class_names=None if source.class_names is None else tuple(source.class_names),
@@ -142,6 +149,11 @@ def opened_rows(rows: "str | Path | Folder | NewRows") -> NewRows:
     if isinstance(rows, str | Path | Folder):
         return EmbeddedRows(Embeddings.open(Folder(rows), check="content"))
     return rows
+
+
+def _count_of(rows: int, shards: int | None) -> int:
+    """How many shards rows are written as."""
+    return min(max(1, shards or -(-rows // ROWS_PER_SHARD)), rows)
 
 
 FirstId = Callable[[int, int], int | None]
@@ -177,7 +189,7 @@ def write_shards(
         progress: called with the number of rows written so far.
     """
     done, rows = 0, len(source)
-    count = min(max(1, shards or -(-rows // ROWS_PER_SHARD)), rows)
+    count = _count_of(rows, shards)
     bounds = [rows * number // count for number in range(count + 1)] if rows else []
 
     def advance(rows: int) -> None:

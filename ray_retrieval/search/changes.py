@@ -55,6 +55,11 @@ class Change:
     dropped: int = 0
     pruned: Pruned | None = None
 
+    @property
+    def missed(self) -> str | None:
+        """In words, that the approximate search finds less than it is to find; None where it does not."""
+        return None if self.manifest.approximate is None else self.manifest.approximate.missed
+
 
 def remove(
     uri: Where,

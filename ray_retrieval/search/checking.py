@@ -9,8 +9,8 @@ from ray_retrieval.search.deletes import read_deletes
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.index import Index
 from ray_retrieval.search.manifest import CURRENT, Manifest, SelfTest, backwards, read_current
-from ray_retrieval.search.planning import private_bytes
 from ray_retrieval.search.shard import IMAGES, ROWS
+from ray_retrieval.search.structure_sizes import private_bytes
 from ray_retrieval.storage import check_file
 
 _SAME_SCORE = 1e-4

@@ -13,6 +13,7 @@ from ray_retrieval.errors import RecipeError
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.faiss_index import ROWS_PER_CELL
 from ray_retrieval.search.scan import words_per_row
+from ray_retrieval.search.structure_sizes import structure_bytes
 
 EXACT_VECTORS = 200_000
 """A few milliseconds, no training, nothing missed."""
@@ -23,6 +24,11 @@ _TRAIN_ROWS = 131_072
 
 RECALL_TARGET = 0.95
 """What `auto` aims at unless told."""
+
+
+WORTH = 3
+"""Times as many bytes as an approximate search looks at have to be in all rows; else it is not worth
+its files, nor that a hit may be missed."""
 
 
 class Choice(NamedTuple):
@@ -38,7 +44,12 @@ class Choice(NamedTuple):
 
 
 def choose_for_vectors(
-    rows: int, dimension: int, memory: int | None = None, *, train_rows: int = _TRAIN_ROWS
+    rows: int,
+    dimension: int,
+    memory: int | None = None,
+    *,
+    shards: int = 1,
+    train_rows: int = _TRAIN_ROWS,
 ) -> Choice:
     """The search for so many rows of a dimension.
 
@@ -49,6 +60,7 @@ def choose_for_vectors(
         rows: of the whole database.
         dimension: of the vectors.
         memory: bytes that the structure may take, over all shards; None: any.
+        shards: each of which has cells of its own.
         train_rows: rows that it will be trained on; each cell needs 39.
 
     Raises:
@@ -60,22 +72,30 @@ def choose_for_vectors(
     needed = 0
     for width in (2, 4, 8, 16):
         parts = 2 * -(-dimension // (2 * width))  # An even number, which is what FAISS stores.
-        needed = rows * (parts // 2 + 8) + cells * 4 * dimension
+        filled = f"Pad{parts * width}," if parts * width != dimension else ""
+        factory = f"{filled}IVF{cells},PQ{parts}x4fs"
+        needed = _bytes_of(factory, rows, dimension, shards)
         if memory is None or needed <= memory:
-            filled = f"Pad{parts * width}," if parts * width != dimension else ""
             return Choice(
-                f"{filled}IVF{cells},PQ{parts}x4fs",
+                factory,
                 f"{rows:,} rows in {cells:,} cells ({as_many}), 4 bits for every {width} dimensions: "
                 f"{parts // 2 + 8} bytes a row, {needed / 1e6:,.0f} MB in all",
             )
     raise RecipeError(
-        f"approximate search over {rows:,} rows takes at least {needed:,} bytes, allowed are {memory:,}",
+        f"approximate search over {rows:,} rows in {shards:,} shards takes at least {needed:,} bytes, "
+        f"allowed are {memory:,}",
+        where="memory",
         mend="allow more memory, or search exactly: that takes none of its own",
     )
 
 
 def choose_for_codes(
-    rows: int, bits: int, memory: int | None = None, *, train_rows: int = _TRAIN_ROWS
+    rows: int,
+    bits: int,
+    memory: int | None = None,
+    *,
+    shards: int = 1,
+    train_rows: int = _TRAIN_ROWS,
 ) -> Choice:
     """The search for so many codes; see `choose_for_vectors`.
 
@@ -85,28 +105,42 @@ def choose_for_codes(
     if rows <= EXACT_CODES:
         return Choice(None, _exactly(rows, EXACT_CODES))
     cells, as_many = _cells(rows, train_rows)
-    row = 8 * words_per_row(bits) + 4
-    needed = rows * row + cells * row
+    row, factory = 8 * words_per_row(bits) + 4, f"BIVF{cells}"
+    needed = _bytes_of(factory, rows, bits, shards)
     if memory is not None and needed > memory:
         return Choice(None, f"{rows:,} rows in cells take {needed:,} bytes, allowed are {memory:,}")
     return Choice(
-        f"BIVF{cells}",
+        factory,
         f"{rows:,} rows in {cells:,} cells ({as_many}): {row} bytes a row, {needed / 1e6:,.0f} MB in all",
     )
 
 
-def choose(form: Form, rows: int, config: ApproximateConfig) -> Choice:
+def choose(form: Form, rows: int, config: ApproximateConfig, shards: int = 1) -> Choice:
     """What is asked for, or what `auto` comes to.
 
+    Args:
+        form: codes or vectors.
+        rows: of the whole database.
+        config: what is asked for.
+        shards: of the database.
+
     Raises:
-        RecipeError: if no structure fits the memory.
+        RecipeError: if no structure fits the memory, or what is asked for is of no use to the search.
     """
+    config.check_of_use()
     if config.search != "auto":
         return Choice(None if config.search == "exact" else config.search, "asked for")
     if config.recall_target == 1:
         return Choice(None, "only the exact search finds all that is near")
     chosen = choose_for_codes if form.kind is DescriptorKind.CODES else choose_for_vectors
-    return chosen(rows, form.size, config.memory, train_rows=config.train_rows)
+    return chosen(rows, form.size, config.memory, shards=shards, train_rows=config.train_rows)
+
+
+def _bytes_of(factory: str, rows: int, size: int, shards: int) -> int:
+    """Of all files of a structure that is chosen here."""
+    taken = structure_bytes(factory, rows, size, shards)
+    assert taken is not None, "what is chosen is known"
+    return taken.bytes
 
 
 def _exactly(rows: int, most: int) -> str:

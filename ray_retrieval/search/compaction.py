@@ -41,7 +41,8 @@ def compact(
     Shards stay as they are up to the first one that lost rows, is small, or lacks its file beside it; from
     there on all are written anew. Small is less than a quarter of the largest, or so little that there would
     be more than 64 of them. The index finds what a build from these rows alone would, but that an approximate
-    search, or a shortlist, keeps what it was trained to; how often it finds the exact hits is measured again.
+    search, or a shortlist, keeps what it was trained to; how often it finds the exact hits is measured again,
+    also where nothing is written anew but rows were filled in since it was.
 
     Args:
         uri: the index directory.
@@ -60,14 +61,19 @@ def compact(
     index, pool = Folder(uri), pool or Threads(threads)
     with changing(index, "compact", pool.threads) as (opened, previous, alone):
         layout = _layout(opened, shards)
+        built = previous.approximate
+        stale = built is not None and built.recall.rows != previous.next_row
         # Also where it is not only tried: what cannot be pruned is said before anything is written.
-        pruned = collect(index, keep, alone=alone, dry_run=True, coming=0 if layout is None else 1)
+        coming = layout is not None or stale
+        pruned = collect(index, keep, alone=alone, dry_run=True, coming=int(coming))
         if dry_run:
-            return Change(previous, changed=layout is not None, dropped=previous.deleted, pruned=pruned)
+            return Change(previous, changed=coming, dropped=previous.deleted, pruned=pruned)
         manifest = previous
         if layout is not None:
             _check_sound(index, opened)
             manifest = _written_anew(index, opened, layout, pool, progress)
+        elif stale:
+            manifest = _measured_anew(index, opened, pool)
         pruned = collect(index, keep, alone=alone)
         return Change(manifest, changed=manifest != previous, dropped=previous.deleted, pruned=pruned)
 
@@ -162,6 +168,15 @@ def _written_anew(
         }
     )
     return published(index, manifest, [*kept, *new], previous, pool.threads)
+
+
+def _measured_anew(index: Folder, opened: Index, pool: Pool) -> Manifest:
+    """Publish a version whose approximate search says what it finds of the rows that are there now."""
+    previous, shards = opened.manifest, list(opened.shards.values())
+    assert previous.approximate is not None
+    built = measured_structure(index, previous.approximate, shards, pool.threads)
+    manifest = previous.model_copy(update={"operation": "compact", "approximate": built})
+    return published(index, manifest, shards, previous, pool.threads)
 
 
 def _structure_anew(

@@ -18,7 +18,7 @@ from ray_retrieval.errors import RecipeError
 from ray_retrieval.search.faiss_index import one_faiss_thread
 from ray_retrieval.search.files import trained_bytes
 from ray_retrieval.search.index import Index
-from ray_retrieval.search.planning import structure_bytes
+from ray_retrieval.search.structure_sizes import structure_bytes
 from ray_retrieval.storage import Folder
 
 faiss: Any = untyped_faiss  # Its own types leave out half of what is there.

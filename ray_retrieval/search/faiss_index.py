@@ -44,17 +44,33 @@ def train(factory: str, sample: Floats, seed: int) -> bytes:
     """
     count, dimension = sample.shape
     shuffled = sample[np.random.default_rng(seed).permutation(count)]
+    index = untrained(factory, dimension, count)
     with one_faiss_thread(), _refusing(factory):
-        index = faiss.index_factory(dimension, factory, faiss.METRIC_L2)
-        check_sample(factory, cells_of(index), count)
-        if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
-            raise RuntimeError("Error: rows are numbered here, leave out what maps their ids")
         index.train(shuffled)
         trained: bytes = faiss.serialize_index(index).tobytes()
         # Some kinds only say now that they cannot be filled, or searched.
         index.add(shuffled[:ROWS_PER_CELL])
         candidates(index, shuffled[:1], 1, Effort())
     return trained
+
+
+def untrained(factory: str, dimension: int, rows: int) -> Any:
+    """FAISS's index of a factory string, as it is made.
+
+    Args:
+        factory: string of FAISS.
+        dimension: of the vectors.
+        rows: that there are to train on.
+
+    Raises:
+        RecipeError: as `train`, as far as it can be said by now.
+    """
+    with _refusing(factory):
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_L2)
+        check_sample(factory, cells_of(index), rows)
+        if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
+            raise RuntimeError("Error: rows are numbered here, leave out what maps their ids")
+    return index
 
 
 def cells_of(index: Any) -> int:

@@ -259,15 +259,27 @@ class ImportedRows:
         return rows
 
     def ids(self) -> "pa.Array | None":
-        if not self._ids.given or self.next_id is not None:
-            return None
+        blocks = self.id_blocks()
+        return None if blocks is None else pa.chunked_array(list(blocks), pa.large_string()).combine_chunks()
+
+    def id_blocks(self) -> "Iterator[pa.Array] | None":
+        return self._blocks_of_ids() if self._ids.given and self.next_id is None else None
+
+    def _blocks_of_ids(self) -> Iterator[pa.Array]:
         if self._ids.array is not None:
-            whole = as_ids(self._ids.array, self.where)
+            columns = iter([as_ids(self._ids.array, self.where)])
         else:
-            parts = [as_ids(file.column(str(self._ids.column)), file.where) for file in self._files]
-            chunks = [chunk for part in parts for chunk in part.chunks]
-            whole = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
-        return whole if self._kept is None else whole.take(pa.array(self._kept))
+            name = str(self._ids.column)
+            columns = (as_ids(file.column(name), file.where) for file in self._files)
+        before = 0
+        for column in columns:
+            for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+                if self._kept is None:
+                    yield chunk
+                else:
+                    first, last = np.searchsorted(self._kept, [before, before + len(chunk)])
+                    yield chunk.take(pa.array(self._kept[first:last] - before))
+                before += len(chunk)
 
     def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
         kept = None if self._kept is None else self._kept[start:stop]

@@ -35,7 +35,7 @@ from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.selection import RecentSelections, Selection, Spans, is_among, search_selected
 from ray_retrieval.search.shard import Shard, aligned
 from ray_retrieval.search.shortlist import ShortlistSearch
-from ray_retrieval.search.structures import StructureSearch
+from ray_retrieval.search.structure_search import StructureSearch
 from ray_retrieval.storage import Folder, check_file
 
 _ROW = pa.field("row", pa.int64())
@@ -296,7 +296,14 @@ class Index:
             )
         assert isinstance(queries, Codes | Vectors)
         if self._structure is not None and self._gpu is None and not exact:
-            return self._structure.search(queries, k, effort, selection=selection, threads=self._threads)
+            return self._structure.search(
+                queries,
+                k,
+                effort,
+                selection=selection,
+                filtered=where is not None,
+                threads=self._threads,
+            )
 
         def find(some: Codes | Vectors, count: int) -> Hits:
             if self._gpu is not None:
@@ -355,10 +362,10 @@ class Index:
 
     def _select(self, asked: Filter) -> Selection:
         """The rows that pass a filter."""
-        masks = [
-            np.concatenate([asked.mask(some, self.schema, self.class_names) for some in shard.rows.blocks()])
+        masks = (
+            (asked.mask(some, self.schema, self.class_names) for some in shard.rows.blocks())
             for shard in self._shards
-        ]
+        )
         return Selection.of(self._spans, self._living.dead, masks)
 
     def descriptors(self, rows: "npt.NDArray[np.int64] | Sequence[int] | None" = None) -> Descriptors:

@@ -83,6 +83,8 @@ class Recall(Config):
     value: float
     queries: int
     """Rows of the index that were searched for; none of them counts as its own hit."""
+    rows: int | None = None
+    """Of the index when it was measured; None of an index that an earlier release made."""
 
 
 class Approximate(Config):
@@ -107,6 +109,16 @@ class Approximate(Config):
     trained: FileEntry | None = None
     """What the files are filled from."""
 
+    @property
+    def missed(self) -> str | None:
+        """In words, that it finds less than it is to find; None where it does not."""
+        if self.target is None or self.recall.value >= self.target:
+            return None
+        return (
+            f"it finds {self.recall.value:.4f} of the {self.recall.k} nearest, {self.target:g} is asked for: "
+            "the rows have changed since it was trained; build the index again"
+        )
+
     def info(self) -> dict[str, Any]:
         """What users should know of it, as plain values."""
         recall = self.recall
@@ -115,6 +127,7 @@ class Approximate(Config):
             "why": self.why,
             f"recall@{recall.k}": recall.value,
             **({} if self.target is None else {"recall_target": self.target}),
+            **({} if self.missed is None else {"recall_missed": self.missed}),
             "recall_queries": recall.queries,
             **self.effort.model_dump(),
         }

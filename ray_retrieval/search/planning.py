@@ -8,39 +8,28 @@ rows (ids, labels, paths) and images come on top; see `known_bytes`.
 """
 
 import itertools
-import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from ray_retrieval.descriptors import DescriptorKind, Form
-from ray_retrieval.search.choosing import EXACT_CODES, EXACT_VECTORS, choose_for_codes, choose_for_vectors
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.search.approximate import ApproximateConfig
+from ray_retrieval.search.choosing import (
+    EXACT_CODES,
+    EXACT_VECTORS,
+    Choice,
+    choose,
+    choose_for_codes,
+    choose_for_vectors,
+)
 from ray_retrieval.search.scan import words_per_row
 from ray_retrieval.search.sources import RowSource
+from ray_retrieval.search.structure_sizes import StructureSize, cells_of_kind, structure_bytes
 from ray_retrieval.search.votes import LocalSearchConfig, choose_shortlist
 
-_FACTORY = re.compile(
-    r"(?:Pad(?P<padded>\d+),)?(?:IVF(?P<cells>\d+),)?"
-    r"(?:(?P<flat>Flat)|(?P<sq8>SQ8)|PQ(?P<parts>\d+)x4fs|HNSW(?P<links>\d+)(?:,Flat)?)"
-)
-_CELLS = re.compile(r"BIVF(?P<cells>\d+)")
-_NUMBER, _COUNT = 4, 8
-"""Bytes of a float32 or a row in a graph, and of an id or a length in FAISS's files."""
-_BLOCK_ROWS = 32
-"""Rows whose 4-bit codes lie together; each cell's last block is filled up."""
 _ASKED_ROWS = 1000
 """Rows by which what is known of all is estimated."""
-
-
-class Structure(NamedTuple):
-    """What an index of FAISS takes.
-
-    Attributes:
-        bytes: of its files.
-        private: bytes of memory of each process that has it open; the rest is mapped.
-    """
-
-    bytes: int
-    private: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +41,7 @@ class Footprint:
         mapped: bytes of files that are mapped.
         private: bytes of memory of each process that has it open, without those of a search.
         rows: of the index.
-        auto: whether it is what `auto` chooses.
+        auto: whether it is what `auto` chooses, or what is asked for.
     """
 
     kind: str
@@ -72,7 +61,12 @@ class Footprint:
 
 
 def plan(
-    form: Form, rows: int, *, features: int = 0, shards: int = 1, memory: int | None = None
+    form: Form,
+    rows: int,
+    *,
+    features: int = 0,
+    shards: int = 1,
+    config: ApproximateConfig | None = None,
 ) -> list[Footprint]:
     """What an index of some rows would take, for each kind of search that it can be built for.
 
@@ -81,37 +75,43 @@ def plan(
         rows: of the index.
         features: local features in all.
         shards: of the index.
-        memory: as `auto` is told of it.
+        config: the search of codes or vectors that is asked for, `auto` unless told. Where it is another
+            kind than is planned for anyway, that comes too, if its size is known; where no structure fits the
+            memory, nothing is chosen.
 
     Raises:
-        RecipeError: if no structure fits the memory.
+        RecipeError: if what is asked for is of no use to the search.
     """
     stored = descriptor_bytes(form, rows, features)
     if form.kind is DescriptorKind.CODES:
-        return _of_codes(form, rows, shards, memory)
-    if form.kind is DescriptorKind.LOCAL:
+        kinds = [_fast(choose_for_codes, form, max(rows, EXACT_CODES + 1), shards)]
+    elif form.kind is DescriptorKind.LOCAL:
         return _of_local(form, rows, features, shards)
-    chosen = choose_for_vectors(rows, form.size, memory).factory
-    fast = chosen or choose_for_vectors(max(rows, EXACT_VECTORS + 1), form.size, memory).factory or ""
-    cells = _FACTORY.fullmatch(fast)
-    assert cells is not None, "what `auto` chooses is known"
-    coarse = f"IVF{cells['cells']}"
-    found = [Footprint("exact", stored, 0, rows, auto=chosen is None)]
-    for factory in (fast, f"{coarse},SQ8", f"{coarse},Flat", "SQ8", "HNSW32"):
+    else:
+        fast = _fast(choose_for_vectors, form, max(rows, EXACT_VECTORS + 1), shards)
+        coarse = f"IVF{cells_of_kind(fast)}"
+        kinds = [fast, f"{coarse},SQ8", f"{coarse},Flat", "SQ8", "HNSW32"]
+    asked = config or ApproximateConfig(search="auto")
+    try:
+        chosen = choose(form, rows, asked, shards).factory or "exact"
+    except RecipeError:
+        asked.check_of_use()
+        chosen = None
+    if chosen is not None and chosen not in ("exact", *kinds):
+        kinds.insert(0, chosen)
+    found = [Footprint("exact", stored, 0, rows, auto=chosen == "exact")]
+    for factory in kinds:
         taken = structure_bytes(factory, rows, form.size, shards)
-        found.append(_beside(factory, stored, taken, rows, auto=factory == chosen))
+        if taken is not None:
+            found.append(_beside(factory, stored, taken, rows, auto=factory == chosen))
     return found
 
 
-def _of_codes(form: Form, rows: int, shards: int, memory: int | None) -> list[Footprint]:
-    """Of the exact search, and of cells."""
-    stored, chosen = descriptor_bytes(form, rows), choose_for_codes(rows, form.size, memory).factory
-    cells = chosen or choose_for_codes(max(rows, EXACT_CODES + 1), form.size).factory or ""
-    taken = structure_bytes(cells, rows, form.size, shards)
-    return [
-        Footprint("exact", stored, 0, rows, auto=chosen is None),
-        _beside(cells, stored, taken, rows, auto=chosen is not None),
-    ]
+def _fast(choose_fast: Callable[..., Choice], form: Form, rows: int, shards: int) -> str:
+    """What `auto` takes above the rows that it searches exactly, were there no limit of memory."""
+    factory = choose_fast(rows, form.size, shards=shards).factory
+    assert factory is not None, "so many rows are not searched exactly"
+    return factory
 
 
 def _of_local(form: Form, rows: int, features: int, shards: int) -> list[Footprint]:
@@ -129,12 +129,12 @@ def _of_local(form: Form, rows: int, features: int, shards: int) -> list[Footpri
         else:
             # At most: features of an image that belong to one word become one posting.
             posting, codebook = 4 + 8 * -(-form.size // 64), asked.words * (4 * form.size + 8)
-            taken = Structure(features * posting + 4 * rows + shards * codebook, 0)
+            taken = StructureSize(features * posting + 4 * rows + shards * codebook, 0)
         found.append(_beside(kind, stored, taken, rows, auto=kind == auto))
     return found
 
 
-def _beside(kind: str, stored: int, taken: Structure | None, rows: int, *, auto: bool) -> Footprint:
+def _beside(kind: str, stored: int, taken: StructureSize | None, rows: int, *, auto: bool) -> Footprint:
     assert taken is not None, f"{kind} is known"
     return Footprint(kind, stored + taken.bytes - taken.private, taken.private, rows, auto)
 
@@ -152,61 +152,6 @@ def descriptor_bytes(form: Form, rows: int, features: int = 0) -> int:
     if form.kind is DescriptorKind.VECTORS:
         return rows * 4 * form.size
     return features * (2 * form.size + 8 + 4 + 4) + rows * (8 + 8 + 4 * form.vectors)
-
-
-def structure_bytes(factory: str, rows: int, dimension: int, shards: int = 1) -> Structure | None:
-    """What an index of FAISS takes over all shards; None of a string that is not known here.
-
-    Inverted lists, codes and graphs are mapped; but FAISS reads lists of 4-bit codes, and where in a graph
-    each row's neighbours begin. Cells hold half a block more than their rows, on average.
-
-    Args:
-        factory: FAISS's string, or that of cells of codes.
-        rows: in all shards.
-        dimension: of the vectors, or bits of the codes.
-        shards: with a file each.
-    """
-    if (codes := _CELLS.fullmatch(factory)) is not None:
-        width = 8 * words_per_row(dimension)
-        return Structure(rows * (width + 4) + shards * int(codes["cells"]) * (width + 8), 0)
-    said = _FACTORY.fullmatch(factory)
-    if said is None:
-        return None
-    size = int(said["padded"] or dimension)
-    cells, private = int(said["cells"] or 0), 0
-    if said["links"]:
-        links = int(said["links"])
-        # Twice as many neighbours on the lowest level; each level has 1/links of the rows of the one below.
-        graph = _NUMBER * links * (2 + 1 / (links - 1)) if links > 1 else 3 * _NUMBER
-        private = rows * (_NUMBER + _COUNT)
-        total = rows * int(_NUMBER * size + graph) + private
-    elif said["parts"]:
-        width = int(said["parts"]) // 2
-        filled = rows + shards * (cells or 1) * _BLOCK_ROWS // 2
-        total = filled * width + shards * 16 * _NUMBER * size
-    else:
-        total = rows * (_NUMBER * size if said["flat"] else size)
-    if cells:
-        total += rows * _COUNT + shards * cells * (_NUMBER * size + _COUNT)
-        # Centroids are read; of 4-bit codes all is.
-        private = total if said["parts"] else shards * cells * _NUMBER * size
-    return Structure(total, private)
-
-
-def private_bytes(factory: str, file_bytes: int, rows: int, dimension: int, shards: int) -> int | None:
-    """Memory that a process needs to have the written files of a structure open; None if it is not known.
-
-    Args:
-        factory: FAISS's string.
-        file_bytes: of the files.
-        rows: as for `structure_bytes`.
-        dimension: as for `structure_bytes`.
-        shards: as for `structure_bytes`.
-    """
-    expected = structure_bytes(factory, rows, dimension, shards)
-    if expected is None:
-        return None
-    return file_bytes if expected.private == expected.bytes else min(expected.private, file_bytes)
 
 
 def known_bytes(source: RowSource) -> int:

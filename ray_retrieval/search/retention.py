@@ -25,6 +25,8 @@ from ray_retrieval.storage import Folder
 _OURS = ("shards", "approximate", "local", "deletes")
 """Folders whose files are all written by us."""
 _AT_THE_TOP = re.compile(rf"manifest-\d+(-[0-9a-f]+)?\.json(\.tmp-.*)?|{CURRENT}\.tmp-.*")
+_BEGUN = re.compile(r"(shards|approximate|local)/[0-9a-f]{16}/")
+"""Files of a build, in a folder that may be no index."""
 _RECENT_NS = 24 * 3600 * 10**9
 """Where there are no locks, files younger than a day may be those of somebody who is writing."""
 
@@ -74,6 +76,7 @@ def versions(uri: str | Path | Folder) -> list[dict[str, Any]]:
 def prune(uri: str | Path | Folder, keep: int = 2, *, dry_run: bool = False) -> Pruned:
     """Delete all but the newest versions, and the files that no version needs.
 
+    Where a first build was not finished, there is no version yet, and what it has written is deleted.
     Readers that have a version open keep it: on a local disk what is mapped into memory stays readable, and
     of other stores what they have fetched, which the images that nobody has asked for yet are not.
 
@@ -88,9 +91,32 @@ def prune(uri: str | Path | Folder, keep: int = 2, *, dry_run: bool = False) -> 
         QueryError: if `keep` < 1.
     """
     index = Folder(uri)
-    read_current(index)
+    begun = _only_begun(index)
+    if not begun:
+        read_current(index)
     with writing_alone(index, "prune") as alone:
+        if begun and _only_begun(index):
+            return _collect_begun(index, begun, alone=alone, dry_run=dry_run)
         return collect(index, keep, alone=alone, dry_run=dry_run)
+
+
+def _only_begun(index: Folder) -> dict[str, fs.FileInfo]:
+    """Files of a first build that was not finished; none where there is, or was, a version."""
+    files = index.files()
+    if any(name == CURRENT or number_of(name) is not None for name in files):
+        return {}
+    return {name: info for name, info in files.items() if _BEGUN.match(name)}
+
+
+def _collect_begun(index: Folder, files: dict[str, fs.FileInfo], *, alone: bool, dry_run: bool) -> Pruned:
+    """Delete what a build has left that never made a version."""
+    spared = set() if alone else _recent(files, files)
+    deleted = [name for name in _in_order(files) if name not in spared]
+    for name in () if dry_run else deleted:
+        index.remove(name)
+    if alone and not dry_run:
+        _remove_empty_folders(index)
+    return Pruned(files=len(deleted), bytes=sum(files[name].size for name in deleted), spared=len(spared))
 
 
 def collect(index: Folder, keep: int, *, alone: bool, dry_run: bool = False, coming: int = 0) -> Pruned:

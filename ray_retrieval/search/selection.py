@@ -5,7 +5,7 @@ ways lead there. Where the rows are few, they are gathered and compared exactly.
 is asked for more hits, and those that may not be are dropped; queries that are still short after a second
 attempt, because the wrong rows lie around them, go the first way. Asking for more costs a few per cent; a
 search that looks at each row's mark takes several times as long. An approximate search looks at few rows, and
-so at their marks (`bits`): see `structures.StructureSearch.search`.
+so at their marks (`bits`): see `structure_search.StructureSearch.search`.
 """
 
 import functools
@@ -41,7 +41,7 @@ _MORE = 8  # times as many hits at the second attempt
 _SPARE = 8
 _BYTES_AT_ONCE = 1 << 26  # of gathered rows, or of hits
 _HIT_BYTES = 4 + 8  # a distance and a row
-_FILTERED_BYTES = 1 << 28  # of the masks of filters, a byte a row
+_FILTERED_BYTES = 1 << 28  # of what filters select, a bit a row
 _KEPT_BYTES = 1 << 26  # of what a selection keeps for the next search
 
 
@@ -76,22 +76,28 @@ class Selection:
     Attributes:
         spans: of the shards.
         dead: int64 [n], ascending: rows that may not.
-        masks: for each shard bool [its rows], whether one may, `dead` looked at already; None: all others.
+        allowed: for each shard, which of its rows may, `dead` looked at already; None: all others.
     """
 
     spans: Spans
     dead: Rows
-    masks: tuple[Mask, ...] | None = None
+    allowed: tuple[Bits, ...] | None = None
 
     @staticmethod
-    def of(spans: Spans, dead: Rows, masks: Sequence[Mask] | None = None) -> "Selection":
-        """Without deleted rows, wherever they are, and without those that a filter's masks exclude."""
+    def of(spans: Spans, dead: Rows, masks: Iterable[Iterable[Mask]] | None = None) -> "Selection":
+        """Without deleted rows, wherever they are, and without those that a filter's masks exclude.
+
+        Args:
+            spans: of the shards.
+            dead: int64, ascending: deleted rows.
+            masks: of a filter, for each shard, some rows at a time; only these are in memory as bytes.
+        """
         numbers, places, here = spans.place(dead)
         if masks is None:
             return Selection(spans, dead[here])
-        made = tuple(mask.copy() for mask in masks)
-        for number, mask in enumerate(made):
-            mask[places[here & (numbers == number)]] = False
+        made = tuple(_packed(some, int(size)) for some, size in zip(masks, spans.sizes, strict=True))
+        for number, bits in enumerate(made):
+            _clear(bits, places[here & (numbers == number)])
         return Selection(spans, dead[here], made)
 
     def __len__(self) -> int:
@@ -100,20 +106,14 @@ class Selection:
 
     @functools.cached_property
     def _count(self) -> int:
-        if self.masks is None:
+        if self.allowed is None:
             return self.spans.rows - len(self.dead)
-        return sum(int(np.count_nonzero(mask)) for mask in self.masks)
+        return sum(int(np.bitwise_count(bits).sum(dtype=np.int64)) for bits in self.allowed)
 
     def mask(self, number: int) -> Mask:
-        """Bool [rows of a shard]: which of them may; not to be changed."""
-        if self.masks is not None:
-            return self.masks[number]
-        if number not in self._made:
-            made = self._mask_without_dead(number)
-            if self.spans.rows > _KEPT_BYTES:
-                return made
-            self._made[number] = made
-        return self._made[number]
+        """Bool [rows of a shard]: which of them may."""
+        size = int(self.spans.sizes[number])
+        return np.unpackbits(self.bits[number], count=size, bitorder="little").view(np.bool_)
 
     def places(self, number: int) -> Rows:
         """int64, ascending: places in a shard of those that may; not to be changed."""
@@ -125,25 +125,22 @@ class Selection:
         return self._found[number]
 
     @functools.cached_property
-    def _made(self) -> dict[int, Mask]:
-        return {}
-
-    @functools.cached_property
     def _found(self) -> dict[int, Rows]:
         return {}
 
-    def _mask_without_dead(self, number: int) -> Mask:
-        first, size = int(self.spans.first_rows[number]), int(self.spans.sizes[number])
-        found = np.ones(size, np.bool_)
-        start, stop = np.searchsorted(self.dead, [first, first + size])
-        found[self.dead[start:stop] - first] = False
-        return found
-
     @functools.cached_property
     def bits(self) -> tuple[Bits, ...]:
-        """The masks of all shards, packed: they are made once, and kept."""
-        shards = range(len(self.spans.sizes))
-        return tuple(np.packbits(self.mask(number), bitorder="little") for number in shards)
+        """Which rows of each shard may: a bit a row, made once, and kept."""
+        if self.allowed is not None:
+            return self.allowed
+        made = []
+        for first, size in zip(self.spans.first_rows.tolist(), self.spans.sizes.tolist(), strict=True):
+            bits = np.full(-(-size // 8), 0xFF, np.uint8)
+            bits[size // 8 :] = (1 << size % 8) - 1
+            start, stop = np.searchsorted(self.dead, [first, first + size])
+            _clear(bits, self.dead[start:stop] - first)
+            made.append(bits)
+        return tuple(made)
 
     def chosen(self) -> Rows:
         """int64, ascending: those that may."""
@@ -152,7 +149,7 @@ class Selection:
 
     def at(self, places: Rows) -> Rows:
         """The rows at some places among those that may."""
-        if self.masks is not None:
+        if self.allowed is not None:
             return self.chosen()[places]
         before = np.cumsum([0, *self.spans.sizes[:-1]])
         everywhere = places + np.searchsorted(self._gaps, places, side="right")
@@ -168,21 +165,38 @@ class Selection:
 
     def allows(self, rows: Rows) -> Mask:
         """Which of some hits, of any shape, may be; `NO_ROW` may not."""
-        if self.masks is None:
+        if self.allowed is None:
             real: Mask = rows != NO_ROW
             return real & ~is_among(rows, self.dead)
         flat = rows.reshape(-1)
         numbers, places, here = self.spans.place(flat)
         for number in np.unique(numbers[here]):
             own = np.flatnonzero(here & (numbers == number))
-            here[own] = self.masks[number][places[own]]
+            inside = places[own]
+            here[own] = (self.allowed[number][inside >> 3] >> (inside & 7)) & 1
         return here.reshape(rows.shape)
+
+
+def _packed(blocks: Iterable[Mask], rows: int) -> Bits:
+    """The masks of consecutive rows, a bit each."""
+    found, start = np.zeros(-(-rows // 8), np.uint8), 0
+    for mask in blocks:
+        lead = start % 8  # rows of the byte that the block before has begun
+        own = np.packbits(np.concatenate([np.zeros(lead, np.bool_), mask]), bitorder="little")
+        found[start // 8 : start // 8 + len(own)] |= own
+        start += len(mask)
+    return found
+
+
+def _clear(bits: Bits, places: Rows) -> None:
+    """Set the bits of some rows to zero."""
+    np.bitwise_and.at(bits, places >> 3, ~(np.uint8(1) << (places & 7).astype(np.uint8)))
 
 
 class RecentSelections:
     """The selections of the filters that were used last, as the same ones often come again.
 
-    They are kept up to some bytes in all: of a billion rows, none.
+    They are kept up to some bytes in all: of a billion rows, two.
     """
 
     def __init__(self) -> None:
@@ -199,7 +213,7 @@ class RecentSelections:
         found = select(asked)
         with self._lock:
             self._kept[asked] = found
-            while sum(some.spans.rows for some in self._kept.values()) > _FILTERED_BYTES:
+            while sum(some.spans.rows // 8 for some in self._kept.values()) > _FILTERED_BYTES:
                 self._kept.popitem(last=False)
         return found
 

@@ -83,6 +83,10 @@ class NewRows(RowSource, Protocol):
         """The ids of all rows, large_string, in their order; None where they are numbers."""
         ...
 
+    def id_blocks(self) -> "Iterator[pa.Array] | None":
+        """The same ids, some at a time."""
+        ...
+
     def some(self, kept: "Rows | None", labels: "Rows | None") -> "NewRows":
         """Some of the rows, with other numbers of classes.
 
@@ -125,12 +129,12 @@ class EmbeddedRows:
         return self.embeddings.rows if self._kept is None else len(self._kept)
 
     def ids(self) -> pa.Array:
-        parts = [
-            self.embeddings.read_part(number, ["id"])["id"] for number in range(len(self.embeddings.parts))
-        ]
-        chunks = [chunk for part in parts for chunk in part.cast(pa.large_string()).chunks]
-        ids = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
-        return ids if self._kept is None else ids.take(pa.array(self._kept))
+        return pa.chunked_array(list(self.id_blocks()), pa.large_string()).combine_chunks()
+
+    def id_blocks(self) -> Iterator[pa.Array]:
+        for number, places in self._parts(0, len(self)):
+            part = _taken(self.embeddings.read_part(number, ["id"]), places)
+            yield from part["id"].cast(pa.large_string()).chunks
 
     def some(self, kept: Rows | None, labels: Rows | None) -> "EmbeddedRows":
         return EmbeddedRows(self.embeddings, kept=kept, labels=labels)

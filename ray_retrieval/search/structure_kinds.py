@@ -19,12 +19,15 @@ class Kind(NamedTuple):
     """How structures of a kind of descriptor are made.
 
     suffix: of their files.
+    check: raises RecipeError where a factory string is none of so many bits or dimensions, or asks for more
+        than so many rows to train on.
     train: from a factory string, a sample and a seed: what all of them are filled from.
     fill: writes one, from that and a shard's rows.
     open: one that was filled with these rows, of so many bits.
     """
 
     suffix: str
+    check: Callable[[str, int, int], object]
     train: Callable[[str, Descriptors, int], bytes]
     fill: Callable[[bytes, AnySegment, Callable[[bytes], object]], None]
     open: Callable[[Path, AnySegment, int], Structure]
@@ -45,6 +48,10 @@ def _open_vectors(path: Path, rows: AnySegment, _: int) -> Structure:
     return ApproximateSegment(path, rows)
 
 
+def _check_codes(factory: str, _: int, rows: int) -> None:
+    faiss_index.check_sample(factory, cells.cells_in(factory), rows)
+
+
 def _train_codes(factory: str, sample: Descriptors, seed: int) -> bytes:
     assert isinstance(sample, Codes)
     return cells.train(factory, sample, seed)
@@ -60,8 +67,8 @@ def _open_codes(path: Path, rows: AnySegment, bits: int) -> Structure:
     return cells.CellSegment(path, rows, bits)
 
 
-_FAISS = Kind("faiss", _train_vectors, _fill_vectors, _open_vectors)
-_CELLS = Kind("cells", _train_codes, _fill_codes, _open_codes)
+_FAISS = Kind("faiss", faiss_index.untrained, _train_vectors, _fill_vectors, _open_vectors)
+_CELLS = Kind("cells", _check_codes, _train_codes, _fill_codes, _open_codes)
 
 
 def kind_of(form: Form) -> Kind:

@@ -6,7 +6,6 @@ are so many of them that it costs time (`extend_structure`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +14,10 @@ from ray_retrieval.descriptors import Codes, DescriptorKind, Form, Vectors
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.search.approximate import (
     ApproximateConfig,
-    Structure,
     recall,
     search_approximate,
 )
-from ray_retrieval.search.choosing import RECALL_TARGET, choose
+from ray_retrieval.search.choosing import RECALL_TARGET, WORTH, Choice, choose
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.files import (
     FILES_VERSION,
@@ -30,11 +28,11 @@ from ray_retrieval.search.files import (
     trained_bytes,
     trained_once,
 )
-from ray_retrieval.search.hits import NO_ROW, Hits, merge, without
+from ray_retrieval.search.hits import without
 from ray_retrieval.search.manifest import Approximate, FileEntry, Recall
+from ray_retrieval.search.planning import descriptor_bytes
 from ray_retrieval.search.pool import Pool
-from ray_retrieval.search.segments import AnySegment, search_segments
-from ray_retrieval.search.selection import FEW, FEW_SHARE, Selection, search_gathered
+from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.shard import Shard, descriptors_of
 from ray_retrieval.search.structure_kinds import kind_of, opened_structures
 from ray_retrieval.search.tuning import Tried, raised, settle
@@ -48,104 +46,17 @@ _TRAINING_SEED, _RECALL_SEED = 0, 1
 """Of the rows to train on and of the queries: the same embeddings give the same files and recall."""
 
 
-@dataclass(frozen=True)
-class StructureSearch:
-    """The approximate search of opened shards.
-
-    Attributes:
-        effort: how hard it looks unless told.
-        segments: of the shards.
-        filled: the structure of each that has one, by its place among them; the others are searched exactly.
-    """
-
-    effort: Effort
-    segments: list[AnySegment]
-    filled: dict[int, Structure]
-
-    @classmethod
-    def open(cls, index: Folder, built: Approximate, shards: "dict[int, Shard]") -> "StructureSearch":
-        """The search of some shards; files are mapped into memory where they can be.
-
-        Args:
-            index: the index's folder.
-            built: what the manifest says of it.
-            shards: those that are opened, by their numbers.
-
-        Raises:
-            ArtefactError: if a file is missing, damaged or of other descriptors.
-        """
-        files = [built.files[number] for number in shards]
-        opened = list(shards.values())
-        return cls(built.effort, [shard.segment for shard in opened], opened_structures(index, opened, files))
-
-    def search(
-        self,
-        queries: Codes | Vectors,
-        k: int,
-        effort: Effort | None = None,
-        *,
-        selection: Selection | None = None,
-        threads: int,
-    ) -> Hits:
-        """The `k` nearest rows that it finds for each query, with exact distances, by (distance, row).
-
-        Args:
-            queries: codes or vectors.
-            k: hits per query.
-            effort: how hard to look.
-            selection: the rows of the shards that may be hits; default all. Where few may, they are compared
-                one by one, and so they are for queries that find fewer than there are.
-            threads: to share the work among.
-        """
-        effort, structures = effort or self.effort, list(self.filled.values())
-        if selection is None:
-            found = search_approximate(structures, queries.data, k, effort, threads=threads)
-            return self._with_others(found, None, queries, k, threads)
-        everywhere = range(len(self.segments))
-        if len(selection) <= max(FEW, int(FEW_SHARE * selection.spans.rows)):
-            return search_gathered(self.segments, everywhere, selection, queries, k, threads=threads)
-        allowed = [selection.bits[number] for number in self.filled]
-        found = search_approximate(structures, queries.data, k, effort, allowed=allowed, threads=threads)
-        found = self._with_others(found, selection, queries, k, threads)
-        short = np.flatnonzero(np.count_nonzero(found.rows != NO_ROW, axis=1) < min(k, len(selection)))
-        if len(short):
-            some = queries.take(short)
-            hits = search_gathered(self.segments, everywhere, selection, some, k, threads=threads)
-            found.distances[short], found.rows[short] = hits.distances, hits.rows
-        return found
-
-    def _with_others(
-        self, found: Hits, selection: Selection | None, queries: Codes | Vectors, k: int, threads: int
-    ) -> Hits:
-        """Hits of the structures, with those of the shards that have none."""
-        others = [number for number in range(len(self.segments)) if number not in self.filled]
-        if not others:
-            return found
-        return merge(
-            [found, search_gathered(self.segments, others, selection, queries, k, threads=threads)], k
-        )
-
-
-def build_structure(
-    index: Folder,
-    shards: Sequence[Shard],
-    form: Form,
-    config: ApproximateConfig,
-    known: Approximate | None,
-    pool: Pool,
-) -> tuple[Approximate | None, str]:
-    """What the configured search needs beside the shards, None for the exact one; and why it is that one.
+def chosen_search(form: Form, rows: int, shards: int, config: ApproximateConfig) -> Choice:
+    """Which search is asked for, or `auto` comes to, before anything is written.
 
     Args:
-        index: the index's folder.
-        shards: all of them.
-        form: of their descriptors.
+        form: of the descriptors.
+        rows: of all shards.
+        shards: how many there will be.
         config: what is asked for.
-        known: of the version before; its measurement stays where nothing has changed.
-        pool: who writes the files; its threads measure.
 
     Raises:
-        RecipeError: if the search is not one for these descriptors, or finds less than it is to find.
+        RecipeError: if it is not one for these descriptors, or there is too little memory.
     """
     if form.kind is DescriptorKind.LOCAL and config.search != "exact":
         raise RecipeError(
@@ -153,8 +64,40 @@ def build_structure(
             where="search",
             mend="set it to exact",
         )
+    choice = choose(form, rows, config, shards)
+    if choice.factory is not None:
+        kind_of(form).check(choice.factory, form.size, min(rows, config.train_rows))
+    return choice
+
+
+def build_structure(
+    index: Folder,
+    shards: Sequence[Shard],
+    form: Form,
+    choice: Choice,
+    config: ApproximateConfig,
+    known: Approximate | None,
+    pool: Pool,
+) -> tuple[Approximate | None, str]:
+    """What the configured search needs beside the shards, None for the exact one; and why it is that one.
+
+    What `auto` chose has to be worth its files: where most rows would be looked at, all of them are, and the
+    files stay until they are pruned.
+
+    Args:
+        index: the index's folder.
+        shards: all of them.
+        form: of their descriptors.
+        choice: which search, of `chosen_search`.
+        config: what is asked for.
+        known: of the version before; its measurement stays where nothing has changed.
+        pool: who writes the files; its threads measure.
+
+    Raises:
+        RecipeError: if FAISS cannot build it, or it finds less than it is to find.
+    """
     rows = sum(shard.entry.rows for shard in shards)
-    factory, why = choose(form, rows, config)
+    factory, why = choice
     if factory is None:
         return None, why
     key = fingerprint([FILES_VERSION, factory, config.train_rows, [shard.entry.folder for shard in shards]])
@@ -168,7 +111,7 @@ def build_structure(
         why=why,
         effort=config.effort,
         files=files,
-        recall=Recall(k=1, value=0, queries=len(queries)),
+        recall=Recall(k=1, value=0, queries=len(queries), rows=rows),
         asked=ApproximateConfig(**config.model_dump(include=set(ApproximateConfig.model_fields))),
         target=target,
         trained=trained,
@@ -178,7 +121,15 @@ def build_structure(
     if known is not None and known == same:
         return known, why
     measure = _Measure(index, shards, files, queries, pool.threads)
-    return measure.of(built, settle(config, target, measure.structures, measure.recall, measure.k)), why
+    tried = settle(config, target, measure.structures, measure.recall, measure.k)
+    looked_at = sum(structure.cost(tried.effort, measure.k) for structure in measure.structures)
+    everything = descriptor_bytes(form, rows)
+    if config.search == "auto" and looked_at * WORTH > everything:
+        return None, (
+            f"{rows:,} rows are searched exactly: to find {tried.recall:.4f} of the {measure.k} nearest, "
+            f"{factory} looks at {looked_at / everything:.0%} of as many bytes"
+        )
+    return measure.of(built, tried), why
 
 
 def extend_structure(
@@ -194,18 +145,21 @@ def extend_structure(
         pool: who writes them.
 
     Returns:
-        The structure of all shards; its recall is that of `built`.
+        The structure of all shards; its recall is measured again if any were filled in, and else that of
+        `built`.
     """
     files = [*built.files, *[None] * (len(shards) - len(built.files))]
     missing = [number for number, file in enumerate(files) if file is None]
     left_out, rows = (
         sum(shard.entry.rows for shard in some) for some in ([shards[n] for n in missing], shards)
     )
+    made: tuple[FileEntry, ...] = ()
     if everything or left_out > min(LEFT_OUT_ROWS, LEFT_OUT_SHARE * rows):
         made = fill_in(index, built, [shards[number] for number in missing], pool)
         for number, file in zip(missing, made, strict=True):
             files[number] = file
-    return built.model_copy(update={"files": tuple(files)})
+    extended = built.model_copy(update={"files": tuple(files)})
+    return measured(index, extended, shards, pool.threads) if made else extended
 
 
 def fill_in(index: Folder, built: Approximate, shards: Sequence[Shard], pool: Pool) -> tuple[FileEntry, ...]:
@@ -231,14 +185,13 @@ def fill_in(index: Folder, built: Approximate, shards: Sequence[Shard], pool: Po
 def measured(index: Folder, built: Approximate, shards: Sequence[Shard], threads: int) -> Approximate:
     """A structure that all shards are filled into, with its recall measured again on rows of theirs.
 
-    Where it was to reach a recall and does not any more, it looks harder, if that helps. A single row has
-    nothing to find but itself: then the recall stays what it was.
+    Where it was to reach a recall and does not any more, it looks harder, if that helps; if not, it says so
+    (`Approximate.missed`).
     """
     rows = sum(shard.entry.rows for shard in shards)
-    if rows < 2:
-        return built
     files = tuple(file for file in built.files if file is not None)
-    measure = _Measure(index, shards, files, _drawn(rows, built.recall.queries, _RECALL_SEED), threads)
+    count = built.recall.queries if built.asked is None else built.asked.recall_queries
+    measure = _Measure(index, shards, files, _drawn(rows, count, _RECALL_SEED), threads)
     tried = Tried(built.effort, measure.recall(built.effort))
     if built.target is not None:
         tried = raised(tried, built.target, measure.structures, measure.recall, measure.k)
@@ -272,6 +225,8 @@ def _fill_all(
 class _Measure:
     """Compares searches of filled structures with the exact one.
 
+    A single row has nothing to find but itself, which every search does: its recall is 1.
+
     Args:
         index: the index's folder.
         shards: all of them.
@@ -294,13 +249,17 @@ class _Measure:
     ) -> None:
         self.structures = list(opened_structures(index, shards, files).values())
         segments = [shard.segment for shard in shards]
-        self.k = max(1, min(_RECALL_K, sum(shard.entry.rows for shard in shards) - 1))
+        self._database = sum(shard.entry.rows for shard in shards)
+        self.k = max(1, min(_RECALL_K, self._database - 1))
         self._rows, self._threads = queries, threads
         self._queries = descriptors_of(shards, queries)
         found = search_segments(segments, self._queries, self.k + 1, threads=threads)
         self._exact = without(found, queries)
 
     def recall(self, effort: Effort) -> float:
+        """Of a search with this effort."""
+        if self._database < 2:
+            return 1.0
         assert isinstance(self._queries, Codes | Vectors)
         found = search_approximate(
             self.structures, self._queries.data, self.k + 1, effort, threads=self._threads
@@ -309,7 +268,7 @@ class _Measure:
 
     def of(self, built: Approximate, tried: Tried) -> Approximate:
         """A structure with an effort and what that was measured to find."""
-        found = Recall(k=self.k, value=tried.recall, queries=len(self._rows))
+        found = Recall(k=self.k, value=tried.recall, queries=len(self._rows), rows=self._database)
         return built.model_copy(update={"effort": tried.effort, "recall": found})
 
 

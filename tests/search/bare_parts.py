@@ -46,6 +46,10 @@ class Bare:
             return None
         return self.columns["id"].cast(pa.large_string()).combine_chunks()
 
+    def id_blocks(self):
+        ids = self.ids()
+        return None if ids is None else iter([ids])
+
     def tables(self, start, stop):
         for first in range(start, stop, self.step):
             rows = np.arange(first, min(first + self.step, stop))
@@ -78,6 +82,8 @@ class CodesFile:
 
     def ids(self):
         return None
+
+    id_blocks = ids
 
     def __len__(self):
         return self.rows

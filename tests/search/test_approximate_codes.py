@@ -4,9 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
+from bare_parts import Bare, build_bare
 from search_parts import (
     KilledError,
     assert_same,
+    draw_codes,
     draw_images,
     draw_vectors,
     files_in,
@@ -16,12 +18,25 @@ from search_parts import (
 )
 
 from ray_retrieval.descriptors import Codes
-from ray_retrieval.errors import RecipeError
-from ray_retrieval.search import NO_ROW, Index, add, build, choosing, compact, remove, structures
+from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.search import (
+    NO_ROW,
+    Index,
+    add,
+    build,
+    choosing,
+    compact,
+    prune,
+    remove,
+    structure_search,
+    structures,
+)
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.hits import merge
 from ray_retrieval.search.pool import Threads
+from ray_retrieval.search.publishing import publish
+from ray_retrieval.storage import Folder
 
 BITS = 20
 CELLS = ApproximateConfig(search="BIVF16", nprobe=2, recall_queries=100)
@@ -66,8 +81,8 @@ def test_any_shards_and_threads_find_the_same(made, tmp_path):
 
 def test_codes_are_added_removed_filtered_and_compacted(made, tmp_path, monkeypatch):
     folder, _ = made
-    monkeypatch.setattr(structures, "FEW", 0)
-    monkeypatch.setattr(structures, "FEW_SHARE", 0)
+    monkeypatch.setattr(structure_search, "FEW", 0)
+    monkeypatch.setattr(structure_search, "FEW_SHARE", 0)
     index = shutil.copytree(folder / "index", tmp_path / "index")
     assert [file is None for file in add(index, folder / "few").manifest.approximate.files] == [
         False,
@@ -99,12 +114,44 @@ def test_codes_are_added_removed_filtered_and_compacted(made, tmp_path, monkeypa
     assert after.verify()
 
 
+def test_a_removed_row_far_away_changes_no_answer(made, tmp_path, monkeypatch):
+    """Also where a query finds fewer than k: one cell of 16 holds no 300 of 900 rows."""
+    folder, _ = made
+    monkeypatch.setattr(structure_search, "FEW", 0)
+    index = shutil.copytree(folder / "index", tmp_path / "index")
+    queries, effort = clustered_codes(3, seed=2), Effort(nprobe=1)
+    before = Index.open(index).search(queries, 300, effort=effort)
+    assert (before.rows == NO_ROW).any()
+    (unseen,) = np.flatnonzero(~np.isin(np.arange(900), before.rows))[:1]
+    remove(index, [f"image-{unseen:04d}"])
+    assert_same(Index.open(index).search(queries, 300, effort=effort), before)
+
+
+@pytest.mark.parametrize("factory", ["BIVF64", "BIVF2"])
+def test_where_all_that_is_near_was_removed_it_looks_further(tmp_path, monkeypatch, factory):
+    monkeypatch.setattr(structure_search, "FEW", 0)
+    codes = draw_codes(2000, BITS)
+    build_bare(Bare(codes), tmp_path, approximate=ApproximateConfig(search=factory, recall_queries=9))
+    query, effort = codes.take(np.array([5])), Effort(nprobe=1)
+    near = Index.open(tmp_path).search(query, 2000, effort=effort).rows[0]
+    near = near[near != NO_ROW]
+    remove(tmp_path, [str(row) for row in near[: len(near) - 3]])
+    opened = Index.open(tmp_path)
+    found = opened.search(query, 20, effort=effort)
+    assert (found.rows != NO_ROW).all()
+    assert not np.isin(found.rows, near[: len(near) - 3]).any()
+    exact = opened.search(query, 20, exact=True)
+    if factory == "BIVF2":
+        assert_same(found, exact)
+    assert (found.distances >= exact.distances).all()
+
+
 @pytest.mark.parametrize("few", [0, 10**6])
 def test_filters_have_as_many_hits_as_rows_pass(made, monkeypatch, few):
     folder, _ = made
     opened, queries = Index.open(folder / "index"), clustered_codes(20, seed=2)
-    monkeypatch.setattr(structures, "FEW", few)
-    monkeypatch.setattr(structures, "FEW_SHARE", 0)
+    monkeypatch.setattr(structure_search, "FEW", few)
+    monkeypatch.setattr(structure_search, "FEW_SHARE", 0)
     found = opened.search(queries, 200, where="label = 3")
     assert ((found.rows != NO_ROW).sum(axis=1) == len(opened.living("label = 3"))).all()
     assert_same(found, opened.search(queries, 200, where="label = 3", exact=True))
@@ -129,6 +176,7 @@ def test_auto_for_codes_measures_how_many_cells(made, tmp_path, monkeypatch):
     assert (manifest.search, manifest.approximate) == ("exact", None)
     assert manifest.why == "900 rows are searched exactly, as all databases up to 100,000,000 are"
     monkeypatch.setattr(choosing, "EXACT_CODES", 100)
+    monkeypatch.setattr(structures, "WORTH", 0)
     built = build(folder / "first", tmp_path / "cells", approximate=auto)
     assert built.approximate.factory == "BIVF16"
     assert built.approximate.target == choosing.RECALL_TARGET
@@ -139,6 +187,17 @@ def test_auto_for_codes_measures_how_many_cells(made, tmp_path, monkeypatch):
     assert lighter.approximate.files == built.approximate.files
     assert 0.6 <= lighter.approximate.recall.value < built.approximate.recall.value
     assert build(folder / "first", tmp_path / "cells", approximate=less) == lighter
+
+
+def test_auto_compares_all_where_cells_spare_little(tmp_path, monkeypatch):
+    """Codes without structure have their nearest ones in all cells; many alike in one."""
+    monkeypatch.setattr(choosing, "EXACT_CODES", 100)
+    auto = ApproximateConfig(search="auto", recall_queries=100, train_rows=700)
+    spread = build_bare(Bare(draw_codes(2000, 64)), tmp_path / "spread", approximate=auto)
+    assert (spread.search, spread.approximate) == ("exact", None)
+    assert spread.why.startswith("2,000 rows are searched exactly: to find ")
+    alike = build_bare(Bare(draw_codes(2000, 64, distinct=12)), tmp_path / "alike", approximate=auto)
+    assert alike.search == "approximate"
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +218,9 @@ def test_a_build_below_its_recall_fails_with_a_hint_and_publishes_nothing(spread
     name, value = option.removeprefix("--set ").split("=")
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("approximate/*/*")}
     done = build(embeddings, tmp_path, approximate=config.model_copy(update={name: int(value)}))
-    assert f"{done.approximate.recall.value:.4f}" == reached
+    assert reached.startswith(
+        f"{done.approximate.recall.value:.4f}; what is written stays for the next build"
+    )
     assert done.approximate.recall.value >= 0.9
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("approximate/*/*")} == times
     info = Index.open(tmp_path).info()
@@ -170,9 +231,32 @@ def test_a_build_below_its_recall_fails_with_a_hint_and_publishes_nothing(spread
     assert files_in(tmp_path) == before  # the version before stays
 
 
+def test_what_a_failed_first_build_wrote_is_pruned(spread, tmp_path):
+    embeddings, _ = spread
+    config = ApproximateConfig(search="IVF16,Flat", nprobe=1, recall_target=0.9, recall_queries=100)
+    with pytest.raises(RecipeError, match="index prune"):
+        build(embeddings, tmp_path, approximate=config)
+    (tmp_path / "shards" / "mine").mkdir()
+    (tmp_path / "shards" / "mine" / "notes.txt").write_text("not of an index")
+    left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    tried = prune(tmp_path, dry_run=True)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} >= left
+    assert prune(tmp_path) == tried
+    assert (tried.versions, tried.kept, tried.spared) == ([], [], 0)
+    assert tried.files >= 5
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file() and path.suffix] == ["notes.txt"]
+    with pytest.raises(ArtefactError):
+        prune(tmp_path)
+    build(embeddings, tmp_path)
+    (tmp_path / "CURRENT").unlink()  # an index that lost it is not litter
+    with pytest.raises(ArtefactError):
+        prune(tmp_path)
+
+
 def test_auto_for_vectors_takes_the_least_effort_that_is_enough(spread, tmp_path, monkeypatch):
     embeddings, _ = spread
     monkeypatch.setattr(choosing, "EXACT_VECTORS", 100)
+    monkeypatch.setattr(structures, "WORTH", 0)
     found = {}
     for target in (0.5, 0.99):
         auto = ApproximateConfig(search="auto", recall_target=target, recall_queries=100)
@@ -200,6 +284,51 @@ def test_where_rows_are_written_anew_it_looks_as_hard_as_it_has_to(spread, tmp_p
     assert raised.recall.value >= 0.8
     untold = poor.model_copy(update={"target": None})
     assert structures.measured(index.folder, untold, shards, 1).effort.nprobe == 1
+
+
+def test_rows_that_are_filled_in_are_measured(tmp_path):
+    """Added rows are of another kind than those that it was trained on: near ones lie in many cells."""
+    first, others = clustered_codes(600), draw_codes(2000, BITS)
+    index = tmp_path / "index"
+    config = ApproximateConfig(search="BIVF16", nprobe=1, recall_queries=100)
+    reached = build_bare(Bare(first), index, approximate=config).approximate.recall.value
+    config = config.model_copy(update={"recall_target": reached})
+    built = build_bare(Bare(first), index, approximate=config).approximate
+    assert (built.recall.rows, built.missed) == (600, None)
+    change = add(index, Bare(others))
+    grown = change.manifest.approximate
+    assert grown.recall.rows == 2600
+    assert grown.recall.value >= reached > 0.5
+    assert grown.effort.nprobe > 1  # it looks harder, as it has to
+    assert not compact(index).changed
+
+
+def test_where_nothing_reaches_the_target_any_more_it_is_said(tmp_path, monkeypatch):
+    config = ApproximateConfig(search="BIVF16", nprobe=16, recall_target=0.99, recall_queries=100)
+    index = tmp_path / "index"
+    build_bare(Bare(clustered_codes(600)), index, approximate=config)
+    monkeypatch.setattr(structures, "recall", lambda exact, found: 0.5)
+    change = add(index, Bare(clustered_codes(500, seed=3)))
+    assert change.missed.startswith("it finds 0.5000 of the 10 nearest, 0.99 is asked for: ")
+    assert Index.open(index).info()["recall_missed"] == change.missed
+    monkeypatch.undo()
+    manifest = change.manifest
+    stale = manifest.approximate.recall.model_copy(update={"rows": None})  # of an earlier release
+    stale = manifest.approximate.model_copy(update={"recall": stale})
+    publish(Folder(index), manifest.model_copy(update={"approximate": stale}), parent=manifest)
+    assert compact(index, dry_run=True).changed
+    assert compact(index).missed is None
+    after = Index.open(index).manifest
+    assert (after.shards, after.approximate.recall.rows) == (manifest.shards, 1100)
+    assert after.approximate.recall.value == 1
+    assert not compact(index).changed
+
+
+def test_a_database_of_one_row_can_be_searched_in_cells(tmp_path):
+    config = ApproximateConfig(search="BIVF1", recall_target=0.9)
+    built = build_bare(Bare(clustered_codes(1)), tmp_path, approximate=config).approximate
+    assert built.recall.value == 1
+    assert Index.open(tmp_path).search(clustered_codes(1), 2).rows.tolist() == [[0, NO_ROW]]
 
 
 def test_what_an_earlier_release_built_can_grow(spread, tmp_path):

@@ -116,7 +116,7 @@ def test_where_a_filter_leaves_few_an_approximate_search_finds_them_all(clustere
     made, vectors = clustered
     opened, queries = Index.open(made / "index"), vectors.take(np.arange(20))
     for few in (0, 10**6):
-        monkeypatch.setattr("ray_retrieval.search.structures.FEW", few)
+        monkeypatch.setattr("ray_retrieval.search.structure_search.FEW", few)
         found = opened.search(queries, 90, where="label = 3")
         assert (found.rows % 7 == 3).all(where=found.rows != NO_ROW)
         assert ((found.rows != NO_ROW).sum(axis=1) == 86).all()

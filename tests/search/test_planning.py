@@ -10,8 +10,9 @@ from ray_retrieval.errors import RecipeError
 from ray_retrieval.search import Index, build
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.embeddings import Embeddings
-from ray_retrieval.search.planning import descriptor_bytes, known_bytes, plan, structure_bytes
+from ray_retrieval.search.planning import descriptor_bytes, known_bytes, plan
 from ray_retrieval.search.sources import EmbeddedRows
+from ray_retrieval.search.structure_sizes import structure_bytes
 from ray_retrieval.search.votes import LocalSearchConfig
 
 
@@ -92,13 +93,30 @@ def test_what_else_is_known_is_estimated(tmp_path):
 def test_what_auto_takes_is_marked_and_memory_is_looked_at():
     form = Form(DescriptorKind.VECTORS, 128)
     assert [kind.kind for kind in plan(form, 1000) if kind.auto] == ["exact"]
+    limited = ApproximateConfig(search="auto", memory=3 * 10**9)
     (large,) = [kind for kind in plan(form, 10**8) if kind.auto]
-    (small,) = [kind for kind in plan(form, 10**8, memory=3 * 10**9) if kind.auto]
+    (small,) = [kind for kind in plan(form, 10**8, config=limited) if kind.auto]
     assert large.kind.endswith("PQ64x4fs")
     assert small.private < 3 * 10**9 < large.private
     assert large.mapped == descriptor_bytes(form, 10**8) == 512 * 10**8
-    with pytest.raises(RecipeError, match="takes at least"):
-        plan(form, 10**8, memory=10)
+    nothing = ApproximateConfig(search="auto", memory=10)
+    assert [kind for kind in plan(form, 10**8, config=nothing) if kind.auto] == []
+    for few in (nothing, ApproximateConfig(search="auto", memory=10**6)):
+        assert [kind.kind for kind in plan(form, 1000, config=few) if kind.auto] == ["exact"]
+
+
+def test_what_is_asked_for_is_planned():
+    form = Form(DescriptorKind.VECTORS, 128)
+    for search in ("exact", "IVF300,SQ8", "HNSW32"):
+        (asked,) = [kind for kind in plan(form, 10**6, config=ApproximateConfig(search=search)) if kind.auto]
+        assert asked.kind == search
+    less = ApproximateConfig(search="auto", train_rows=5000)
+    (asked,) = [kind for kind in plan(form, 10**6, config=less) if kind.auto]
+    assert asked.kind == "IVF128,PQ64x4fs"
+    unknown = plan(form, 10**6, config=ApproximateConfig(search="NSG32"))
+    assert [kind for kind in unknown if kind.auto] == []
+    with pytest.raises(RecipeError, match="has no use for it"):
+        plan(form, 10, config=ApproximateConfig(search="exact", memory=9))
 
 
 def test_unknown_structures_are_not_guessed(tmp_path, vectors):

@@ -1,5 +1,7 @@
 """Searching among some rows finds what a database of these rows alone would."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,7 +59,9 @@ def test_as_the_search_of_what_is_selected(kind, sizes, share, k, share_of_few, 
         masks = np.split(kept, np.cumsum(sizes)[:-1])
         dead = numbers[kept][::3]
         kept = kept & ~np.isin(numbers, dead)
-        selection = Selection.of(spans, np.union1d(dead, elsewhere), masks)
+        selection = Selection.of(
+            spans, np.union1d(dead, elsewhere), [np.array_split(some, 3) for some in masks]
+        )
     else:
         selection = Selection.of(spans, np.union1d(numbers[~kept], elsewhere))
     assert len(selection) == kept.sum()
@@ -124,17 +128,41 @@ def test_all_that_is_near_may_be_deleted(kind, monkeypatch):
 
 
 def test_selections_of_the_last_filters_are_kept_within_bounds(monkeypatch):
-    monkeypatch.setattr(module, "_FILTERED_BYTES", 20)
+    monkeypatch.setattr(module, "_FILTERED_BYTES", 2)
     spans, made = Spans(np.array([0]), np.array([9])), []
 
     def select(name):
         made.append(name)
-        return Selection(spans, np.zeros(0, np.int64), (np.ones(9, np.bool_),))
+        return Selection(spans, np.zeros(0, np.int64), (np.array([255, 1], np.uint8),))
 
     recent = RecentSelections()
     for name in ("a", "b", "a", "c", "a", "b"):
         assert len(recent.of(name, select)) == 9
     assert made == ["a", "b", "c", "b"]
+
+
+def test_a_filter_takes_a_bit_a_row():
+    """Masks come some at a time, and none of them stays."""
+    rows, block = 800_000, 10_001
+    spans, dead = Spans(np.array([0, rows]), np.array([rows, rows])), np.arange(0, 2 * rows, 3)
+    everything = np.arange(rows) % 5 > 0
+
+    def masks():
+        return ((everything[start : start + block] for start in range(0, rows, block)) for _ in range(2))
+
+    Selection.of(spans, dead[:9], masks())
+    tracemalloc.start()
+    chosen = Selection.of(spans, dead[:9], masks())
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2 * rows / 8 + 100_000
+    assert len(chosen) == 2 * np.count_nonzero(everything) - np.count_nonzero(everything[dead[:9]])
+    chosen = Selection.of(spans, dead, masks())
+    kept = np.tile(everything, 2)
+    kept[dead] = False
+    assert np.array_equal(chosen.chosen(), np.flatnonzero(kept))
+    asked = np.random.default_rng(0).integers(0, 2 * rows, 500)
+    assert np.array_equal(chosen.allows(asked), kept[asked])
 
 
 @pytest.mark.parametrize("kept", [0, 1 << 20])

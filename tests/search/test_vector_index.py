@@ -18,7 +18,7 @@ from search_parts import (
 
 from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
-from ray_retrieval.search import NO_ROW, Hits, Index, build, merge
+from ray_retrieval.search import NO_ROW, Hits, Index, build, choosing, merge
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.structures import _recall_queries, _sample
@@ -241,12 +241,22 @@ def test_few_rows_are_searched_exactly_by_auto(clustered, tmp_path):
     assert Index.open(tmp_path).info()["why"] == manifest.why
 
 
-def test_what_cannot_be_searched_so_is_refused_before_anything_is_current(clustered, tmp_path):
+def test_what_cannot_be_searched_so_is_refused_before_anything_is_written(clustered, tmp_path, monkeypatch):
     embeddings, _ = clustered
-    with pytest.raises(RecipeError, match="IVFx"):
-        build(embeddings, tmp_path / "a", approximate=ApproximateConfig(search="IVFx"))
     codes = write(tmp_path / "codes", draw_codes(50, 16), draw_images(50))
-    with pytest.raises(RecipeError, match="'IVF8,Flat' is no search of codes"):
-        build(codes, tmp_path / "b", approximate=ApproximateConfig(search="IVF8,Flat"))
+    for source, search, why in (
+        (embeddings, "IVFx", "IVFx"),
+        (embeddings, "BIVF16", "could not parse index string BIVF16"),
+        (embeddings, "IVF4000,Flat", "4,000 cells, and there are 1,200 rows"),
+        (embeddings, "IDMap,Flat", "leave out what maps their ids"),
+        (codes, "IVF8,Flat", "'IVF8,Flat' is no search of codes"),
+        (codes, "BIVF64", "64 cells, and there are 50 rows"),
+    ):
+        with pytest.raises(RecipeError, match=why):
+            build(source, tmp_path / "index", approximate=ApproximateConfig(search=search))
+    monkeypatch.setattr(choosing, "EXACT_VECTORS", 100)
+    with pytest.raises(RecipeError, match="takes at least"):
+        build(embeddings, tmp_path / "index", approximate=ApproximateConfig(search="auto", memory=1000))
+    assert not (tmp_path / "index").exists()
     for name in ("a", "b"):
         assert not (tmp_path / name / "CURRENT").exists()
