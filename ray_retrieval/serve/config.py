@@ -46,7 +46,7 @@ class ServeConfig(Config):
     """Origins of other web pages that may ask, such as `https://example.com`."""
     url_hosts: tuple[str, ...] = ()
     """Hosts whose images may be named by URL, none unless told. A host at a private address is asked only
-    where that address is listed too."""
+    where that address is listed too, with its port if it is neither 80 nor 443."""
     log_requests: bool = False
     """Write a line of JSON for each request to the log of the process that took it: its id, route, status,
     time and caller, and neither images nor keys."""
