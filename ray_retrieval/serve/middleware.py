@@ -151,8 +151,9 @@ class Headers:
 class Guard:
     """Lets in who may ask, and as often as they may.
 
-    A server without keys answers this machine alone. Web pages of elsewhere run on it too, so the name that a
-    request was sent to has to be this machine's: another one that leads here is such a page's doing.
+    A server without keys answers this machine alone, whatever address it listens on. Web pages of elsewhere
+    run on it too, so the name that a request was sent to has to be this machine's as well: another one that
+    leads here is such a page's doing.
 
     Args:
         app: what answers.
@@ -181,7 +182,7 @@ class Guard:
             caller = self._key(self._keys, headers, scope, caller)
         else:
             # A key is never sent along unasked; without keys, pages of elsewhere ask in their readers' names.
-            self._check_place(headers)
+            self._check_place(headers, scope)
             self._check_origin(headers, scope)
         scope[_CALLER] = caller
         if self._limit is not None and _path(scope) != _METRICS:
@@ -209,9 +210,17 @@ class Guard:
             )
         return key.name
 
-    def _check_place(self, headers: RequestHeaders) -> None:
+    def _check_place(self, headers: RequestHeaders, scope: Scope) -> None:
         if self._config.allow_anonymous:
             return
+        # The address that is listened on is not always the one of the configuration, and a Host is soon said.
+        client = scope.get("client")  # None: it came through a socket of this machine's files
+        if client and not is_loopback(str(client[0])):
+            raise QueryError(
+                "without keys this server answers this machine alone",
+                mend="ask from the machine that it runs on, or set api_keys or allow_anonymous=true",
+                status=403,
+            )
         host = _host_of(headers.get("host", ""))
         if not is_loopback(host) and host != self._config.host.lower():
             raise QueryError(
@@ -225,7 +234,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or scope["method"] in _SAFE or origin in self._config.cors_origins:
             return
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if _netloc_of(origin) != headers.get("host", "").lower():
             raise QueryError(
                 "pages of that origin may not ask here",
                 where="Origin",
@@ -273,6 +282,14 @@ def _is_change(scope: Scope) -> bool:
 def _address(scope: Scope) -> str:
     client = scope.get("client")
     return str(client[0]) if client else "unknown"
+
+
+def _netloc_of(origin: str) -> str | None:
+    """Host and port of an origin; None where it has none, as `null`, or is broken."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
 
 
 def _host_of(header: str) -> str:

@@ -38,7 +38,7 @@ def answer_of(error: QueryError) -> JSONResponse:
 def answer_of_bug(method: str, path: str, error: BaseException) -> JSONResponse:
     """The answer where the server itself is wrong."""
     # What went wrong inside may name files of this machine: that is for its log, not for the client.
-    _log.error("%s %s failed", method, path, exc_info=error)
+    _log.error("%s %r failed", method, path, exc_info=error)
     return _answer(500, "the server failed to answer", None, "see the log of the server")
 
 
@@ -60,7 +60,7 @@ async def _answer_validation_error(_: Request, error: Exception) -> Response:
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    answer = _answer(error.status_code, str(error.detail), request.url.path, "see /docs")
+    answer = _answer(error.status_code, str(error.detail), request.scope["path"][:200], "see /docs")
     answer.headers.update(error.headers or {})
     return answer
 

@@ -102,10 +102,42 @@ def test_without_keys_only_names_of_this_machine_are_answered(backend: FakeBacke
     assert anyone.get("/v1/indexes").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("client", "status"),
+    [
+        (("127.0.0.1", 1), 200),
+        (("::1", 1), 200),
+        (("::ffff:127.0.0.1", 1), 200),
+        (None, 200),
+        (("203.0.113.9", 1), 403),
+        (("::ffff:203.0.113.9", 1), 403),
+        (("fe80::1%eth0", 1), 403),
+    ],
+)
+def test_without_keys_only_this_machine_is_answered(
+    backend: FakeBackend, client: tuple[str, int] | None, status: int
+) -> None:
+    async def ask(config: ServeConfig) -> int:
+        transport = httpx.ASGITransport(create_app(backend, config), client=client)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asker:
+            return (await asker.get("/v1/indexes")).status_code
+
+    assert asyncio.run(ask(CONFIG)) == status
+    assert asyncio.run(ask(changed(allow_anonymous=True))) == 200
+
+
+@pytest.mark.parametrize("host", ["[", "a]b", "[::1", "a@b:c", "", "\u2100".encode().decode("latin-1")])
+def test_a_broken_host_is_no_bug(backend: FakeBackend, host: str) -> None:
+    for config in (CONFIG, changed(allow_anonymous=True)):
+        for path in ("/", "/docs", "/page/", "/page/page.js", "/nowhere", "/v1/indexes", "/v1/indexes/x/map"):
+            answer = Asker(backend, config).get(path, headers={"Host": host.encode("latin-1")})
+            assert answer.status_code < 500, (path, answer.text)
+
+
 def test_pages_of_elsewhere_change_and_search_nothing(backend: FakeBackend) -> None:
     asker = Asker(backend, changed(cors_origins=["https://shop.example.com"]))
     removal = {"json": {"ids": ["plain"]}}
-    for origin in ("http://evil.example.com", "null", "https://127.0.0.1:1"):
+    for origin in ("http://evil.example.com", "null", "https://127.0.0.1:1", "http://[", "", "http://a]b/"):
         answer = asker.post("/v1/indexes/first/remove", headers={"Origin": origin}, **removal)
         assert error_of(answer, 403)["where"] == "Origin"
     for origin in ("http://127.0.0.1", "https://shop.example.com"):
@@ -195,6 +227,18 @@ def test_a_bug_is_answered_without_telling_what_it_was(
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["x-request-id"]
     assert "/secret/place" in caplog.text
+
+
+def test_the_path_of_a_bug_is_logged_in_one_line(
+    backend: FakeBackend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no place")
+
+    monkeypatch.setattr(backend, "describe", fail)
+    error_of(Asker(backend).get("/v1/indexes/a%0aERROR%20forged%1b[2J"), 500)
+    (record,) = [one for one in caplog.records if one.name.endswith("problems")]
+    assert record.getMessage().isprintable()
 
 
 def test_requests_are_named_logged_and_told_of(
