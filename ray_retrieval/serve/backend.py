@@ -56,7 +56,9 @@ class DescriptorExample:
     data: npt.NDArray[Any]
 
 
-AnyExample = ImageExample | IdExample | DescriptorExample
+Photograph = ImageExample | IdExample
+"""What is compared with another one."""
+AnyExample = Photograph | DescriptorExample
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,8 @@ class Backend(Protocol):
 
     async def match(
         self,
-        first: ImageExample | IdExample,
-        second: ImageExample | IdExample,
+        first: Photograph,
+        second: Photograph,
         index: str | None,
         *,
         deadline: float,
@@ -139,8 +141,8 @@ class Backend(Protocol):
 
     async def match_picture(
         self,
-        first: ImageExample | IdExample,
-        second: ImageExample | IdExample,
+        first: Photograph,
+        second: Photograph,
         index: str | None,
         *,
         deadline: float,

@@ -15,6 +15,7 @@ from ray_retrieval.serve.limits import Admission, before
 from ray_retrieval.serve.reading import Reader
 
 Answer = TypeVar("Answer")
+Wanted = TypeVar("Wanted")
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,22 @@ class Parts:
     reader: Reader
     admission: Admission
 
-    async def admitted(self, work: Callable[[float], Awaitable[Answer]]) -> Answer:
-        """Work that takes a turn, by its deadline, which it is called with.
+    async def admitted(
+        self, read: Callable[[], Awaitable[Wanted]], work: Callable[[Wanted, float], Awaitable[Answer]]
+    ) -> Answer:
+        """Work that takes a turn, once what is wanted was read: it is called with that and its deadline.
 
         Raises:
             QueryError: 503 if there is no room, or it is not done in time.
         """
 
         async def taken(deadline: float) -> Answer:
-            # Refused before the body is read: an overloaded server takes no more memory.
-            async with self.admission.enter(), self.admission.turn():
-                return await work(deadline)
+            # Refused before the body is read, so that an overloaded server takes no more memory; the turn
+            # comes after it, for who sends slowly keeps nobody else waiting.
+            async with self.admission.enter():
+                wanted = await read()
+                async with self.admission.turn():
+                    return await work(wanted, deadline)
 
         return await self.timed(taken)
 

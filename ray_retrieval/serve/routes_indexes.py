@@ -13,6 +13,7 @@ from ray_retrieval.serve.answers import (
     Record,
     SampleAnswer,
 )
+from ray_retrieval.serve.backend import NewImage
 from ray_retrieval.serve.bodies import RemoveBody, parsed
 from ray_retrieval.serve.middleware import API, charge
 from ray_retrieval.serve.openapi import ADD, IMAGE_FILE, REMOVE
@@ -89,23 +90,23 @@ def change_routes(parts: Parts) -> APIRouter:
         """Add images; the new version is served when this answers."""
         parts.check_writable()
 
-        async def work(deadline: float) -> ChangeAnswer:
-            images, left_out = await reader.add(request)
+        async def work(wanted: tuple[list[NewImage], dict[str, str]], deadline: float) -> ChangeAnswer:
+            images, left_out = wanted
             charge(request.scope, len(images) + len(left_out) - 1)
             answer = await backend.add(images, name, replace=replace, deadline=deadline)
             return answer.model_copy(update={"left_out": {**left_out, **answer.left_out}})
 
-        return as_json(await parts.admitted(work))
+        return as_json(await parts.admitted(lambda: reader.add(request), work))
 
     @router.post("/indexes/{name}/remove", response_model=ChangeAnswer, openapi_extra=REMOVE)
     async def remove(request: Request, name: _Name) -> Response:
         """Remove images, by their ids or by a filter; the new version is served when this answers."""
         parts.check_writable()
 
-        async def work(deadline: float) -> ChangeAnswer:
-            body = parsed(RemoveBody, await reader.json(request))
+        async def work(sent: bytes, deadline: float) -> ChangeAnswer:
+            body = parsed(RemoveBody, sent)
             return await backend.remove(body.ids, body.where, name, deadline=deadline)
 
-        return as_json(await parts.admitted(work))
+        return as_json(await parts.admitted(lambda: reader.json(request), work))
 
     return router

@@ -9,7 +9,7 @@ import re
 MOST_PIECES = 10_000
 """Real files have some hundreds: a PNG of 50 megapixels in chunks of 64 KiB has 2,000."""
 MOST_SCANS = 100
-"""Each scan of a progressive JPEG is a pass over all of its pixels; those that encoders write are about ten."""
+"""Each scan of a progressive JPEG is a pass over all of its pixels; encoders write about ten."""
 
 _PNG, _JPEG, _GIF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8", (b"GIF87a", b"GIF89a")
 _GIF_IMAGE, _GIF_EXTENSION = 0x2C, 0x21

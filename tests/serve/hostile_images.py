@@ -135,8 +135,9 @@ TAKEN: dict[str, Make] = {
     "one-bit png": lambda: saved(_pixels().convert("1"), "PNG"),
     "grey jpeg": lambda: saved(_pixels().convert("L"), "JPEG"),
     "progressive jpeg": lambda: saved(_pixels(), "JPEG", progressive=True),
-    "progressive jpeg with scans behind its end": lambda: saved(_pixels(), "JPEG", progressive=True)
-    + b"\xff\xda\x00\x02" * 2000,
+    "progressive jpeg with scans behind its end": lambda: (
+        saved(_pixels(), "JPEG", progressive=True) + b"\xff\xda\x00\x02" * 2000
+    ),
     "bmp": lambda: saved(_pixels(), "BMP"),
     "animated gif": lambda: _animated("GIF"),
     "animated png": lambda: _animated("PNG"),

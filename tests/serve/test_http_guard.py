@@ -376,6 +376,41 @@ def test_a_sender_that_dawdles_is_given_up(backend: FakeBackend) -> None:
     error_of(asker.post("/v1/search", content=slow(), headers=headers), 503)
 
 
+def test_a_body_has_a_time_of_its_own(backend: FakeBackend) -> None:
+    async def slow() -> Any:
+        yield b"--x"
+        await asyncio.sleep(60)
+
+    asker = Asker(backend, changed(body_timeout_s=0.05))
+    for kind in ("application/json", "multipart/form-data; boundary=x"):
+        answer = asker.post("/v1/search", content=slow(), headers={"Content-Type": kind})
+        assert "0.05 s" in error_of(answer, 408)["problem"]
+
+
+def test_who_sends_slowly_takes_no_turn(backend: FakeBackend) -> None:
+    ended = asyncio.Event()
+
+    async def slow() -> Any:
+        yield json.dumps(SEARCH).encode()
+        await ended.wait()
+
+    async def crowd() -> None:
+        headers = {"Content-Type": "application/json"}
+        async with connected(backend, CONFIG) as client:
+            senders = [
+                asyncio.create_task(client.post(path, content=slow(), headers=headers))
+                for path in ("/v1/search", "/v1/search/batch", "/v1/embed", "/v1/indexes/first/remove")
+            ]
+            await asyncio.sleep(0.05)
+            assert (await client.post("/v1/search", json=SEARCH)).status_code == 200
+            ended.set()
+            statuses = [(await sender).status_code for sender in senders]
+            assert statuses == [200, 422, 422, 422]
+
+    assert CONFIG.max_ongoing + CONFIG.max_queued == 5
+    asyncio.run(asyncio.wait_for(crowd(), 4))
+
+
 def connected(backend: FakeBackend, config: ServeConfig) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(create_app(backend, config))
     return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
