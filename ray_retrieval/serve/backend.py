@@ -180,6 +180,10 @@ class Backend(Protocol):
         """The map of a sample of the index; made once per version, the first caller waits."""
         ...
 
+    async def picture_tag(self, identifier: str, size: int | None, index: str | None) -> str:
+        """The tag of a thumbnail, or without a size of the original, which changes with its content."""
+        ...
+
     async def thumbnail(self, identifier: str, size: int, index: str | None) -> Thumbnail:
         """An image of the index, shrunk to fit a square of `size` pixels."""
         ...

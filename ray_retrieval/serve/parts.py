@@ -9,10 +9,11 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from ray_retrieval.errors import QueryError
-from ray_retrieval.serve.backend import Backend
+from ray_retrieval.serve.backend import Backend, Original
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.limits import Admission, before
 from ray_retrieval.serve.reading import Reader
+from ray_retrieval.serve.thumbnails import Thumbnail
 
 Answer = TypeVar("Answer")
 Wanted = TypeVar("Wanted")
@@ -83,10 +84,24 @@ def as_json(body: BaseModel) -> Response:
     return Response(body.model_dump_json(), media_type="application/json")
 
 
-def as_file(request: Request, data: bytes, media_type: str, etag: str) -> Response:
-    """A file, or 304 where the client has it already."""
-    headers = {"ETag": etag, "Cache-Control": "private, max-age=3600"}
-    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    if etag in known or known == ["*"]:
-        return Response(status_code=304, headers=headers)
-    return Response(data, media_type=media_type, headers=headers)
+async def picture(
+    request: Request, tag: Callable[[], Awaitable[str]], fetch: Callable[[], Awaitable[Thumbnail | Original]]
+) -> Response:
+    """A picture, or 304 where the client has it already, which is found out before the picture is read.
+
+    Its address says nothing of a version: so a client asks each time whether its own is still the one.
+
+    Args:
+        request: with the tags of what the client has.
+        tag: of the picture as it is now.
+        fetch: the picture.
+    """
+    known = {one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")}
+    if known != {""} and ((now := await tag()) in known or known == {"*"}):
+        return Response(status_code=304, headers=_headers(now))
+    found = await fetch()
+    return Response(found.data, media_type=found.media_type, headers=_headers(found.etag))
+
+
+def _headers(etag: str) -> dict[str, str]:
+    return {"ETag": etag, "Cache-Control": "private, no-cache"}

@@ -17,7 +17,7 @@ from ray_retrieval.serve.backend import NewImage
 from ray_retrieval.serve.bodies import RemoveBody, parsed
 from ray_retrieval.serve.middleware import API, charge
 from ray_retrieval.serve.openapi import ADD, IMAGE_FILE, REMOVE
-from ray_retrieval.serve.parts import Parts, as_file, as_json
+from ray_retrieval.serve.parts import Parts, as_json, picture
 from ray_retrieval.serve.thumbnails import LARGEST, SMALLEST
 
 MOST_SAMPLED = 1000
@@ -68,14 +68,20 @@ def index_routes(parts: Parts) -> APIRouter:
     @router.get("/indexes/{name}/thumbnail", response_class=Response, responses=IMAGE_FILE)
     async def thumbnail(request: Request, name: _Name, id: _Id, size: _Size = 256) -> Response:  # noqa: A002
         """An image of an index, shrunk to fit a square of `size` pixels and never enlarged."""
-        found = await parts.timed(lambda _: backend.thumbnail(id, size, name))
-        return as_file(request, found.data, found.media_type, found.etag)
+        return await picture(
+            request,
+            lambda: parts.timed(lambda _: backend.picture_tag(id, size, name)),
+            lambda: parts.timed(lambda _: backend.thumbnail(id, size, name)),
+        )
 
     @router.get("/indexes/{name}/original", response_class=Response, responses=IMAGE_FILE)
     async def original(request: Request, name: _Name, id: _Id) -> Response:  # noqa: A002
         """An image of an index as it was indexed."""
-        found = await parts.timed(lambda _: backend.original(id, name))
-        return as_file(request, found.data, found.media_type, found.etag)
+        return await picture(
+            request,
+            lambda: parts.timed(lambda _: backend.picture_tag(id, None, name)),
+            lambda: parts.timed(lambda _: backend.original(id, name)),
+        )
 
     return router
 
