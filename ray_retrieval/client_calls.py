@@ -198,12 +198,7 @@ def original(identifier: str, index: str) -> Call:
 
 def answers_of(body: BatchAnswer) -> list[SearchAnswer | QueryError]:
     """Each answer of a batch, or the error that stands in its place."""
-    return [
-        QueryError(one.error.problem, where=one.error.where, mend=one.error.mend)
-        if isinstance(one, ErrorAnswer)
-        else one
-        for one in body.answers
-    ]
+    return [one.as_error() if isinstance(one, ErrorAnswer) else one for one in body.answers]
 
 
 def read(file: File) -> bytes:
@@ -270,14 +265,14 @@ def content(answer: httpx.Response) -> bytes:
     if answer.is_success:
         return answer.content
     try:
-        error = ErrorAnswer.model_validate_json(answer.content).error
+        error = ErrorAnswer.model_validate_json(answer.content).as_error()
     except ValidationError:
         raise QueryError(
             f"the server answered with status {answer.status_code}",
             where=_where(answer),
             status=answer.status_code,
         ) from None
-    raise QueryError(error.problem, where=error.where, mend=error.mend, status=answer.status_code)
+    raise error
 
 
 def unreachable(url: str, error: Exception) -> QueryError:

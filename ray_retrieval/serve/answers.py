@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.errors import QueryError
 
 METRICS = {
     DescriptorKind.CODES: "hamming",
@@ -123,12 +124,24 @@ class Problem(BaseModel):
     problem: str
     where: str | None
     mend: str | None
+    status: int = Field(description="as HTTP has it; of one of several the status that it would have alone")
 
 
 class ErrorAnswer(BaseModel):
     """The body of every answer that is not a success."""
 
     error: Problem
+
+    @classmethod
+    def of(cls, error: QueryError) -> "ErrorAnswer":
+        """What an error says."""
+        problem = Problem(problem=error.problem, where=error.where, mend=error.mend, status=error.status)
+        return cls(error=problem)
+
+    def as_error(self) -> QueryError:
+        """The error that says so."""
+        wrong = self.error
+        return QueryError(wrong.problem, where=wrong.where, mend=wrong.mend, status=wrong.status)
 
 
 class BatchAnswer(BaseModel):
@@ -287,4 +300,6 @@ class Health(BaseModel):
     """Says that every part of the server answers."""
 
     status: str
-    versions: dict[str, int] = Field(description="version of each index")
+    versions: dict[str, int] = Field(
+        description="version of each index; empty where a key is needed, which nobody has to have here"
+    )

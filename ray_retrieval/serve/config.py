@@ -75,7 +75,7 @@ class ServeConfig(Config):
     request_timeout_s: float = Field(30.0, gt=0)
     """How long a request may take, in seconds, before it is given up with status 503."""
     body_timeout_s: float = Field(20.0, gt=0)
-    """How long a client may take to send a request's body, in seconds, before it is refused with status 408."""
+    """How long a client may take to send a request's body, in seconds; then it is refused with status 408."""
     thumbnail_cache_bytes: int = Field(64 * 1024**2, ge=0)
     """Memory for thumbnails in each gateway, in bytes."""
 

@@ -24,7 +24,7 @@ from ray_retrieval.serve.limits import RateLimit
 from ray_retrieval.serve.problems import answer_of, answer_of_bug
 
 Scope = Any
-Call = Callable[..., Awaitable[Any]]
+Asgi = Callable[..., Awaitable[Any]]
 Observe = Callable[[str, str, int, float], None]
 """Told of each request: its method, the template of its route, the status and the seconds that it took."""
 
@@ -64,12 +64,13 @@ class Watch:
     Args:
         app: what answers.
         observe: told of each request.
+        names_answers: whether answers carry the id; False where what stands before adds it.
     """
 
-    def __init__(self, app: Call, observe: Observe | None = None) -> None:
-        self._app, self._observe = app, observe
+    def __init__(self, app: Asgi, observe: Observe | None = None, *, names_answers: bool = True) -> None:
+        self._app, self._observe, self._names_answers = app, observe, names_answers
 
-    async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
+    async def __call__(self, scope: Scope, receive: Asgi, send: Asgi) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -82,7 +83,8 @@ class Watch:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = identifier
+                if self._names_answers:
+                    MutableHeaders(scope=message)[REQUEST_ID] = identifier
             else:
                 sent += len(message.get("body", b""))
             await send(message)
@@ -127,14 +129,14 @@ class Headers:
         shared: whether other pages may show images of this server.
     """
 
-    def __init__(self, app: Call, *, shared: bool) -> None:
+    def __init__(self, app: Asgi, *, shared: bool) -> None:
         self._app = app
         self._headers = {
             **_HEADERS,
             "Cross-Origin-Resource-Policy": "cross-origin" if shared else "same-origin",
         }
 
-    async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
+    async def __call__(self, scope: Scope, receive: Asgi, send: Asgi) -> None:
         keep = "no-cache" if scope["type"] == "http" and _is_open(scope) else "no-store"
 
         async def send_with_headers(message: Any) -> None:
@@ -160,13 +162,13 @@ class Guard:
         config: keys, rate and origins.
     """
 
-    def __init__(self, app: Call, config: ServeConfig) -> None:
+    def __init__(self, app: Asgi, config: ServeConfig) -> None:
         self._app, self._config = app, config
         self._keys = None if config.api_keys is None else Keys(config.api_keys)
         rate = config.rate_limit
         self._limit = None if rate is None else RateLimit(rate, config.rate_burst)
 
-    async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
+    async def __call__(self, scope: Scope, receive: Asgi, send: Asgi) -> None:
         if scope["type"] == "http" and not _is_open(scope):
             try:
                 self._let_in(scope)

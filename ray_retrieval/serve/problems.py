@@ -1,4 +1,4 @@
-"""What goes wrong, as the server says it: {"error": {"problem", "where", "mend"}} with a status."""
+"""What goes wrong, as the server says it: {"error": {"problem", "where", "mend", "status"}}."""
 
 import logging
 import math
@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ray_retrieval.errors import QueryError
+from ray_retrieval.serve.answers import ErrorAnswer, Problem
 from ray_retrieval.serve.limits import RateError
 
 _log = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ def answer_of_bug(method: str, path: str, error: BaseException) -> JSONResponse:
 
 
 def _answer(status: int, problem: str, where: str | None, mend: str | None) -> JSONResponse:
-    return JSONResponse({"error": {"problem": problem, "where": where, "mend": mend}}, status_code=status)
+    body = Problem(problem=problem, where=where, mend=mend, status=status)
+    return JSONResponse(ErrorAnswer(error=body).model_dump(), status_code=status)
 
 
 async def _answer_query_error(_: Request, error: Exception) -> Response:

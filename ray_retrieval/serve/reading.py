@@ -12,7 +12,7 @@ from fastapi import Request
 from pydantic_core import from_json
 
 from ray_retrieval.errors import QueryError
-from ray_retrieval.serve.answers import ErrorAnswer, Problem
+from ray_retrieval.serve.answers import ErrorAnswer
 from ray_retrieval.serve.backend import (
     AnyExample,
     Box,
@@ -296,14 +296,9 @@ class Reader:
             raise _refused("the image is not in base64", where, "encode the bytes of its file") from None
 
 
-def error_answer(error: QueryError) -> ErrorAnswer:
-    """What is wrong with one of several."""
-    return ErrorAnswer(error=Problem(problem=error.problem, where=error.where, mend=error.mend))
-
-
 def _or_error(found: tuple[ImageExample, str | None] | BaseException) -> ImageExample | ErrorAnswer:
     if isinstance(found, QueryError):
-        return error_answer(found)
+        return ErrorAnswer.of(found)
     if isinstance(found, BaseException):
         raise found
     return found[0]

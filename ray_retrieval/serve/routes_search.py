@@ -23,7 +23,6 @@ from ray_retrieval.serve.limits import all_of, before
 from ray_retrieval.serve.middleware import API, charge
 from ray_retrieval.serve.openapi import BATCH, EMBED, MATCH, PICTURE, SEARCH
 from ray_retrieval.serve.parts import Parts, as_json
-from ray_retrieval.serve.reading import error_answer
 
 _PNG = "image/png"
 
@@ -61,7 +60,9 @@ def search_routes(parts: Parts) -> APIRouter:
                 return await before(deadline, config.request_timeout_s, one(values, deadline, share))
             except QueryError as error:
                 where = f"searches.{number}" + (f".{error.where}" if error.where else "")
-                return error_answer(QueryError(error.problem, where=where, mend=error.mend))
+                return ErrorAnswer.of(
+                    QueryError(error.problem, where=where, mend=error.mend, status=error.status)
+                )
 
         # Each search has the deadline to itself: what is late is an error among answers.
         deadline = parts.deadline()

@@ -99,6 +99,7 @@ def test_a_batch_gives_answers_and_errors_in_place(client: Client) -> None:
     assert len(good.hits) == 2
     assert isinstance(bad, QueryError)
     assert "no image of that id" in bad.problem
+    assert bad.status == 404
 
 
 def test_images_are_embedded_and_matched(client: Client, backend: FakeBackend) -> None:
@@ -181,7 +182,7 @@ class Busy:
             self.left -= 1
             if self.status == 0:
                 raise httpx.ConnectError("refused", request=request)
-            error = {"problem": "the server is busy", "where": None, "mend": None}
+            error = {"problem": "the server is busy", "where": None, "mend": None, "status": self.status}
             return httpx.Response(self.status, headers=self.headers, json={"error": error})
         return httpx.Response(200, json=FakeBackend().describe().model_dump(mode="json"))
 

@@ -42,6 +42,8 @@ def test_with_keys_nothing_of_the_api_is_answered_without_one(backend: FakeBacke
     assert asker.post("/v1/search", json=SEARCH, headers=bearer(reader)).status_code == 200
     for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/page/page.js"):
         assert asker.get(path).status_code == 200
+    for path in ("/healthz", "/readyz"):
+        assert asker.get(path).json() == {"status": "ok", "versions": {}}
 
 
 @pytest.mark.parametrize("root", ["/photos", "/photos/", "/v1", "/page"])
@@ -264,6 +266,27 @@ def test_requests_are_named_logged_and_told_of(
     for hidden in (key, "secret", "private", "plain"):
         assert hidden not in caplog.text
     assert asker.told[0] == ("POST", "/v1/search", 200)
+
+
+def test_behind_ray_serve_an_answer_is_named_once(
+    backend: FakeBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ray.serve._private.http_util import RequestIdMiddleware
+
+    app = RequestIdMiddleware(create_app(backend, CONFIG, names_answers=False))
+
+    async def ask(headers: dict[str, str]) -> list[str]:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://127.0.0.1"
+        ) as client:
+            answer = await client.get("/healthz", headers=headers)
+            return answer.headers.get_list("x-request-id")
+
+    with caplog.at_level(logging.INFO, "ray_retrieval.serve.access"):
+        assert asyncio.run(ask({"X-Request-ID": "mine"})) == ["mine"]
+        (made,) = asyncio.run(ask({}))
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name.endswith("access")]
+    assert [line["request"] for line in lines] == ["mine", made]
 
 
 def test_lines_are_written_once_where_they_are_asked_for(

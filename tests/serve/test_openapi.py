@@ -145,7 +145,7 @@ def test_nothing_that_fits_or_breaks_the_description_is_a_bug(caplog: pytest.Log
         seen[answer.status_code] = seen.get(answer.status_code, 0) + 1
         assert answer.status_code < 500, (case, answer.text)
         if answer.status_code >= 400:
-            assert set(answer.json()["error"]) == {"problem", "where", "mend"}
+            assert answer.json()["error"]["status"] == answer.status_code
 
     ask()
     assert seen.get(200, 0) > 10
