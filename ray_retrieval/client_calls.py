@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -33,6 +34,8 @@ File = str | Path | bytes
 """An image file: its path, or its bytes."""
 
 _AGAIN = frozenset({429, 503})
+_BROKEN = (httpx.NetworkError, httpx.RemoteProtocolError)
+"""What is worth another try: the server was not reached, or the connection broke."""
 _LONGEST_WAIT_S = 30.0
 
 
@@ -215,24 +218,45 @@ def read(file: File) -> bytes:
         raise QueryError(f"the image cannot be read: {error.strerror}", where=file) from None
 
 
+def server_address(url: str) -> str:
+    """The address of a server, without a slash at its end.
+
+    Raises:
+        QueryError: if it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and httpx.URL(url).port != 0
+    except (httpx.InvalidURL, ValueError):
+        sound = False
+    if not sound:
+        raise QueryError(
+            "that is no address of a server", where=url, mend="give one such as http://127.0.0.1:8000"
+        )
+    return url.rstrip("/")
+
+
 def headers(api_key: str | None) -> dict[str, str]:
     """Headers of every request, with the key that is given or that RAY_RETRIEVAL_API_KEY holds."""
     key = api_key or os.environ.get("RAY_RETRIEVAL_API_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def wait_before_next(call: Call, answer: httpx.Response | None, attempt: int, retries: int) -> float | None:
+def wait_before_next(
+    call: Call, came: httpx.Response | httpx.TransportError, attempt: int, retries: int
+) -> float | None:
     """Seconds to wait before a call is sent again; None: what came counts.
 
     Args:
         call: that was sent.
-        answer: that came; None: the server was not reached.
+        came: the answer, or why there is none. Who has waited in vain once does not wait as long again.
         attempt: how often it was sent before, from 0.
         retries: how often it may be sent again.
     """
-    if not call.safe or attempt >= retries or (answer is not None and answer.status_code not in _AGAIN):
+    again = came.status_code in _AGAIN if isinstance(came, httpx.Response) else isinstance(came, _BROKEN)
+    if not call.safe or attempt >= retries or not again:
         return None
-    asked = "" if answer is None else answer.headers.get("retry-after", "")
+    asked = came.headers.get("retry-after", "") if isinstance(came, httpx.Response) else ""
     if asked.isdecimal():
         return min(float(asked), _LONGEST_WAIT_S)
     # Not all at the same moment again.

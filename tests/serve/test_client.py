@@ -212,6 +212,30 @@ def test_a_server_that_is_not_reached_is_tried_again_for_longer_and_longer(
     assert caught.value.where == "http://server:1/behind"
 
 
+@pytest.mark.parametrize("late", [httpx.ReadTimeout, httpx.ConnectTimeout, httpx.PoolTimeout])
+def test_who_waited_in_vain_does_not_wait_again(late: type[httpx.TimeoutException]) -> None:
+    asked = 0
+
+    def never(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        raise late("late", request=request)
+
+    with pytest.raises(QueryError, match="in time") as caught:
+        Client(transport=httpx.MockTransport(never)).indexes()
+    assert (caught.value.status, asked) == (504, 1)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[", "ftp://x", "localhost:8000", "", "http://", "127.0.0.1", "http://a:b"]
+)
+def test_what_is_no_address_is_refused_at_once(url: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(QueryError, match="no address of a server") as caught:
+            kind(url)
+        assert caught.value.where == url
+
+
 def test_changes_are_never_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     for status in (503, 0):
         busy = Busy(1, status, monkeypatch)
