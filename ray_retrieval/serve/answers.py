@@ -72,7 +72,10 @@ class Hit(BaseModel):
     similarity: float = Field(
         description="1 - distance / bits; of vectors the cosine; of local features the score"
     )
-    in_words: str = Field(description="how near it is, as people read it: 3 of 48 bits differ, 37 inliers")
+    in_words: str = Field(
+        description="how near it is, as people read it: 3 bits, cosine 0.8125, score 0.1250; where hits are "
+        "verified 37 inliers, no match, not verified"
+    )
     score: float | None = Field(default=None, description="by which re-ranking put it here, lowest first")
     inliers: int | None = Field(
         default=None, description="of geometric verification; 0: too few to mean anything"

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_retrieval.config import Config
 from ray_retrieval.search.rerank import RerankConfigs
@@ -130,6 +130,12 @@ class ServeConfig(Config):
     """How often each gateway looks whether a new version of an index was published, in seconds."""
     start_timeout_s: float = Field(300.0, gt=0)
     """How long all processes together may take to start, in seconds."""
+
+    @field_validator("cors_origins", "url_hosts", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """A single one may be given as it is, as on the command line."""
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> "ServeConfig":

@@ -174,6 +174,8 @@ def test_a_filter_holds_and_a_wrong_one_is_told(indexed: Served) -> None:
         hits = (await search(gateway, image(4), k=300, where="label = bee")).hits
         assert {hit.class_name for hit in hits} == {"bee"}
         assert len(hits) == 100
+        none = await search(gateway, image(4), where="label = bee and label = ant")
+        assert (none.hits, none.notes) == ([], ["no image of the index passes the filter"])
         with pytest.raises(QueryError):
             await search(gateway, image(4), where="nonsense = = 3")
 
