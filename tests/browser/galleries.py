@@ -398,6 +398,10 @@ class Galleries:
             index=answers.Served(name=gallery.name, version=gallery.version, model=gallery.model),
         )
 
+    async def picture_tag(self, identifier: str, size: int | None, index: str | None) -> str:
+        row = self._row(self._of(index), identifier)
+        return f'"{identifier}"' if size is None else f'"{row}-{size}"'
+
     async def thumbnail(self, identifier: str, size: int, index: str | None) -> Thumbnail:
         gallery = self._of(index)
         row = self._row(gallery, identifier)

@@ -113,6 +113,29 @@ def test_a_new_version_is_told(visit: Visit, backend: Galleries, monkeypatch: py
     expect(page.locator("#served")).to_contain_text("version 4")
 
 
+def test_what_an_earlier_version_answered_is_asked_anew(
+    visit: Visit, backend: Galleries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = visit(SEARCH)
+    title = page.locator("#query-title")
+    settle(page)
+    moon = title.inner_text()
+    tiles(page).nth(1).locator("a").click()
+    expect(title).not_to_have_text(moon)
+    settle(page)
+    page.go_back()
+    expect(title).to_have_text(moon)
+    settle(page)
+    assert len(backend.searches) == 2
+    monkeypatch.setattr(backend.galleries["posters"], "version", 4)
+    tiles(page).nth(2).locator("a").click()
+    expect(page.locator("#served")).to_contain_text("version 4")
+    page.go_back()
+    expect(title).to_have_text(moon)
+    settle(page)
+    assert len(backend.searches) == 4
+
+
 def test_the_map_by_keyboard(visit: Visit) -> None:
     page = visit(ABOUT)
     canvas = page.locator("canvas")
