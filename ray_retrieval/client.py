@@ -23,10 +23,11 @@ from typing import Literal
 import httpx
 
 from ray_retrieval import client_calls as calls
-from ray_retrieval.client_calls import Box, Call, Example, File, Id, Image, Model, New, Settings, Url
+from ray_retrieval.client_calls import Call, Example, File, Id, Image, Model, New, Settings, Url
 from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.answers import (
     BatchAnswer,
+    Box,
     ChangeAnswer,
     EmbedAnswer,
     IndexAnswer,

@@ -25,11 +25,9 @@ from ray_retrieval.serve.addresses import (
     record_address,
     thumbnail_address,
 )
-from ray_retrieval.serve.answers import BatchAnswer, ErrorAnswer, SearchAnswer
+from ray_retrieval.serve.answers import BatchAnswer, Box, ErrorAnswer, SearchAnswer
 
 Model = TypeVar("Model", bound=BaseModel)
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the upright image."""
 File = str | Path | bytes
 """An image file: its path, or its bytes."""
 

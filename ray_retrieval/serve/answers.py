@@ -15,6 +15,8 @@ METRICS = {
 """How distances are measured, by the kind of descriptor."""
 
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the upright image."""
 
 
 class Example(BaseModel):
@@ -26,7 +28,7 @@ class Example(BaseModel):
     width: int | None = Field(default=None, description="of the upright image, in pixels")
     height: int | None = Field(default=None, description="of the upright image, in pixels")
     bytes: int | None = Field(default=None, description="of the file")
-    box: tuple[float, float, float, float] | None = Field(
+    box: Box | None = Field(
         default=None, description="left, top, right, bottom: all that counts of the upright image, in pixels"
     )
 
@@ -241,7 +243,7 @@ class MapAnswer(BaseModel):
     index: Served
 
 
-class Reranking(BaseModel):
+class OfferedReranking(BaseModel):
     """A re-ranking that searches may ask for by name."""
 
     name: str
@@ -278,7 +280,7 @@ class IndexAnswer(BaseModel):
     memory: dict[str, float] = Field(description="bytes: mapped, private and per_row")
     class_names: list[str] | None
     columns: dict[str, str] = Field(description="names and types of the columns that filters may use")
-    rerankings: list[Reranking]
+    rerankings: list[OfferedReranking]
     writable: bool = Field(description="whether images may be added and removed here")
     card: dict[str, Any] = Field(
         description="of the model: method, backbone, training data, and metrics, each with its policy"

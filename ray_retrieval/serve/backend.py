@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 import numpy.typing as npt
 
 from ray_retrieval.serve.answers import (
+    Box,
     ChangeAnswer,
     EmbedAnswer,
     Health,
@@ -17,9 +18,6 @@ from ray_retrieval.serve.answers import (
     SearchAnswer,
 )
 from ray_retrieval.serve.thumbnails import Thumbnail
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the upright image."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from ray_retrieval.serve.limits import Admission
 from ray_retrieval.serve.metrics import CONTENT_TYPE
 from ray_retrieval.serve.middleware import REQUEST_ID, Guard, Headers, Observe, Watch, log_requests
 from ray_retrieval.serve.openapi import describe_by_hand
-from ray_retrieval.serve.parts import Parts, as_json
+from ray_retrieval.serve.parts import HttpParts, as_json
 from ray_retrieval.serve.problems import add_handlers
 from ray_retrieval.serve.reading import Reader
 from ray_retrieval.serve.routes_indexes import change_routes, index_routes
@@ -79,7 +79,9 @@ def create_app(
     fetcher = fetcher or Fetcher(
         config.url_hosts, max_bytes=config.max_upload_bytes, timeout_s=config.url_timeout_s
     )
-    parts = Parts(backend, config, Reader(config, fetcher), Admission(config.max_ongoing, config.max_queued))
+    parts = HttpParts(
+        backend, config, Reader(config, fetcher), Admission(config.max_ongoing, config.max_queued)
+    )
     for routes in (search_routes(parts), index_routes(parts), change_routes(parts)):
         app.include_router(routes)
     # Who has no key is not told what there is.

@@ -34,7 +34,8 @@ REQUEST_ID = "X-Request-ID"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CALLER, _CHARGE = "ray_retrieval.caller", "ray_retrieval.charge"
 _METRICS = "/metrics"
-_OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+"""What is answered without a key, beside the files of the page."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _READS = frozenset(f"{API}/{name}" for name in ("search", "search/batch", "embed", "match"))
 """What is asked by POST and changes nothing."""
@@ -274,7 +275,7 @@ def _path(scope: Scope) -> str:
 def _is_open(scope: Scope) -> bool:
     """Whether anybody may ask for it; what is not known to be so is guarded."""
     path = _path(scope)
-    return path in _OPEN or path.startswith("/page/")
+    return path in OPEN or path.startswith("/page/")
 
 
 def _is_change(scope: Scope) -> bool:

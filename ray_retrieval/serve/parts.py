@@ -20,7 +20,7 @@ Wanted = TypeVar("Wanted")
 
 
 @dataclass(frozen=True)
-class Parts:
+class HttpParts:
     """The parts of the HTTP layer.
 
     Attributes:

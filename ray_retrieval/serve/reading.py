@@ -12,10 +12,9 @@ from fastapi import Request
 from pydantic_core import from_json
 
 from ray_retrieval.errors import QueryError
-from ray_retrieval.serve.answers import ErrorAnswer
+from ray_retrieval.serve.answers import Box, ErrorAnswer
 from ray_retrieval.serve.backend import (
     AnyExample,
-    Box,
     DescriptorExample,
     IdExample,
     ImageExample,

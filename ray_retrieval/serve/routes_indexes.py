@@ -17,7 +17,7 @@ from ray_retrieval.serve.backend import NewImage
 from ray_retrieval.serve.bodies import RemoveBody, parsed
 from ray_retrieval.serve.middleware import API, charge
 from ray_retrieval.serve.openapi import ADD, IMAGE_FILE, REMOVE
-from ray_retrieval.serve.parts import Parts, as_json, picture
+from ray_retrieval.serve.parts import HttpParts, as_json, picture
 from ray_retrieval.serve.thumbnails import LARGEST, SMALLEST
 
 MOST_SAMPLED = 1000
@@ -31,7 +31,7 @@ _Where = Annotated[str | None, Query(max_length=100_000, description="a filter")
 _Replace = Annotated[bool, Query(description="take the place of images of the same ids")]
 
 
-def index_routes(parts: Parts) -> APIRouter:
+def index_routes(parts: HttpParts) -> APIRouter:
     """`GET /v1/indexes` and what is under it."""
     router = APIRouter(prefix=API, tags=["indexes"])
     backend = parts.backend
@@ -86,7 +86,7 @@ def index_routes(parts: Parts) -> APIRouter:
     return router
 
 
-def change_routes(parts: Parts) -> APIRouter:
+def change_routes(parts: HttpParts) -> APIRouter:
     """`POST /v1/indexes/{name}/images` and `/v1/indexes/{name}/remove`."""
     router = APIRouter(prefix=API, tags=["changes"])
     backend, reader = parts.backend, parts.reader

@@ -22,12 +22,12 @@ from ray_retrieval.serve.bodies import SearchBody, checked
 from ray_retrieval.serve.limits import all_of, before
 from ray_retrieval.serve.middleware import API, charge
 from ray_retrieval.serve.openapi import BATCH, EMBED, MATCH, PICTURE, SEARCH
-from ray_retrieval.serve.parts import Parts, as_json
+from ray_retrieval.serve.parts import HttpParts, as_json
 
 _PNG = "image/png"
 
 
-def search_routes(parts: Parts) -> APIRouter:
+def search_routes(parts: HttpParts) -> APIRouter:
     """`POST /v1/search`, `/v1/search/batch`, `/v1/embed` and `/v1/match`."""
     router = APIRouter(prefix=API, tags=["search"])
     backend, reader, config = parts.backend, parts.reader, parts.config

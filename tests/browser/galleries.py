@@ -354,7 +354,7 @@ class Galleries:
                 for name, values in gallery.columns.items()
             },
             rerankings=[
-                answers.Reranking(name=name, description=words, is_default=default)
+                answers.OfferedReranking(name=name, description=words, is_default=default)
                 for name, words, default in rerankings
             ],
             writable=False,

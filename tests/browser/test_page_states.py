@@ -183,7 +183,7 @@ def test_pictures_of_the_map_are_let_go(
         page.add_init_script(
             """window.held = new Set();
             const [make, drop] = [URL.createObjectURL, URL.revokeObjectURL];
-            URL.createObjectURL = (blob) => { const made = make.call(URL, blob); held.add(made); return made; };
+            URL.createObjectURL = (blob) => { const one = make.call(URL, blob); held.add(one); return one; };
             URL.revokeObjectURL = (one) => { held.delete(one); drop.call(URL, one); };"""
         )
         page.goto(f"{url}?view=index")
