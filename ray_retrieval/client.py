@@ -10,7 +10,8 @@
 An example is a file (path or bytes), `Image(file, box)`, `Id`, `Url`, a packed code (uint8 [bytes]) or a
 vector (floats [dimension]); several make one search. Answers are the models of `ray_retrieval.serve.answers`.
 Whatever goes wrong is a `QueryError` with the server's words and status. What changes nothing is sent again
-when the server is busy (429, 503) or cannot be reached. Neither Ray nor torch is needed here.
+when the server is busy (429, 503) or the connection fails, but not after a wait for nothing. Neither
+Ray nor torch is needed here.
 """
 
 import asyncio
@@ -22,10 +23,11 @@ from typing import Literal
 import httpx
 
 from ray_retrieval import client_calls as calls
-from ray_retrieval.client_calls import Box, Call, Example, File, Id, Image, Model, New, Settings, Url
+from ray_retrieval.client_calls import Call, Example, File, Id, Image, Model, New, Settings, Url
 from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.answers import (
     BatchAnswer,
+    Box,
     ChangeAnswer,
     EmbedAnswer,
     IndexAnswer,
@@ -52,6 +54,9 @@ class Client:
         timeout_s: how long one answer may take.
         retries: how often a request that changes nothing is sent again.
         transport: what carries requests, instead of the network.
+
+    Raises:
+        QueryError: if `url` is no address of a server.
     """
 
     def __init__(
@@ -63,7 +68,7 @@ class Client:
         retries: int = 3,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._url, self._retries = url.rstrip("/"), retries
+        self._url, self._retries = calls.server_address(url), retries
         self._http = httpx.Client(timeout=timeout_s, headers=calls.headers(api_key), transport=transport)
         self._first: str | None = None
 
@@ -200,11 +205,10 @@ class Client:
     def _send(self, call: Call) -> httpx.Response:
         attempt = 0
         while True:
-            answer: httpx.Response | None = None
             try:
                 answer = self._http.request(call.method, self._url + call.path, **call.options)
             except httpx.TransportError as error:
-                wait_s = calls.wait_before_next(call, None, attempt, self._retries)
+                wait_s = calls.wait_before_next(call, error, attempt, self._retries)
                 if wait_s is None:
                     raise calls.unreachable(self._url, error) from None
             else:
@@ -227,7 +231,7 @@ class AsyncClient:
         retries: int = 3,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._url, self._retries = url.rstrip("/"), retries
+        self._url, self._retries = calls.server_address(url), retries
         self._http = httpx.AsyncClient(timeout=timeout_s, headers=calls.headers(api_key), transport=transport)
         self._first: str | None = None
 
@@ -351,11 +355,10 @@ class AsyncClient:
     async def _send(self, call: Call) -> httpx.Response:
         attempt = 0
         while True:
-            answer: httpx.Response | None = None
             try:
                 answer = await self._http.request(call.method, self._url + call.path, **call.options)
             except httpx.TransportError as error:
-                wait_s = calls.wait_before_next(call, None, attempt, self._retries)
+                wait_s = calls.wait_before_next(call, error, attempt, self._retries)
                 if wait_s is None:
                     raise calls.unreachable(self._url, error) from None
             else:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -24,15 +25,15 @@ from ray_retrieval.serve.addresses import (
     record_address,
     thumbnail_address,
 )
-from ray_retrieval.serve.answers import BatchAnswer, ErrorAnswer, SearchAnswer
+from ray_retrieval.serve.answers import BatchAnswer, Box, ErrorAnswer, SearchAnswer
 
 Model = TypeVar("Model", bound=BaseModel)
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the upright image."""
 File = str | Path | bytes
 """An image file: its path, or its bytes."""
 
 _AGAIN = frozenset({429, 503})
+_BROKEN = (httpx.NetworkError, httpx.RemoteProtocolError)
+"""What is worth another try: the server was not reached, or the connection broke."""
 _LONGEST_WAIT_S = 30.0
 
 
@@ -198,12 +199,7 @@ def original(identifier: str, index: str) -> Call:
 
 def answers_of(body: BatchAnswer) -> list[SearchAnswer | QueryError]:
     """Each answer of a batch, or the error that stands in its place."""
-    return [
-        QueryError(one.error.problem, where=one.error.where, mend=one.error.mend)
-        if isinstance(one, ErrorAnswer)
-        else one
-        for one in body.answers
-    ]
+    return [one.as_error() if isinstance(one, ErrorAnswer) else one for one in body.answers]
 
 
 def read(file: File) -> bytes:
@@ -220,24 +216,45 @@ def read(file: File) -> bytes:
         raise QueryError(f"the image cannot be read: {error.strerror}", where=file) from None
 
 
+def server_address(url: str) -> str:
+    """The address of a server, without a slash at its end.
+
+    Raises:
+        QueryError: if it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and httpx.URL(url).port != 0
+    except (httpx.InvalidURL, ValueError):
+        sound = False
+    if not sound:
+        raise QueryError(
+            "that is no address of a server", where=url, mend="give one such as http://127.0.0.1:8000"
+        )
+    return url.rstrip("/")
+
+
 def headers(api_key: str | None) -> dict[str, str]:
     """Headers of every request, with the key that is given or that RAY_RETRIEVAL_API_KEY holds."""
     key = api_key or os.environ.get("RAY_RETRIEVAL_API_KEY")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def wait_before_next(call: Call, answer: httpx.Response | None, attempt: int, retries: int) -> float | None:
+def wait_before_next(
+    call: Call, came: httpx.Response | httpx.TransportError, attempt: int, retries: int
+) -> float | None:
     """Seconds to wait before a call is sent again; None: what came counts.
 
     Args:
         call: that was sent.
-        answer: that came; None: the server was not reached.
+        came: the answer, or why there is none. Who has waited in vain once does not wait as long again.
         attempt: how often it was sent before, from 0.
         retries: how often it may be sent again.
     """
-    if not call.safe or attempt >= retries or (answer is not None and answer.status_code not in _AGAIN):
+    again = came.status_code in _AGAIN if isinstance(came, httpx.Response) else isinstance(came, _BROKEN)
+    if not call.safe or attempt >= retries or not again:
         return None
-    asked = "" if answer is None else answer.headers.get("retry-after", "")
+    asked = came.headers.get("retry-after", "") if isinstance(came, httpx.Response) else ""
     if asked.isdecimal():
         return min(float(asked), _LONGEST_WAIT_S)
     # Not all at the same moment again.
@@ -270,14 +287,14 @@ def content(answer: httpx.Response) -> bytes:
     if answer.is_success:
         return answer.content
     try:
-        error = ErrorAnswer.model_validate_json(answer.content).error
+        error = ErrorAnswer.model_validate_json(answer.content).as_error()
     except ValidationError:
         raise QueryError(
             f"the server answered with status {answer.status_code}",
             where=_where(answer),
             status=answer.status_code,
         ) from None
-    raise QueryError(error.problem, where=error.where, mend=error.mend, status=answer.status_code)
+    raise error
 
 
 def unreachable(url: str, error: Exception) -> QueryError:

@@ -58,7 +58,12 @@ POD = closed(
             )
         ),
         volumes=many(
-            closed(("name",), name=TEXT, emptyDir=closed(medium=one_of("", "Memory"), sizeLimit=TEXT))
+            closed(
+                ("name",),
+                name=TEXT,
+                emptyDir=closed(medium=one_of("", "Memory"), sizeLimit=TEXT),
+                secret=closed(("secretName",), secretName=TEXT),
+            )
         ),
     ),
 )

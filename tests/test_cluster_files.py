@@ -197,6 +197,17 @@ def test_the_service_of_a_manifest_is_one_that_serve_takes():
     assert (module, getattr(app, builder)) == (app.__name__, app.from_args)
     rest = {key: value for key, value in application["args"].items() if key != "indexes"}
     config = validate(ServeConfig, rest)
+    assert not config.allow_anonymous
+    assert config.api_keys is not None
+    cluster = spec["rayClusterConfig"]
+    for group in (
+        cluster["headGroupSpec"],
+        *cluster["workerGroupSpecs"],
+    ):  # whoever builds or serves reads it
+        pod = group["template"]["spec"]
+        (secret,) = [volume["name"] for volume in pod["volumes"] if "secret" in volume]
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert str(Path(config.api_keys).parent) == mounts[secret]
     for index in application["args"]["indexes"].values():
         validate(ServedIndex, index)
     group = spec["rayClusterConfig"]["workerGroupSpecs"][0]

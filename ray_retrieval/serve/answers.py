@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.errors import QueryError
 
 METRICS = {
     DescriptorKind.CODES: "hamming",
@@ -14,6 +15,8 @@ METRICS = {
 """How distances are measured, by the kind of descriptor."""
 
 Point = tuple[float, float]
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the upright image."""
 
 
 class Example(BaseModel):
@@ -25,7 +28,7 @@ class Example(BaseModel):
     width: int | None = Field(default=None, description="of the upright image, in pixels")
     height: int | None = Field(default=None, description="of the upright image, in pixels")
     bytes: int | None = Field(default=None, description="of the file")
-    box: tuple[float, float, float, float] | None = Field(
+    box: Box | None = Field(
         default=None, description="left, top, right, bottom: all that counts of the upright image, in pixels"
     )
 
@@ -71,7 +74,10 @@ class Hit(BaseModel):
     similarity: float = Field(
         description="1 - distance / bits; of vectors the cosine; of local features the score"
     )
-    in_words: str = Field(description="how near it is, as people read it: 3 of 48 bits differ, 37 inliers")
+    in_words: str = Field(
+        description="how near it is, as people read it: 3 bits, cosine 0.8125, score 0.1250; where hits are "
+        "verified 37 inliers, no match, not verified"
+    )
     score: float | None = Field(default=None, description="by which re-ranking put it here, lowest first")
     inliers: int | None = Field(
         default=None, description="of geometric verification; 0: too few to mean anything"
@@ -123,12 +129,24 @@ class Problem(BaseModel):
     problem: str
     where: str | None
     mend: str | None
+    status: int = Field(description="as HTTP has it; of one of several the status that it would have alone")
 
 
 class ErrorAnswer(BaseModel):
     """The body of every answer that is not a success."""
 
     error: Problem
+
+    @classmethod
+    def of(cls, error: QueryError) -> "ErrorAnswer":
+        """What an error says."""
+        problem = Problem(problem=error.problem, where=error.where, mend=error.mend, status=error.status)
+        return cls(error=problem)
+
+    def as_error(self) -> QueryError:
+        """The error that says so."""
+        wrong = self.error
+        return QueryError(wrong.problem, where=wrong.where, mend=wrong.mend, status=wrong.status)
 
 
 class BatchAnswer(BaseModel):
@@ -225,7 +243,7 @@ class MapAnswer(BaseModel):
     index: Served
 
 
-class Reranking(BaseModel):
+class OfferedReranking(BaseModel):
     """A re-ranking that searches may ask for by name."""
 
     name: str
@@ -262,7 +280,7 @@ class IndexAnswer(BaseModel):
     memory: dict[str, float] = Field(description="bytes: mapped, private and per_row")
     class_names: list[str] | None
     columns: dict[str, str] = Field(description="names and types of the columns that filters may use")
-    rerankings: list[Reranking]
+    rerankings: list[OfferedReranking]
     writable: bool = Field(description="whether images may be added and removed here")
     card: dict[str, Any] = Field(
         description="of the model: method, backbone, training data, and metrics, each with its policy"
@@ -287,4 +305,6 @@ class Health(BaseModel):
     """Says that every part of the server answers."""
 
     status: str
-    versions: dict[str, int] = Field(description="version of each index")
+    versions: dict[str, int] = Field(
+        description="version of each index; empty where a key is needed, which nobody has to have here"
+    )

@@ -3,6 +3,7 @@
 Nothing is started here: `app.run` does, or Ray Serve with the file that `serve_config` makes.
 """
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ray_retrieval.errors import RecipeError
 from ray_retrieval.finder import local_index
 from ray_retrieval.model import Encoder
 from ray_retrieval.search import Index
+from ray_retrieval.search.rerank import GeometricVerificationConfig
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.deployments import GatewayReplica, Handles, WriterReplica
 from ray_retrieval.serve.encoders import EncoderFactory, EncoderReplica
@@ -124,7 +126,7 @@ def serve_config(indexes: Mapping[str, ServedIndex], config: ServeConfig) -> dic
         }
         for name, one in indexes.items()
     }
-    settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"port"})
+    settings = _anywhere(config).model_dump(mode="json", exclude_defaults=True, exclude={"port"})
     return {
         "proxy_location": "EveryNode",
         "http_options": {
@@ -142,6 +144,21 @@ def serve_config(indexes: Mapping[str, ServedIndex], config: ServeConfig) -> dic
             }
         ],
     }
+
+
+def _anywhere(config: ServeConfig) -> ServeConfig:
+    """The same with whole paths: processes on a cluster run in folders of their own."""
+    rerank = {
+        name: tuple(
+            step.model_copy(update={"local": Folder(step.local).uri})
+            if isinstance(step, GeometricVerificationConfig) and step.local
+            else step
+            for step in steps
+        )
+        for name, steps in config.rerank.items()
+    }
+    keys = None if config.api_keys is None else os.path.abspath(config.api_keys)
+    return config.model_copy(update={"rerank": rerank, "api_keys": keys})
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 import numpy.typing as npt
 
 from ray_retrieval.serve.answers import (
+    Box,
     ChangeAnswer,
     EmbedAnswer,
     Health,
@@ -17,9 +18,6 @@ from ray_retrieval.serve.answers import (
     SearchAnswer,
 )
 from ray_retrieval.serve.thumbnails import Thumbnail
-
-Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the upright image."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,9 @@ class DescriptorExample:
     data: npt.NDArray[Any]
 
 
-AnyExample = ImageExample | IdExample | DescriptorExample
+Photograph = ImageExample | IdExample
+"""What is compared with another one."""
+AnyExample = Photograph | DescriptorExample
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ class Backend(Protocol):
 
     async def match(
         self,
-        first: ImageExample | IdExample,
-        second: ImageExample | IdExample,
+        first: Photograph,
+        second: Photograph,
         index: str | None,
         *,
         deadline: float,
@@ -139,8 +139,8 @@ class Backend(Protocol):
 
     async def match_picture(
         self,
-        first: ImageExample | IdExample,
-        second: ImageExample | IdExample,
+        first: Photograph,
+        second: Photograph,
         index: str | None,
         *,
         deadline: float,
@@ -176,6 +176,10 @@ class Backend(Protocol):
 
     async def map(self, index: str | None) -> MapAnswer:
         """The map of a sample of the index; made once per version, the first caller waits."""
+        ...
+
+    async def picture_tag(self, identifier: str, size: int | None, index: str | None) -> str:
+        """The tag of a thumbnail, or without a size of the original, which changes with its content."""
         ...
 
     async def thumbnail(self, identifier: str, size: int, index: str | None) -> Thumbnail:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_retrieval.config import Config
 from ray_retrieval.search.rerank import RerankConfigs
@@ -46,7 +46,7 @@ class ServeConfig(Config):
     """Origins of other web pages that may ask, such as `https://example.com`."""
     url_hosts: tuple[str, ...] = ()
     """Hosts whose images may be named by URL, none unless told. A host at a private address is asked only
-    where that address is listed too."""
+    where that address is listed too, with its port if it is neither 80 nor 443."""
     log_requests: bool = False
     """Write a line of JSON for each request to the log of the process that took it: its id, route, status,
     time and caller, and neither images nor keys."""
@@ -74,6 +74,8 @@ class ServeConfig(Config):
     """Searches that wait at one gateway for their turn; the next one is refused with status 503."""
     request_timeout_s: float = Field(30.0, gt=0)
     """How long a request may take, in seconds, before it is given up with status 503."""
+    body_timeout_s: float = Field(20.0, gt=0)
+    """How long a client may take to send a request's body, in seconds; then it is refused with status 408."""
     thumbnail_cache_bytes: int = Field(64 * 1024**2, ge=0)
     """Memory for thumbnails in each gateway, in bytes."""
 
@@ -128,6 +130,12 @@ class ServeConfig(Config):
     """How often each gateway looks whether a new version of an index was published, in seconds."""
     start_timeout_s: float = Field(300.0, gt=0)
     """How long all processes together may take to start, in seconds."""
+
+    @field_validator("cors_origins", "url_hosts", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        """A single one may be given as it is, as on the command line."""
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _check(self) -> "ServeConfig":

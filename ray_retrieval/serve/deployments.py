@@ -66,7 +66,8 @@ class GatewayReplica:
         self._gateway = Gateway(indexes, parts, config)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._gateway, self._config, self._gateway.measured.request)
+        # The proxy of Ray Serve names each request and its answer.
+        return create_app(self._gateway, self._config, self._gateway.measured.request, names_answers=False)
 
 
 class WriterReplica:

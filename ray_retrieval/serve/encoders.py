@@ -15,11 +15,12 @@ from PIL import Image
 
 from ray_retrieval.descriptors import Descriptors
 from ray_retrieval.errors import RetrievalError
+from ray_retrieval.serve.answers import Box
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.gathering import Gathering
 from ray_retrieval.serve.shards import limit_threads, private_bytes
 from ray_retrieval.serve.versions import Kept
-from ray_retrieval.serve.wire import Box, Encoded, EncodeJob, Gone, GoneError, Late, ModelKey, late
+from ray_retrieval.serve.wire import Encoded, EncodeJob, Gone, GoneError, Late, ModelKey, late
 
 _IDLE = 2.0  # as long as a request may take, twice
 

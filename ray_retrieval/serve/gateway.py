@@ -25,7 +25,6 @@ from ray_retrieval.serve.answers import (
     IndexesAnswer,
     MapAnswer,
     MatchAnswer,
-    Problem,
     Record,
     SampleAnswer,
     SearchAnswer,
@@ -40,7 +39,7 @@ from ray_retrieval.serve.backend import (
 )
 from ray_retrieval.serve.behind import PartError, Parts
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
-from ray_retrieval.serve.lookups import looked_up, media_type, record_of, row_of, stored_image
+from ray_retrieval.serve.lookups import looked_up, media_type, picture_key, record_of, row_of, stored_image
 from ray_retrieval.serve.matching import Matching
 from ray_retrieval.serve.metrics import Metrics
 from ray_retrieval.serve.rolling import Live, Rolling
@@ -244,6 +243,10 @@ class Gateway:
         # Who gives up waiting does not stop it for others.
         return await asyncio.shield(task)
 
+    async def picture_tag(self, identifier: str, size: int | None, index: str | None) -> str:
+        """The tag of a thumbnail, or without a size of the original; it stays from version to version."""
+        return await self._tag(self._named(index).live, identifier, size)
+
     async def thumbnail(self, identifier: str, size: int, index: str | None) -> Thumbnail:
         """An image of the index, shrunk to fit a square of `size` pixels.
 
@@ -251,15 +254,14 @@ class Gateway:
             QueryError: 404 if the index has no such image, or holds none that can be shown.
         """
         live = self._named(index).live
-        key = (live.key, identifier, size)
-        found = self._thumbnails.get(key)
+        etag = await self._tag(live, identifier, size)
+        found = self._thumbnails.get(etag)
         if found is None:
             # Decoding takes milliseconds and files may be slow: both would hold up other requests here.
-            etag = f'"{fingerprint([live.key.sha256, identifier, size])}"'
             found = await self._aside(
                 lambda: looked_up(lambda: shrink(stored_image(live.index, identifier), size, etag=etag))
             )
-            self._thumbnails.put(key, found)
+            self._thumbnails.put(etag, found)
         return found
 
     async def original(self, identifier: str, index: str | None) -> Original:
@@ -270,7 +272,7 @@ class Gateway:
         """
         live = self._named(index).live
         data = await self._aside(lambda: looked_up(lambda: stored_image(live.index, identifier)))
-        return Original(data, media_type(data), f'"{fingerprint([live.key.sha256, identifier])}"')
+        return Original(data, media_type(data), await self._tag(live, identifier, None))
 
     async def check(self) -> Health:
         """Ask every part for a sign of life.
@@ -344,7 +346,7 @@ class Gateway:
         except QueryError as error:
             if error.status >= 500:
                 raise
-            return ErrorAnswer(error=Problem(problem=error.problem, where=error.where, mend=error.mend))
+            return ErrorAnswer.of(error)
 
     async def _mapped(self, live: Live, parts: Parts) -> MapAnswer:
         def drawn() -> tuple[list[Record], Any]:
@@ -362,6 +364,10 @@ class Gateway:
             for one, (x, y) in zip(records, placed.tolist(), strict=True)
         ]
         return MapAnswer(spots=spots, method=maps.in_words(data), index=live.served)
+
+    async def _tag(self, live: Live, identifier: str, size: int | None) -> str:
+        key = await self._aside(lambda: picture_key(live.index, identifier))
+        return f'"{fingerprint([*key, size])}"'
 
     async def _aside(self, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)

@@ -1,6 +1,7 @@
 """What an index knows of its images, as clients are told; ids are looked up, never joined to paths."""
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -41,6 +42,30 @@ def stored_image(index: Index, identifier: str) -> bytes:
         ArtefactError: if it cannot be read.
     """
     return index.image_bytes(row_of(index, identifier))
+
+
+def picture_key(index: Index, identifier: str) -> tuple[str | int, ...]:
+    """What stands for the content of an image of the index, which is not read for it.
+
+    Files of shards never change, and a new image of an old id is a new row: so it is the place of its row. An
+    image that is a file of its own may be overwritten, which its time and size tell if it is on this machine.
+
+    Raises:
+        QueryError: 404 if there is no such image.
+    """
+    row = row_of(index, identifier)
+    (shard,), (place,) = index.located(np.array([row], np.int64))
+    path = index.records([row])["path"][0].as_py()
+    folder = index.manifest.shards[int(shard)].folder
+    return index.folder.uri, folder, int(place), *([] if path is None else _stamp(path))
+
+
+def _stamp(path: str) -> list[int]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return []
+    return [status.st_mtime_ns, status.st_size]
 
 
 def looked_up(look: Callable[[], Result]) -> Result:

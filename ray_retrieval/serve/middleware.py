@@ -24,7 +24,7 @@ from ray_retrieval.serve.limits import RateLimit
 from ray_retrieval.serve.problems import answer_of, answer_of_bug
 
 Scope = Any
-Call = Callable[..., Awaitable[Any]]
+Asgi = Callable[..., Awaitable[Any]]
 Observe = Callable[[str, str, int, float], None]
 """Told of each request: its method, the template of its route, the status and the seconds that it took."""
 
@@ -34,7 +34,8 @@ REQUEST_ID = "X-Request-ID"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CALLER, _CHARGE = "ray_retrieval.caller", "ray_retrieval.charge"
 _METRICS = "/metrics"
-_OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+"""What is answered without a key, beside the files of the page."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _READS = frozenset(f"{API}/{name}" for name in ("search", "search/batch", "embed", "match"))
 """What is asked by POST and changes nothing."""
@@ -64,12 +65,13 @@ class Watch:
     Args:
         app: what answers.
         observe: told of each request.
+        names_answers: whether answers carry the id; False where what stands before adds it.
     """
 
-    def __init__(self, app: Call, observe: Observe | None = None) -> None:
-        self._app, self._observe = app, observe
+    def __init__(self, app: Asgi, observe: Observe | None = None, *, names_answers: bool = True) -> None:
+        self._app, self._observe, self._names_answers = app, observe, names_answers
 
-    async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
+    async def __call__(self, scope: Scope, receive: Asgi, send: Asgi) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -82,7 +84,8 @@ class Watch:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = identifier
+                if self._names_answers:
+                    MutableHeaders(scope=message)[REQUEST_ID] = identifier
             else:
                 sent += len(message.get("body", b""))
             await send(message)
@@ -127,14 +130,14 @@ class Headers:
         shared: whether other pages may show images of this server.
     """
 
-    def __init__(self, app: Call, *, shared: bool) -> None:
+    def __init__(self, app: Asgi, *, shared: bool) -> None:
         self._app = app
         self._headers = {
             **_HEADERS,
             "Cross-Origin-Resource-Policy": "cross-origin" if shared else "same-origin",
         }
 
-    async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
+    async def __call__(self, scope: Scope, receive: Asgi, send: Asgi) -> None:
         keep = "no-cache" if scope["type"] == "http" and _is_open(scope) else "no-store"
 
         async def send_with_headers(message: Any) -> None:
@@ -151,21 +154,22 @@ class Headers:
 class Guard:
     """Lets in who may ask, and as often as they may.
 
-    A server without keys answers this machine alone. Web pages of elsewhere run on it too, so the name that a
-    request was sent to has to be this machine's: another one that leads here is such a page's doing.
+    A server without keys answers this machine alone, whatever address it listens on. Web pages of elsewhere
+    run on it too, so the name that a request was sent to has to be this machine's as well: another one that
+    leads here is such a page's doing.
 
     Args:
         app: what answers.
         config: keys, rate and origins.
     """
 
-    def __init__(self, app: Call, config: ServeConfig) -> None:
+    def __init__(self, app: Asgi, config: ServeConfig) -> None:
         self._app, self._config = app, config
         self._keys = None if config.api_keys is None else Keys(config.api_keys)
         rate = config.rate_limit
         self._limit = None if rate is None else RateLimit(rate, config.rate_burst)
 
-    async def __call__(self, scope: Scope, receive: Call, send: Call) -> None:
+    async def __call__(self, scope: Scope, receive: Asgi, send: Asgi) -> None:
         if scope["type"] == "http" and not _is_open(scope):
             try:
                 self._let_in(scope)
@@ -181,7 +185,7 @@ class Guard:
             caller = self._key(self._keys, headers, scope, caller)
         else:
             # A key is never sent along unasked; without keys, pages of elsewhere ask in their readers' names.
-            self._check_place(headers)
+            self._check_place(headers, scope)
             self._check_origin(headers, scope)
         scope[_CALLER] = caller
         if self._limit is not None and _path(scope) != _METRICS:
@@ -209,9 +213,17 @@ class Guard:
             )
         return key.name
 
-    def _check_place(self, headers: RequestHeaders) -> None:
+    def _check_place(self, headers: RequestHeaders, scope: Scope) -> None:
         if self._config.allow_anonymous:
             return
+        # The address that is listened on is not always the one of the configuration, and a Host is soon said.
+        client = scope.get("client")  # None: it came through a socket of this machine's files
+        if client and not is_loopback(str(client[0])):
+            raise QueryError(
+                "without keys this server answers this machine alone",
+                mend="ask from the machine that it runs on, or set api_keys or allow_anonymous=true",
+                status=403,
+            )
         host = _host_of(headers.get("host", ""))
         if not is_loopback(host) and host != self._config.host.lower():
             raise QueryError(
@@ -225,7 +237,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or scope["method"] in _SAFE or origin in self._config.cors_origins:
             return
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if _netloc_of(origin) != headers.get("host", "").lower():
             raise QueryError(
                 "pages of that origin may not ask here",
                 where="Origin",
@@ -263,7 +275,7 @@ def _path(scope: Scope) -> str:
 def _is_open(scope: Scope) -> bool:
     """Whether anybody may ask for it; what is not known to be so is guarded."""
     path = _path(scope)
-    return path in _OPEN or path.startswith("/page/")
+    return path in OPEN or path.startswith("/page/")
 
 
 def _is_change(scope: Scope) -> bool:
@@ -273,6 +285,14 @@ def _is_change(scope: Scope) -> bool:
 def _address(scope: Scope) -> str:
     client = scope.get("client")
     return str(client[0]) if client else "unknown"
+
+
+def _netloc_of(origin: str) -> str | None:
+    """Host and port of an origin; None where it has none, as `null`, or is broken."""
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
 
 
 def _host_of(header: str) -> str:

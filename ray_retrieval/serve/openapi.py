@@ -18,6 +18,7 @@ from ray_retrieval.serve.bodies import (
     SearchBody,
     SearchSettings,
 )
+from ray_retrieval.serve.middleware import OPEN
 from ray_retrieval.serve.uploads import FORM, JSON
 
 _REFERENCE = "#/components/schemas/{model}"
@@ -33,7 +34,6 @@ _BODIES: tuple[type[BaseModel], ...] = (
     RemoveBody,
     SearchBody,
 )
-_OPEN = frozenset({"/healthz", "/readyz"})
 
 
 def _reference(body: type[BaseModel]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _schema(app: FastAPI) -> dict[str, Any]:
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path, methods in schema["paths"].items():
         for operation in methods.values():
-            if path not in _OPEN:
+            if path not in OPEN:
                 operation["security"] = [{"key": []}, {}]
             # FastAPI's own errors are answered in the form of all others.
             operation["responses"].pop("422", None)

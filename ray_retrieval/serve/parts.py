@@ -9,16 +9,18 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from ray_retrieval.errors import QueryError
-from ray_retrieval.serve.backend import Backend
+from ray_retrieval.serve.backend import Backend, Original
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.limits import Admission, before
 from ray_retrieval.serve.reading import Reader
+from ray_retrieval.serve.thumbnails import Thumbnail
 
 Answer = TypeVar("Answer")
+Wanted = TypeVar("Wanted")
 
 
 @dataclass(frozen=True)
-class Parts:
+class HttpParts:
     """The parts of the HTTP layer.
 
     Attributes:
@@ -33,17 +35,22 @@ class Parts:
     reader: Reader
     admission: Admission
 
-    async def admitted(self, work: Callable[[float], Awaitable[Answer]]) -> Answer:
-        """Work that takes a turn, by its deadline, which it is called with.
+    async def admitted(
+        self, read: Callable[[], Awaitable[Wanted]], work: Callable[[Wanted, float], Awaitable[Answer]]
+    ) -> Answer:
+        """Work that takes a turn, once what is wanted was read: it is called with that and its deadline.
 
         Raises:
             QueryError: 503 if there is no room, or it is not done in time.
         """
 
         async def taken(deadline: float) -> Answer:
-            # Refused before the body is read: an overloaded server takes no more memory.
-            async with self.admission.enter(), self.admission.turn():
-                return await work(deadline)
+            # Refused before the body is read, so that an overloaded server takes no more memory; the turn
+            # comes after it, for who sends slowly keeps nobody else waiting.
+            async with self.admission.enter():
+                wanted = await read()
+                async with self.admission.turn():
+                    return await work(wanted, deadline)
 
         return await self.timed(taken)
 
@@ -77,10 +84,24 @@ def as_json(body: BaseModel) -> Response:
     return Response(body.model_dump_json(), media_type="application/json")
 
 
-def as_file(request: Request, data: bytes, media_type: str, etag: str) -> Response:
-    """A file, or 304 where the client has it already."""
-    headers = {"ETag": etag, "Cache-Control": "private, max-age=3600"}
-    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    if etag in known or known == ["*"]:
-        return Response(status_code=304, headers=headers)
-    return Response(data, media_type=media_type, headers=headers)
+async def picture(
+    request: Request, tag: Callable[[], Awaitable[str]], fetch: Callable[[], Awaitable[Thumbnail | Original]]
+) -> Response:
+    """A picture, or 304 where the client has it already, which is found out before the picture is read.
+
+    Its address says nothing of a version: so a client asks each time whether its own is still the one.
+
+    Args:
+        request: with the tags of what the client has.
+        tag: of the picture as it is now.
+        fetch: the picture.
+    """
+    known = {one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")}
+    if known != {""} and ((now := await tag()) in known or known == {"*"}):
+        return Response(status_code=304, headers=_headers(now))
+    found = await fetch()
+    return Response(found.data, media_type=found.media_type, headers=_headers(found.etag))
+
+
+def _headers(etag: str) -> dict[str, str]:
+    return {"ETag": etag, "Cache-Control": "private, no-cache"}

@@ -1,4 +1,4 @@
-"""What goes wrong, as the server says it: {"error": {"problem", "where", "mend"}} with a status."""
+"""What goes wrong, as the server says it: {"error": {"problem", "where", "mend", "status"}}."""
 
 import logging
 import math
@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ray_retrieval.errors import QueryError
+from ray_retrieval.serve.answers import ErrorAnswer, Problem
 from ray_retrieval.serve.limits import RateError
 
 _log = logging.getLogger(__name__)
@@ -38,12 +39,13 @@ def answer_of(error: QueryError) -> JSONResponse:
 def answer_of_bug(method: str, path: str, error: BaseException) -> JSONResponse:
     """The answer where the server itself is wrong."""
     # What went wrong inside may name files of this machine: that is for its log, not for the client.
-    _log.error("%s %s failed", method, path, exc_info=error)
+    _log.error("%s %r failed", method, path, exc_info=error)
     return _answer(500, "the server failed to answer", None, "see the log of the server")
 
 
 def _answer(status: int, problem: str, where: str | None, mend: str | None) -> JSONResponse:
-    return JSONResponse({"error": {"problem": problem, "where": where, "mend": mend}}, status_code=status)
+    body = Problem(problem=problem, where=where, mend=mend, status=status)
+    return JSONResponse(ErrorAnswer(error=body).model_dump(), status_code=status)
 
 
 async def _answer_query_error(_: Request, error: Exception) -> Response:
@@ -60,7 +62,7 @@ async def _answer_validation_error(_: Request, error: Exception) -> Response:
 
 async def _answer_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    answer = _answer(error.status_code, str(error.detail), request.url.path, "see /docs")
+    answer = _answer(error.status_code, str(error.detail), request.scope["path"][:200], "see /docs")
     answer.headers.update(error.headers or {})
     return answer
 

@@ -107,8 +107,11 @@ def noted(queries: Descriptors, hits: list[Hit], where: str | None) -> list[str]
     if hits:
         nothing = hits[0].inliers == 0
         return ["no match found: no image agrees with the query on where things are"] if nothing else []
-    if isinstance(queries, Local) and not queries.counts.any():
+    if not isinstance(queries, Local):
+        # Codes and vectors are near or far, never without hits where there are rows to search.
+        return ["no image of the index passes the filter" if where is not None else "no image was searched"]
+    if not queries.counts.any():
         return ["the model finds no features in the image"]
     if where is not None:
-        return ["no image of the index passes the filter and has anything like the image"]
+        return ["no image of the index passes the filter and has features like those of the image"]
     return ["no image of the index has features like those of the image"]

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import binascii
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,14 +12,14 @@ from fastapi import Request
 from pydantic_core import from_json
 
 from ray_retrieval.errors import QueryError
-from ray_retrieval.serve.answers import ErrorAnswer, Problem
+from ray_retrieval.serve.answers import Box, ErrorAnswer
 from ray_retrieval.serve.backend import (
     AnyExample,
-    Box,
     DescriptorExample,
     IdExample,
     ImageExample,
     NewImage,
+    Photograph,
     SearchRequest,
 )
 from ray_retrieval.serve.bodies import (
@@ -130,9 +130,7 @@ class Reader:
             raise next(one for one in read if isinstance(one, BaseException))
         return images, index
 
-    async def match(
-        self, request: Request
-    ) -> tuple[ImageExample | IdExample, ImageExample | IdExample, str | None]:
+    async def match(self, request: Request) -> tuple[Photograph, Photograph, str | None]:
         """Two photographs and the name of the index."""
         if body_kind(request) == FORM:
             form = await self._form(request, {"first", "second"}, {"index"}, 2)
@@ -185,17 +183,32 @@ class Reader:
         return await self._json(request)
 
     async def _json(self, request: Request) -> bytes:
-        return await read_json(request, max_body_bytes=self._config.max_body_bytes)
+        return await self._sent(read_json(request, max_body_bytes=self._config.max_body_bytes))
+
+    async def _sent(self, body: Awaitable[Item]) -> Item:
+        """A body, which holds a place among the server's requests until it has come."""
+        timeout_s = self._config.body_timeout_s
+        try:
+            return await asyncio.wait_for(body, timeout_s)
+        except (asyncio.TimeoutError, TimeoutError):
+            raise QueryError(
+                f"the request was not sent within {timeout_s:g} s",
+                where="body",
+                mend="send smaller images, or fewer in one request",
+                status=408,
+            ) from None
 
     async def _form(
         self, request: Request, files: set[str], fields: frozenset[str] | set[str], most: int
     ) -> UploadForm:
         config = self._config
-        form = await read_form(
-            request,
-            max_files=most,
-            max_file_bytes=config.max_upload_bytes,
-            max_body_bytes=config.max_body_bytes,
+        form = await self._sent(
+            read_form(
+                request,
+                max_files=most,
+                max_file_bytes=config.max_upload_bytes,
+                max_body_bytes=config.max_body_bytes,
+            )
         )
         for name in [*form.files, *form.fields]:
             known = files if name in form.files else fields
@@ -243,7 +256,7 @@ class Reader:
             return DescriptorExample(np.frombuffer(bytes.fromhex(body.code), np.uint8)), None
         return await self._source(body.image, body.url, where, body.box)
 
-    async def _photograph(self, body: ExampleBody, where: str) -> ImageExample | IdExample:
+    async def _photograph(self, body: ExampleBody, where: str) -> Photograph:
         example, _ = await self._example(body, where)
         if isinstance(example, DescriptorExample):
             raise _refused("a photograph is an image, a url or an id", where, "send one of these")
@@ -282,14 +295,9 @@ class Reader:
             raise _refused("the image is not in base64", where, "encode the bytes of its file") from None
 
 
-def error_answer(error: QueryError) -> ErrorAnswer:
-    """What is wrong with one of several."""
-    return ErrorAnswer(error=Problem(problem=error.problem, where=error.where, mend=error.mend))
-
-
 def _or_error(found: tuple[ImageExample, str | None] | BaseException) -> ImageExample | ErrorAnswer:
     if isinstance(found, QueryError):
-        return error_answer(found)
+        return ErrorAnswer.of(found)
     if isinstance(found, BaseException):
         raise found
     return found[0]

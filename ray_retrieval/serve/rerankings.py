@@ -99,10 +99,12 @@ class Rerankings:
             status=409 if chosen.refused else 422,
         )
 
-    def described(self) -> list[answers.Reranking]:
+    def described(self) -> list[answers.OfferedReranking]:
         """What there is, for clients."""
         return [
-            answers.Reranking(name=name, description=self._describe(name), is_default=name == self.default)
+            answers.OfferedReranking(
+                name=name, description=self._describe(name), is_default=name == self.default
+            )
             for name in self._found
         ]
 

@@ -13,10 +13,11 @@ from ray_retrieval.serve.answers import (
     Record,
     SampleAnswer,
 )
+from ray_retrieval.serve.backend import NewImage
 from ray_retrieval.serve.bodies import RemoveBody, parsed
 from ray_retrieval.serve.middleware import API, charge
 from ray_retrieval.serve.openapi import ADD, IMAGE_FILE, REMOVE
-from ray_retrieval.serve.parts import Parts, as_file, as_json
+from ray_retrieval.serve.parts import HttpParts, as_json, picture
 from ray_retrieval.serve.thumbnails import LARGEST, SMALLEST
 
 MOST_SAMPLED = 1000
@@ -30,7 +31,7 @@ _Where = Annotated[str | None, Query(max_length=100_000, description="a filter")
 _Replace = Annotated[bool, Query(description="take the place of images of the same ids")]
 
 
-def index_routes(parts: Parts) -> APIRouter:
+def index_routes(parts: HttpParts) -> APIRouter:
     """`GET /v1/indexes` and what is under it."""
     router = APIRouter(prefix=API, tags=["indexes"])
     backend = parts.backend
@@ -67,19 +68,25 @@ def index_routes(parts: Parts) -> APIRouter:
     @router.get("/indexes/{name}/thumbnail", response_class=Response, responses=IMAGE_FILE)
     async def thumbnail(request: Request, name: _Name, id: _Id, size: _Size = 256) -> Response:  # noqa: A002
         """An image of an index, shrunk to fit a square of `size` pixels and never enlarged."""
-        found = await parts.timed(lambda _: backend.thumbnail(id, size, name))
-        return as_file(request, found.data, found.media_type, found.etag)
+        return await picture(
+            request,
+            lambda: parts.timed(lambda _: backend.picture_tag(id, size, name)),
+            lambda: parts.timed(lambda _: backend.thumbnail(id, size, name)),
+        )
 
     @router.get("/indexes/{name}/original", response_class=Response, responses=IMAGE_FILE)
     async def original(request: Request, name: _Name, id: _Id) -> Response:  # noqa: A002
         """An image of an index as it was indexed."""
-        found = await parts.timed(lambda _: backend.original(id, name))
-        return as_file(request, found.data, found.media_type, found.etag)
+        return await picture(
+            request,
+            lambda: parts.timed(lambda _: backend.picture_tag(id, None, name)),
+            lambda: parts.timed(lambda _: backend.original(id, name)),
+        )
 
     return router
 
 
-def change_routes(parts: Parts) -> APIRouter:
+def change_routes(parts: HttpParts) -> APIRouter:
     """`POST /v1/indexes/{name}/images` and `/v1/indexes/{name}/remove`."""
     router = APIRouter(prefix=API, tags=["changes"])
     backend, reader = parts.backend, parts.reader
@@ -89,23 +96,23 @@ def change_routes(parts: Parts) -> APIRouter:
         """Add images; the new version is served when this answers."""
         parts.check_writable()
 
-        async def work(deadline: float) -> ChangeAnswer:
-            images, left_out = await reader.add(request)
+        async def work(wanted: tuple[list[NewImage], dict[str, str]], deadline: float) -> ChangeAnswer:
+            images, left_out = wanted
             charge(request.scope, len(images) + len(left_out) - 1)
             answer = await backend.add(images, name, replace=replace, deadline=deadline)
             return answer.model_copy(update={"left_out": {**left_out, **answer.left_out}})
 
-        return as_json(await parts.admitted(work))
+        return as_json(await parts.admitted(lambda: reader.add(request), work))
 
     @router.post("/indexes/{name}/remove", response_model=ChangeAnswer, openapi_extra=REMOVE)
     async def remove(request: Request, name: _Name) -> Response:
         """Remove images, by their ids or by a filter; the new version is served when this answers."""
         parts.check_writable()
 
-        async def work(deadline: float) -> ChangeAnswer:
-            body = parsed(RemoveBody, await reader.json(request))
+        async def work(sent: bytes, deadline: float) -> ChangeAnswer:
+            body = parsed(RemoveBody, sent)
             return await backend.remove(body.ids, body.where, name, deadline=deadline)
 
-        return as_json(await parts.admitted(work))
+        return as_json(await parts.admitted(lambda: reader.json(request), work))
 
     return router

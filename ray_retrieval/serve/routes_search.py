@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -15,18 +17,17 @@ from ray_retrieval.serve.answers import (
     MatchAnswer,
     SearchAnswer,
 )
-from ray_retrieval.serve.backend import ImageExample
+from ray_retrieval.serve.backend import ImageExample, Photograph, SearchRequest
 from ray_retrieval.serve.bodies import SearchBody, checked
 from ray_retrieval.serve.limits import all_of, before
 from ray_retrieval.serve.middleware import API, charge
 from ray_retrieval.serve.openapi import BATCH, EMBED, MATCH, PICTURE, SEARCH
-from ray_retrieval.serve.parts import Parts, as_json
-from ray_retrieval.serve.reading import error_answer
+from ray_retrieval.serve.parts import HttpParts, as_json
 
 _PNG = "image/png"
 
 
-def search_routes(parts: Parts) -> APIRouter:
+def search_routes(parts: HttpParts) -> APIRouter:
     """`POST /v1/search`, `/v1/search/batch`, `/v1/embed` and `/v1/match`."""
     router = APIRouter(prefix=API, tags=["search"])
     backend, reader, config = parts.backend, parts.reader, parts.config
@@ -35,13 +36,13 @@ def search_routes(parts: Parts) -> APIRouter:
     async def search(request: Request) -> Response:
         """The images of an index nearest to one or several examples."""
 
-        async def work(deadline: float) -> SearchAnswer:
-            start = time.perf_counter()
-            wanted, notes = await reader.search(request)
-            read_s = time.perf_counter() - start
-            return _finished(await backend.search(wanted, deadline=deadline), notes, read_s)
+        async def read() -> _Read:
+            return await _read(reader.search(request))
 
-        return as_json(await parts.admitted(work))
+        async def work(read: _Read, deadline: float) -> SearchAnswer:
+            return read.finished(await backend.search(read.wanted, deadline=deadline))
+
+        return as_json(await parts.admitted(read, work))
 
     @router.post("/search/batch", response_model=BatchAnswer, openapi_extra=BATCH)
     async def batch(request: Request) -> Response:
@@ -49,10 +50,8 @@ def search_routes(parts: Parts) -> APIRouter:
 
         async def one(values: Any, deadline: float, share: asyncio.Semaphore) -> SearchAnswer:
             async with share, parts.admission.turn():
-                start = time.perf_counter()
-                wanted, notes = await reader.one_search(checked(SearchBody, values))
-                read_s = time.perf_counter() - start
-                return _finished(await backend.search(wanted, deadline=deadline), notes, read_s)
+                read = await _read(reader.one_search(checked(SearchBody, values)))
+                return read.finished(await backend.search(read.wanted, deadline=deadline))
 
         async def or_error(
             number: int, values: Any, deadline: float, share: asyncio.Semaphore
@@ -61,16 +60,14 @@ def search_routes(parts: Parts) -> APIRouter:
                 return await before(deadline, config.request_timeout_s, one(values, deadline, share))
             except QueryError as error:
                 where = f"searches.{number}" + (f".{error.where}" if error.where else "")
-                return error_answer(QueryError(error.problem, where=where, mend=error.mend))
-
-        async def read() -> list[Any]:
-            async with parts.admission.turn():
-                return await reader.batch(request)
+                return ErrorAnswer.of(
+                    QueryError(error.problem, where=where, mend=error.mend, status=error.status)
+                )
 
         # Each search has the deadline to itself: what is late is an error among answers.
         deadline = parts.deadline()
         async with parts.admission.enter():
-            searches = await before(deadline, config.request_timeout_s, read())
+            searches = await before(deadline, config.request_timeout_s, reader.batch(request))
             charge(request.scope, len(searches) - 1)
             share = parts.admission.share()
             answers = await all_of(
@@ -82,14 +79,16 @@ def search_routes(parts: Parts) -> APIRouter:
     async def embed(request: Request) -> Response:
         """Descriptors of images."""
 
-        async def work(deadline: float) -> EmbedAnswer:
-            images, index = await reader.embed(request)
+        async def work(
+            wanted: tuple[list[ImageExample | ErrorAnswer], str | None], deadline: float
+        ) -> EmbedAnswer:
+            images, index = wanted
             charge(request.scope, len(images) - 1)
             sound = [image for image in images if isinstance(image, ImageExample)]
             answer = await backend.embed(sound, index, deadline=deadline)
             return answer.model_copy(update={"descriptors": _in_place(images, answer.descriptors)})
 
-        return as_json(await parts.admitted(work))
+        return as_json(await parts.admitted(lambda: reader.embed(request), work))
 
     @router.post("/match", response_model=MatchAnswer, openapi_extra=MATCH, responses=PICTURE)
     async def match(
@@ -99,25 +98,38 @@ def search_routes(parts: Parts) -> APIRouter:
         """What two photographs have in common, by the local features of an index's model."""
         drawn = picture or _wants_picture(request)
 
-        async def work(deadline: float) -> Response:
-            first, second, index = await reader.match(request)
+        async def work(wanted: tuple[Photograph, Photograph, str | None], deadline: float) -> Response:
+            first, second, index = wanted
             if drawn:
                 return Response(
                     await backend.match_picture(first, second, index, deadline=deadline), media_type=_PNG
                 )
             return as_json(await backend.match(first, second, index, deadline=deadline))
 
-        return await parts.admitted(work)
+        return await parts.admitted(lambda: reader.match(request), work)
 
     return router
 
 
-def _finished(answer: SearchAnswer, notes: list[str], read_s: float) -> SearchAnswer:
-    """An answer with what is to be said of its images, and the time that reading them took."""
-    read_ms = round(1000 * read_s, 3)
-    timings = {"decode": read_ms, **answer.timings_ms}
-    timings["total"] = round(answer.timings_ms.get("total", 0.0) + read_ms, 3)
-    return answer.model_copy(update={"notes": [*notes, *answer.notes], "timings_ms": timings})
+@dataclass(frozen=True)
+class _Read:
+    """A search, what is to be said of its images, and how long reading them took, in milliseconds."""
+
+    wanted: SearchRequest
+    notes: list[str]
+    took_ms: float
+
+    def finished(self, answer: SearchAnswer) -> SearchAnswer:
+        """An answer with what is to be said, and that time."""
+        timings = {"decode": self.took_ms, **answer.timings_ms}
+        timings["total"] = round(answer.timings_ms.get("total", 0.0) + self.took_ms, 3)
+        return answer.model_copy(update={"notes": [*self.notes, *answer.notes], "timings_ms": timings})
+
+
+async def _read(search: Awaitable[tuple[SearchRequest, list[str]]]) -> _Read:
+    start = time.perf_counter()
+    wanted, notes = await search
+    return _Read(wanted, notes, round(1000 * (time.perf_counter() - start), 3))
 
 
 def _in_place(

@@ -29,7 +29,7 @@ class Fetcher:
     """Fetches images from listed hosts.
 
     Args:
-        hosts: names or addresses; a name with a port, such as `images.example.com:8443`, opens that port.
+        hosts: names or addresses; one with a port, such as `images.example.com:8443`, opens that port alone.
         max_bytes: largest file.
         timeout_s: for one file, redirections included.
         resolve: looks names up.
@@ -134,9 +134,7 @@ class Fetcher:
                 mend="send such an address, or the image itself",
                 status=422,
             )
-        name = f"[{host}]" if ":" in host else host
-        allowed = f"{name}:{port}" in self._hosts or (port in _PORTS.values() and host in self._hosts)
-        if not allowed:
+        if not self._lists(host, port):
             raise QueryError(
                 f"images of '{host}' are not fetched here" if self._hosts else "images are not fetched here",
                 where=url[:200],
@@ -159,18 +157,20 @@ class Fetcher:
         if not found:
             raise QueryError(f"the host '{host}' is not known", where="url", status=422)
         for address in found:
-            if not _is_public(address) and not self._names(address):
+            if not _is_public(address) and not self._lists(str(address), port):
                 raise QueryError(
                     f"'{host}' lies at a private address",
                     where="url",
-                    mend="send the image itself, or let the server's url_hosts name that address too",
+                    mend="send the image itself, or let url_hosts name that address and port too",
                     status=403,
                 )
         return found[0]
 
-    def _names(self, address: Address) -> bool:
-        hosts = {host if host.count(":") > 1 else host.partition(":")[0] for host in self._hosts}
-        return str(address) in {host.strip("[]") for host in hosts}
+    def _lists(self, host: str, port: int) -> bool:
+        """Whether a name or address is listed with that port, or without one and the port is a usual one."""
+        name = f"[{host}]" if ":" in host else host
+        usual = port in _PORTS.values() and not self._hosts.isdisjoint({host, name})
+        return usual or f"{name}:{port}" in self._hosts
 
 
 def _is_public(address: Address) -> bool:

@@ -13,8 +13,7 @@ from ray_retrieval.descriptors import Descriptors
 from ray_retrieval.errors import QueryError
 from ray_retrieval.search import Hits
 from ray_retrieval.search.neighbours import Neighbours
-
-Box = tuple[float, float, float, float]
+from ray_retrieval.serve.answers import Box
 
 
 @dataclass(frozen=True)

@@ -199,19 +199,29 @@ def _labels(index: Index, images: Sequence[NewImage]) -> tuple[list[str] | None,
 
 
 def _columns(index: Index, images: Sequence[NewImage]) -> dict[str, pa.Array]:
-    """Further columns; of those that the index has, values of their types."""
+    """Values of further columns that the index has, of their types.
+
+    What would be a new column is refused: each would stay for ever, under whatever name a request gave it.
+    """
     names = list(dict.fromkeys(name for image in images for name in image.columns))
     found = {}
     for name in names:
         if name in _RESERVED:
             raise QueryError(f"'{name}' is no further column", where=name, mend="rename it", status=422)
+        if name not in index.schema.names:
+            raise QueryError(
+                f"the index has no column {name[:100]!r}",
+                where="columns",
+                mend="leave it out, or add it with the command line: ray-retrieval index add",
+                status=422,
+            )
         values = [image.columns.get(name) for image in images]
-        kind = index.schema.field(name).type if name in index.schema.names else None
+        kind = index.schema.field(name).type
         try:
             found[name] = pa.array(values, kind)
         except (pa.ArrowException, TypeError, ValueError, OverflowError):
             raise QueryError(
-                f"values of column '{name}' are not {kind or 'of one type'}",
+                f"values of column '{name}' are not {kind}",
                 where=name,
                 mend="see the index's columns",
                 status=422,

@@ -354,7 +354,7 @@ class Galleries:
                 for name, values in gallery.columns.items()
             },
             rerankings=[
-                answers.Reranking(name=name, description=words, is_default=default)
+                answers.OfferedReranking(name=name, description=words, is_default=default)
                 for name, words, default in rerankings
             ],
             writable=False,
@@ -397,6 +397,10 @@ class Galleries:
             method="the first two principal components",
             index=answers.Served(name=gallery.name, version=gallery.version, model=gallery.model),
         )
+
+    async def picture_tag(self, identifier: str, size: int | None, index: str | None) -> str:
+        row = self._row(self._of(index), identifier)
+        return f'"{identifier}"' if size is None else f'"{row}-{size}"'
 
     async def thumbnail(self, identifier: str, size: int, index: str | None) -> Thumbnail:
         gallery = self._of(index)

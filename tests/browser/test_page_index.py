@@ -113,6 +113,34 @@ def test_a_new_version_is_told(visit: Visit, backend: Galleries, monkeypatch: py
     expect(page.locator("#served")).to_contain_text("version 4")
 
 
+def test_what_an_earlier_version_answered_is_asked_anew(
+    visit: Visit, backend: Galleries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = visit(SEARCH)
+    settle(page)
+    tiles(page).nth(1).locator("a").click()
+    wait_for_searches(page, backend, 2)
+    settle(page)
+    page.go_back()
+    page.wait_for_timeout(200)
+    settle(page)
+    assert len(backend.searches) == 2
+    monkeypatch.setattr(backend.galleries["posters"], "version", 4)
+    tiles(page).nth(2).locator("a").click()
+    expect(page.locator("#served")).to_contain_text("version 4")
+    settle(page)
+    page.go_back()
+    wait_for_searches(page, backend, 4)
+
+
+def wait_for_searches(page: Any, backend: Galleries, count: int) -> None:
+    for _ in range(100):
+        if len(backend.searches) >= count:
+            break
+        page.wait_for_timeout(50)
+    assert len(backend.searches) == count
+
+
 def test_the_map_by_keyboard(visit: Visit) -> None:
     page = visit(ABOUT)
     canvas = page.locator("canvas")

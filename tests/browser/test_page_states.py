@@ -163,6 +163,37 @@ def test_a_key_is_asked_for_and_sent_with_pictures_too(
         page.wait_for_function("() => document.querySelector('#query-image').naturalWidth > 0")
         page.reload()
         expect(tiles(page)).to_have_count(24)
+        page.locator("button.why").first.click()
+        with page.expect_popup() as opened:
+            page.get_by_role("link", name="Open the original").click()
+        opened.value.wait_for_function("() => document.images[0]?.naturalWidth > 0")
+        assert opened.value.url.startswith("blob:")
+        page.close()
+    complaints.forget("401")
+
+
+def test_pictures_of_the_map_are_let_go(
+    visit: Visit, backend: Galleries, complaints: Any, tmp_path: Any
+) -> None:
+    file = tmp_path / "keys"
+    key = keys.new_key(str(file), "page", "read")
+    with serving(create_app(backend, ServeConfig(api_keys=str(file), max_k=60))) as url:
+        page = visit(at=url)
+        page.evaluate(f"sessionStorage.setItem('key', '{key}')")
+        page.add_init_script(
+            """window.held = new Set();
+            const [make, drop] = [URL.createObjectURL, URL.revokeObjectURL];
+            URL.createObjectURL = (blob) => { const one = make.call(URL, blob); held.add(one); return one; };
+            URL.revokeObjectURL = (one) => { held.delete(one); drop.call(URL, one); };"""
+        )
+        page.goto(f"{url}?view=index")
+        canvas = page.locator("canvas")
+        expect(canvas).to_be_visible()
+        canvas.focus()
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+            page.wait_for_function("() => document.querySelector('.preview img')?.naturalWidth > 0")
+        page.wait_for_function("() => held.size === 0")
         page.close()
     complaints.forget("401")
 

@@ -62,6 +62,13 @@ def _says_to_be(width: int, height: int) -> bytes:
     return data[:8] + _chunk(b"IHDR", header) + data[33:]
 
 
+def _jpeg_of_scans(further: int) -> bytes:
+    """A progressive JPEG whose last scan comes so many times more: each is a pass over all pixels."""
+    data = saved(Image.new("L", (900, 900), 128), "JPEG", progressive=True)
+    last, end = data.rindex(b"\xff\xda"), len(data) - 2
+    return data[:end] + data[last:end] * further + data[end:]
+
+
 def _gif_bomb() -> bytes:
     data = bytearray(saved(_pixels(), "GIF"))
     data[6:10] = struct.pack("<HH", 65535, 65535)
@@ -128,6 +135,9 @@ TAKEN: dict[str, Make] = {
     "one-bit png": lambda: saved(_pixels().convert("1"), "PNG"),
     "grey jpeg": lambda: saved(_pixels().convert("L"), "JPEG"),
     "progressive jpeg": lambda: saved(_pixels(), "JPEG", progressive=True),
+    "progressive jpeg with scans behind its end": lambda: (
+        saved(_pixels(), "JPEG", progressive=True) + b"\xff\xda\x00\x02" * 2000
+    ),
     "bmp": lambda: saved(_pixels(), "BMP"),
     "animated gif": lambda: _animated("GIF"),
     "animated png": lambda: _animated("PNG"),
@@ -168,6 +178,11 @@ REFUSED: dict[str, tuple[Make, int]] = {
     "png of many chunks": (lambda: _png_with(_chunk(b"zzZz", b"") * 20_000), 422),
     "jpeg of many segments": (lambda: _jpeg_of(b"\xff\xfe\x00\x02" * 20_000), 422),
     "jpeg of much filling": (lambda: _jpeg_of(b"\xff" * 60_000), 422),
+    "jpeg of many scans": (lambda: _jpeg_of_scans(2000), 422),
+    "jpeg of many scans behind a marker of no length": (
+        lambda: _jpeg_of_scans(2000).replace(b"\xff\xda", b"\xff\x01\xff\xff\xff\xda", 1),
+        422,
+    ),
     "gif of many comments": (_gif_of_comments, 422),
     "png whose text inflates": (
         lambda: _png_with(_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(90_000_000)))),

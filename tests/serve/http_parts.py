@@ -22,10 +22,9 @@ from ray_retrieval.serve.answers import (
     IndexesAnswer,
     MapAnswer,
     MatchAnswer,
-    Problem,
+    OfferedReranking,
     Query,
     Record,
-    Reranking,
     SampleAnswer,
     SearchAnswer,
     Served,
@@ -80,6 +79,7 @@ class FakeBackend:
         self.removed: list[tuple[list[str] | None, str | None]] = []
         self.deadlines: list[float] = []
         self.busy = self.busiest = 0
+        self.pictures = self.checks = 0
         self.release = asyncio.Event()
         self.release.set()
         self.failure: Exception | None = None
@@ -114,8 +114,8 @@ class FakeBackend:
             try:
                 pixels = np.asarray(decode(image.data))
             except DataError as error:
-                wrong = Problem(problem=error.problem, where="image", mend="send another image")
-                described.append(ErrorAnswer(error=wrong))
+                wrong = QueryError(error.problem, where="image", mend="send another image")
+                described.append(ErrorAnswer.of(wrong))
                 continue
             described.append(Described(code=f"{int(pixels.mean()):02x}"))
         return EmbedAnswer(kind="codes", bits=8, descriptors=described, model="m", timings_ms={"total": 1.0})
@@ -196,7 +196,7 @@ class FakeBackend:
             memory={"mapped": 80.0, "private": 0.0, "per_row": 8.0},
             class_names=["one"],
             columns={"id": "string"},
-            rerankings=[Reranking(name="none", description="as found", is_default=True)],
+            rerankings=[OfferedReranking(name="none", description="as found", is_default=True)],
             writable=True,
             card={},
         )
@@ -230,17 +230,25 @@ class FakeBackend:
         spots = [Spot(id=one, x=0.5, y=0.5, image=thumbnail_address(name, one)) for one in self.ids]
         return MapAnswer(spots=spots, method="t-SNE", index=self._served(name))
 
+    async def picture_tag(self, identifier: str, size: int | None, index: str | None) -> str:
+        self._known(index)
+        self._row(identifier)
+        return '"original"' if size is None else f'"{size}"'
+
     async def thumbnail(self, identifier: str, size: int, index: str | None) -> Thumbnail:
         self._known(index)
         self._row(identifier)
+        self.pictures += 1
         return Thumbnail(f"pixels of {identifier}".encode(), "image/png", f'"{size}"')
 
     async def original(self, identifier: str, index: str | None) -> Original:
         self._known(index)
         self._row(identifier)
+        self.pictures += 1
         return Original(f"file of {identifier}".encode(), "image/jpeg", '"original"')
 
     async def check(self) -> Health:
+        self.checks += 1
         if self.failure is not None:
             raise self.failure
         return Health(status="ok", versions={"first": self.version})
@@ -353,6 +361,7 @@ def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     body = answer.json()
     assert set(body) == {"error"}
     error: dict[str, Any] = body["error"]
-    assert set(error) == {"problem", "where", "mend"}
+    assert set(error) == {"problem", "where", "mend", "status"}
+    assert error["status"] == status
     assert error["problem"]
     return error

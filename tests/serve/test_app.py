@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from ray_retrieval.cli import app as command
 from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError
+from ray_retrieval.recipe import from_settings
 from ray_retrieval.search import Index
 from ray_retrieval.serve.app import _wait_for_signal, from_args, run
 from ray_retrieval.serve.application import build, named, serve_config
@@ -123,6 +124,32 @@ def test_the_printed_file_is_one_that_serve_takes_and_starts_the_same_server(ind
         "encoder_replicas_max": 4,
     }
     assert from_args(application["args"]) is not None
+
+
+def test_the_printed_file_names_whole_paths(
+    indexed: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    verified: Any = {"name": "geometric_verification"}
+    config = ServeConfig.model_validate(
+        {
+            "api_keys": "keys.txt",
+            "rerank": {"near": [{**verified, "local": "runs/delg/index"}], "own": [verified]},
+        }
+    )
+    (application,) = serve_config({"x": ServedIndex(index="index")}, config)["applications"]
+    args = application["args"]
+    assert args["indexes"]["x"]["index"] == str(tmp_path / "index")
+    assert args["api_keys"] == str(tmp_path / "keys.txt")
+    assert args["rerank"]["near"][0]["local"] == str(tmp_path / "runs/delg/index")
+    assert args["rerank"]["own"][0].get("local") is None
+
+
+@pytest.mark.parametrize("name", ["cors_origins", "url_hosts"])
+def test_one_of_several_is_set_as_it_is(name: str) -> None:
+    assert getattr(from_settings(ServeConfig, [f"{name}=https://a.b:8443"]), name) == ("https://a.b:8443",)
+    assert getattr(from_settings(ServeConfig, [f"{name}=[a.b, c.d]"]), name) == ("a.b", "c.d")
+    assert getattr(from_settings(ServeConfig, [f"{name}=[]"]), name) == ()
 
 
 def test_the_ready_made_file_is_what_would_be_printed() -> None:

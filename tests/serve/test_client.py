@@ -99,6 +99,7 @@ def test_a_batch_gives_answers_and_errors_in_place(client: Client) -> None:
     assert len(good.hits) == 2
     assert isinstance(bad, QueryError)
     assert "no image of that id" in bad.problem
+    assert bad.status == 404
 
 
 def test_images_are_embedded_and_matched(client: Client, backend: FakeBackend) -> None:
@@ -181,7 +182,7 @@ class Busy:
             self.left -= 1
             if self.status == 0:
                 raise httpx.ConnectError("refused", request=request)
-            error = {"problem": "the server is busy", "where": None, "mend": None}
+            error = {"problem": "the server is busy", "where": None, "mend": None, "status": self.status}
             return httpx.Response(self.status, headers=self.headers, json={"error": error})
         return httpx.Response(200, json=FakeBackend().describe().model_dump(mode="json"))
 
@@ -209,6 +210,30 @@ def test_a_server_that_is_not_reached_is_tried_again_for_longer_and_longer(
     with pytest.raises(QueryError, match="cannot be reached") as caught:
         Busy(9, 0, monkeypatch).client(retries=0).indexes()
     assert caught.value.where == "http://server:1/behind"
+
+
+@pytest.mark.parametrize("late", [httpx.ReadTimeout, httpx.ConnectTimeout, httpx.PoolTimeout])
+def test_who_waited_in_vain_does_not_wait_again(late: type[httpx.TimeoutException]) -> None:
+    asked = 0
+
+    def never(request: httpx.Request) -> httpx.Response:
+        nonlocal asked
+        asked += 1
+        raise late("late", request=request)
+
+    with pytest.raises(QueryError, match="in time") as caught:
+        Client(transport=httpx.MockTransport(never)).indexes()
+    assert (caught.value.status, asked) == (504, 1)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[", "ftp://x", "localhost:8000", "", "http://", "127.0.0.1", "http://a:b"]
+)
+def test_what_is_no_address_is_refused_at_once(url: str) -> None:
+    for kind in (Client, AsyncClient):
+        with pytest.raises(QueryError, match="no address of a server") as caught:
+            kind(url)
+        assert caught.value.where == url
 
 
 def test_changes_are_never_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:

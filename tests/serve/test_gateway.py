@@ -174,6 +174,8 @@ def test_a_filter_holds_and_a_wrong_one_is_told(indexed: Served) -> None:
         hits = (await search(gateway, image(4), k=300, where="label = bee")).hits
         assert {hit.class_name for hit in hits} == {"bee"}
         assert len(hits) == 100
+        none = await search(gateway, image(4), where="label = bee and label = ant")
+        assert (none.hits, none.notes) == ([], ["no image of the index passes the filter"])
         with pytest.raises(QueryError):
             await search(gateway, image(4), where="nonsense = = 3")
 
@@ -183,7 +185,7 @@ def test_a_filter_holds_and_a_wrong_one_is_told(indexed: Served) -> None:
 def test_a_re_ranking_by_name_is_the_searchers_own(vectors: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: Any = {"qe": [{"name": "query_expansion", "n": 3}], "one": [{"name": "query_expansion", "n": 1}]}
     config = ServeConfig.model_validate({"rerank": steps, "default_rerank": "qe"})
-    monkeypatch.setattr("ray_retrieval.query.Encoder", lambda model, threads: GreyVectorWithBox(str(model)))
+    monkeypatch.setattr("ray_retrieval.query.Encoder", lambda model, **_: GreyVectorWithBox(str(model)))
     searchers = {
         name: Searcher(vectors.index, vectors.model, threads=1, rerank=config.rerank[name]) for name in steps
     }

@@ -237,6 +237,7 @@ def test_a_batch_has_an_answer_or_an_error_for_each_search(asker: Asker, backend
     good, unknown, empty, none = answer.json()["answers"]
     assert [hit["rank"] for hit in good["hits"]] == [1]
     assert unknown["error"]["where"] == "searches.1.unknown"
+    assert [one["error"]["status"] for one in (unknown, empty, none)] == [404, 422, 422]
     assert empty["error"]["where"] == "searches.2.examples"
     assert none["error"]["problem"]
     assert backend.busiest <= CONFIG.max_ongoing
@@ -342,12 +343,24 @@ def test_an_unknown_id_is_a_plain_404(asker: Asker, identifier: str) -> None:
     assert error_of(asker.get("/v1/indexes/first/thumbnail"), 422)["where"] == "id"
 
 
-def test_a_known_image_is_not_sent_again(asker: Asker) -> None:
+@pytest.mark.parametrize("what", ["thumbnail", "original"])
+def test_a_known_image_is_neither_read_nor_sent_again(asker: Asker, backend: FakeBackend, what: str) -> None:
+    address = f"/v1/indexes/first/{what}?id=plain"
+    first = asker.get(address)
+    assert first.headers["cache-control"] == "private, no-cache"
+    for known in (f'W/{first.headers["etag"]}, "x"', "*"):
+        again = asker.get(address, headers={"If-None-Match": known})
+        assert (again.status_code, again.content) == (304, b"")
+        assert again.headers["etag"] == first.headers["etag"]
+    assert backend.pictures == 1
+    for unknown in ("", '"y"'):
+        assert asker.get(address, headers={"If-None-Match": unknown}).content == first.content
+    error_of(asker.get(f"/v1/indexes/first/{what}?id=none", headers={"If-None-Match": '"y"'}), 404)
+
+
+def test_a_thumbnail_of_another_size_is_another_one(asker: Asker) -> None:
     address = "/v1/indexes/first/thumbnail?id=plain"
     first = asker.get(address)
-    assert "max-age" in first.headers["cache-control"]
-    again = asker.get(address, headers={"If-None-Match": f'W/{first.headers["etag"]}, "x"'})
-    assert (again.status_code, again.content) == (304, b"")
     other = asker.get(f"{address}&size=64", headers={"If-None-Match": first.headers["etag"]})
     assert other.status_code == 200
 
@@ -365,7 +378,10 @@ def test_the_page_and_its_files_are_served(asker: Asker) -> None:
     error_of(asker.get("/page/unknown.js"), 404)
 
 
-def test_health_is_of_the_process_and_readiness_of_all(asker: Asker, backend: FakeBackend) -> None:
+def test_health_is_of_the_process_and_readiness_of_all(
+    asker: Asker, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray_retrieval.serve.http._KEPT_S", 0)
     assert asker.get("/healthz").json() == {"status": "ok", "versions": {"first": 7, "second one ü": 7}}
     assert asker.get("/readyz").json() == {"status": "ok", "versions": {"first": 7}}
     backend.failure = error = _busy()
@@ -373,6 +389,13 @@ def test_health_is_of_the_process_and_readiness_of_all(asker: Asker, backend: Fa
     answer = asker.get("/readyz")
     assert error_of(answer, 503)["problem"] == error.problem
     assert answer.headers["retry-after"] == "1"
+
+
+def test_readiness_is_asked_for_once_a_second(backend: FakeBackend) -> None:
+    asker = Asker(backend)
+    for _ in range(5):
+        assert asker.get("/readyz").status_code == 200
+    assert backend.checks == 1
 
 
 def _busy() -> Any:

@@ -42,6 +42,8 @@ def test_with_keys_nothing_of_the_api_is_answered_without_one(backend: FakeBacke
     assert asker.post("/v1/search", json=SEARCH, headers=bearer(reader)).status_code == 200
     for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/page/page.js"):
         assert asker.get(path).status_code == 200
+    for path in ("/healthz", "/readyz"):
+        assert asker.get(path).json() == {"status": "ok", "versions": {}}
 
 
 @pytest.mark.parametrize("root", ["/photos", "/photos/", "/v1", "/page"])
@@ -102,10 +104,42 @@ def test_without_keys_only_names_of_this_machine_are_answered(backend: FakeBacke
     assert anyone.get("/v1/indexes").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("client", "status"),
+    [
+        (("127.0.0.1", 1), 200),
+        (("::1", 1), 200),
+        (("::ffff:127.0.0.1", 1), 200),
+        (None, 200),
+        (("203.0.113.9", 1), 403),
+        (("::ffff:203.0.113.9", 1), 403),
+        (("fe80::1%eth0", 1), 403),
+    ],
+)
+def test_without_keys_only_this_machine_is_answered(
+    backend: FakeBackend, client: tuple[str, int] | None, status: int
+) -> None:
+    async def ask(config: ServeConfig) -> int:
+        transport = httpx.ASGITransport(create_app(backend, config), client=client)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asker:
+            return (await asker.get("/v1/indexes")).status_code
+
+    assert asyncio.run(ask(CONFIG)) == status
+    assert asyncio.run(ask(changed(allow_anonymous=True))) == 200
+
+
+@pytest.mark.parametrize("host", ["[", "a]b", "[::1", "a@b:c", "", "\u2100".encode().decode("latin-1")])
+def test_a_broken_host_is_no_bug(backend: FakeBackend, host: str) -> None:
+    for config in (CONFIG, changed(allow_anonymous=True)):
+        for path in ("/", "/docs", "/page/", "/page/page.js", "/nowhere", "/v1/indexes", "/v1/indexes/x/map"):
+            answer = Asker(backend, config).get(path, headers={"Host": host.encode("latin-1")})
+            assert answer.status_code < 500, (path, answer.text)
+
+
 def test_pages_of_elsewhere_change_and_search_nothing(backend: FakeBackend) -> None:
     asker = Asker(backend, changed(cors_origins=["https://shop.example.com"]))
     removal = {"json": {"ids": ["plain"]}}
-    for origin in ("http://evil.example.com", "null", "https://127.0.0.1:1"):
+    for origin in ("http://evil.example.com", "null", "https://127.0.0.1:1", "http://[", "", "http://a]b/"):
         answer = asker.post("/v1/indexes/first/remove", headers={"Origin": origin}, **removal)
         assert error_of(answer, 403)["where"] == "Origin"
     for origin in ("http://127.0.0.1", "https://shop.example.com"):
@@ -197,6 +231,18 @@ def test_a_bug_is_answered_without_telling_what_it_was(
     assert "/secret/place" in caplog.text
 
 
+def test_the_path_of_a_bug_is_logged_in_one_line(
+    backend: FakeBackend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no place")
+
+    monkeypatch.setattr(backend, "describe", fail)
+    error_of(Asker(backend).get("/v1/indexes/a%0aERROR%20forged%1b[2J"), 500)
+    (record,) = [one for one in caplog.records if one.name.endswith("problems")]
+    assert record.getMessage().isprintable()
+
+
 def test_requests_are_named_logged_and_told_of(
     backend: FakeBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,6 +266,27 @@ def test_requests_are_named_logged_and_told_of(
     for hidden in (key, "secret", "private", "plain"):
         assert hidden not in caplog.text
     assert asker.told[0] == ("POST", "/v1/search", 200)
+
+
+def test_behind_ray_serve_an_answer_is_named_once(
+    backend: FakeBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ray.serve._private.http_util import RequestIdMiddleware
+
+    app = RequestIdMiddleware(create_app(backend, CONFIG, names_answers=False))
+
+    async def ask(headers: dict[str, str]) -> list[str]:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://127.0.0.1"
+        ) as client:
+            answer = await client.get("/healthz", headers=headers)
+            return answer.headers.get_list("x-request-id")
+
+    with caplog.at_level(logging.INFO, "ray_retrieval.serve.access"):
+        assert asyncio.run(ask({"X-Request-ID": "mine"})) == ["mine"]
+        (made,) = asyncio.run(ask({}))
+    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name.endswith("access")]
+    assert [line["request"] for line in lines] == ["mine", made]
 
 
 def test_lines_are_written_once_where_they_are_asked_for(
@@ -330,6 +397,41 @@ def test_a_sender_that_dawdles_is_given_up(backend: FakeBackend) -> None:
     asker = Asker(backend, changed(request_timeout_s=0.05))
     headers = {"Content-Type": "application/json"}
     error_of(asker.post("/v1/search", content=slow(), headers=headers), 503)
+
+
+def test_a_body_has_a_time_of_its_own(backend: FakeBackend) -> None:
+    async def slow() -> Any:
+        yield b"--x"
+        await asyncio.sleep(60)
+
+    asker = Asker(backend, changed(body_timeout_s=0.05))
+    for kind in ("application/json", "multipart/form-data; boundary=x"):
+        answer = asker.post("/v1/search", content=slow(), headers={"Content-Type": kind})
+        assert "0.05 s" in error_of(answer, 408)["problem"]
+
+
+def test_who_sends_slowly_takes_no_turn(backend: FakeBackend) -> None:
+    ended = asyncio.Event()
+
+    async def slow() -> Any:
+        yield json.dumps(SEARCH).encode()
+        await ended.wait()
+
+    async def crowd() -> None:
+        headers = {"Content-Type": "application/json"}
+        async with connected(backend, CONFIG) as client:
+            senders = [
+                asyncio.create_task(client.post(path, content=slow(), headers=headers))
+                for path in ("/v1/search", "/v1/search/batch", "/v1/embed", "/v1/indexes/first/remove")
+            ]
+            await asyncio.sleep(0.05)
+            assert (await client.post("/v1/search", json=SEARCH)).status_code == 200
+            ended.set()
+            statuses = [(await sender).status_code for sender in senders]
+            assert statuses == [200, 422, 422, 422]
+
+    assert CONFIG.max_ongoing + CONFIG.max_queued == 5
+    asyncio.run(asyncio.wait_for(crowd(), 4))
 
 
 def connected(backend: FakeBackend, config: ServeConfig) -> httpx.AsyncClient:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from gateway_parts import Behind, gateway_over, image, search, soon
-from serving_parts import AverageHash, Served, make_index, picture
+from serving_parts import AverageHash, Served, make_index, picture, pixels
 
 from ray_retrieval.errors import QueryError
 from ray_retrieval.search import Index, compact, prune, remove
@@ -78,6 +78,33 @@ def test_added_images_are_found_when_the_answer_comes_and_removed_ones_are_not(o
     on(own, work)
 
 
+def test_pictures_are_told_apart_by_what_they_show_and_not_by_the_version(own: Served) -> None:
+    kept, replaced = own.ids[7], own.ids[8]
+
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        tags = {
+            (one, size): await gateway.picture_tag(one, size, None)
+            for one in (kept, replaced)
+            for size in (64, 16, None)
+        }
+        assert len(set(tags.values())) == 6
+        first = await gateway.thumbnail(kept, 64, None)
+        assert first.etag == tags[kept, 64]
+        assert (await gateway.original(replaced, None)).etag == tags[replaced, None]
+        await gateway.thumbnail(replaced, 64, None)
+        change = await gateway.add([NewImage(replaced, image(9003))], None, replace=True, deadline=soon())
+        assert change.index.version == 2
+        for (one, size), tag in tags.items():
+            assert (await gateway.picture_tag(one, size, None) == tag) == (one == kept)
+        assert await gateway.thumbnail(kept, 64, None) is first
+        shown = await gateway.thumbnail(replaced, 64, None)
+        assert (pixels(shown.data) == pixels(picture(9003))).all()
+        with pytest.raises(QueryError, match="no image of that id"):
+            await gateway.picture_tag("nobody", 64, None)
+
+    on(own, work)
+
+
 @pytest.mark.parametrize(
     ("new", "problem"),
     [
@@ -85,10 +112,9 @@ def test_added_images_are_found_when_the_answer_comes_and_removed_ones_are_not(o
         ([NewImage("a", image(1), 17)], "no class 17"),
         ([NewImage("a", image(1), [0, 1])], "one class each"),
         ([NewImage("a", image(1), None, {"row": 3})], "no further column"),
-        (
-            [NewImage("a", image(1), None, {"price": 3}), NewImage("b", image(1), None, {"price": "x"})],
-            "price",
-        ),
+        ([NewImage("a", image(1), None, {"price": 3})], "no column 'price'"),
+        ([NewImage("a", image(1), None, {"": 3})], "no column ''"),
+        ([NewImage("a", image(1), None, {"a\0b": 3})], r"no column 'a\\x00b'"),
     ],
 )
 def test_what_does_not_fit_the_index_is_told(own: Served, new: list[NewImage], problem: str) -> None:

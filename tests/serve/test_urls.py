@@ -145,6 +145,16 @@ def test_a_listed_private_address_is_asked_by_itself_and_by_name() -> None:
     ]
 
 
+def test_a_listed_private_address_opens_its_port_and_no_other() -> None:
+    web = Web(served(), {"images.example.com": ["10.0.0.5"], "six": ["fd00::5"]})
+    hosts = ("images.example.com", "10.0.0.5:8080", "six", "[fd00::5]:8080", "six:8080")
+    assert refusal(web, "http://images.example.com/a", *hosts).status == 403
+    assert refusal(web, "http://six/a", *hosts).status == 403
+    assert not web.asked
+    assert web.get("http://images.example.com:8080/a", *hosts, "images.example.com:8080") == b"image"
+    assert web.get("http://six:8080/a", *hosts) == b"image"
+
+
 def test_redirections_are_followed_within_the_list_alone() -> None:
     def moved(request: httpx.Request) -> httpx.Response:
         targets = {

@@ -141,8 +141,33 @@ export function showPicture(image, address) {
   return image;
 }
 
-// The address of a picture for where an element cannot ask by itself: SVG and canvas.
+// The address of a picture for where an element cannot ask by itself: SVG and canvas. Who is done releases it.
 export async function pictureAddress(address) {
   if (!key.get()) return relative(address);
   return URL.createObjectURL(await (await ask(relative(address))).blob());
+}
+
+export function release(address) {
+  if (address.startsWith("blob:")) URL.revokeObjectURL(address);
+}
+
+// Gives a picture to an image at once, which keeps it.
+export async function loadPicture(image, address) {
+  const source = await pictureAddress(address);
+  for (const end of ["load", "error"]) image.addEventListener(end, () => release(source), { once: true });
+  image.src = source;
+}
+
+// Opens a picture in a tab of its own, which could not send the key along.
+export async function openPicture(address) {
+  const tab = window.open("", "_blank"); // at once: after a wait it would be a pop-up
+  try {
+    const source = await pictureAddress(address);
+    tab.opener = null;
+    tab.location.replace(source);
+    setTimeout(() => release(source), 60_000);
+  } catch (error) {
+    tab?.close();
+    throw error;
+  }
 }

@@ -1,6 +1,6 @@
 // A map of the index on a canvas: what is near in the index is near here. Drag to move, wheel or pinch to zoom.
 
-import { pictureAddress, relative } from "./api.js";
+import { loadPicture } from "./api.js";
 import { count, h, nameOf, say, words } from "./dom.js";
 
 const HUES = [222, 28, 152, 338, 268, 48, 190, 4, 96, 305];
@@ -157,9 +157,7 @@ export function drawMap(place, { spots, method }, addressOf) {
       image = new Image();
       pictures.set(spot.id, image);
       image.addEventListener("load", draw);
-      pictureAddress(`${relative(spot.image)}&size=128`)
-        .then((source) => (image.src = source))
-        .catch(() => {});
+      loadPicture(image, `${spot.image}&size=128`).catch(() => {});
     }
     return image.complete && image.naturalWidth ? image : null;
   }
@@ -171,9 +169,7 @@ export function drawMap(place, { spots, method }, addressOf) {
     canvas.classList.toggle("pointing", Boolean(spot));
     if (spot) {
       const image = h("img", { alt: "" });
-      pictureAddress(`${relative(spot.image)}&size=256`)
-        .then((source) => (image.src = source))
-        .catch(() => {});
+      loadPicture(image, `${spot.image}&size=256`).catch(() => {});
       preview.replaceChildren(image, h("span", {}, nameOf(spot)));
       if (aloud) say(nameOf(spot));
     }

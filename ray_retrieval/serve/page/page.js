@@ -19,8 +19,18 @@ const answers = new Map(); // answers by what was asked
 const indexOf = (name) => served.indexes.find((one) => one.name === name) ?? served.indexes[0];
 const rowsOf = (name) => indexOf(name).rows;
 
+const versions = () => served?.indexes.map(({ name, version }) => [name, version]);
+
+// What is served; what was answered by versions before is forgotten.
+async function learn() {
+  const before = JSON.stringify(versions());
+  served = await indexes();
+  if (JSON.stringify(versions()) !== before) answers.clear();
+}
+
 async function remembered(asked, fetch) {
-  const name = JSON.stringify(asked);
+  // With the versions: an answer that is on its way when a new one is told would be kept as its.
+  const name = JSON.stringify([asked, versions()]);
   const answer = answers.has(name) ? answers.get(name) : await fetch();
   answers.delete(name);
   if (answer.partial) return answer; // the next time it may be whole
@@ -75,7 +85,7 @@ async function render({ restore, kept: shownBefore, quiet, initial } = {}) {
   frame(state, index, about);
   try {
     if (about) {
-      served = await indexes(); // versions come and go
+      await learn(); // versions come and go
       await showAbout(indexOf(index.name), served, controller.signal);
     } else {
       showSettings(state, served, index);
@@ -152,7 +162,7 @@ async function showSearch(state, index, signal, { shownBefore, quiet, initial })
       first.index.name === state.from ? first.hits.find(({ id }) => id === state.id) : undefined,
     );
   if (first && first.index.version !== indexOf(first.index.name).version) {
-    served = await indexes(); // a new version is served by now
+    await learn(); // a new version is served by now
     frame(state, indexOf(index.name), false);
   }
   const most = Math.max(0, ...found.map(({ answer }) => answer?.hits.length ?? 0));
@@ -209,7 +219,7 @@ function told(error) {
 // What is served: asked for at the start, and anew after the server was away or a key was given.
 async function connect() {
   try {
-    served = await indexes();
+    await learn();
   } catch (error) {
     told(error);
     return false;

@@ -1,6 +1,6 @@
 // Why an image was found: the bits that differ, the angle between two vectors, or what two photographs share.
 
-import { match, originalAddress, pictureAddress, relative, thumbnailAddress } from "./api.js";
+import { key, match, openPicture, originalAddress, pictureAddress, relative, release, thumbnailAddress } from "./api.js";
 import { $, closer, count, h, nameOf, number, open, ordinal, svg, upper, words } from "./dom.js";
 import { FIRST, go, kept, read } from "./state.js";
 
@@ -52,7 +52,17 @@ export async function showWhy(given) {
             `Only ${hit.class_name}`,
           )
         : null,
-      h("a", { class: "button", href: relative(hit.original), target: "_blank", rel: "noopener" }, "Open the original"),
+      h(
+        "a",
+        {
+          class: "button",
+          href: relative(hit.original),
+          target: "_blank",
+          rel: "noopener",
+          on: { click: (event) => openOriginal(event, hit, drawn) },
+        },
+        "Open the original",
+      ),
     ),
   );
   if (had?.startsWith("why-")) ($(had).disabled ? dialog.querySelector(".close") : $(had)).focus();
@@ -62,6 +72,12 @@ export async function showWhy(given) {
     drawn.replaceChildren(h("p", { class: "notice wrong" }, error.message));
   }
   drawn.setAttribute("aria-busy", "false");
+}
+
+function openOriginal(event, hit, place) {
+  if (!key.get()) return;
+  event.preventDefault();
+  openPicture(hit.original).catch((error) => place.prepend(h("p", { class: "notice wrong" }, error.message)));
 }
 
 function onlyLabel(dialog, label) {
@@ -189,18 +205,13 @@ async function photographs({ hit, setting, state }, { points: [ours, theirs], si
   const held = state.upload && (await kept(state.upload));
   const query = held ? URL.createObjectURL(held.blob) : await pictureAddress(originalAddress(state.from, state.id));
   const found = await pictureAddress(originalAddress(setting.index, hit.id));
-  const release = () =>
-    [query, found].filter((one) => one.startsWith("blob:")).forEach((one) => URL.revokeObjectURL(one));
-  $("why").addEventListener("close", release, { once: true });
+  const shown = [query, found];
+  $("why").addEventListener("close", () => shown.forEach(release), { once: true });
   if (!ours?.length) {
-    const small = async (source, alt) => h("figure", {}, h("img", { src: source, alt: "" }), h("figcaption", {}, alt));
+    const small = (source, alt) => h("figure", {}, h("img", { src: source, alt: "" }), h("figcaption", {}, alt));
+    shown.push(await pictureAddress(`${thumbnailAddress(setting.index, hit.id)}&size=512`));
     return [
-      h(
-        "div",
-        { class: "pair" },
-        await small(query, "The query"),
-        await small(await pictureAddress(`${thumbnailAddress(setting.index, hit.id)}&size=512`), "This image"),
-      ),
+      h("div", { class: "pair" }, small(query, "The query"), small(shown[2], "This image")),
       h("p", {}, "No points of the two images agree on where things are."),
     ];
   }
