@@ -145,7 +145,7 @@ def test_autoscaling_and_replicas_are_as_configured(indexed: Served) -> None:
     scaling = encoder._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 16)
     names = [(group.name, group.num_replicas) for group in groups]
-    assert names == [("Shards-x-0", 2), ("Shards-x-1", 2), ("Writer-x", 1)]
+    assert names == [("Shards-x-0", 2), ("Shards-x-1", 2), ("Writer", 1)]
 
 
 def test_keys_are_made_on_the_command_line(tmp_path: Path) -> None:

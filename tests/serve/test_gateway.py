@@ -183,7 +183,7 @@ def test_a_filter_holds_and_a_wrong_one_is_told(indexed: Served) -> None:
 def test_a_re_ranking_by_name_is_the_searchers_own(vectors: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: Any = {"qe": [{"name": "query_expansion", "n": 3}], "one": [{"name": "query_expansion", "n": 1}]}
     config = ServeConfig.model_validate({"rerank": steps, "default_rerank": "qe"})
-    monkeypatch.setattr("ray_retrieval.query.Encoder", lambda model, threads: GreyVectorWithBox(str(model)))
+    monkeypatch.setattr("ray_retrieval.query.Encoder", lambda model, **_: GreyVectorWithBox(str(model)))
     searchers = {
         name: Searcher(vectors.index, vectors.model, threads=1, rerank=config.rerank[name]) for name in steps
     }

@@ -41,7 +41,7 @@ SETS = {
 class Features:
     """Describes three pictures by the features above, and all others by some of their own."""
 
-    def __init__(self, model: str, *, threads: int = 1, batch_size: int = 1) -> None:
+    def __init__(self, model: str, *, threads: int = 1, batch_size: int = 1, engine: str = "torch") -> None:
         from ray_retrieval.model import read_model_description
 
         _, self.fingerprint = read_model_description(Folder(model))
