@@ -38,6 +38,7 @@ class Behind:
     Attributes:
         down: numbers of groups that do not answer.
         prepared: versions that the groups were told to open.
+        models: that the encoder was told to load.
         refusing: why versions cannot be opened.
         changes: that were asked for.
     """
@@ -48,6 +49,7 @@ class Behind:
     slow: dict[int, float] = field(default_factory=dict)
     prepared: list[int] = field(default_factory=list)
     asked: list[GroupQuery] = field(default_factory=list)
+    models: list[ModelKey] = field(default_factory=list)
     refusing: list[str] = field(default_factory=list)
     changes: list[Addition | Removal] = field(default_factory=list)
 
@@ -77,6 +79,7 @@ class Behind:
 
     async def prepare(self, key: VersionKey, models: Sequence[ModelKey]) -> list[float | str]:
         self.prepared.append(key.number)
+        self.models += models
         loaded = [await self.encoder.prepare(model) for model in models]
         opened = [await group.prepare(key) for group in self.groups]
         return [*(one for one in loaded if isinstance(one, str)), *self.refusing, *opened]

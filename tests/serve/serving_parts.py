@@ -96,6 +96,7 @@ def make_index(
     shards: int = 3,
     encoder: type[AverageHash | GreyVector] = AverageHash,
     note: str = "",
+    class_names: tuple[str, ...] = ("ant", "bee", "cow"),
 ) -> Served:
     """An index of noise images, some with ids that look like paths or addresses."""
     model = str(folder / "model")
@@ -121,7 +122,7 @@ def make_index(
         model=AverageHash(model).fingerprint,
         form=Form.of(described),
         classes=3,
-        class_names=["ant", "bee", "cow"],
+        class_names=list(class_names),
         parts=[part],
         source="",
     )
