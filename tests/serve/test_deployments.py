@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from ray.exceptions import RayActorError, WorkerCrashedError
-from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from serving_parts import AverageHash, GreyVector, Served, make_index, picture
 
 from ray_retrieval import model
@@ -22,6 +23,7 @@ from ray_retrieval.search.filters import Filter
 from ray_retrieval.serve.asking import asking
 from ray_retrieval.serve.behind import PartError
 from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.deployments import Handles, parts_of
 from ray_retrieval.serve.encoders import EncoderReplica
 from ray_retrieval.serve.gathering import Gathering
 from ray_retrieval.serve.shards import ShardGroup
@@ -215,7 +217,7 @@ def test_an_image_that_processes_die_of_is_asked_once_more_at_most() -> None:
     with pytest.raises(PartError, match="dead"):
         asyncio.run(asking(deadly, "encoder", again=1)(7, 30))
     assert deadly.calls == 2
-    restarted = Method(RayActorError(), *(ReplicaUnavailableError() for _ in range(3)))
+    restarted = Method(RayActorError(), *(DeploymentUnavailableError(DeploymentID("x")) for _ in range(3)))
     assert asyncio.run(asking(restarted, "encoder", again=1)(7, 30)) == 7
 
 
@@ -265,3 +267,39 @@ def test_what_a_part_says_instead_of_an_answer_is_raised(answer: Any, error: typ
 
     with pytest.raises(error):
         asyncio.run(asking(Says(), "group")(7, 5))
+
+
+class Handle:
+    """A deployment's handle that writes down what it is asked."""
+
+    def __init__(self) -> None:
+        self.encoded: list[ModelKey] = []
+        self.prepared: list[Any] = []
+        self.encode, self.search, self.ping = self, self, self
+
+    async def remote(self, job: EncodeJob) -> Encoded:
+        self.encoded.append(job.model)
+        return Encoded("no image", job.model.fingerprint, 1)
+
+    def broadcast(self, method: str, question: Any) -> "Handle":
+        self.prepared.append(question)
+        return self
+
+    async def results_async(self, **_: Any) -> list[float]:
+        return [1.0]
+
+
+def test_a_new_model_in_the_folder_of_local_features_is_of_its_own_encoders() -> None:
+    own, local, group = Handle(), Handle(), Handle()
+    parts = parts_of(Handles(own, [group]), {"file:///local": local}, CONFIG)
+    main, renewed = ModelKey("file:///main", "m" * 16), ModelKey("file:///local", "n" * 16)
+    key = VersionKey("file:///index", 1, "0" * 64, main.fingerprint)
+
+    async def work() -> list[float | str]:
+        await parts.encode(EncodeJob(main, b"", None, NEVER), 5)
+        await parts.encode(EncodeJob(renewed, b"", None, NEVER), 5)
+        return await parts.prepare(key, [main, renewed])
+
+    assert asyncio.run(work()) == [1.0]
+    assert (own.encoded, local.encoded) == ([main], [renewed])
+    assert (own.prepared, local.prepared, group.prepared) == ([main], [renewed], [key])

@@ -497,3 +497,17 @@ def test_a_new_model_is_rolled_in_under_load_without_a_mixture(tmp_path: Path) -
         assert seen == set(expected)
 
     on(first, work, config=ServeConfig(poll_s=0.05), encoder=NotedHash)
+
+
+def test_small_shards_share_the_passes_of_a_filter(own: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, mask = [], Filter.mask
+
+    def counted(self: Filter, records: Any, *args: Any) -> Any:
+        passes.append(len(records))
+        return mask(self, records, *args)
+
+    monkeypatch.setattr(Filter, "mask", counted)
+    remove(own.index, [own.ids[4]])
+    found = Index.open(own.index).living("label = bee and row > 100")
+    assert found.tolist() == [row for row in range(101, 300) if row % 3 == 1]
+    assert passes == [300]
