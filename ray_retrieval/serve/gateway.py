@@ -39,7 +39,8 @@ from ray_retrieval.serve.backend import (
     Original,
     SearchRequest,
 )
-from ray_retrieval.serve.behind import Addition, PartError, Parts, Removal, Write, Written
+from ray_retrieval.serve.behind import PartError, Parts, Write
+from ray_retrieval.serve.changing import BEGUN, published
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.limits import all_of
 from ray_retrieval.serve.lookups import looked_up, media_type, record_of, row_of, stored_image
@@ -54,9 +55,6 @@ from ray_retrieval.storage import fingerprint
 
 Result = TypeVar("Result")
 _PING_S = 5.0
-_BEGUN, _ANSWERED = 0.8, 0.95
-"""Shares of the time that is left: after the first a change is not begun, after the second it is given up
-here, so that clients are told what has become of it."""
 
 
 class Gateway:
@@ -162,7 +160,7 @@ class Gateway:
             call = Call(live, rolling, deadline)
             write = _writer(self._config, rolling)
             found = await self._searching.all_encoded(call, [image.image for image in images])
-            expires = time.time() + _BEGUN * call.left()
+            expires = time.time() + BEGUN * call.left()
             made = await self._on(
                 self._lookups,
                 lambda: addition(live.index, images, found, replace=replace, expires=expires),
@@ -175,7 +173,7 @@ class Gateway:
                     changed=0,
                     left_out=made.left_out,
                 )
-            written, now = await _published(call, write, made.request)
+            written, now = await published(call, write, made.request)
             return ChangeAnswer(
                 index=now.served,
                 operation=written.operation,
@@ -197,9 +195,9 @@ class Gateway:
             passing = None
             if where is not None:
                 passing = await self._searching.filters.read(live.key, live.index, where)
-            expires = time.time() + _BEGUN * call.left()
+            expires = time.time() + BEGUN * call.left()
             request = await self._on(self._lookups, lambda: removal(live.index, ids, passing, expires))
-            written, now = await _published(call, write, request)
+            written, now = await published(call, write, request)
             return ChangeAnswer(
                 index=now.served,
                 operation=written.operation,
@@ -386,34 +384,6 @@ class Gateway:
 
     async def _on(self, executor: Executor, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(executor, work)
-
-
-async def _published(call: Call, write: Write, request: Addition | Removal) -> tuple[Written, Live]:
-    """A change that is written, and the version that is served with it.
-
-    Raises:
-        QueryError: 503 if it may have been published, or was and is not served.
-    """
-    try:
-        written = await write(request, _ANSWERED * call.left())
-    except PartError as error:
-        if error.why == "busy":
-            raise
-        raise QueryError(
-            "no word of the change: it may still be published", mend="look before you try again", status=503
-        ) from None
-    unserved = QueryError(
-        f"published as version {written.number}, not served",
-        mend="do not send it again; it is served as soon as every part of the server can open it",
-        status=503,
-    )
-    try:
-        now = await asyncio.wait_for(call.rolling.refresh(force=True), _ANSWERED * call.left())
-    except (RetrievalError, asyncio.TimeoutError, TimeoutError):
-        raise unserved from None
-    if now.key.number < written.number:
-        raise unserved
-    return written, now
 
 
 def _told(found: Descriptors | QueryError) -> Described | ErrorAnswer:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -76,8 +77,10 @@ class Searching:
         self._config, self._metrics = config, metrics
         self._workers, self._lookups, self._files = workers, lookups, files
         self.filters = Filters(lookups)
-        # More would be refused by the encoder as too many; here they wait, up to their deadlines.
-        self._encoding = asyncio.Semaphore(config.max_ongoing + config.max_queued)
+        # Of each model. More would be refused by its encoders; here they wait, up to their deadlines.
+        self._encoding: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(config.max_ongoing + config.max_queued)
+        )
         self._share = max(1, config.max_ongoing // 2)
 
     async def search(
@@ -147,7 +150,7 @@ class Searching:
             GoneError: if its model is no longer there.
         """
         model = model or call.live.model
-        async with self._encoding:
+        async with self._encoding[model.uri]:
             left = call.left()
             job = EncodeJob(model, image.data, image.box, time.time() + left)
             with self._metrics.waiting("encoder"):
