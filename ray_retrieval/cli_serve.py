@@ -55,11 +55,11 @@ def serve(
         raise RecipeError("no index is named", mend="name one: ray-retrieval serve runs/quickstart/index")
 
     from ray_retrieval.serve.app import run
-    from ray_retrieval.serve.application import build, named, serve_config
+    from ray_retrieval.serve.application import check, named, serve_config
 
     served = named(indexes, model)
-    build(served, config)  # What is wrong is told before anything else.
     if print_config:
+        check(served, config)  # What is wrong is told before anything is deployed.
         typer.echo(yaml.safe_dump(serve_config(served, config), sort_keys=False), nl=False)
         return
     display = Display()

@@ -6,6 +6,7 @@
     │   └── StoreError   a store that holds images does not answer: nothing is said about the images
     ├── ModelError       weights or a model directory do not fit
     ├── ArtefactError    embeddings or an index are missing, damaged or made by another model
+    │   └── ConflictError  somebody else writes to an index, or was faster: nothing is damaged
     ├── MetricError      a metric was asked for something undefined
     ├── QueryError       a query image or its parameters cannot be served
     └── ClusterError     Ray cannot give what was asked for
@@ -66,6 +67,10 @@ class ArtefactError(RetrievalError):
     """Embeddings or an index are missing, damaged or made by another model."""
 
     status = 409
+
+
+class ConflictError(ArtefactError):
+    """Somebody else is writing to an index, or has overtaken this change; another attempt may succeed."""
 
 
 class MetricError(RetrievalError):

@@ -251,6 +251,8 @@ def _classes(index: Index, source: NewRows) -> tuple[tuple[str, ...] | None, Row
             mend="give images whose classes are given in the same way as those of the index",
         )
     known = set(own)
+    if other[: len(own)] == own and known.isdisjoint(other[len(own) :]):
+        return tuple(other), None  # Also where some have the same name: their numbers stay apart.
     names = [*own, *(name for name in other if name not in known)]
     places = {name: number for number, name in enumerate(names)}
     numbers = np.array([places[name] for name in other], np.int64)

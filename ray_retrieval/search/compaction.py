@@ -78,6 +78,18 @@ def compact(
         return Change(manifest, changed=manifest != previous, dropped=previous.deleted, pruned=pruned)
 
 
+def written_anew(uri: Where) -> tuple[int, int]:
+    """How many shards `compact` would write anew, and how many bytes they have.
+
+    Raises:
+        ArtefactError: if the index is missing or damaged.
+    """
+    opened = Index.open(uri)
+    layout = _layout(opened, None)
+    some = () if layout is None else opened.manifest.shards[layout.kept :]
+    return len(some), sum(shard.bytes for shard in some)
+
+
 class _Layout(NamedTuple):
     """What becomes of the shards.
 

@@ -33,7 +33,7 @@ from ray_retrieval.search.neighbours import Neighbours
 from ray_retrieval.search.rows import ids_as_text
 from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.selection import RecentSelections, Selection, Spans, is_among, search_selected
-from ray_retrieval.search.shard import Shard, aligned
+from ray_retrieval.search.shard import Shard, aligned, joined
 from ray_retrieval.search.shortlist import ShortlistSearch
 from ray_retrieval.search.structure_search import StructureSearch
 from ray_retrieval.storage import Folder, check_file
@@ -41,6 +41,9 @@ from ray_retrieval.storage import Folder, check_file
 _ROW = pa.field("row", pa.int64())
 _OTHERS = (pa.field("label", pa.null()), pa.field("path", pa.null()))
 """Columns that every index has, if only null."""
+_AT_ONCE = (
+    1 << 16
+)  # rows that a filter is asked of, at least: each time takes some time, however few they are
 
 
 class Index:
@@ -361,10 +364,10 @@ class Index:
         return self._filtered.of(asked, self._select)
 
     def _select(self, asked: Filter) -> Selection:
-        """The rows that pass a filter."""
+        """The rows that pass a filter; shards of few rows are looked at together."""
+        blocks = (block for shard in self._shards for block in shard.rows.blocks())
         masks = (
-            (asked.mask(some, self.schema, self.class_names) for some in shard.rows.blocks())
-            for shard in self._shards
+            asked.mask(some, self.schema, self.class_names) for some in joined(blocks, self.schema, _AT_ONCE)
         )
         return Selection.of(self._spans, self._living.dead, masks)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ray_retrieval.errors import ArtefactError
+from ray_retrieval.errors import ArtefactError, ConflictError
 from ray_retrieval.storage import Folder
 
 try:
@@ -36,7 +36,7 @@ def writing_alone(index: Folder, operation: str) -> Iterator[bool]:
         operation: what the block does, to tell others.
 
     Raises:
-        ArtefactError: if another process, or another thread of this one, holds it; the error says who.
+        ConflictError: if another process, or another thread of this one, holds it; the error says who.
     """
     file = _locked(index)
     if file is None:
@@ -69,7 +69,7 @@ def _locked(index: Folder) -> int | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _take(path)
     except BlockingIOError:
-        raise ArtefactError(
+        raise ConflictError(
             f"another writer is at work: {_holder(path)}",
             where=index,
             mend="wait for it to end, and run it again",

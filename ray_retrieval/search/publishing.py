@@ -8,7 +8,7 @@ replacement in one step: of two that publish within that moment one may not hear
 
 from typing import Any
 
-from ray_retrieval.errors import ArtefactError
+from ray_retrieval.errors import ArtefactError, ConflictError
 from ray_retrieval.search.manifest import CURRENT, Manifest, as_file, number_of, read_pointer
 from ray_retrieval.storage import Folder
 
@@ -25,7 +25,7 @@ def publish(index: Folder, manifest: Manifest, *, parent: Manifest | None) -> Ma
         The manifest as it was published.
 
     Raises:
-        ArtefactError: if another version was published since `parent` was read, or files that this one needs
+        ConflictError: if another version was published since `parent` was read, or files that this one needs
             were pruned meanwhile.
     """
     _check_parent(index, parent)
@@ -57,11 +57,11 @@ def _check_parent(index: Folder, parent: Manifest | None) -> None:
         raise _overtaken(index)
 
 
-def _overtaken(index: Folder) -> ArtefactError:
+def _overtaken(index: Folder) -> ConflictError:
     found = "it was deleted"
     if index.exists(CURRENT):
         found = f"version {number_of(read_pointer(index).partition(' ')[0])} was published"
-    return ArtefactError(f"{found} meanwhile", where=index, mend="run it again")
+    return ConflictError(f"{found} meanwhile", where=index, mend="run it again")
 
 
 def _check_there(index: Folder, manifest: Manifest) -> None:
@@ -69,7 +69,7 @@ def _check_there(index: Folder, manifest: Manifest) -> None:
     there = index.files()
     for name, size in manifest.needed():
         if name not in there or size not in (None, there[name].size):
-            raise ArtefactError(
+            raise ConflictError(
                 "missing or damaged: it may have been pruned meanwhile",
                 where=f"{index}/{name}",
                 mend="run it again",

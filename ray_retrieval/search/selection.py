@@ -84,18 +84,18 @@ class Selection:
     allowed: tuple[Bits, ...] | None = None
 
     @staticmethod
-    def of(spans: Spans, dead: Rows, masks: Iterable[Iterable[Mask]] | None = None) -> "Selection":
+    def of(spans: Spans, dead: Rows, masks: Iterable[Mask] | None = None) -> "Selection":
         """Without deleted rows, wherever they are, and without those that a filter's masks exclude.
 
         Args:
             spans: of the shards.
             dead: int64, ascending: deleted rows.
-            masks: of a filter, for each shard, some rows at a time; only these are in memory as bytes.
+            masks: of a filter, over the rows of all shards, some at a time: only these are held as bytes.
         """
         numbers, places, here = spans.place(dead)
         if masks is None:
             return Selection(spans, dead[here])
-        made = tuple(_packed(some, int(size)) for some, size in zip(masks, spans.sizes, strict=True))
+        made = _packed(masks, spans.sizes.tolist())
         for number, bits in enumerate(made):
             _clear(bits, places[here & (numbers == number)])
         return Selection(spans, dead[here], made)
@@ -177,15 +177,22 @@ class Selection:
         return here.reshape(rows.shape)
 
 
-def _packed(blocks: Iterable[Mask], rows: int) -> Bits:
-    """The masks of consecutive rows, a bit each."""
-    found, start = np.zeros(-(-rows // 8), np.uint8), 0
-    for mask in blocks:
-        lead = start % 8  # rows of the byte that the block before has begun
-        own = np.packbits(np.concatenate([np.zeros(lead, np.bool_), mask]), bitorder="little")
-        found[start // 8 : start // 8 + len(own)] |= own
-        start += len(mask)
-    return found
+def _packed(masks: Iterable[Mask], sizes: Sequence[int]) -> tuple[Bits, ...]:
+    """The masks of consecutive rows, however many each has, as a bit each, for every shard."""
+    coming, left, made = iter(masks), np.zeros(0, np.bool_), []
+    for size in sizes:
+        found, start = np.zeros(-(-size // 8), np.uint8), 0
+        while start < size:
+            if len(left) == 0:
+                left = next(coming)
+                continue
+            mask, left = left[: size - start], left[size - start :]
+            lead = start % 8  # rows of the byte that the block before has begun
+            own = np.packbits(np.concatenate([np.zeros(lead, np.bool_), mask]), bitorder="little")
+            found[start // 8 : start // 8 + len(own)] |= own
+            start += len(mask)
+        made.append(found)
+    return tuple(made)
 
 
 def _clear(bits: Bits, places: Rows) -> None:

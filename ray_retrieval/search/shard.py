@@ -11,7 +11,7 @@ finished shard by its name. It is written in one pass over the rows, of which so
 
 import bisect
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -163,6 +163,26 @@ def aligned(records: pa.Table, schema: pa.Schema) -> pa.Table:
         column = records[field.name]
         columns.append(column if column.type == field.type else column.cast(field.type))
     return pa.table(columns, schema=pa.schema([(field.name, field.type) for field in schema]))
+
+
+def joined(blocks: Iterable[pa.RecordBatch], schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
+    """Blocks of rows in their order, small ones together: of `rows` at least, but for the last block."""
+    waiting: list[pa.RecordBatch] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(map(len, waiting)) >= rows:
+            yield _joined(waiting, schema)
+            waiting = []
+    if waiting:
+        yield _joined(waiting, schema)
+
+
+def _joined(blocks: list[pa.RecordBatch], schema: pa.Schema) -> pa.RecordBatch:
+    if len(blocks) == 1:
+        return blocks[0]
+    tables = [aligned(pa.Table.from_batches([block]), schema) for block in blocks]
+    (found,) = pa.concat_tables(tables).combine_chunks().to_batches()
+    return found
 
 
 class Shard:

@@ -277,7 +277,9 @@ class IndexAnswer(BaseModel):
         description="rows, bytes and the group that searches it, of each shard"
     )
     shard_groups: int
-    memory: dict[str, float] = Field(description="bytes: mapped, private and per_row")
+    memory: dict[str, float] = Field(
+        description="bytes: mapped, private (of the groups of shards) and per_row"
+    )
     class_names: list[str] | None
     columns: dict[str, str] = Field(description="names and types of the columns that filters may use")
     rerankings: list[OfferedReranking]

@@ -26,7 +26,7 @@ from ray_retrieval.cluster import connect, resources
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ClusterError, RecipeError
 from ray_retrieval.model import Encoder
-from ray_retrieval.serve.application import LATER_S, NAME, build, models_of
+from ray_retrieval.serve.application import LATER_S, NAME, bound, build, check
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.encoders import EncoderFactory
 
@@ -77,8 +77,8 @@ def run(
         ClusterError: if the port is taken, cores are missing or the server does not start.
     """
     config = config or ServeConfig()
-    application = build(indexes, config, encoder=encoder)
-    models = len(models_of(indexes, config))
+    checked = check(indexes, config)
+    application, models = bound(checked, encoder=encoder), len(checked.models)
     _check_port(config)
     with connect(), _quiet():
         _check_resources(config, len(indexes), models)

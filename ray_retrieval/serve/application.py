@@ -15,20 +15,21 @@ from ray.serve.schema import LoggingConfig
 
 from ray_retrieval.data import location
 from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.engines import find_export
 from ray_retrieval.errors import RecipeError
-from ray_retrieval.finder import local_index
 from ray_retrieval.model import Encoder
 from ray_retrieval.search import Index
 from ray_retrieval.search.rerank import GeometricVerificationConfig
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
-from ray_retrieval.serve.deployments import GatewayReplica, Handles, WriterReplica
+from ray_retrieval.serve.deployments import GatewayReplica, Handles
 from ray_retrieval.serve.encoders import EncoderFactory, EncoderReplica
 from ray_retrieval.serve.keys import check_exposure
-from ray_retrieval.serve.rerankings import check_offered, offered
+from ray_retrieval.serve.rerankings import beside, check_offered
 from ray_retrieval.serve.rolling import model_key
 from ray_retrieval.serve.shards import ShardGroup
 from ray_retrieval.serve.versions import current_key, key_of
 from ray_retrieval.serve.wire import ModelKey, VersionKey
+from ray_retrieval.serve.writers import WriterReplica
 from ray_retrieval.storage import Folder
 
 NAME = "ray-retrieval"
@@ -52,27 +53,64 @@ def build(
     Args:
         indexes: by the names that clients know them by; the first is searched where none is named.
         config: ports, processes and limits.
-        encoder: what encodes queries, called as `encoder(model_uri, threads=…, batch_size=…)`.
+        encoder: what encodes queries, called as `encoder(model_uri, threads=…, batch_size=…, engine=…)`.
 
     Raises:
-        ArtefactError: if an index or its model is missing or damaged, they do not belong together, or a
-            re-ranking suits no index.
+        ArtefactError: if an index or its model is missing or damaged, they do not belong together, a
+            re-ranking suits no index, or there is no export of a model for the engine.
         RecipeError: if there are fewer shards than groups of shards, or others may reach the server and
             nothing guards it.
     """
+    return bound(check(indexes, config), encoder=encoder)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A server that was found to be in order, before anything of it is started.
+
+    Attributes:
+        config: of it.
+        indexes: by their names.
+        beside: the models of local features by which indices of vectors are verified.
+    """
+
+    config: ServeConfig
+    indexes: "Mapping[str, _Checked]"
+    beside: Sequence[ModelKey]
+
+    @property
+    def models(self) -> dict[str, ModelKey]:
+        """All models that are loaded, by their fingerprints."""
+        return {
+            model.fingerprint: model
+            for model in (*self.beside, *(one.model for one in self.indexes.values()))
+        }
+
+
+def check(indexes: Mapping[str, ServedIndex], config: ServeConfig | None = None) -> Checked:
+    """Look whether all is there that a server needs; arguments and errors are those of `build`."""
     config = config or ServeConfig()
     check_exposure(config)
     found = {name: _checked(name, served, config) for name, served in indexes.items()}
     if not found:
         raise RecipeError("no index is named", where="indexes", mend="name one")
     check_offered(config, {name: one.kind for name, one in found.items()})
-    writers = {name: _writer(name, config) for name in found} if config.writable else {}
+    checked = Checked(config, found, _beside(found.values(), config))
+    if config.engine != "torch":
+        for model in checked.models.values():
+            find_export(Folder(model.uri), model.fingerprint, config.engine)
+    return checked
+
+
+def bound(checked: Checked, *, encoder: EncoderFactory = Encoder) -> Application:
+    """The application of a server that was checked."""
+    config, found = checked.config, checked.indexes
+    writer = _writer(config) if config.writable else None
     encoders: dict[str, Application] = {}
     for name, one in found.items():
         if one.model.fingerprint not in encoders:
             encoders[one.model.fingerprint] = _encoder(name, one.model, config, encoder)
-    beside = _beside(found.values(), config)
-    for model in beside:
+    for model in checked.beside:
         if model.fingerprint not in encoders:
             named = f"local-{model.fingerprint[:8]}"
             encoders[model.fingerprint] = _encoder(named, model, config, encoder)
@@ -80,11 +118,12 @@ def build(
         name: Handles(
             encoders[one.model.fingerprint],
             [_group(name, number, one.key, config) for number in range(config.shard_groups)],
-            writers.get(name),
+            writer,
         )
         for name, one in found.items()
     }
-    others = {model.fingerprint: encoders[model.fingerprint] for model in beside}
+    # By their folders, where another model may lie some day.
+    others = {model.uri: encoders[model.fingerprint] for model in checked.beside}
     requests = config.max_ongoing + config.max_queued
     gateways = _deployment(GatewayReplica, "Gateway", config.gateway_cpus, 1, config.gateway_replicas)
     gateways = gateways.options(max_ongoing_requests=requests + _SLACK, max_queued_requests=requests + _SLACK)
@@ -192,22 +231,10 @@ def _checked(name: str, served: ServedIndex, config: ServeConfig) -> _Checked:
     return _Checked(given, key, model, index.form.kind)
 
 
-def models_of(indexes: Mapping[str, ServedIndex], config: ServeConfig) -> set[str]:
-    """Fingerprints of all models that are loaded."""
-    found = [_checked(name, served, config) for name, served in indexes.items()]
-    return {model.fingerprint for model in (*(one.model for one in found), *_beside(found, config))}
-
-
 def _beside(found: Iterable[_Checked], config: ServeConfig) -> list[ModelKey]:
     """The models of local features by which indices of vectors are verified."""
-    uris = {
-        local
-        for one in found
-        for steps in offered(config, one.kind).values()
-        if (local := local_index(steps)) is not None
-    }
-    models = (model_key(ServedIndex(index=uri), current_key(Folder(uri).uri)) for uri in sorted(uris))
-    return list({model.fingerprint: model for model in models}.values())
+    uris = {uri for one in found for uri in beside(config, one.kind)}
+    return [model_key(ServedIndex(index=uri), current_key(Folder(uri).uri)) for uri in sorted(uris)]
 
 
 def _encoder(name: str, model: ModelKey, config: ServeConfig, factory: EncoderFactory) -> Application:
@@ -236,8 +263,8 @@ def _group(name: str, number: int, key: VersionKey, config: ServeConfig) -> Appl
     return deployment.bind(number, config.shard_groups, config, key)
 
 
-def _writer(name: str, config: ServeConfig) -> Application:
-    deployment = _deployment(WriterReplica, f"Writer-{name}", 0, 1, 1)
+def _writer(config: ServeConfig) -> Application:
+    deployment = _deployment(WriterReplica, "Writer", 0, 1, 1)
     return deployment.options(
         max_ongoing_requests=config.max_ongoing, max_queued_requests=config.max_queued
     ).bind()

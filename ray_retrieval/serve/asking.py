@@ -1,6 +1,7 @@
 """Questions to other processes of the server: bounded in time, asked again where a process died."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,26 +12,21 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray_retrieval.serve.behind import PartError
 from ray_retrieval.serve.wire import Gone, GoneError, Late, Wrong
 
-_GONE = (
-    RayActorError,
-    WorkerCrashedError,
-    NodeDiedError,
-    ObjectLostError,
-    ReplicaUnavailableError,
-    DeploymentUnavailableError,
-)
+_NOBODY = (ReplicaUnavailableError, DeploymentUnavailableError)
+_GONE = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, *_NOBODY)
 _AGAIN_S = 0.1
 
 Ask = Callable[[Any, float], Awaitable[Any]]
 
 
-def asking(method: Any, part: str, *, again: bool = True) -> Ask:
+def asking(method: Any, part: str, *, again: float = math.inf) -> Ask:
     """A function that asks a deployment's method.
 
     Args:
         method: of a deployment's handle.
         part: `encoder` or `group` or what else it is, for errors.
-        again: whether a question whose process died may be asked again: it must have no effects.
+        again: how often a question whose process died is asked again at most: never if it has effects, and
+            not often if it may be what the process died of. Where there was no process, it was not asked.
 
     Returns:
         A function of the question and the seconds that an answer is waited for. It raises PartError without
@@ -38,7 +34,7 @@ def asking(method: Any, part: str, *, again: bool = True) -> Ask:
     """
 
     async def ask(question: Any, timeout_s: float) -> Any:
-        deadline = time.monotonic() + timeout_s
+        deadline, left = time.monotonic() + timeout_s, again
         while True:
             response = method.remote(question)
             try:
@@ -46,9 +42,10 @@ def asking(method: Any, part: str, *, again: bool = True) -> Ask:
                 break
             except BackPressureError:
                 raise PartError(part, "busy") from None
-            except _GONE:
+            except _GONE as error:
                 # Another replica may be there, or this one again in some seconds.
-                if not again or time.monotonic() + _AGAIN_S > deadline:
+                left -= not isinstance(error, _NOBODY)
+                if again == 0 or left < 0 or time.monotonic() + _AGAIN_S > deadline:
                     raise PartError(part, "dead") from None
                 await asyncio.sleep(_AGAIN_S)
             except asyncio.TimeoutError:

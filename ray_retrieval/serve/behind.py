@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.errors import QueryError
+from ray_retrieval.search.filters import Filter
 from ray_retrieval.serve.wire import Encoded, EncodeJob, GroupAnswer, GroupQuery, ModelKey, VersionKey
 
 Why = Literal["busy", "dead", "late"]
@@ -30,7 +31,12 @@ class PartError(Exception):
 
     def as_query_error(self) -> QueryError:
         """What clients are told."""
-        name = {"encoder": "the encoder", "group": "a group of shards"}.get(self.part, self.part)
+        name = {
+            "encoder": "the encoder",
+            "group": "a group of shards",
+            "writer": "what changes the index",
+            "map": "what lays out the map",
+        }.get(self.part, self.part)
         said = {
             "busy": "the server is busy",
             "dead": f"{name} does not answer",
@@ -41,7 +47,10 @@ class PartError(Exception):
 
 @dataclass(frozen=True)
 class Addition:
-    """Rows to add: their table (id · image · label · further columns), descriptors and class names."""
+    """Rows to add: their table (id · image · label · further columns), descriptors and class names.
+
+    It is not begun after the moment `expires` (`time.time`), when nobody waits for it any more.
+    """
 
     uri: str
     model: str
@@ -49,15 +58,17 @@ class Addition:
     descriptors: Any
     class_names: list[str] | None
     replace: bool
+    expires: float
 
 
 @dataclass(frozen=True)
 class Removal:
-    """Rows to remove, by ids or by a filter."""
+    """Rows to remove, by ids or by a filter; `expires` is as that of an addition."""
 
     uri: str
     ids: tuple[str, ...]
-    where: str | None
+    where: Filter | None
+    expires: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class Written:
 Write = Callable[[Addition | Removal, float], Awaitable[Written]]
 
 
-async def _no_preparation(_key: VersionKey, _model: ModelKey) -> list[float | str]:
+async def _no_preparation(_key: VersionKey, _models: Sequence[ModelKey]) -> list[float | str]:
     return []
 
 
@@ -85,8 +96,8 @@ class Parts:
     Attributes:
         encode: encodes an image by the model that the job names.
         groups: ask one group of shards each; together they cover the index.
-        prepare: every process that is there opens a version and its model, before they are asked for it; the
-            private bytes of each, or why one cannot.
+        prepare: every process that is there opens a version and its models, the one that made it first,
+            before they are asked for it; the private bytes of each group of shards, or why one cannot.
         write: changes the index; None where it may not be changed.
         lay_out: the map of descriptors: bits as uint8 [n, bits] or vectors, to float32 [n, 2] within 0…1.
         pings: a sign of life of each part, by its name.
@@ -94,7 +105,7 @@ class Parts:
 
     encode: Callable[[EncodeJob, float], Awaitable[Encoded]]
     groups: Sequence[Callable[[GroupQuery, float], Awaitable[GroupAnswer]]]
-    prepare: Callable[[VersionKey, ModelKey], Awaitable[list[float | str]]] = _no_preparation
+    prepare: Callable[[VersionKey, Sequence[ModelKey]], Awaitable[list[float | str]]] = _no_preparation
     write: Write | None = None
     lay_out: Callable[[npt.NDArray[Any]], Awaitable[Places]] | None = None
     pings: Mapping[str, Callable[[float], Awaitable[Any]]] = field(default_factory=dict)
@@ -108,6 +119,7 @@ class Watched:
     Args:
         ask: asks the group.
         ping: a sign of life of it; None: it is taken to be back at once.
+        enough_s: who has not answered for so long is down; a question that had less time says nothing.
     """
 
     _EVERY_S = 0.5
@@ -116,8 +128,9 @@ class Watched:
         self,
         ask: Callable[[GroupQuery, float], Awaitable[GroupAnswer]],
         ping: Callable[[float], Awaitable[Any]] | None,
+        enough_s: float,
     ) -> None:
-        self._ask, self._ping = ask, ping
+        self._ask, self._ping, self._enough_s = ask, ping, enough_s
         self._reviving: asyncio.Task[None] | None = None
 
     @property
@@ -136,7 +149,8 @@ class Watched:
         try:
             return await self._ask(query, timeout_s)
         except PartError as error:
-            if error.why != "busy" and self._ping is not None and self._reviving is None:
+            is_down = error.why == "dead" or (error.why == "late" and timeout_s >= self._enough_s)
+            if is_down and self._ping is not None and self._reviving is None:
                 self._reviving = asyncio.create_task(self._revive())
             raise
 

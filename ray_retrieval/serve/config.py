@@ -109,6 +109,8 @@ class ServeConfig(Config):
     """Cores that Ray books for an encoder."""
     encoder_gpus: float = Field(0.0, ge=0)
     """GPUs, or a share of one, that Ray books for an encoder; with 0 it encodes on the processor."""
+    engine: Literal["torch", "onnx", "onnx-int8"] = "torch"
+    """What encodes: the model itself, or its export, which lies in the model's folder or beside it."""
     shard_cpus: float = Field(0.25, ge=0)
     """Cores that Ray books for a shard group."""
     check: Literal["size", "content"] = "size"
@@ -141,6 +143,8 @@ class ServeConfig(Config):
     def _check(self) -> "ServeConfig":
         if self.encoder_replicas_max is not None and self.encoder_replicas_max < self.encoder_replicas:
             raise ValueError("'encoder_replicas_max' is less than 'encoder_replicas'")
+        if self.encoder_gpus and self.engine != "torch":
+            raise ValueError(f"the engine {self.engine} runs on the processor: 'encoder_gpus' has to be 0")
         if NO_RERANKING in self.rerank:
             raise ValueError(f"'{NO_RERANKING}' is the name of no re-ranking")
         return self

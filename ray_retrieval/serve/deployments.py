@@ -1,9 +1,8 @@
-"""The server's processes on Ray that take requests, and the one that writes."""
+"""The server's processes on Ray that take requests."""
 
 import asyncio
 import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,16 +12,15 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
-from ray_retrieval.errors import QueryError
 from ray_retrieval.serve import maps
 from ray_retrieval.serve.asking import Ask, answered, asking, everywhere, pinging
-from ray_retrieval.serve.behind import Addition, PartError, Parts, Removal, Written
+from ray_retrieval.serve.behind import PartError, Parts
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.gateway import Gateway
 from ray_retrieval.serve.http import create_app
+from ray_retrieval.serve.limits import all_of
 from ray_retrieval.serve.shards import ShardGroup, limit_threads
-from ray_retrieval.serve.wire import Encoded, EncodeJob, GroupAnswer, GroupQuery, ModelKey, VersionKey, Wrong
-from ray_retrieval.serve.writing import written
+from ray_retrieval.serve.wire import Encoded, EncodeJob, GroupAnswer, GroupQuery, ModelKey, VersionKey
 
 _PREPARE_S = 120.0
 
@@ -49,7 +47,7 @@ class GatewayReplica:
     Args:
         indexes: what is served, by name.
         handles: of what stands behind each.
-        encoders: handles by fingerprint of the model that they start with, of other models than the indices'.
+        encoders: handles of those that encode by other models than the indices', by the folder of each.
         config: limits.
     """
 
@@ -70,32 +68,14 @@ class GatewayReplica:
         return create_app(self._gateway, self._config, self._gateway.measured.request, names_answers=False)
 
 
-class WriterReplica:
-    """The one process that changes an index: changes wait for each other here, not at the index's lock."""
-
-    def __init__(self) -> None:
-        limit_threads(1)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write")
-
-    async def write(self, request: Addition | Removal) -> Written | Wrong:
-        """Write and publish a change; see `writing.written`."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, written, request)
-        except QueryError as error:
-            return Wrong(error)
-
-    async def ping(self) -> int:
-        """A sign of life: the number of the process."""
-        return os.getpid()
-
-
 def parts_of(handles: Handles, encoders: Mapping[str, Any], config: ServeConfig) -> Parts:
     """What stands behind one index, as functions."""
-    own = asking(handles.encoder.encode, "encoder")
-    others = {fingerprint: asking(one.encode, "encoder") for fingerprint, one in encoders.items()}
+    # A process may have died of the very image: once more, and no other dies of it.
+    own = asking(handles.encoder.encode, "encoder", again=1)
+    others = {uri: asking(one.encode, "encoder", again=1) for uri, one in encoders.items()}
 
     async def encode(job: EncodeJob, timeout_s: float) -> Encoded:
-        found: Encoded = await others.get(job.model.fingerprint, own)(job, timeout_s)
+        found: Encoded = await others.get(job.model.uri, own)(job, timeout_s)
         return found
 
     pings = {"encoder": pinging(handles.encoder.ping, "encoder")}
@@ -108,21 +88,26 @@ def parts_of(handles: Handles, encoders: Mapping[str, Any], config: ServeConfig)
     if handles.writer is not None:
         pings["writer"] = pinging(handles.writer.ping, "writer")
 
-    async def prepare(key: VersionKey, model: ModelKey) -> list[float | str]:
+    async def prepare(key: VersionKey, models: Sequence[ModelKey]) -> list[float | str]:
         # The encoders first: of what has no model nothing needs to be opened.
-        said = [await everywhere(handles.encoder, "prepare", model, _PREPARE_S)]
+        own, *beside = models
+        loading = [everywhere(handles.encoder, "prepare", own, _PREPARE_S)]
+        for model in beside:
+            handle = encoders.get(model.uri, handles.encoder)
+            loading.append(everywhere(handle, "prepare", model, _PREPARE_S))
+        loaded = await all_of(loading)
         asked = (everywhere(group, "prepare", key, _PREPARE_S) for group in handles.groups)
-        searching = await asyncio.gather(*asked)
+        searching = await all_of(asked)
         if here is not None:
             searching.append([await here.prepare(key)])
-        problems = [one for one in said[0] if isinstance(one, str)]
+        problems = [one for some in loaded for one in some if isinstance(one, str)]
         return [*problems, *(one for some in searching for one in some)]
 
     return Parts(
         encode=encode,
         groups=groups,
         prepare=prepare,
-        write=None if handles.writer is None else asking(handles.writer.write, "writer", again=False),
+        write=None if handles.writer is None else asking(handles.writer.write, "writer", again=0),
         lay_out=_laid_out,
         pings=pings,
     )

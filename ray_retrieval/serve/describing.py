@@ -16,7 +16,6 @@ from ray_retrieval.serve.versions import share
 from ray_retrieval.storage import Folder
 
 _VERSIONS = 10
-_OWN = ("row", "id", "label", "path")
 _MEASURED = "metrics.json"
 
 
@@ -60,15 +59,6 @@ def describe(
         writable=config.writable,
         card=card(model),
     )
-
-
-def further(record: dict[str, Any]) -> dict[str, Any]:
-    """The values of a row's further columns, as JSON can hold them."""
-    return {
-        name: value.hex() if isinstance(value, bytes) else value
-        for name, value in record.items()
-        if name not in _OWN
-    }
 
 
 def card(model: Folder) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class EncoderLike(Protocol):
 
 
 EncoderFactory = Callable[..., EncoderLike]
-"""Called with the model's URI and the keywords `threads` and `batch_size`."""
+"""Called with the model's URI and the keywords `threads`, `batch_size` and `engine`."""
 
 AnyEncoded = Encoded | Late | Gone
 
@@ -74,6 +74,13 @@ class EncoderReplica:
 
     async def encode(self, job: EncodeJob) -> AnyEncoded:
         """As `encode_batch`, which gets the images that have come meanwhile."""
+        if not self._encoders.is_open(job.model):
+            # Those that ask for what is loaded do not wait for it.
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self._opening, self._encoders.get, job.model)
+            except (GoneError, RetrievalError) as error:
+                return Gone(str(error))
         return await self._gathering.ask(job)
 
     async def prepare(self, model: ModelKey) -> float | str:
@@ -113,7 +120,7 @@ class EncoderReplica:
 
     def _open(self, model: ModelKey, _others: list[EncoderLike]) -> EncoderLike:
         threads, batch = self._config.encoder_threads, self._config.encoder_batch
-        encoder = self._factory(model.uri, threads=threads, batch_size=batch)
+        encoder = self._factory(model.uri, threads=threads, batch_size=batch, engine=self._config.engine)
         if encoder.fingerprint != model.fingerprint:
             _close(encoder)
             raise GoneError(f"the model is {encoder.fingerprint} by now, {model.fingerprint} was asked for")

@@ -7,12 +7,13 @@ are memory-mapped, so they cost no memory of its own.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ray_retrieval.data.decode import FORMATS
+from ray_retrieval.descriptors import Descriptors
 from ray_retrieval.errors import QueryError, RetrievalError
 from ray_retrieval.serve import maps
 from ray_retrieval.serve.addresses import thumbnail_address
@@ -37,8 +38,10 @@ from ray_retrieval.serve.backend import (
     Original,
     SearchRequest,
 )
-from ray_retrieval.serve.behind import PartError, Parts
+from ray_retrieval.serve.behind import PartError, Parts, Write
+from ray_retrieval.serve.changing import BEGUN, published
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
+from ray_retrieval.serve.limits import all_of
 from ray_retrieval.serve.lookups import looked_up, media_type, picture_key, record_of, row_of, stored_image
 from ray_retrieval.serve.matching import Matching
 from ray_retrieval.serve.metrics import Metrics
@@ -74,14 +77,17 @@ class Gateway:
         metrics: Metrics | None = None,
     ) -> None:
         self._config, self.measured = config, metrics or Metrics()
+        # Apart from each other: thumbnails hold up neither searches nor the look for new versions.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="files")
+        self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookups")
+        versions = ThreadPoolExecutor(1, thread_name_prefix="versions")
         workers = ThreadPoolExecutor(config.rerank_threads, thread_name_prefix="rerank")
         self._rolling = {
-            name: Rolling(name, served, parts[name], config, self.measured, self._threads)
+            name: Rolling(name, served, parts[name], config, self.measured, versions)
             for name, served in indexes.items()
         }
         self._thumbnails = ThumbnailCache(config.thumbnail_cache_bytes)
-        self._searching = Searching(config, self.measured, workers, self._threads)
+        self._searching = Searching(config, self.measured, workers, self._lookups, self._threads)
         self._matching = Matching(self._searching, workers)
         self._maps: dict[VersionKey, asyncio.Task[MapAnswer]] = {}
         self._polling: asyncio.Task[None] | None = None
@@ -100,14 +106,14 @@ class Gateway:
         async def work(live: Live, rolling: Rolling) -> EmbedAnswer:
             start = time.perf_counter()
             call = Call(live, rolling, deadline)
-            found = await asyncio.gather(*(self._embedded(call, image) for image in images))
+            found = await self._searching.all_encoded(call, images)
             took = round(1000 * (time.perf_counter() - start), 3)
             form = live.index.form
             return EmbedAnswer(
                 kind=form.kind.value,
                 bits=live.about.bits,
                 dimension=live.about.dimension,
-                descriptors=found,
+                descriptors=[_told(one) for one in found],
                 model=live.key.model,
                 timings_ms={"encode": took, "total": took},
             )
@@ -152,10 +158,12 @@ class Gateway:
         async def work(live: Live, rolling: Rolling) -> ChangeAnswer:
             call = Call(live, rolling, deadline)
             write = _writer(self._config, rolling)
-            found = await asyncio.gather(
-                *(self._searching.encoded(call, image.image) for image in images), return_exceptions=True
+            found = await self._searching.all_encoded(call, [image.image for image in images])
+            expires = time.time() + BEGUN * call.left()
+            made = await self._on(
+                self._lookups,
+                lambda: addition(live.index, images, found, replace=replace, expires=expires),
             )
-            made = await self._aside(lambda: addition(live.index, images, found, replace=replace))
             if made.request is None:
                 return ChangeAnswer(
                     index=live.served,
@@ -164,8 +172,7 @@ class Gateway:
                     changed=0,
                     left_out=made.left_out,
                 )
-            written = await write(made.request, call.left())
-            now = await rolling.refresh(force=True)
+            written, now = await published(call, write, made.request)
             return ChangeAnswer(
                 index=now.served,
                 operation=written.operation,
@@ -182,10 +189,14 @@ class Gateway:
         """Remove images, by their ids or by a filter, and publish a new version."""
 
         async def work(live: Live, rolling: Rolling) -> ChangeAnswer:
+            call = Call(live, rolling, deadline)
             write = _writer(self._config, rolling)
-            request = removal(live.index, ids, where)
-            written = await write(request, Call(live, rolling, deadline).left())
-            now = await rolling.refresh(force=True)
+            passing = None
+            if where is not None:
+                passing = await self._searching.filters.read(live.key, live.index, where)
+            expires = time.time() + BEGUN * call.left()
+            request = await self._on(self._lookups, lambda: removal(live.index, ids, passing, expires))
+            written, now = await published(call, write, request)
             return ChangeAnswer(
                 index=now.served,
                 operation=written.operation,
@@ -213,7 +224,11 @@ class Gateway:
     async def record(self, identifier: str, index: str | None) -> Record:
         """What an index knows of one image."""
         live = self._named(index).live
-        return record_of(live.name, live.index, [row_of(live.index, identifier)])[0]
+
+        def look() -> Record:
+            return record_of(live.name, live.index, [row_of(live.index, identifier)])[0]
+
+        return await self._on(self._lookups, look)
 
     async def sample(
         self, count: int, seed: int | None, where: str | None, index: str | None
@@ -221,9 +236,12 @@ class Gateway:
         """Images drawn at random; without a seed others each time."""
         live = self._named(index).live
         seed = int(np.random.default_rng().integers(2**31)) if seed is None else seed
+        passing = None
+        if where is not None:
+            passing = await self._searching.filters.read(live.key, live.index, where)
 
         def draw() -> list[Record]:
-            there = None if where is None else live.index.living(where)
+            there = None if passing is None else live.index.living(passing)
             total = live.index.rows if there is None else len(there)
             places = np.random.default_rng(seed).choice(total, min(count, total), replace=False, shuffle=True)
             rows = live.index.at(places.astype(np.int64)) if there is None else there[places]
@@ -233,15 +251,17 @@ class Gateway:
 
     async def map(self, index: str | None) -> MapAnswer:
         """The map of a sample of the index; made once per version, the first caller waits."""
-        rolling = self._named(index)
-        live = rolling.live
-        task = self._maps.get(live.key)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            served = {rolling.live.key for rolling in self._rolling.values()}
-            self._maps = {key: one for key, one in self._maps.items() if key in served}
-            task = self._maps[live.key] = asyncio.create_task(self._mapped(live, rolling.parts))
-        # Who gives up waiting does not stop it for others.
-        return await asyncio.shield(task)
+
+        async def work(live: Live, rolling: Rolling) -> MapAnswer:
+            task = self._maps.get(live.key)
+            if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+                served = {rolling.live.key for rolling in self._rolling.values()}
+                self._maps = {key: one for key, one in self._maps.items() if key in served}
+                task = self._maps[live.key] = asyncio.create_task(self._mapped(live, rolling.parts))
+            # Who gives up waiting does not stop it for others.
+            return await asyncio.shield(task)
+
+        return await self._answered(index, work)
 
     async def picture_tag(self, identifier: str, size: int | None, index: str | None) -> str:
         """The tag of a thumbnail, or without a size of the original; it stays from version to version."""
@@ -271,8 +291,13 @@ class Gateway:
             QueryError: 404 if the index has no such image, or its file cannot be read.
         """
         live = self._named(index).live
-        data = await self._aside(lambda: looked_up(lambda: stored_image(live.index, identifier)))
-        return Original(data, media_type(data), await self._tag(live, identifier, None))
+
+        def read() -> tuple[bytes, str]:
+            data = looked_up(lambda: stored_image(live.index, identifier))
+            return data, media_type(data)
+
+        data, kind = await self._aside(read)
+        return Original(data, kind, await self._tag(live, identifier, None))
 
     async def check(self) -> Health:
         """Ask every part for a sign of life.
@@ -283,7 +308,7 @@ class Gateway:
         self._poll()
         pings = [ping for rolling in self._rolling.values() for ping in rolling.parts.pings.values()]
         try:
-            await asyncio.gather(*(ping(_PING_S) for ping in pings))
+            await all_of(_answers(ping) for ping in pings)
         except PartError as error:
             raise error.as_query_error() from None
         versions = {name: rolling.live.key.number for name, rolling in self._rolling.items()}
@@ -340,14 +365,6 @@ class Gateway:
                     rolling.trouble(error)
             await asyncio.sleep(self._config.poll_s)
 
-    async def _embedded(self, call: Call, image: ImageExample) -> Described | ErrorAnswer:
-        try:
-            return described(await self._searching.encoded(call, image))
-        except QueryError as error:
-            if error.status >= 500:
-                raise
-            return ErrorAnswer.of(error)
-
     async def _mapped(self, live: Live, parts: Parts) -> MapAnswer:
         def drawn() -> tuple[list[Record], Any]:
             rows = live.index.at(maps.drawn(live.index.rows))
@@ -370,10 +387,23 @@ class Gateway:
         return f'"{fingerprint([*key, size])}"'
 
     async def _aside(self, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await self._on(self._threads, work)
+
+    async def _on(self, executor: Executor, work: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
-def _writer(config: ServeConfig, rolling: Rolling) -> Any:
+def _told(found: Descriptors | QueryError) -> Described | ErrorAnswer:
+    if isinstance(found, QueryError):
+        return ErrorAnswer.of(found)
+    return described(found)
+
+
+async def _answers(ping: Callable[[float], Awaitable[Any]]) -> None:
+    await ping(_PING_S)
+
+
+def _writer(config: ServeConfig, rolling: Rolling) -> Write:
     write = rolling.parts.write
     if not config.writable or write is None:
         raise QueryError(

@@ -14,9 +14,9 @@ from ray_retrieval.errors import QueryError, RetrievalError
 from ray_retrieval.search import Index
 from ray_retrieval.serve.addresses import original_address, thumbnail_address
 from ray_retrieval.serve.answers import Record
-from ray_retrieval.serve.describing import further
 
 Result = TypeVar("Result")
+_OWN = ("row", "id", "label", "path")
 _UNKNOWN = "application/octet-stream"
 
 
@@ -28,10 +28,15 @@ def row_of(index: Index, identifier: str) -> int:
     """
     row = index.row_of(identifier)
     if row is None:
-        raise QueryError(
-            "the index has no image of that id", where=identifier, mend="take an id from a hit", status=404
-        )
+        raise no_image(identifier)
     return row
+
+
+def no_image(identifier: str) -> QueryError:
+    """What is said where an index has no image of an id."""
+    return QueryError(
+        "the index has no image of that id", where=identifier, mend="take an id from a hit", status=404
+    )
 
 
 def stored_image(index: Index, identifier: str) -> bytes:
@@ -109,6 +114,15 @@ def known(name: str, index: Index, record: dict[str, Any]) -> dict[str, Any]:
         "path": PurePosixPath(path.replace("\\", "/")).name if path else None,
         "image": thumbnail_address(name, record["id"]),
         "original": original_address(name, record["id"]),
+    }
+
+
+def further(record: dict[str, Any]) -> dict[str, Any]:
+    """The values of a row's further columns, as JSON can hold them."""
+    return {
+        name: value.hex() if isinstance(value, bytes) else value
+        for name, value in record.items()
+        if name not in _OWN
     }
 
 

@@ -118,7 +118,11 @@ class Rerankings:
 
     def local_model(self) -> ModelKey | None:
         """The model of local features beside an index of vectors, where a re-ranking has one."""
-        return next((one.local for one in self._found.values() if one.local is not None), None)
+        return next(iter(self.local_models()), None)
+
+    def local_models(self) -> list[ModelKey]:
+        """The models of local features beside an index of vectors, each once."""
+        return list(dict.fromkeys(one.local for one in self._found.values() if one.local is not None))
 
     def _describe(self, name: str) -> str:
         if name == NO_RERANKING:
@@ -136,6 +140,12 @@ def offered(config: ServeConfig, kind: DescriptorKind) -> dict[str, tuple[AnyRer
     if kind is DescriptorKind.LOCAL and VERIFICATION not in own:
         return {VERIFICATION: (GeometricVerificationConfig(),), **own}
     return own
+
+
+def beside(config: ServeConfig, kind: DescriptorKind) -> list[str]:
+    """The indices of local features by which an index of some kind is verified, each once."""
+    named = (local_index(steps) for steps in offered(config, kind).values())
+    return sorted({uri for uri in named if uri is not None})
 
 
 def check_offered(config: ServeConfig, kinds: Mapping[str, DescriptorKind]) -> None:
@@ -163,11 +173,11 @@ def _suits(steps: Sequence[AnyRerankConfig], kind: DescriptorKind) -> bool:
 
 def _built(name: str, steps: Sequence[AnyRerankConfig], index: Index, threads: int) -> Reranking:
     try:
-        local = local_index(steps)
-        model = None
-        if local is not None:
-            uri = model_of(Folder(local)).uri
-            model = ModelKey(uri, Index.open(local).model)
-        return Reranking(name, tuple(build_all(steps, index, threads=threads)), local=model)
+        built, model = tuple(build_all(steps, index, threads=threads)), None
+        for step in built:
+            # The fingerprint of the index that the step has opened: it may be replaced at any moment.
+            if isinstance(step, GeometricVerification) and step.model and step.config.local:
+                model = ModelKey(model_of(Folder(step.config.local)).uri, step.model)
+        return Reranking(name, built, local=model)
     except RetrievalError as error:
         return Reranking(name, (), refused=error.problem)

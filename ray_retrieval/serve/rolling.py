@@ -25,7 +25,7 @@ from ray_retrieval.serve.behind import Parts, Watched
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.describing import describe
 from ray_retrieval.serve.metrics import Metrics
-from ray_retrieval.serve.rerankings import Rerankings
+from ray_retrieval.serve.rerankings import Rerankings, beside
 from ray_retrieval.serve.versions import current_key, open_version
 from ray_retrieval.serve.wire import GoneError, ModelKey, VersionKey
 from ray_retrieval.storage import Folder
@@ -49,6 +49,7 @@ class Live:
         index: all its shards; mapped, so that it costs no memory here.
         rerankings: built over it.
         about: what clients are told of it.
+        beside: what the indices of local features that it is verified by pointed to when it was opened.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Live:
     index: Index
     rerankings: Rerankings
     about: answers.IndexAnswer
+    beside: tuple[str, ...] = ()
 
     @property
     def served(self) -> answers.Served:
@@ -89,13 +91,14 @@ class Rolling:
     ) -> None:
         self.name, self.parts = name, parts
         pings = [parts.pings.get(f"group {number}") for number in range(len(parts.groups))]
-        self.groups = [Watched(ask, ping) for ask, ping in zip(parts.groups, pings, strict=True)]
+        enough_s = min(config.group_timeout_s, config.request_timeout_s / 2)
+        self.groups = [Watched(ask, ping, enough_s) for ask, ping in zip(parts.groups, pings, strict=True)]
         self._served, self._config, self._metrics, self._threads = served, config, metrics, threads
         self._turn = asyncio.Lock()
-        self._refused: tuple[VersionKey, float] | None = None
+        self._refused: tuple[VersionKey, tuple[str, ...], float] | None = None
         self._private = 0.0
         self.live = self._opened(current_key(Folder(served.index).uri), None)
-        self._pointer = ""
+        self._pointer: str | None = None
         self._now_serves()
 
     def about(self) -> answers.IndexAnswer:
@@ -111,24 +114,27 @@ class Rolling:
         """
         async with self._turn:
             pointer = await self._aside(lambda: read_pointer(Folder(self._served.index)))
-            if pointer == self._pointer and not force and self._refused is None:
+            others = await self._aside(lambda: self._beside(self.live.index))
+            is_new = pointer != self._pointer or others != self.live.beside
+            if not is_new and not force and self._refused is None:
                 return self.live
             key = await self._aside(lambda: current_key(self.live.key.uri))
-            if key != self.live.key and not self._is_refused(key):
-                await self._switch(key)
-            elif self._pointer == "":
+            if (key, others) != (self.live.key, self.live.beside):
+                if not self._is_refused(key, others):
+                    await self._switch(key, others)
+            elif self._pointer is None:
                 await self._prepare(self.live)
             self._pointer = pointer
             return self.live
 
-    async def _switch(self, key: VersionKey) -> None:
+    async def _switch(self, key: VersionKey, others: tuple[str, ...]) -> None:
         before = self.live
         try:
             coming = await self._aside(lambda: self._opened(key, before.index))
             await self._aside(lambda: check_hits(coming.index))
             await self._prepare(coming)
         except (GoneError, RetrievalError) as error:
-            self._refused = (key, time.monotonic())
+            self._refused = (key, others, time.monotonic())
             self._metrics.switch(self.name, "refused")
             _log.warning("%s stays at version %d: %s", self.name, before.key.number, error)
             return
@@ -138,26 +144,38 @@ class Rolling:
         self._now_serves()
 
     async def _prepare(self, coming: Live) -> None:
-        said = await self.parts.prepare(coming.key, coming.model)
+        said = await self.parts.prepare(coming.key, [coming.model, *coming.rerankings.local_models()])
         problems = [one for one in said if isinstance(one, str)]
         if problems:
             raise ArtefactError(problems[0])
         self._private = sum(one for one in said if isinstance(one, float))
 
-    def _is_refused(self, key: VersionKey) -> bool:
+    def _is_refused(self, key: VersionKey, others: tuple[str, ...]) -> bool:
         if self._refused is None:
             return False
-        refused, since = self._refused
-        return refused == key and time.monotonic() - since < _AGAIN_S
+        *refused, since = self._refused
+        return refused == [key, others] and time.monotonic() - since < _AGAIN_S
 
     def _opened(self, key: VersionKey, before: Index | None) -> Live:
         model = model_key(self._served, key)
         index = open_version(key, known=[before] if before is not None else [])
         assert index is not None, "an index has a shard"
         index.row_of("")  # The first look-up of an id sorts all ids.
+        pointers = self._beside(index)
         rerankings = Rerankings(self._config, index)
         about = describe(self.name, index, rerankings, self._config, Folder(model.uri))
-        return Live(self.name, key, model, index, rerankings, about)
+        return Live(self.name, key, model, index, rerankings, about, pointers)
+
+    def _beside(self, index: Index) -> tuple[str, ...]:
+        """What the indices of local features beside an index point to; nothing where they cannot be read."""
+
+        def pointer(uri: str) -> str:
+            try:
+                return read_pointer(Folder(uri))
+            except RetrievalError:
+                return ""
+
+        return tuple(pointer(uri) for uri in beside(self._config, index.form.kind))
 
     def trouble(self, error: RetrievalError) -> None:
         """What is current cannot be read; what is served stays."""

@@ -2,14 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
 
+import numpy as np
+
 from ray_retrieval.descriptors import Codes, Descriptors, Local, Vectors, concatenate
 from ray_retrieval.errors import QueryError
-from ray_retrieval.search import Hits
+from ray_retrieval.search import Hits, Index
+from ray_retrieval.search.filters import Filter
 from ray_retrieval.serve.answers import Described, Partial, Query, SearchAnswer
 from ray_retrieval.serve.backend import (
     AnyExample,
@@ -18,9 +22,11 @@ from ray_retrieval.serve.backend import (
     ImageExample,
     SearchRequest,
 )
-from ray_retrieval.serve.behind import PartError
+from ray_retrieval.serve.behind import PartError, Watched
 from ray_retrieval.serve.combining import merged
 from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.filtering import Filters
+from ray_retrieval.serve.limits import all_of
 from ray_retrieval.serve.lookups import looked_up, row_of, stored_image
 from ray_retrieval.serve.metrics import Metrics
 from ray_retrieval.serve.queries import average, given, understood
@@ -61,11 +67,21 @@ class Searching:
         config: of the server.
         metrics: what happens is counted there.
         workers: threads that re-rank.
+        lookups: threads that look up rows, and read filters.
         files: threads that read files.
     """
 
-    def __init__(self, config: ServeConfig, metrics: Metrics, workers: Executor, files: Executor) -> None:
-        self._config, self._metrics, self._workers, self._files = config, metrics, workers, files
+    def __init__(
+        self, config: ServeConfig, metrics: Metrics, workers: Executor, lookups: Executor, files: Executor
+    ) -> None:
+        self._config, self._metrics = config, metrics
+        self._workers, self._lookups, self._files = workers, lookups, files
+        self.filters = Filters(lookups)
+        # Of each model. More would be refused by its encoders; here they wait, up to their deadlines.
+        self._encoding: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(config.max_ongoing + config.max_queued)
+        )
+        self._share = max(1, config.max_ongoing // 2)
 
     async def search(
         self, live: Live, rolling: Rolling, request: SearchRequest, deadline: float
@@ -80,16 +96,17 @@ class Searching:
         clock, call = Clock(), Call(live, rolling, deadline)
         index = live.index
         reranking, notes = live.rerankings.choose(request.rerank, request.where)
+        where = None
         if request.where is not None:
-            index.check_filter(request.where)
-        descriptors = await asyncio.gather(*(self._described(call, one) for one in request.examples))
+            where = await self.filters.read(live.key, index, request.where)
+        descriptors = await all_of(self._described(call, one) for one in request.examples)
         features = await self._features(call, reranking, request)
         queries = average(descriptors) if request.combine == "average" else concatenate(descriptors)
         clock.lap("encode")
         depth = max(request.k, reranking.depth)
-        there, partial = await self._asked(call, queries, depth, request)
+        there, partial = await self._asked(call, queries, depth, request, where)
         clock.lap("search")
-        found = _merged(live, there, queries, depth, request.where)
+        found = _merged(live, there, queries, depth, filtered=where is not None)
         clock.lap("merge")
         if reranking.steps:
             ranked = await self._on(
@@ -104,7 +121,7 @@ class Searching:
                 self._workers,
                 lambda: reasons(index, reranking, queries, features, ranked),
             )
-        hits = hits_of(live.name, index, ranked, why)
+        hits = await self._on(self._lookups, lambda: hits_of(live.name, index, ranked, why))
         clock.lap("records")
         notes += noted(queries, hits, request.where)
         answer = SearchAnswer(
@@ -133,16 +150,38 @@ class Searching:
             GoneError: if its model is no longer there.
         """
         model = model or call.live.model
-        left = call.left()
-        job = EncodeJob(model, image.data, image.box, time.time() + left)
-        with self._metrics.waiting("encoder"):
-            answer = await call.rolling.parts.encode(job, left)
+        async with self._encoding[model.uri]:
+            left = call.left()
+            job = EncodeJob(model, image.data, image.box, time.time() + left)
+            with self._metrics.waiting("encoder"):
+                answer = await call.rolling.parts.encode(job, left)
         self._metrics.batch("encoder", answer.batch)
         if isinstance(answer.found, str):
             raise QueryError(answer.found, where="image", mend="send another image")
         if answer.model != model.fingerprint:
             raise GoneError(f"encoded by model {answer.model}, asked for {model.fingerprint}")
         return answer.found
+
+    async def all_encoded(self, call: Call, images: Sequence[ImageExample]) -> list[Descriptors | QueryError]:
+        """The descriptor of each image, or why it cannot be decoded; others get their turns meanwhile.
+
+        Raises:
+            QueryError: 503 if they cannot all be encoded in time.
+            PartError: if the encoder does not answer.
+            GoneError: if its model is no longer there.
+        """
+        share = asyncio.Semaphore(self._share)
+
+        async def one(image: ImageExample) -> Descriptors | QueryError:
+            async with share:
+                try:
+                    return await self.encoded(call, image)
+                except QueryError as error:
+                    if error.status >= 500:
+                        raise
+                    return error
+
+        return await all_of(one(image) for image in images)
 
     async def as_image(self, call: Call, example: IdExample) -> ImageExample:
         """The file of an image of the index."""
@@ -155,7 +194,7 @@ class Searching:
         index = call.live.index
         if isinstance(example, IdExample):
             if example.box is None and model == call.live.model:
-                found = index.descriptors([row_of(index, example.id)])
+                found = await self._held(index, example.id)
             else:
                 found = await self.encoded(call, await self.as_image(call, example), model)
         else:
@@ -169,10 +208,13 @@ class Searching:
             return given(example, index.form)
         if isinstance(example, ImageExample):
             return await self.encoded(call, example)
-        row = row_of(index, example.id)
         if example.box is None:
-            return index.descriptors([row])
+            return await self._held(index, example.id)
         return await self.encoded(call, await self.as_image(call, example))
+
+    async def _held(self, index: Index, identifier: str) -> Descriptors:
+        """The descriptor of an image of the index."""
+        return await self._on(self._lookups, lambda: index.descriptors([row_of(index, identifier)]))
 
     async def _features(self, call: Call, reranking: Reranking, request: SearchRequest) -> Local | None:
         """The local features of each example, where vectors are verified by those of another model."""
@@ -188,31 +230,30 @@ class Searching:
                 status=422,
             )
         model = reranking.local
-        found = await asyncio.gather(*(self.local_features(call, one, model) for one in examples))
+        found = await all_of(self.local_features(call, one, model) for one in examples)
         joined = concatenate(found)
         assert isinstance(joined, Local)
         return joined
 
     async def _asked(
-        self, call: Call, queries: Descriptors, k: int, request: SearchRequest
+        self, call: Call, queries: Descriptors, k: int, request: SearchRequest, where: Filter | None
     ) -> tuple[list[GroupAnswer], Partial | None]:
         """The answers of all groups of shards, or of those that answer where that is allowed."""
         live, groups = call.live, call.rolling.groups
+        shards = len(live.index.manifest.shards)
+        numbers = [number for number in range(len(groups)) if share(shards, number, len(groups))]
         allowed = self._config.partial == "allow" if request.partial is None else request.partial
         # Without it there is no answer: then a group that comes back in time is worth waiting for.
         left = min(call.left(), self._config.group_timeout_s) if allowed else call.left()
-        query = GroupQuery(live.key, queries, k, request.where, time.time() + left)
+        query = GroupQuery(live.key, queries, k, where, time.time() + left)
         with self._metrics.waiting("group"):
-            asked = [group.ask(query, left, may_leave_out=allowed) for group in groups]
-            answers = await asyncio.gather(*asked, return_exceptions=True)
+            answers = await all_of(_asked(groups[number], query, left, allowed) for number in numbers)
         missing = []
         there: list[GroupAnswer] = []
-        for number, answer in enumerate(answers):
-            if isinstance(answer, PartError) and allowed:
+        for number, answer in zip(numbers, answers, strict=True):
+            if isinstance(answer, PartError):
                 self._metrics.failure(answer.part, answer.why)
                 missing.append(number)
-            elif isinstance(answer, BaseException):
-                raise answer
             else:
                 if answer.version != live.key:
                     raise GoneError(f"searched in version {answer.version.number}")
@@ -229,13 +270,23 @@ class Searching:
         return await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
-def _merged(live: Live, there: list[GroupAnswer], queries: Descriptors, k: int, where: str | None) -> Hits:
+async def _asked(group: Watched, query: GroupQuery, left: float, allowed: bool) -> GroupAnswer | PartError:
+    """The answer of a group, or why it may be left out: too much to do is no reason."""
+    try:
+        return await group.ask(query, left, may_leave_out=allowed)
+    except PartError as error:
+        if not allowed or error.why == "busy":
+            raise
+        return error
+
+
+def _merged(live: Live, there: list[GroupAnswer], queries: Descriptors, k: int, *, filtered: bool) -> Hits:
     shortlist = live.index.shortlist
     return merged(
         [answer.found for answer in there],
         queries,
         k,
-        images=live.index.rows if where is None else sum(answer.selected for answer in there),
+        images=sum(answer.selected for answer in there) if filtered else live.index.rows,
         neighbours=0 if shortlist is None else shortlist.config.neighbours,
     )
 
@@ -255,8 +306,11 @@ def described(found: Descriptors) -> Described:
 def _partial(live: Live, missing: list[int], groups: int) -> Partial:
     manifest = live.index.manifest
     numbers = [number for group in missing for number in share(len(manifest.shards), group, groups)]
-    rows = sum(manifest.shards[number].rows for number in numbers)
-    return Partial(groups=missing, rows=rows, of_rows=manifest.next_row)
+    removed, rows = live.index.removed(), 0
+    for shard in (manifest.shards[number] for number in numbers):
+        first, last = np.searchsorted(removed, [shard.first_row, shard.first_row + shard.rows])
+        rows += shard.rows - int(last - first)
+    return Partial(groups=missing, rows=rows, of_rows=live.index.rows)
 
 
 class Clock:

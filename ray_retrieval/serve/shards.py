@@ -18,6 +18,7 @@ from ray_retrieval.descriptors import Descriptors, Local, concatenate
 from ray_retrieval.errors import RetrievalError
 from ray_retrieval.search import Hits, Index
 from ray_retrieval.search.checking import check_hits
+from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.hits import no_hits
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.gathering import Gathering
@@ -68,6 +69,15 @@ class ShardGroup:
 
     async def search(self, query: GroupQuery) -> AnyAnswer:
         """As `search_batch`, which gets the queries that have come meanwhile."""
+        if not self._versions.is_open(query.version):
+            # Those that ask for what is open do not wait for it.
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self._opening, self._versions.get, query.version)
+            except GoneError as error:
+                return Gone(str(error))
+            except RetrievalError as error:
+                return wrong(error)
         return await self._gathering.ask(query)
 
     async def prepare(self, key: VersionKey) -> float | str:
@@ -85,13 +95,15 @@ class ShardGroup:
     def search_batch(self, queries: list[GroupQuery]) -> list[AnyAnswer]:
         """An answer to each query, in their order; those of one version and filter are searched together."""
         answers: dict[int, AnyAnswer] = {}
-        together: dict[tuple[VersionKey, str | None], list[int]] = {}
+        together: dict[tuple[VersionKey, Filter | None], list[int]] = {}
         for number, query in enumerate(queries):
-            if late(query.expires):
-                answers[number] = Late()
-            else:
-                together.setdefault((query.version, query.where), []).append(number)
-        for (version, where), numbers in together.items():
+            together.setdefault((query.version, query.where), []).append(number)
+        for (version, where), every in together.items():
+            # The others may have taken long.
+            answers.update((number, Late()) for number in every if late(queries[number].expires))
+            numbers = [number for number in every if number not in answers]
+            if not numbers:
+                continue
             some = [queries[number] for number in numbers]
             try:
                 found = self._search(version, where, some)
@@ -103,7 +115,7 @@ class ShardGroup:
         return [answers[number] for number in range(len(queries))]
 
     def _search(
-        self, version: VersionKey, where: str | None, queries: list[GroupQuery]
+        self, version: VersionKey, where: Filter | None, queries: list[GroupQuery]
     ) -> Sequence[AnyAnswer]:
         index = self._versions.get(version)
         if index is None:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
@@ -98,14 +99,15 @@ def _manifest(folder: Folder, key: VersionKey) -> Manifest:
 
 @dataclass
 class _Entry(Generic[Value]):
-    value: Value
+    opened: "Future[Value]"
     used: float
 
 
 class Kept(Generic[Key, Value]):
     """Things that are opened when they are first asked for, and closed when nobody has asked for long.
 
-    Safe to share among threads; what takes long to open is opened once.
+    Safe to share among threads; what takes long to open is opened once, and does not hold up those that ask
+    for what is open.
 
     Args:
         make: opens one, given its key and those that are open.
@@ -127,22 +129,49 @@ class Kept(Generic[Key, Value]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def is_open(self, key: Key) -> bool:
+        """Whether `get` has nothing to wait for."""
+        with self._lock:
+            entry = self._entries.get(key)
+            return entry is not None and entry.opened.done()
+
     def get(self, key: Key) -> Value:
         """The one of that key; raises whatever `make` raises."""
         with self._lock:
             entry = self._entries.get(key)
+            is_new = entry is None
+            open_ones: list[Value] = []
             if entry is None:
-                open_ones = [other.value for other in self._entries.values()]
-                entry = self._entries[key] = _Entry(self._make(key, open_ones), 0.0)
+                open_ones = [one.opened.result() for one in self._entries.values() if one.opened.done()]
+                entry = self._entries[key] = _Entry(Future(), 0.0)
             entry.used = time.monotonic()
-            self._drop(key)
-            return entry.value
-
-    def _drop(self, asked: Key) -> None:
-        if len(self._entries) == 1:
-            return
-        oldest = time.monotonic() - self._idle
-        for key in [key for key, entry in self._entries.items() if key != asked and entry.used < oldest]:
-            dropped = self._entries.pop(key)
+        if is_new:
+            self._open(key, entry, open_ones)
+        found = entry.opened.result()
+        for dropped in self._drop(key):
             if self._close is not None:
-                self._close(dropped.value)
+                self._close(dropped)
+        return found
+
+    def _open(self, key: Key, entry: _Entry[Value], open_ones: list[Value]) -> None:
+        try:
+            value = self._make(key, open_ones)
+        except BaseException as error:
+            with self._lock:  # Whoever comes next tries anew.
+                del self._entries[key]
+            entry.opened.set_exception(error)
+            return
+        with self._lock:
+            entry.used = time.monotonic()
+            entry.opened.set_result(value)
+
+    def _drop(self, asked: Key) -> list[Value]:
+        """Forget, and return, what nobody has asked for long, unless there is nothing else."""
+        oldest = time.monotonic() - self._idle
+        with self._lock:
+            idle = [
+                key
+                for key, entry in self._entries.items()
+                if key != asked and entry.used < oldest and entry.opened.done()
+            ]
+            return [self._entries.pop(key).opened.result() for key in idle]

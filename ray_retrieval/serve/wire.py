@@ -3,6 +3,10 @@
 Every request names the version of the index, or the model, that it is for, with all that a process needs to
 open it: so a process that has just started, or still serves an older configuration, answers for that version
 and no other, or says that it cannot.
+
+Until when somebody waits is said as a moment, so that the time that a question spends on its way counts. The
+clocks of the machines of a cluster therefore have to agree to about a second, as NTP keeps them: one that is
+ahead by more than `request_timeout_s` would answer nothing, one that is behind does work in vain.
 """
 
 import time
@@ -12,6 +16,7 @@ from typing import Any
 from ray_retrieval.descriptors import Descriptors
 from ray_retrieval.errors import QueryError
 from ray_retrieval.search import Hits
+from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.neighbours import Neighbours
 from ray_retrieval.serve.answers import Box
 
@@ -56,7 +61,7 @@ class GroupQuery:
     version: VersionKey
     queries: Descriptors
     k: int
-    where: str | None
+    where: Filter | None
     expires: float
 
 

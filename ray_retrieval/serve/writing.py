@@ -1,27 +1,41 @@
 """Changes of an index while it is served: what is asked for, checked, and the one that writes."""
 
+import asyncio
+import logging
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from ray_retrieval.descriptors import Descriptors, Form, concatenate
-from ray_retrieval.errors import ArtefactError, QueryError, RetrievalError
-from ray_retrieval.search import Index, add, remove
-from ray_retrieval.search.changes import Change
+from ray_retrieval.errors import ConflictError, DataError, QueryError, RetrievalError
+from ray_retrieval.search import Index, add, compact, remove
+from ray_retrieval.search.changes import Change, ids_of, rows_with
+from ray_retrieval.search.compaction import written_anew
 from ray_retrieval.search.embeddings import finish, part_table, write_part
+from ray_retrieval.search.filters import Filter
 from ray_retrieval.serve.backend import NewImage
 from ray_retrieval.serve.behind import Addition, Removal, Written
-from ray_retrieval.serve.lookups import row_of
+from ray_retrieval.serve.lookups import no_image
+from ray_retrieval.serve.wire import late
 from ray_retrieval.storage import Folder
 
 _IMAGE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
 _RESERVED = ("id", "image", "label", "row", "path")
-_BUSY_S = 10.0
+BUSY_S = 10.0
 """How long another writer, such as the command line, is waited for."""
+_AGAIN_S = 0.2
+MOST_SMALL = 32
+"""Beyond so many shards that a compaction would merge, there is one."""
+MOST_BYTES = 1 << 28
+"""So much is written for that at most."""
+_EVERY = 1 << 62  # of the versions are kept
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,9 +49,10 @@ class MadeAddition:
 def addition(
     index: Index,
     images: Sequence[NewImage],
-    described: "Sequence[Descriptors | BaseException]",
+    described: "Sequence[Descriptors | QueryError]",
     *,
     replace: bool,
+    expires: float,
 ) -> MadeAddition:
     """Rows to add for images; those that cannot be decoded are left out.
 
@@ -46,6 +61,7 @@ def addition(
         images: as they were sent.
         described: the descriptor of each, or why there is none.
         replace: whether ids may be in the index already.
+        expires: moment (`time.time`) after which it is not begun.
 
     Raises:
         QueryError: 409 if an id is in the index and `replace` is not asked for, 422 if ids come twice, or
@@ -55,10 +71,8 @@ def addition(
     left_out: dict[str, str] = {}
     kept: list[tuple[NewImage, Descriptors]] = []
     for image, found in zip(images, described, strict=True):
-        if isinstance(found, QueryError) and found.status < 500:
+        if isinstance(found, QueryError):
             left_out[image.id] = found.problem
-        elif isinstance(found, BaseException):
-            raise found
         else:
             kept.append((image, found))
     if not kept:
@@ -78,12 +92,13 @@ def addition(
         descriptors=concatenate([found for _, found in kept]),
         class_names=names,
         replace=replace,
+        expires=expires,
     )
     return MadeAddition(request, left_out)
 
 
-def removal(index: Index, ids: Sequence[str] | None, where: str | None) -> Removal:
-    """Rows to remove.
+def removal(index: Index, ids: Sequence[str] | None, where: Filter | None, expires: float) -> Removal:
+    """Rows to remove; the filter is one for the index.
 
     Raises:
         QueryError: if neither or both of ids and filter are given, 404 if the index has no such id.
@@ -95,37 +110,77 @@ def removal(index: Index, ids: Sequence[str] | None, where: str | None) -> Remov
             mend="send either",
             status=422,
         )
-    if where is not None:
-        index.check_filter(where)
-    for identifier in ids or ():
-        row_of(index, identifier)
-    return Removal(index.folder.uri, tuple(dict.fromkeys(ids or ())), where)
+    once = tuple(dict.fromkeys(ids or ()))
+    there = set(ids_of(index, rows_with(index, pa.array(once, pa.large_string()))))
+    for identifier in once:
+        if identifier not in there:
+            raise no_image(identifier)
+    return Removal(index.folder.uri, once, where, expires)
 
 
-def written(request: Addition | Removal, *, threads: int = 1) -> Written:
-    """Write a change and publish it.
+async def written_by(thread: Executor, request: Addition | Removal) -> Written:
+    """`written` in a thread; tried again while somebody else writes, the thread free for others meanwhile.
 
     Raises:
-        QueryError: if it does not fit the index, 503 if somebody else goes on writing to it.
+        QueryError: as `written`; 503 if it is not begun in time, or somebody else goes on writing.
     """
-    deadline = time.monotonic() + _BUSY_S
+    until = time.monotonic() + BUSY_S
     while True:
         try:
-            change = _added(request, threads) if isinstance(request, Addition) else _removed(request, threads)
-            break
-        except ArtefactError:
-            # Somebody writes to it, or has overtaken this change.
-            if time.monotonic() > deadline:
+            return await asyncio.get_running_loop().run_in_executor(thread, written, request)
+        except ConflictError:
+            if time.monotonic() > until:
                 raise QueryError(
                     "somebody else is writing to the index", mend="try again in a moment", status=503
                 ) from None
-            time.sleep(0.2)
-        except RetrievalError as error:
-            # Where it is, is a place on this machine.
-            raise QueryError(error.problem, mend=error.mend, status=error.status) from None
+            await asyncio.sleep(_AGAIN_S)
+
+
+def written(request: Addition | Removal, threads: int = 1) -> Written:
+    """Write a change and publish it, once.
+
+    Raises:
+        ConflictError: if somebody else is writing to the index, or has overtaken this change.
+        QueryError: if it does not fit the index, 503 if nobody waits for it any more.
+    """
+    if late(request.expires):
+        raise QueryError("not begun in time, nothing was changed", mend="try again in a moment", status=503)
+    try:
+        change = _added(request, threads) if isinstance(request, Addition) else _removed(request, threads)
+    except ConflictError:
+        raise
+    except RetrievalError as error:
+        if isinstance(request, Addition) and isinstance(error, DataError) and not request.replace:
+            # Somebody may have added the same ids since they were looked at.
+            _check_new(Index.open(request.uri), request.table["id"].to_pylist())
+        # Where it is, is a place on this machine.
+        raise QueryError(error.problem, mend=error.mend, status=error.status) from None
     manifest = change.manifest
     said = manifest.operation if change.changed else "nothing to change"
     return Written(manifest.number, said, manifest.rows, change.added, change.removed)
+
+
+def tidy(uri: str) -> None:
+    """Merge the shards of small additions, where there are many; versions stay.
+
+    Each shard costs a search some time. Where much would have to be written for it, as it is where rows of a
+    large shard were removed, that is left to the command line.
+    """
+    try:
+        shards, size = written_anew(uri)
+        if shards <= MOST_SMALL:
+            return
+        if size > MOST_BYTES:
+            _log.warning(
+                "%s: %d shards are small, and to merge them %d bytes would be written: compact it",
+                uri,
+                shards,
+                size,
+            )
+            return
+        compact(uri, keep=_EVERY)
+    except RetrievalError as error:  # The next addition tries again.
+        _log.warning("%s was not compacted: %s", uri, error)
 
 
 def _added(request: Addition, threads: int) -> Change:
@@ -154,7 +209,12 @@ def _check_ids(index: Index, images: Sequence[NewImage], *, replace: bool) -> No
     twice = sorted({identifier for identifier in ids if ids.count(identifier) > 1})
     if twice:
         raise QueryError("the same id comes twice", where=twice[0], mend="rename one", status=422)
-    there = [] if replace else [one for one in ids if index.row_of(one) is not None]
+    if not replace:
+        _check_new(index, ids)
+
+
+def _check_new(index: Index, ids: Sequence[str]) -> None:
+    there = [one for one in ids if index.row_of(one) is not None]
     if there:
         raise QueryError(
             f"{len(there):,} of the ids are in the index already",
@@ -167,13 +227,18 @@ def _check_ids(index: Index, images: Sequence[NewImage], *, replace: bool) -> No
 def _labels(index: Index, images: Sequence[NewImage]) -> tuple[list[str] | None, pa.Array]:
     """The class names of the rows, and their labels as numbers among them."""
     names = index.class_names
-    known = {name: number for number, name in enumerate(names or [])}
+    # Of several classes of one name the first counts, as in filters.
+    known = {name: number for number, name in reversed(list(enumerate(names or [])))}
+    new: list[str] = []
 
     def number(label: int | str) -> int:
         if isinstance(label, str):
             if names is None:
                 raise _label(f"classes of this index are numbers, got '{label}'")
-            return known.setdefault(label, len(known))
+            if label not in known:
+                known[label] = len(names) + len(new)
+                new.append(label)
+            return known[label]
         if label < 0 or (names is not None and label >= len(names)):
             raise _label(f"the index has no class {label}")
         return label
@@ -195,7 +260,7 @@ def _labels(index: Index, images: Sequence[NewImage]) -> tuple[list[str] | None,
         labels = [one if one is None or isinstance(one, list) else [one] for one in labels]
     elif any(isinstance(one, list) for one in labels):
         raise _label("images of this index are of one class each")
-    return (None if names is None else list(known)), pa.array(labels, wanted)
+    return (None if names is None else [*names, *new]), pa.array(labels, wanted)
 
 
 def _columns(index: Index, images: Sequence[NewImage]) -> dict[str, pa.Array]:

@@ -56,12 +56,10 @@ def test_as_the_search_of_what_is_selected(kind, sizes, share, k, share_of_few, 
     spans = Spans(np.array([segment.first_row for segment in segments]), np.array(sizes))
     elsewhere = np.array([0, 10**6])  # deleted rows of other shards
     if filtered:
-        masks = np.split(kept, np.cumsum(sizes)[:-1])
+        masks = np.array_split(kept, 1 + seed % 7)
         dead = numbers[kept][::3]
         kept = kept & ~np.isin(numbers, dead)
-        selection = Selection.of(
-            spans, np.union1d(dead, elsewhere), [np.array_split(some, 3) for some in masks]
-        )
+        selection = Selection.of(spans, np.union1d(dead, elsewhere), masks)
     else:
         selection = Selection.of(spans, np.union1d(numbers[~kept], elsewhere))
     assert len(selection) == kept.sum()
@@ -148,7 +146,7 @@ def test_a_filter_takes_a_bit_a_row():
     everything = np.arange(rows) % 5 > 0
 
     def masks():
-        return ((everything[start : start + block] for start in range(0, rows, block)) for _ in range(2))
+        return (everything[start : start + block] for _ in range(2) for start in range(0, rows, block))
 
     Selection.of(spans, dead[:9], masks())
     tracemalloc.start()

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from ray_retrieval.serve.gateway import Gateway
 from ray_retrieval.serve.shards import ShardGroup
 from ray_retrieval.serve.versions import current_key
 from ray_retrieval.serve.wire import Encoded, EncodeJob, GroupAnswer, GroupQuery, ModelKey, VersionKey
-from ray_retrieval.serve.writing import written
+from ray_retrieval.serve.writing import written_by
 from ray_retrieval.storage import Folder
 
 
@@ -37,7 +38,9 @@ class Behind:
     Attributes:
         down: numbers of groups that do not answer.
         prepared: versions that the groups were told to open.
-        written: changes.
+        models: that the encoder was told to load.
+        refusing: why versions cannot be opened.
+        changes: that were asked for.
     """
 
     groups: list[ShardGroup]
@@ -46,6 +49,9 @@ class Behind:
     slow: dict[int, float] = field(default_factory=dict)
     prepared: list[int] = field(default_factory=list)
     asked: list[GroupQuery] = field(default_factory=list)
+    models: list[ModelKey] = field(default_factory=list)
+    refusing: list[str] = field(default_factory=list)
+    changes: list[Addition | Removal] = field(default_factory=list)
 
     def group(self, number: int) -> Callable[[GroupQuery, float], Awaitable[GroupAnswer]]:
         ask = asking_here(self.groups[number])
@@ -71,11 +77,12 @@ class Behind:
 
         return ping
 
-    async def prepare(self, key: VersionKey, model: ModelKey) -> list[float | str]:
+    async def prepare(self, key: VersionKey, models: Sequence[ModelKey]) -> list[float | str]:
         self.prepared.append(key.number)
-        loaded = await self.encoder.prepare(model)
+        self.models += models
+        loaded = [await self.encoder.prepare(model) for model in models]
         opened = [await group.prepare(key) for group in self.groups]
-        return [*([loaded] if isinstance(loaded, str) else []), *opened]
+        return [*(one for one in loaded if isinstance(one, str)), *self.refusing, *opened]
 
 
 def gateway_over(
@@ -97,8 +104,11 @@ def gateway_over(
         assert isinstance(found, Encoded)
         return found
 
+    thread = ThreadPoolExecutor(1)
+
     async def write(request: Addition | Removal, timeout_s: float) -> Written:
-        return await asyncio.to_thread(written, request)
+        behind.changes.append(request)
+        return await written_by(thread, request)
 
     pings = {f"group {number}": behind.ping(number) for number in range(groups)}
     parts = Parts(

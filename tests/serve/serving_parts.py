@@ -36,7 +36,7 @@ def pixels(data: bytes) -> npt.NDArray[np.uint8]:
 class AverageHash:
     """Encodes an image as which cells of an 8 x 8 grid are brighter than its mean."""
 
-    def __init__(self, model: str, *, threads: int = 1, batch_size: int = 64) -> None:
+    def __init__(self, model: str, *, threads: int = 1, batch_size: int = 64, engine: str = "torch") -> None:
         _, self.fingerprint = read_model_description(Folder(model))
 
     def encode(self, images: list[bytes]) -> tuple[Codes, dict[int, str]]:
@@ -55,7 +55,7 @@ class AverageHash:
 class GreyVector:
     """Encodes an image as an 8 x 8 grid of grey values around their mean, scaled to length 1."""
 
-    def __init__(self, model: str, *, threads: int = 1, batch_size: int = 64) -> None:
+    def __init__(self, model: str, *, threads: int = 1, batch_size: int = 64, engine: str = "torch") -> None:
         _, self.fingerprint = read_model_description(Folder(model))
 
     def encode(self, images: list[bytes]) -> tuple[Vectors, dict[int, str]]:
@@ -96,6 +96,7 @@ def make_index(
     shards: int = 3,
     encoder: type[AverageHash | GreyVector] = AverageHash,
     note: str = "",
+    class_names: tuple[str, ...] = ("ant", "bee", "cow"),
 ) -> Served:
     """An index of noise images, some with ids that look like paths or addresses."""
     model = str(folder / "model")
@@ -121,7 +122,7 @@ def make_index(
         model=AverageHash(model).fingerprint,
         form=Form.of(described),
         classes=3,
-        class_names=["ant", "bee", "cow"],
+        class_names=list(class_names),
         parts=[part],
         source="",
     )

@@ -1,6 +1,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -172,7 +174,53 @@ def test_autoscaling_and_replicas_are_as_configured(indexed: Served) -> None:
     scaling = encoder._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 16)
     names = [(group.name, group.num_replicas) for group in groups]
-    assert names == [("Shards-x-0", 2), ("Shards-x-1", 2), ("Writer-x", 1)]
+    assert names == [("Shards-x-0", 2), ("Shards-x-1", 2), ("Writer", 1)]
+
+
+def test_an_index_is_opened_once_before_the_start(indexed: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, opening = [], Index.open
+
+    def counted(uri: Any, **options: Any) -> Index:
+        opened.append(uri)
+        return opening(uri, **options)
+
+    monkeypatch.setattr(Index, "open", counted)
+    arguments = ["serve", indexed.index, "--model", indexed.model]
+
+    def refuse() -> None:
+        raise ClusterError("not now")
+
+    monkeypatch.setattr("ray_retrieval.serve.app.connect", refuse)
+    result = CliRunner().invoke(command, [*arguments, "--port", "1"])
+    assert result.exit_code != 0
+    assert len(opened) == 1
+
+
+def test_an_engine_without_an_export_is_refused_before_anything_starts(
+    indexed: Served, nothing_starts: None
+) -> None:
+    with (
+        pytest.raises(ArtefactError, match="no export of model"),
+        run(one(indexed), ServeConfig(engine="onnx"), encoder=AverageHash),
+    ):
+        pass
+    with pytest.raises(ValueError, match="runs on the processor"):
+        ServeConfig(engine="onnx", encoder_gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        ("data.decode", {"torch"}),
+        ("serve.thumbnails", {"torch", "numba"}),
+        ("serve.writers", {"torch", "fastapi", "ray"}),
+        ("serve.shards", {"torch", "fastapi", "ray"}),
+    ],
+)
+def test_processes_load_what_they_need(module: str, without: set[str]) -> None:
+    code = f"import sys, ray_retrieval.{module}; print(*({without!r} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
 
 
 def test_keys_are_made_on_the_command_line(tmp_path: Path) -> None:

@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 import torch
 from ray.exceptions import RayActorError, WorkerCrashedError
-from ray.serve.exceptions import BackPressureError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from serving_parts import AverageHash, GreyVector, Served, make_index, picture
 
 from ray_retrieval import model
 from ray_retrieval.errors import QueryError
 from ray_retrieval.methods import METHODS
 from ray_retrieval.search import Hits, Index
+from ray_retrieval.search.filters import Filter
 from ray_retrieval.serve.asking import asking
 from ray_retrieval.serve.behind import PartError
 from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.deployments import Handles, parts_of
 from ray_retrieval.serve.encoders import EncoderReplica
 from ray_retrieval.serve.gathering import Gathering
 from ray_retrieval.serve.shards import ShardGroup
@@ -121,7 +124,7 @@ def test_a_group_answers_queries_of_different_k_and_filter_in_one_batch(indexed:
     codes, _ = AverageHash(indexed.model).encode([picture(seed) for seed in range(700, 712)])
     version = current_key(indexed.index)
     group = ShardGroup(0, 2, CONFIG, version)
-    wheres = [None, "label = bee"]
+    wheres = [None, Filter.parse("label = bee")]
     rows = [codes.take(np.array([number])) for number in range(12)]
     queries = [asked(version, row, 1 + 15 * n, where=wheres[n % 2]) for n, row in enumerate(rows)]
     answers = group.search_batch(queries)
@@ -140,7 +143,7 @@ def test_a_group_tells_what_it_cannot_answer_and_answers_the_others(indexed: Ser
         asked(version, codes, 3),
         asked(another, codes, 3),
         asked(version, codes, 3, expires=time.time() - 1),
-        asked(version, codes, 3, where="price < 3"),
+        asked(version, codes, 3, where=Filter.parse("price < 3")),
     ]
     answers = ShardGroup(0, 1, CONFIG).search_batch(queries)
     assert [type(answer) for answer in answers] == [GroupAnswer, Gone, Late, Wrong]
@@ -200,19 +203,28 @@ class Method:
 
 def test_a_replica_that_died_is_asked_again_until_time_is_up() -> None:
     method = Method(RayActorError(), WorkerCrashedError())
-    assert asyncio.run(asking(method, "encoder")(7, 30)) == 7
+    assert asyncio.run(asking(method, "group")(7, 30)) == 7
     assert method.calls == 3
     dead = Method(*(RayActorError() for _ in range(100)))
     with pytest.raises(PartError) as caught:
-        asyncio.run(asking(dead, "encoder")(7, 0.35))
+        asyncio.run(asking(dead, "group")(7, 0.35))
     assert caught.value.why == "dead"
     assert 2 <= dead.calls <= 4
+
+
+def test_an_image_that_processes_die_of_is_asked_once_more_at_most() -> None:
+    deadly = Method(*(RayActorError() for _ in range(9)))
+    with pytest.raises(PartError, match="dead"):
+        asyncio.run(asking(deadly, "encoder", again=1)(7, 30))
+    assert deadly.calls == 2
+    restarted = Method(RayActorError(), *(DeploymentUnavailableError(DeploymentID("x")) for _ in range(3)))
+    assert asyncio.run(asking(restarted, "encoder", again=1)(7, 30)) == 7
 
 
 def test_what_has_effects_is_not_asked_again() -> None:
     method = Method(RayActorError())
     with pytest.raises(PartError, match="dead"):
-        asyncio.run(asking(method, "writer", again=False)(7, 30))
+        asyncio.run(asking(method, "writer", again=0)(7, 30))
     assert method.calls == 1
 
 
@@ -255,3 +267,39 @@ def test_what_a_part_says_instead_of_an_answer_is_raised(answer: Any, error: typ
 
     with pytest.raises(error):
         asyncio.run(asking(Says(), "group")(7, 5))
+
+
+class Handle:
+    """A deployment's handle that writes down what it is asked."""
+
+    def __init__(self) -> None:
+        self.encoded: list[ModelKey] = []
+        self.prepared: list[Any] = []
+        self.encode, self.search, self.ping = self, self, self
+
+    async def remote(self, job: EncodeJob) -> Encoded:
+        self.encoded.append(job.model)
+        return Encoded("no image", job.model.fingerprint, 1)
+
+    def broadcast(self, method: str, question: Any) -> "Handle":
+        self.prepared.append(question)
+        return self
+
+    async def results_async(self, **_: Any) -> list[float]:
+        return [1.0]
+
+
+def test_a_new_model_in_the_folder_of_local_features_is_of_its_own_encoders() -> None:
+    own, local, group = Handle(), Handle(), Handle()
+    parts = parts_of(Handles(own, [group]), {"file:///local": local}, CONFIG)
+    main, renewed = ModelKey("file:///main", "m" * 16), ModelKey("file:///local", "n" * 16)
+    key = VersionKey("file:///index", 1, "0" * 64, main.fingerprint)
+
+    async def work() -> list[float | str]:
+        await parts.encode(EncodeJob(main, b"", None, NEVER), 5)
+        await parts.encode(EncodeJob(renewed, b"", None, NEVER), 5)
+        return await parts.prepare(key, [main, renewed])
+
+    assert asyncio.run(work()) == [1.0]
+    assert (own.encoded, local.encoded) == ([main], [renewed])
+    assert (own.prepared, local.prepared, group.prepared) == ([main], [renewed], [key])

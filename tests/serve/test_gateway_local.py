@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ SETS = {
 class Features:
     """Describes three pictures by the features above, and all others by some of their own."""
 
-    def __init__(self, model: str, *, threads: int = 1, batch_size: int = 1) -> None:
+    def __init__(self, model: str, *, threads: int = 1, batch_size: int = 1, engine: str = "torch") -> None:
         from ray_retrieval.model import read_model_description
 
         _, self.fingerprint = read_model_description(Folder(model))
@@ -185,6 +186,50 @@ def test_vectors_are_verified_by_the_local_features_of_another_index(
 
     async def run() -> None:
         await work(*gateway_over(served, encoder=Both, config=config))
+
+    asyncio.run(run())
+
+
+def test_a_new_local_model_beside_an_index_is_prepared_and_used(local: Served, tmp_path: Path) -> None:
+    for name in ("index", "model"):
+        shutil.copytree(Path(local.index).parent / name, tmp_path / "beside" / name)
+    model = write_model(Folder(tmp_path / "model"), note="vectors")
+    vectors = draw_vectors(COUNT, 8, seed=3)
+    write(tmp_path / "embeddings", vectors, coloured_table(COUNT, classes=2).table, model=model)
+    searching.build(tmp_path / "embeddings", tmp_path / "index", shards=2)
+    served = Served("", str(tmp_path / "index"), str(tmp_path / "model"), local.ids)
+    step = {"name": "geometric_verification", "local": str(tmp_path / "beside" / "index")}
+    config = ServeConfig.model_validate({"rerank": {"gv": [step]}, "poll_s": 0.05})
+
+    class Both(Features):
+        def encode(self, images: list[bytes], box: Any = None) -> Any:
+            if self.fingerprint != model:
+                return super().encode(images)
+            return Vectors(np.repeat(vectors.data[3:4], len(images), axis=0)), {}
+
+    renewed = write_model(Folder(tmp_path / "renewed"), note="local, anew")
+    write(tmp_path / "anew", views(), coloured_table(COUNT, classes=2).table, model=renewed)
+    exact = LocalSearchConfig.model_validate({"shortlist": "exact"})
+    searching.build(tmp_path / "anew", tmp_path / "built", shards=3, local=exact)
+
+    async def run() -> None:
+        gateway, behind = gateway_over(served, encoder=Both, config=config)
+        before = await search(gateway, photograph(0), k=6, rerank="gv")
+        for name in ("model", "index"):
+            shutil.rmtree(tmp_path / "beside" / name)
+        write_model(Folder(tmp_path / "beside" / "model"), note="local, anew")
+        (tmp_path / "built").rename(tmp_path / "beside" / "index")
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if renewed in [one.fingerprint for one in behind.models]:
+                break
+        await gateway._rolling["x"].refresh()
+        after = await search(gateway, photograph(0), k=6, rerank="gv")
+        assert (rows(after), after.index) == (rows(before), before.index)
+        found = gateway._rolling["x"].live.rerankings.local_model()
+        assert found is not None
+        assert found.fingerprint == renewed
+        assert [one.fingerprint for one in behind.models][-2:] == [model, renewed]
 
     asyncio.run(run())
 

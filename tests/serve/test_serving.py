@@ -81,6 +81,18 @@ def test_a_batch_of_searches_is_searched_together(
         assert found == oracle.hits(picture(seed), 5)
 
 
+@pytest.mark.parametrize("count", [97, 100])
+def test_as_many_images_as_a_request_may_have_are_embedded(
+    client: httpx.Client, oracle: Oracle, count: int
+) -> None:
+    images = [picture(seed) for seed in range(count)]
+    answer = client.post("/v1/embed", files=[("image", image) for image in images])
+    assert answer.status_code == 200, answer.text
+    codes, _ = oracle.encoder.encode(images)
+    found = [one["code"] for one in answer.json()["descriptors"]]
+    assert found == [code.tobytes().hex() for code in codes.data]
+
+
 def test_every_hit_shows_its_own_image_whatever_its_id(client: httpx.Client, served: Served) -> None:
     numbers = {identifier: number for number, identifier in enumerate(served.ids)}
     hits = search(client, picture(1), 1000).json()["hits"]

@@ -1,0 +1,73 @@
+"""The filters that clients send: read, and checked against a version of the index, once, aside."""
+
+import asyncio
+from collections import OrderedDict
+from concurrent.futures import Executor
+
+from ray_retrieval.errors import QueryError
+from ray_retrieval.search import Index
+from ray_retrieval.search.filters import Condition, Either, Every, Filter, Not
+from ray_retrieval.serve.wire import VersionKey
+
+MOST_CHARACTERS = 4096
+MOST_CONDITIONS = 64
+"""Each condition is a pass over all rows; the values of one `in` share a pass."""
+_KEPT = 1000
+
+
+class Filters:
+    """Filters of all versions that are served; those read last are kept.
+
+    Args:
+        threads: read and check them.
+    """
+
+    def __init__(self, threads: Executor) -> None:
+        self._threads = threads
+        self._kept: OrderedDict[tuple[VersionKey, str], Filter] = OrderedDict()
+
+    async def read(self, key: VersionKey, index: Index, text: str) -> Filter:
+        """The filter that a text says.
+
+        Args:
+            key: of the version.
+            index: that version.
+            text: as it was sent.
+
+        Raises:
+            QueryError: if it is too long, cannot be read, or is none for this index.
+        """
+        found = self._kept.get((key, text))
+        if found is None:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._threads, read_filter, index, text)
+            self._kept[key, text] = found
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return found
+
+
+def read_filter(index: Index, text: str) -> Filter:
+    """As `Filters.read`, here and now."""
+    if len(text) > MOST_CHARACTERS:
+        raise _too_much(f"{len(text):,} characters", f"{MOST_CHARACTERS:,}")
+    found = Filter.parse(text)
+    conditions = _conditions(found.condition)
+    if conditions > MOST_CONDITIONS:
+        raise _too_much(
+            f"{conditions:,} conditions", f"{MOST_CONDITIONS}, and name values of a column by `in`"
+        )
+    index.check_filter(found)
+    return found
+
+
+def _conditions(condition: Condition) -> int:
+    if isinstance(condition, Every | Either):
+        return sum(map(_conditions, condition.conditions))
+    if isinstance(condition, Not):
+        return _conditions(condition.condition)
+    return 1
+
+
+def _too_much(what: str, most: str) -> QueryError:
+    return QueryError(f"the filter has {what}", where="where", mend=f"send at most {most}", status=422)
