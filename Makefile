@@ -42,6 +42,7 @@ bench: install
 	$(BIN)/python benchmarks/geometric_verification.py
 	$(BIN)/python benchmarks/train_overhead.py
 	$(BIN)/python benchmarks/encode_throughput.py
+	$(BIN)/python benchmarks/export_engines.py --short
 	$(BIN)/python benchmarks/xbm_step.py
 	$(BIN)/python benchmarks/retrieval_metrics.py
 	$(BIN)/python benchmarks/mining.py

@@ -44,6 +44,13 @@ Overrides = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in the output folder.")]
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine",
+        help="What describes images: torch, or an export beside or in the model's folder: onnx, onnx-int8.",
+    ),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="The model that made the index; it is looked for beside the index."),
@@ -314,6 +321,7 @@ def encode(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="An encode setting, e.g. batch_size=32."),
     ] = None,
+    engine: EngineOption = "torch",
     as_json: AsJson = False,
 ) -> None:
     """Encode images into an embeddings directory; run again, it goes on where it stopped."""
@@ -326,7 +334,7 @@ def encode(
     from ray_retrieval.search.embeddings import Embeddings
     from ray_retrieval.storage import Folder
 
-    config = from_settings(EncodeConfig, settings or [])
+    config = from_settings(EncodeConfig, [f"engine={engine}", *(settings or [])])
     read_model_description(Folder(model))
     table = open_images(images, root=root)
     with connect(), Display().task("encode", len(table), "images") as advance:
@@ -415,6 +423,7 @@ def search(
         bool,
         typer.Option("--gpu", help="Compare all images on a GPU; the hits are those of the exact search."),
     ] = False,
+    engine: EngineOption = "torch",
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest images of an index."""
@@ -428,7 +437,13 @@ def search(
     if bool(images) == (vectors is not None):
         raise RecipeError("queries are images, or --vectors FILE: one of the two", where="search")
     if vectors is not None:
-        for option, value in (("--picture", picture), ("--box", box), ("--model", model)):
+        other = None if engine == "torch" else engine
+        for option, value in (
+            ("--picture", picture),
+            ("--box", box),
+            ("--model", model),
+            ("--engine", other),
+        ):
             if value is not None:
                 raise RecipeError("it is for query images", where=option, mend="leave it out")
         told = {"column": column, "normalise": normalise}
@@ -437,7 +452,7 @@ def search(
         return
     refuse_settings({"column": column, "normalise": normalise})
     queries = images or []
-    searcher = Searcher(index, model, rerank=steps, gpu=gpu)
+    searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine)
     answers = searcher.answers(queries, k, box=box, where=where)
     if picture is not None:
         examples = [
@@ -515,7 +530,10 @@ def match(
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model directory.")],
-    out: Annotated[str, typer.Option("--out", help="Where the export goes.")],
+    out: Annotated[
+        str | None,
+        typer.Option("--out", help="Where it goes; unless told, into the model's folder, for --engine."),
+    ] = None,
     form: Annotated[
         str, typer.Option("--format", help="onnx (needs the extra `export`) or torch (torch.export).")
     ] = "onnx",
@@ -526,28 +544,36 @@ def export(
     root: Annotated[
         str | None, typer.Option(help="The folder that paths in a list or CSV start from.")
     ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="Of onnx: the backbone in 8 bits, calibrated on the images, or else on those that the model "
+            "was trained on; what it costs is measured where they have labels.",
+        ),
+    ] = False,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="How much of MAP or recall@1, from 0 to 1, 8 bits may cost; 0.02 unless told."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as one file for other programs, compared with the model bit by bit."""
+    """Write a model as one file for other programs, compared with the model on images."""
     from ray_retrieval.data.table import open_images
+    from ray_retrieval.export import default_folder, training_images
     from ray_retrieval.export import export as run_export
+    from ray_retrieval.storage import Folder
+    from ray_retrieval.tables import print_export
 
     table = None if images is None else open_images(images, root=root)
-    made = run_export(model, out, form=form, images=table)
+    if table is None and int8:
+        table = training_images(Folder(model))
+    made = run_export(model, out, form=form, images=table, int8=int8, max_loss=max_loss)
+    folder = out if out is not None else _short(default_folder(Folder(model), form, int8).uri)
     if as_json:
-        print_json({"folder": out, **made})
-        return
-    file, parity = made["file"], made["parity"]
-    typer.echo(f"export  {out}/{file['file']}, {file['bytes'] / 1e6:,.1f} MB; see {out}/export.json")
-    typer.echo(
-        f"parity  {parity['differing_bits']:,} of {parity['bits']:,} bits differ, relaxed values by "
-        f"{parity['max_absolute_error']:.2g} (allowed {parity['allowed_error']:.2g}): {parity['source']}"
-    )
-    if parity["trained_in"] != "float32":
-        typer.echo(
-            f"note    the model describes images in {parity['trained_in']}, the export in float32: "
-            f"{parity['differing_from_trained']:,} of {parity['bits']:,} bits differ"
-        )
+        print_json({"folder": folder, **made})
+    else:
+        print_export(made, folder)
 
 
 app.command()(serve)

@@ -9,7 +9,7 @@ result does not depend on how many encoders there were or on who finished first.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -38,6 +38,8 @@ class EncodeConfig(Config):
     rows_per_part: int | None = Field(default=None, ge=1)
     """Images a file; unset: a two-hundredth of the table, between 512 and 65,536; of sets of local features,
     which are a thousand times as large, 512."""
+    engine: Literal["torch", "onnx", "onnx-int8"] = "torch"
+    """What computes the descriptors: the model itself, or an export of it on the processor; see `Encoder`."""
     keep_images: bool = True
     """Keep the bytes of images that came as bytes; images that are files are referred to by their paths."""
 
@@ -54,7 +56,8 @@ class EncodeJob:
 
     def key(self, config: EncodeConfig, model: str, first: int, rows: int) -> str:
         """What a finished part must have been made of to be kept."""
-        return fingerprint([model, self.table.fingerprint, first, rows, config.keep_images])
+        engine = [] if config.engine == "torch" else [config.engine]
+        return fingerprint([model, self.table.fingerprint, first, rows, config.keep_images, *engine])
 
 
 def encode(
@@ -74,10 +77,16 @@ def encode(
         How many images were encoded; those of parts that were there already do not count.
 
     Raises:
+        ArtefactError: if the engine has no export of a model.
         ClusterError: if encoders were lost for good.
         DataError: if no image of a table can be decoded, or a store does not answer.
     """
     models = [read_model_description(job.model) for job in jobs]
+    if config.engine != "torch":
+        from ray_retrieval.engines import find_export
+
+        for job, (_, model) in zip(jobs, models, strict=True):
+            find_export(job.model, model, config.engine)
     items: list[dict[str, Any]] = []
     for number, (job, (description, model)) in enumerate(zip(jobs, models, strict=True)):
         job.out.sweep()
@@ -96,7 +105,7 @@ def encode(
         jobs[result["job"]].parts[result["part"]] = entry
         advance(result["rows"], "")
     for job, (description, model) in zip(jobs, models, strict=True):
-        _finish(job, description, model)
+        _finish(job, description, model, config.engine)
     return sum(item["rows"] for item in items)
 
 
@@ -144,7 +153,7 @@ def _share(jobs: list[EncodeJob], items: list[dict[str, Any]]) -> dict[tuple[int
     return slices
 
 
-def _finish(job: EncodeJob, description: dict[str, Any], model: str) -> None:
+def _finish(job: EncodeJob, description: dict[str, Any], model: str, engine: str) -> None:
     """Write what makes the job's folder a complete artefact."""
     parts = [job.parts[part] for part in sorted(job.parts)]
     if not any(part["rows"] for part in parts):
@@ -156,6 +165,7 @@ def _finish(job: EncodeJob, description: dict[str, Any], model: str) -> None:
     embeddings.finish(
         job.out,
         model=model,
+        engine=engine,
         form=Form.from_json(description),
         classes=job.table.classes,
         class_names=job.table.class_names,
@@ -168,7 +178,7 @@ def _pool(config: EncodeConfig) -> tuple[int, int, dict[str, float]]:
     """Encoders, threads of each, and what each asks of Ray: never more than a node has."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [node for node in alive if node.get("CPU", 0) >= 1] or [{"CPU": 1.0}]
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    gpus = int(sum(node.get("GPU", 0) for node in nodes)) if config.engine == "torch" else 0
     if gpus:
         workers = config.workers or gpus
         each = -(-workers // gpus)  # encoders that share one GPU
@@ -228,6 +238,7 @@ class _PartEncoder:
                     model,
                     threads=self._threads,
                     batch_size=self._config.batch_size,
+                    engine=self._config.engine,
                 )
             }
         return self._encoders[model]

@@ -1,63 +1,26 @@
-"""Files that other programs run: what is in them, and how each is written and run.
+"""Files that other programs run, and the ones that stand in for a model here: how each is written and run."""
 
-The graph takes prepared images and does the rest itself: normalisation, network, signs, packing.
-"""
-
-import copy
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
-from torch.nn import functional
+from torch import Tensor
+from torch.export import ExportedProgram
 
-from ray_retrieval.methods.hashing import HashingMethod
+from ray_retrieval.descriptors import Descriptors
+from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.graphs import INPUT, Array, Engine, Graph, LevelGraph, graph_of
+from ray_retrieval.methods.base import Method
+from ray_retrieval.storage import Folder, check_file, read_description
 
-INPUT, OUTPUTS = "images", ("codes", "relaxed")
-Images = npt.NDArray[np.uint8]
-Engine = Callable[[Images], tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
-"""Prepared images, uint8 [n, 3, size, size], to packed codes, uint8 [n, ceil(bits / 8)], and relaxed ones,
-float32 [n, bits]."""
+DESCRIPTION = "export.json"
+ENGINES = {"torch": None, "onnx": "float32", "onnx-int8": "int8"}
+"""What computes descriptors, and the precision of the export that each needs."""
 _OPSET = 18  # the oldest that torch writes without converting; what reads ONNX reads it
-
-
-class CodeGraph(nn.Module):
-    """What is exported of a method that makes codes.
-
-    Args:
-        method: in evaluation mode.
-    """
-
-    def __init__(self, method: HashingMethod) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Packed codes, uint8 [n, ceil(bits / 8)], and relaxed ones, float32 [n, bits].
-
-        Args:
-            images: uint8 [n, 3, size, size].
-        """
-        relaxed = self.method.relaxed(images)
-        return packed(relaxed), relaxed
-
-
-def packed(relaxed: Tensor) -> Tensor:
-    """`layers.sign.pack_signs` in operations that every engine has, for any number of images.
-
-    Sums of bytes are missing from ONNX, and a length taken by `len` would be built into the graph.
-    """
-    bits = relaxed.shape[1]
-    ones = functional.pad((relaxed >= 0).to(torch.int32), (0, -bits % 8))
-    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.int32, device=relaxed.device)
-    total = (ones.reshape(-1, (bits + 7) // 8, 8) * weights).sum(dim=2, dtype=torch.int32)
-    return total.to(torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -66,33 +29,18 @@ class Form:
 
     Attributes:
         file: name of the file in an export.
-        packages: what has to be installed beside torch.
+        packages: what has to be installed beside torch to write it.
         write: writes a traced graph (which it may change) to a path, and says what it wrote.
         open: an engine that runs such a file on the processor.
     """
 
     file: str
     packages: tuple[str, ...]
-    write: Callable[[ExportedProgram, Path], dict[str, Any]]
+    write: Callable[[ExportedProgram, Graph, Path], dict[str, Any]]
     open: Callable[[Path], Engine]
 
 
-def trace(method: HashingMethod) -> ExportedProgram:
-    """The graph of a method in evaluation mode, in float32, for any number of images from 1.
-
-    Its weights are copies: the method stays as it is, and what is done to the graph can be compared with it.
-    """
-    size = method.preprocessing.size
-    own = copy.deepcopy(method).to(torch.float32).requires_grad_(requires_grad=False)
-    graph = CodeGraph(own).eval()
-    example = torch.zeros((2, 3, size, size), dtype=torch.uint8)
-    program = torch.export.export(graph, (example,), dynamic_shapes={INPUT: {0: Dim("n", min=1)}})
-    for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
-    return program
-
-
-def _write_torch(program: ExportedProgram, path: Path) -> dict[str, Any]:
+def _write_torch(program: ExportedProgram, _graph: Graph, path: Path) -> dict[str, Any]:
     torch.export.save(program, path)
     return {"torch": torch.__version__}
 
@@ -102,26 +50,26 @@ def _open_torch(path: Path) -> Engine:
         warnings.simplefilter("ignore", UserWarning)  # of torch, about its own buffers
         graph = torch.export.load(path).module()
 
-    def run(images: Images) -> Any:
+    def run(images: Array) -> list[Array]:
         with torch.inference_mode():
-            codes, relaxed = graph(torch.from_numpy(images))
-        return codes.numpy(), relaxed.numpy()
+            return [output.numpy() for output in graph(torch.from_numpy(images))]
 
     return run
 
 
-def _write_onnx(program: ExportedProgram, path: Path) -> dict[str, Any]:
+def _write_onnx(program: ExportedProgram, graph: Graph, path: Path) -> dict[str, Any]:
     # ONNX knows no memory formats: torch would spell them out as a gather for each pooling.
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.contiguous.default:
             node.kwargs = {}
+    free = {axis: name for axis, name in enumerate(graph.input.shape) if isinstance(name, str)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch, about itself
         made = torch.onnx.export(
             program,
             input_names=[INPUT],
-            output_names=OUTPUTS,
-            dynamic_shapes={INPUT: {0: "n"}},
+            output_names=[output.name for output in graph.outputs],
+            dynamic_shapes={INPUT: free},
             opset_version=_OPSET,
             dynamo=True,
             verbose=False,
@@ -131,16 +79,103 @@ def _write_onnx(program: ExportedProgram, path: Path) -> dict[str, Any]:
     return {"opset": _OPSET, "torch": torch.__version__}
 
 
-def _open_onnx(path: Path) -> Engine:
-    import onnxruntime
-
+def open_onnx(path: Path) -> Engine:
+    """An engine that runs a file of ONNX on the processor, on as many threads as torch has."""
+    onnxruntime = onnx_runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(list(OUTPUTS), {INPUT: images})
+    return lambda images: session.run(None, {INPUT: images})
+
+
+def onnx_runtime() -> Any:
+    """The package onnxruntime, told before it starts that it reports to nobody: else its releases do."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 FORMS: dict[str, Form] = {
     "torch": Form("model.pt2", (), _write_torch, _open_torch),
-    "onnx": Form("model.onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _open_onnx),
+    "onnx": Form("model.onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, open_onnx),
 }
+
+
+class Exported:
+    """An export that stands in for a model where descriptors are made.
+
+    Args:
+        method: the model's, in evaluation mode, on the processor.
+        run: runs the file.
+    """
+
+    def __init__(self, method: Method, run: Engine) -> None:
+        self._graph, self._run = graph_of(method), run
+
+    def describe(self, images: Tensor) -> Descriptors:
+        """As `Method.describe`. What is smaller than the file takes goes through the model itself."""
+        with torch.inference_mode():
+            if not isinstance(self._graph, LevelGraph) and min(images.shape[2:]) < self._graph.least_side:
+                return self._graph.method.describe(images)
+            return self._graph.descriptors(self._run, images)
+
+
+def open_export(model: Folder, fingerprint: str, engine: str, method: Method) -> Exported:
+    """The export of a model that an engine runs: a folder in the model's folder, or beside it.
+
+    Args:
+        model: the model's folder.
+        fingerprint: of the model.
+        engine: one of `ENGINES`, other than `torch`.
+        method: the model, in evaluation mode, on the processor.
+
+    Raises:
+        RecipeError: if the engine is unknown, or its package is not installed.
+        ArtefactError: if there is no such export of this very model, or it is damaged.
+    """
+    folder, said = find_export(model, fingerprint, engine)
+    try:
+        onnx_runtime()
+    except ImportError:
+        raise RecipeError(
+            f"the engine {engine} needs onnxruntime",
+            mend="install the extra: pip install 'ray_retrieval[export]', or use the engine torch",
+        ) from None
+    check_file(folder, said["file"], content=True)
+    return Exported(method, open_onnx(folder.local_path(said["file"]["file"])))
+
+
+def find_export(model: Folder, fingerprint: str, engine: str) -> tuple[Folder, dict[str, Any]]:
+    """Where the export is, and what its `export.json` says; arguments and errors as of `open_export`."""
+    check_engine(engine)
+    others = []
+    for folder in _nearby(model):
+        try:
+            said = read_description(folder, DESCRIPTION, kind="export", version=1)
+        except ArtefactError:  # as of most folders there
+            continue
+        if said["form"]["name"] != "onnx" or said["precision"] != ENGINES[engine]:
+            continue
+        if said["model"] == fingerprint:
+            return folder, said
+        others.append(f"{folder} is of model {said['model']}")
+    found = f": {'; '.join(others)}" if others else ""
+    raise ArtefactError(
+        f"no export of model {fingerprint} for the engine {engine} in the model's folder or beside it{found}",
+        where=model,
+        mend=f"make it: ray-retrieval export {model}{' --int8 --images IMAGES' * (engine == 'onnx-int8')}",
+    )
+
+
+def check_engine(engine: str) -> None:
+    """Raise RecipeError for an engine that is none."""
+    if engine not in ENGINES:
+        raise RecipeError(f"unknown engine {engine!r}, known are: {', '.join(ENGINES)}", where="engine")
+
+
+def _nearby(model: Folder) -> list[Folder]:
+    """The model's folder, those in it, and those beside it."""
+    beside = model.parent
+    inside = [model / name for name in model.names()]
+    return [model, *inside, *(beside / name for name in beside.names() if (beside / name).uri != model.uri)]

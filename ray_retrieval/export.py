@@ -1,6 +1,7 @@
 """A model as one file for programs that do not have this package: ONNX, or torch.export.
 
-`export/` holds `model.onnx` or `model.pt2` and `export.json`, which says what goes in and what comes out.
+The folder of an export holds `model.onnx` or `model.pt2` and `export.json`, which says what goes in and what
+comes out, how an image is prepared, and how the file's answers compare with the model's.
 """
 
 import importlib.util
@@ -9,20 +10,26 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ray_retrieval import parity
+from ray_retrieval import parity, quantise
+from ray_retrieval import recipe as recipes
+from ray_retrieval.data import datasets
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing
-from ray_retrieval.engines import FORMS, INPUT, OUTPUTS, trace
-from ray_retrieval.errors import ModelError, RecipeError
-from ray_retrieval.methods.hashing import HashingMethod
+from ray_retrieval.engines import DESCRIPTION, FORMS
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.graphs import Graph, LevelGraph, graph_of, trace
 from ray_retrieval.model import Model, load
 from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description
 
-DESCRIPTION = "export.json"
-
 
 def export(
-    model: str | Folder, out: str | Folder, *, form: str = "onnx", images: ImageTable | None = None
+    model: str | Folder,
+    out: str | Folder | None = None,
+    *,
+    form: str = "onnx",
+    images: ImageTable | None = None,
+    int8: bool = False,
+    max_loss: float | None = None,
 ) -> dict[str, Any]:
     """Write a model as one file, after it has been run from that file and compared with the model.
 
@@ -30,43 +37,79 @@ def export(
 
     Args:
         model: a model directory.
-        out: where the export goes.
+        out: where the export goes; unset: `default_folder`, where engines look for it.
         form: one of `FORMS`.
-        images: images to compare on, 64 at the most; default synthetic ones.
+        images: images to compare on, as many as `parity.table_samples` takes; default synthetic ones. With
+            `int8` those to calibrate on and to measure the loss on too.
+        int8: of `onnx`: compute the backbone in 8 bits. Needs `images`.
+        max_loss: how much of the field's metric that may cost; unset: `quantise.MAX_LOSS`.
 
     Returns:
         What `export.json` says.
 
     Raises:
-        RecipeError: if the form is unknown or its packages are not installed.
+        RecipeError: if the form is unknown, has no `int8`, or its packages are not installed; if `int8` has
+            no images, or `max_loss` no labels.
         ArtefactError: if `model` is no model directory or is damaged, or `out` cannot be written.
-        ModelError: if the method makes no codes, or the file's answers are not the model's.
+        ModelError: if the method cannot be one graph, the file's answers are not the model's, or those in 8
+            bits cost more than `max_loss`.
     """
     if form not in FORMS:
         raise RecipeError(f"unknown export format {form!r}, known are: {', '.join(FORMS)}")
-    chosen, folder = FORMS[form], Folder(out)
+    chosen = FORMS[form]
+    folder = default_folder(Folder(model), form, int8) if out is None else Folder(out)
     missing = [package for package in chosen.packages if importlib.util.find_spec(package) is None]
     if missing:
         raise RecipeError(
             f"the export to {form} needs {', '.join(missing)}",
             mend="install the extra: pip install 'ray_retrieval[export]'",
         )
+    if int8:
+        quantise.check(form, images, max_loss)
     loaded = load(model)
-    method = loaded.method
-    if not isinstance(method, HashingMethod):
-        raise ModelError(f"a method that makes {loaded.form} cannot be exported yet", where=model)
+    graph = graph_of(loaded.method)
     if images is None:
-        samples = parity.synthetic_samples(loaded.preprocessing.size)
+        samples = parity.synthetic_samples(loaded.preprocessing)
     else:
         samples = parity.table_samples(images, loaded.preprocessing)
     with tempfile.TemporaryDirectory(prefix="ray_retrieval-export-") as scratch:
         path = Path(scratch) / chosen.file
-        details = chosen.write(trace(method), path)
+        details = chosen.write(trace(loaded.method), graph, path)
+        precision = loaded.description["precision"]
         measured = parity.compare(
-            chosen.open(path), method, samples, precision=loaded.description["precision"], where=chosen.file
+            chosen.open(path), loaded.method, samples, precision=precision, where=chosen.file
         )
-        body = _body(loaded, {"name": form, **details}, measured.as_json())
+        body = _body(loaded, graph, {"name": form, **details}, measured.as_json())
+        if int8:
+            assert images is not None
+            smaller = Path(scratch) / "int8" / chosen.file
+            smaller.parent.mkdir()
+            made = quantise.quantise(path, smaller, graph, images, max_loss=max_loss)
+            path, body = smaller, {**body, "precision": "int8", "int8": made.as_json()}
         return _publish(folder, path, body)
+
+
+def default_folder(model: Folder, form: str, int8: bool) -> Folder:
+    """Where an export goes, in the model's folder."""
+    return model / f"{form}{'-int8' if int8 else ''}"
+
+
+def training_images(model: Folder) -> ImageTable:
+    """The images that a model was trained on, by the recipe that a run leaves beside it.
+
+    Raises:
+        RecipeError: if there is no recipe beside the model.
+        DataError: if the images are missing.
+    """
+    run = model.parent
+    if not run.is_local or not run.exists("recipe.yaml"):
+        raise RecipeError(
+            "no recipe beside the model says what it was trained on",
+            where=run.uri_of("recipe.yaml"),
+            mend="give images to calibrate on with --images",
+        )
+    recipe = recipes.load(run.uri_of("recipe.yaml"))
+    return datasets.load(recipe.data, seed=recipe.seed, splits=run / "split").train
 
 
 def _publish(folder: Folder, path: Path, body: dict[str, Any]) -> dict[str, Any]:
@@ -90,39 +133,18 @@ def _publish(folder: Folder, path: Path, body: dict[str, Any]) -> dict[str, Any]
     return body
 
 
-def _body(model: Model, form: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
-    size, bits = model.preprocessing.size, model.form.size
+def _body(model: Model, graph: Graph, form: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    pyramid = {"pyramid": pyramid_in_words(graph)} if isinstance(graph, LevelGraph) else {}
     return {
         "model": model.fingerprint,
         "method": model.description["method"]["name"],
-        "kind": model.description["kind"],
-        "bits": bits,
+        **model.form.as_json(),
         "form": form,
         "precision": "float32",
-        "inputs": [
-            {
-                "name": INPUT,
-                "dtype": "uint8",
-                "shape": ["n", 3, size, size],
-                "meaning": "prepared images, channels red, green, blue; any n from 1",
-            }
-        ],
-        "outputs": [
-            {
-                "name": OUTPUTS[0],
-                "dtype": "uint8",
-                "shape": ["n", (bits + 7) // 8],
-                "meaning": f"codes of {bits} bits; bit 0 is the highest of the first byte, the bits that "
-                "fill the last byte are 0; compared by the Hamming distance",
-            },
-            {
-                "name": OUTPUTS[1],
-                "dtype": "float32",
-                "shape": ["n", bits],
-                "meaning": "relaxed codes; a bit is 1 where the value is at least 0",
-            },
-        ],
+        "inputs": [graph.input.as_json()],
+        "outputs": [output.as_json() for output in graph.outputs],
         "preprocessing": preprocessing_in_words(model.preprocessing),
+        **pyramid,
         "classes": model.description["classes"],
         "class_names": model.class_names,
         "parity": measured,
@@ -131,6 +153,20 @@ def _body(model: Model, form: dict[str, Any], measured: dict[str, Any]) -> dict[
 
 def preprocessing_in_words(preprocessing: Preprocessing) -> dict[str, Any]:
     """What `data.transforms.prepare` does, for somebody who has to do it again in another language."""
+    side = preprocessing.resize_to or preprocessing.size
+    filter_, steps = _whole(preprocessing) if preprocessing.resize == "long_side" else _square(preprocessing)
+    steps = [
+        "decode to upright RGB of 8 bits: apply the EXIF orientation, lay transparent pixels on white, keep "
+        "the upper 8 bits of 16-bit grey, take the first picture of several, ignore colour profiles",
+        f"decode a JPEG at 1/8, 1/4 or 1/2 of its size, the first of these at which both sides are at least "
+        f"{side} pixels, by the scaled inverse DCT of libjpeg; decoding all of it changes pixels a little",
+        *steps,
+        "stop here: (value / 255 − mean) / std is inside the graph",
+    ]
+    return {**preprocessing.model_dump(mode="json"), "resize_to": side, "filter": filter_, "steps": steps}
+
+
+def _square(preprocessing: Preprocessing) -> tuple[str, list[str]]:
     size, side = preprocessing.size, preprocessing.resize_to or preprocessing.size
     if preprocessing.resize == "squash":
         resize = f"resize to {side} × {side} pixels, whatever the proportions"
@@ -139,17 +175,73 @@ def preprocessing_in_words(preprocessing: Preprocessing) -> dict[str, Any]:
             f"resize the shorter side to {side} pixels and the longer one to {side} · longer / shorter, "
             "cut to a whole number"
         )
-    steps = [
-        "decode to upright RGB of 8 bits: apply the EXIF orientation, lay transparent pixels on white, keep "
-        "the upper 8 bits of 16-bit grey, take the first picture of several, ignore colour profiles",
-        f"decode a JPEG at 1/8, 1/4 or 1/2 of its size, the first of these at which both sides are at least "
-        f"{side} pixels, by the scaled inverse DCT of libjpeg; decoding all of it changes pixels a little",
+    return "bilinear", [
         f"{resize}, by a bilinear filter with antialiasing: a triangle as wide as the reduction, as Pillow's "
         "BILINEAR, first along rows and then along columns, each rounded to 8 bits; an image that has that "
         "size already stays as it is",
         f"cut out {size} × {size} pixels, from column round((width − {size}) / 2) and row "
         f"round((height − {size}) / 2) on, halves rounded to the even number",
         f"lay out as uint8 [3, {size}, {size}]: all red, then all green, then all blue",
-        "stop here: (value / 255 − mean) / std is inside the graph",
     ]
-    return {**preprocessing.model_dump(mode="json"), "resize_to": side, "filter": "bilinear", "steps": steps}
+
+
+def _whole(preprocessing: Preprocessing) -> tuple[str, list[str]]:
+    size = preprocessing.size
+    if preprocessing.shapes == "buckets":
+        resize = (
+            "resize to the nearest of the proportions 1:1, 4:5, 3:4, 2:3, 9:16, 1:2, 2:5, 1:3, 2:7, 1:4, "
+            "upright or lying, by the ratio of the ratios; its own beyond 1:4. The longer side becomes "
+            f"{size} pixels, or, where it is shorter than that, its own length cut to a multiple of 32 "
+            "(below 32 as it is), and the other that times the proportion, rounded, halves to the even number"
+        )
+    else:
+        resize = (
+            f"where the longer side has more than {size} pixels, resize it to {size} and the other so that "
+            "the proportion is nearest to the image's, of the two whole numbers next to it"
+        )
+    steps = [
+        f"{resize}, by a Lanczos filter of three lobes as wide as the reduction, as Pillow's LANCZOS, first "
+        "along rows and then along columns, each rounded to 8 bits"
+    ]
+    if preprocessing.shapes == "pad":
+        colour = ", ".join(str(round(255 * value)) for value in preprocessing.mean)
+        steps.append(
+            f"lay it on a square of {size} × {size} pixels of the colour {colour}, from column "
+            f"({size} − width) / 2 and row ({size} − height) / 2 on, cut to whole numbers"
+        )
+    steps.append("lay out as uint8 [3, height, width]: all red, then all green, then all blue")
+    return "lanczos", steps
+
+
+def pyramid_in_words(graph: LevelGraph) -> dict[str, Any]:
+    """What `layers.pyramid` does around the graph of a method of local features, to be done again."""
+    method = graph.method
+    config, field = method.config.pyramid, method.field
+    threshold = max(float(method.threshold), -float("inf") if config.threshold is None else config.threshold)
+    steps = [
+        "for each of the scales: resize the prepared image, height and width times the scale, each rounded, "
+        "halves to the even number; leave out scales at which a side would have fewer than min_side pixels "
+        f"(the graph takes {graph.least_side}: what the model has of smaller scales, it alone has)",
+        "resize in floating point, by a bilinear filter with antialiasing as wide as the reduction; values "
+        "stay between 0 and 255",
+        "run the graph; cell (row i, column j) is at x = j · stride + offset, y = i · stride + offset in the "
+        "resized image, and at (x + 0.5) / ratio − 0.5 in the prepared one, where ratio is the resized width "
+        "divided by the prepared one for x, and likewise the heights for y; (0, 0) is the centre of a pixel",
+        "leave out cells whose score is below threshold, where there is one",
+        "with nms_iou, leave out, at each scale, cells whose receptive field (size pixels wide and high) "
+        "overlaps that of a cell with a higher score by more than that share of what both cover",
+        "of all scales together, take the max_features cells of the highest scores",
+    ]
+    combined = sorted(method.global_scales)
+    if combined:
+        steps.append(
+            "the global descriptor is the mean of `vectors` at global_scales, divided by its length; where "
+            "all of them are left out, that of the prepared image as it is"
+        )
+    return {
+        **config.model_dump(mode="json"),
+        "threshold": None if threshold == -float("inf") else threshold,
+        "receptive_field": {"size": field.size, "stride": field.stride, "offset": field.offset},
+        "global_scales": combined,
+        "steps": steps,
+    }

@@ -22,7 +22,7 @@ from ray_retrieval.data.sizes import inside
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, prepare
 from ray_retrieval.descriptors import DescriptorKind, Descriptors, Form, Local, assembled
-from ray_retrieval.errors import DataError, ModelError, StoreError
+from ray_retrieval.errors import DataError, ModelError, RecipeError, StoreError
 from ray_retrieval.methods import METHODS, build
 from ray_retrieval.methods.base import Method
 from ray_retrieval.storage import (
@@ -184,9 +184,13 @@ class Encoder:
         threads: processor threads for decoding and for the network.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, …
         batch_size: images a forward pass.
+        engine: what computes descriptors: `torch`, or `onnx` or `onnx-int8`, which run an export of the model
+            that lies in its folder or beside it, on the processor. Classes are the model's own in any case.
 
     Raises:
-        ArtefactError: if the directory is no model or is damaged.
+        ArtefactError: if the directory is no model or is damaged, or there is no export of this very model
+            for the engine.
+        RecipeError: if the engine is unknown, not installed, or not for the device.
     """
 
     def __init__(
@@ -196,8 +200,11 @@ class Encoder:
         threads: int = 1,
         device: str = "auto",
         batch_size: int = 64,
+        engine: str = "torch",
     ) -> None:
         torch.set_num_threads(threads)
+        if engine != "torch":
+            device = _processor(device, engine)
         loaded = load(model)
         self.device, self.batch_size = pick_device(device), batch_size
         # In other arithmetic than the model's own, bits near zero would turn.
@@ -207,6 +214,11 @@ class Encoder:
         self.fingerprint, self.form, self.class_names = loaded.fingerprint, loaded.form, loaded.class_names
         self.classes = int(loaded.description["classes"])
         self.preprocessing = loaded.preprocessing
+        self._exported = None
+        if engine != "torch":
+            from ray_retrieval.engines import open_export
+
+            self._exported = open_export(Folder(model), self.fingerprint, engine, self.method)
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def encode(
@@ -270,6 +282,9 @@ class Encoder:
 
     def _described(self, images: Images) -> Iterator[tuple[Positions, Descriptors]]:
         for positions, some in groups_of(images):
+            if self._exported is not None:
+                yield positions, self._exported.describe(some)
+                continue
             with torch.inference_mode(), autocast(self.precision, self.device):
                 yield positions, self.method.describe(some.to(self.device, non_blocking=True))
 
@@ -330,6 +345,16 @@ class Encoder:
             raise
         except DataError as error:
             return error.problem
+
+
+def _processor(device: str, engine: str) -> str:
+    """The device of an engine that runs on the processor alone."""
+    if device not in ("auto", "cpu"):
+        raise RecipeError(
+            f"the engine {engine} runs on the processor, not on {device}",
+            mend="use the engine torch, or the device cpu",
+        )
+    return "cpu"
 
 
 @dataclass(frozen=True)

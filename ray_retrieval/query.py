@@ -98,6 +98,7 @@ class Searcher(Finder):
         rerank: steps of re-ranking; what they need of the whole index is made here. None: geometric
             verification for an index of local features, and nothing for others.
         gpu: search on a GPU, see `Index.open`.
+        engine: what computes the queries' descriptors, as for `model.Encoder`.
 
     Raises:
         ArtefactError: if index or model is missing, damaged, or they do not belong together, or a step is not
@@ -112,13 +113,16 @@ class Searcher(Finder):
         threads: int | None = None,
         rerank: Sequence[AnyRerankConfig] | None = None,
         gpu: bool = False,
+        engine: str = "torch",
     ) -> None:
         threads = threads or cores()
         found = Folder(model) if model is not None else model_of(Folder(index), mend=NAME_MODEL)
-        self.encoder = Encoder(found, threads=threads)
+        self.encoder = Encoder(found, threads=threads, engine=engine)
         super().__init__(index, threads=threads, rerank=rerank, model=self.encoder.fingerprint, gpu=gpu)
         local = self._verified_by
-        self._local = None if local is None else Encoder(model_of(Folder(local)), threads=threads)
+        self._local = None
+        if local is not None:
+            self._local = Encoder(model_of(Folder(local)), threads=threads, engine=engine)
 
     def encode(self, images: Sequence[str | Path | bytes], box: Sequence[float] | None = None) -> Descriptors:
         """Descriptors of images given as files or as bytes.

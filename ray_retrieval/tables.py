@@ -262,3 +262,39 @@ def _table(*columns: str) -> Table:
             min_width=10 if place == 0 else None,
         )
     return table
+
+
+def print_export(made: dict[str, Any], folder: str) -> None:
+    """Where an export is, how it compares with the model, and what its 8 bits cost."""
+    file, parity, int8 = made["file"], made["parity"], made.get("int8")
+    print(f"export  {folder}/{file['file']}, {file['bytes'] / 1e6:,.1f} MB; see {folder}/export.json")
+    values = ", ".join(
+        f"{name} by {output['max_absolute_error']:.2g} (allowed {output['allowed_error']:.2g})"
+        for name, output in parity["outputs"].items()
+    )
+    if "bits" in parity:
+        bits = f"{parity['differing_bits']:,} of {parity['bits']:,} bits differ, "
+        values = f"{bits}{values}"
+    else:
+        values = f"at most, {values} differ"
+    before = " before the rounding to 8 bits" if int8 else ""
+    print(f"parity  {values}{before}: {parity['source']}")
+    if parity["trained_in"] != "float32":
+        own = f"note    the model describes images in {parity['trained_in']}, the export in float32"
+        if "bits" in parity:
+            own += f": {parity['differing_from_trained']:,} of {parity['bits']:,} bits differ"
+        elif "cosine_to_trained" in parity:
+            own += f": cosines of the two are {parity['cosine_to_trained']:.4f} or more"
+        print(own)
+    if int8 is None:
+        return
+    print(f"int8    {int8['layers']} operations, calibrated on {int8['calibrated_on']}")
+    if int8["metric"] is None:
+        print("loss    not measured: the images have too few labels")
+        return
+    print(
+        f"loss    {int8['loss']:.4f} of {int8['metric']} (allowed {int8['max_loss']:g}): {int8['model']:.4f} "
+        f"by the model, {int8['int8']:.4f} by the file, {int8['int8_queries']:.4f} with the queries by the "
+        "file alone"
+    )
+    print(f"        {int8['policy']}; {int8['measured_on']}")

@@ -1,5 +1,6 @@
 """Convolutional backbones that turn images into feature vectors."""
 
+import bisect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,30 @@ def map_channels(name: BackboneName) -> int:
 def least_side(name: BackboneName) -> int:
     """Pixels that each side of an image needs for `build_feature_map`'s map to be at least 1 × 1."""
     return _LEAST_SIDES.get(name, 1)
+
+
+def side_for_cells(network: nn.Module, cells: int) -> int:
+    """The least side of squares of which a network makes a map of at least `cells` × `cells`.
+
+    Args:
+        network: from images float [n, 3, h, w] to a map [n, channels, h', w'], in evaluation mode; a larger
+            image has no smaller map.
+        cells: at least 1.
+    """
+    parameter = next(network.parameters())
+
+    def enough(side: int) -> bool:
+        try:
+            with torch.inference_mode():
+                made = network(parameter.new_zeros(1, 3, side, side))
+        except RuntimeError:  # of a pooling that has nothing left to pool
+            return False
+        return bool(min(made.shape[2:]) >= cells)
+
+    high = 1
+    while not enough(high):
+        high *= 2
+    return bisect.bisect_left(range(high), True, lo=high // 2, key=enough)
 
 
 class SmallNet(nn.Sequential):

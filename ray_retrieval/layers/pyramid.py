@@ -128,7 +128,7 @@ class Pyramid:
             ratios = sides[1] / width, sides[0] / height
             levels = []
             for some in torch.split(images, self.images_at_once(*sides, images.device)):
-                features = backbone(_resized(some, sides), scale)
+                features = backbone(resized(some, sides), scale)
                 levels.append(self._level(features, attention(features).float(), least, scale, ratios))
             level = _Candidates(*(torch.cat(parts) for parts in zip(*levels, strict=True)))
             best = level if best is None else self._merged(best, level)
@@ -171,7 +171,7 @@ class Pyramid:
         )
 
 
-def _resized(images: Tensor, sides: tuple[int, int]) -> Tensor:
+def resized(images: Tensor, sides: tuple[int, int]) -> Tensor:
     """Images at another height and width, smoothed before they are made smaller."""
     if sides == tuple(images.shape[2:]):
         return images

@@ -325,6 +325,18 @@ class Method(nn.Module, ABC):
         if state:
             raise ValueError(f"{type(self).__name__} has no training state, got {sorted(state)}")
 
+    @property
+    def least_side(self) -> int:
+        """Pixels of a side from which images of all sizes are described by the same computation.
+
+        Smaller ones may be padded first, say, or have maps of a single cell, which torch computes with in
+        ways of its own. An export for images of several sizes begins there; called in evaluation mode.
+        """
+        return 64
+
+    def fix_for_export(self) -> None:
+        """Called on a copy before it is traced: flags in tensors, which have no values then, become plain."""
+
     def normalised(self, images: Tensor) -> Tensor:
         """Normalised float images in the memory format of the first convolution."""
         parameter = next(self.parameters())

@@ -15,7 +15,7 @@ model. An image is described at several scales by the features of the highest sc
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ from ray_retrieval.data.transforms import Preprocessing
 from ray_retrieval.descriptors import DescriptorKind, Form, Local
 from ray_retrieval.errors import DataError, ModelError, RecipeError
 from ray_retrieval.layers.attention import Attention, Autoencoder, attentive_pooling, reconstruction_losses
-from ray_retrieval.layers.backbones import BackboneConfig, build_stages
+from ray_retrieval.layers.backbones import BackboneConfig, build_stages, side_for_cells
 from ray_retrieval.layers.pooling import GlobalPooling, l2_normalised
 from ray_retrieval.layers.pyramid import Found, Pyramid, PyramidConfig
 from ray_retrieval.layers.receptive_field import receptive_field
@@ -132,6 +132,17 @@ class DelfConfig(MethodConfig):
         return Form(DescriptorKind.LOCAL, self.dimension, head.dimension if head else 0)
 
 
+class Level(NamedTuple):
+    """What a network makes of images at one scale."""
+
+    descriptors: Tensor
+    """float [n, dimension, h, w], of length 1, one for each cell."""
+    scores: Tensor
+    """float [n, h, w]."""
+    vectors: Tensor | None
+    """float [n, g]: global descriptors of length 1, where the model makes any."""
+
+
 class Delf(Method):
     """A backbone, scores for its features, and the classifiers that teach both."""
 
@@ -166,7 +177,7 @@ class Delf(Method):
         self.register_buffer("components", torch.eye(config.dimension, channels))
         self.register_buffer("centre", torch.zeros(channels))
         self.register_buffer("threshold", torch.tensor(float("-inf")))
-        self._field = receptive_field(self.backbone)
+        self.field = receptive_field(self.backbone)
         self._images = 0
         for part in self._frozen():
             part.requires_grad_(requires_grad=False)
@@ -301,8 +312,73 @@ class Delf(Method):
 
     def describe(self, images: Tensor) -> Local:
         """Sets of features of images of one size; locations and sizes are in these images' pixels."""
-        gathered: dict[float, list[Tensor]] = {scale: [] for scale in sorted(self._global_scales())}
+        gathered: dict[float, list[Tensor]] = {scale: [] for scale in sorted(self.global_scales)}
         found = self._found(images, self._project, threshold=float(self.threshold), gathered=gathered)
+
+        def whole() -> Tensor:
+            return l2_normalised(self._global(self._features(self.normalised(images))))
+
+        return self._local(images, found, gathered, whole)
+
+    def describe_by(self, images: Tensor, level: Callable[[Tensor], Level]) -> Local:
+        """What `describe` gives, where something else computes what the network does.
+
+        Args:
+            images: float32 [n, 3, h, w], values from 0 to 255.
+            level: from such images at one scale to what `level` makes of them once they are normalised.
+        """
+        gathered: dict[float, list[Tensor]] = {scale: [] for scale in sorted(self.global_scales)}
+        scores: list[Tensor] = []
+
+        def look(resized: Tensor, scale: float) -> Tensor:
+            made = level(resized)
+            scores.append(made.scores)
+            if scale in gathered and made.vectors is not None:
+                gathered[scale].append(made.vectors)
+            return made.descriptors
+
+        def whole() -> Tensor:
+            vectors = level(images).vectors
+            assert vectors is not None
+            return vectors
+
+        pyramid = Pyramid(self.config.pyramid, self.field, self.config.dimension)
+        found = pyramid.extract(
+            images, look, lambda _map: scores.pop(), _unchanged, threshold=float(self.threshold)
+        )
+        return self._local(images, found, gathered, whole)
+
+    def check_described(self) -> None:
+        """Raise ModelError where there are no scores to choose features by."""
+        if self.attention is None:
+            raise ModelError(
+                "a network that was only tuned does not know which features to take",
+                where="method.stage",
+                mend="train the stage attention from it, or the stage joint",
+            )
+
+    def level(self, images: Tensor) -> Level:
+        """What the network makes of images at one scale, float [n, 3, h, w] and normalised."""
+        assert self.attention is not None
+        features = self._features(images)
+        units = l2_normalised(features, dim=1).movedim(1, -1)
+        vectors = None if self.global_projection is None else l2_normalised(self._global(features))
+        return Level(l2_normalised(self._project(units)).movedim(-1, 1), self.attention(features), vectors)
+
+    @property
+    def least_side(self) -> int:
+        """Of the images that the network gets: from which on maps have cells that can be told apart."""
+        parts = [self.backbone] if self.global_projection is None else [self.backbone, self.above]
+        network = nn.Sequential(*(part for part in parts if part is not None))
+        return max(self.config.pyramid.min_side, side_for_cells(network, 2))
+
+    def _local(
+        self,
+        images: Tensor,
+        found: list[Found],
+        gathered: dict[float, list[Tensor]],
+        whole: Callable[[], Tensor],
+    ) -> Local:
         height, width = images.shape[2:]
         counts = [len(one.scores) for one in found]
         return Local(
@@ -312,7 +388,7 @@ class Delf(Method):
             _joined([one.scales for one in found]),
             _joined([one.scores for one in found]),
             np.tile(np.array([width, height], np.int32), (len(found), 1)),
-            self._combined(images, gathered),
+            self._combined(len(images), gathered, whole),
         )
 
     def _found(
@@ -331,12 +407,8 @@ class Delf(Method):
             threshold: the least score.
             gathered: by the scales that count, global descriptors of runs of the images are added to it.
         """
-        if self.attention is None:
-            raise ModelError(
-                "a network that was only tuned does not know which features to take",
-                where="method.stage",
-                mend="train the stage attention from it, or the stage joint",
-            )
+        self.check_described()
+        assert self.attention is not None
 
         def look(resized: Tensor, scale: float) -> Tensor:
             features = self._features(resized)
@@ -344,19 +416,26 @@ class Delf(Method):
                 gathered[scale].append(l2_normalised(self._global(features)))
             return features
 
-        pyramid = Pyramid(self.config.pyramid, self._field, self.centre.shape[0])
+        pyramid = Pyramid(self.config.pyramid, self.field, self.centre.shape[0])
         return pyramid.extract(self.normalised(images), look, self.attention, project, threshold=threshold)
 
-    def _combined(self, images: Tensor, gathered: dict[float, list[Tensor]]) -> npt.NDArray[np.float32]:
-        """Global descriptors of all scales as one, float32 [n, g]; g is 0 without a global head."""
+    def _combined(
+        self, count: int, gathered: dict[float, list[Tensor]], whole: Callable[[], Tensor]
+    ) -> npt.NDArray[np.float32]:
+        """Global descriptors of all scales as one, float32 [n, g]; g is 0 without a global head.
+
+        Args:
+            count: images.
+            gathered: by scales, descriptors of runs of the images.
+            whole: makes those of the images as they are, which are too small for the pyramid.
+        """
         if self.global_projection is None:
-            return np.zeros((len(images), 0), np.float32)
-        scales = [torch.cat(parts) for parts in gathered.values() if parts]
-        if not scales:  # the images are too small for the pyramid, and described as they are
-            scales = [l2_normalised(self._global(self._features(self.normalised(images))))]
+            return np.zeros((count, 0), np.float32)
+        scales = [torch.cat(parts) for parts in gathered.values() if parts] or [whole()]
         return _array(l2_normalised(torch.stack(scales).mean(dim=0)))
 
-    def _global_scales(self) -> set[float]:
+    @property
+    def global_scales(self) -> set[float]:
         """The scales of the pyramid that the global descriptor is made at."""
         head = self.config.global_head
         known = self.config.pyramid.scales

@@ -19,6 +19,7 @@ When training ends, whitening is learned from descriptors of the training images
 part of the model.
 """
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -38,6 +39,7 @@ from ray_retrieval.layers.backbones import (
     build_feature_map,
     least_side,
     map_channels,
+    side_for_cells,
 )
 from ray_retrieval.layers.pooling import SuperGlobalPooling, combine_scales, l2_normalised, padded_to
 from ray_retrieval.layers.regions import PoolingKind, RegionalPooling, build_pooling
@@ -73,6 +75,8 @@ from ray_retrieval.methods.hashing import wide
 
 _STARTED = ("local.", "pooling.whitening.", "projection.")
 """Layers that start from a whitening of the training images, by the beginning of their tensors' names."""
+_SHARES = 1 << 40
+"""Of a pixel, in which scales are counted."""
 _MAPS = 2000
 """Training images whose maps are looked at for the start of layers that whiten places or regions."""
 
@@ -172,6 +176,7 @@ class Gem(Method):
         self._pairs: Rows | LabelPairs | None = None
         self._mined: dict[str, Any] = {}
         self._observed: dict[str, tuple[Tensor, Tensor]] = {}
+        self._whitens = False  # told without a look at the buffer
 
     def train(self, mode: bool = True) -> "Gem":
         """Training mode, but for batch normalisation, whose statistics stay as they are."""
@@ -200,10 +205,25 @@ class Gem(Method):
         return {"embeddings": embeddings}
 
     def describe(self, images: Tensor) -> Vectors:
+        return Vectors(self.vectors(images).detach().float().cpu().numpy())
+
+    def vectors(self, images: Tensor) -> Tensor:
+        """Unit vectors [n, dimension] of uint8 images [n, 3, h, w], in float32 or wider."""
         vectors = self._described(images)
-        if self.whitening is not None and int(self.whitened):
+        if self.whitening is not None and (self._whitens or int(self.whitened)):
             vectors = l2_normalised(self.whitening(vectors))
-        return Vectors(F.normalize(vectors.detach(), dim=1).float().cpu().numpy())
+        return F.normalize(vectors, dim=1)
+
+    def fix_for_export(self) -> None:
+        self._whitens = bool(self.whitened)
+        if not self._whitens:
+            self.whitening = None
+
+    @property
+    def least_side(self) -> int:
+        """From which on nothing is padded, maps have cells that can be told apart, and windows are whole."""
+        cells = 3 if self.config.describe_with == "superglobal" else 2
+        return math.ceil(side_for_cells(self.backbone, cells) / min(self.config.scales))
 
     def _features(self, images: Tensor) -> Tensor:
         features = self._map(images)
@@ -446,8 +466,17 @@ def _scaled(images: Tensor, scale: float) -> Tensor:
     """Normalised images at another size, in whole pixels: bilinear, without a filter before, as published."""
     if scale == 1.0:
         return images
-    sides = [max(1, int(side * scale)) for side in images.shape[2:]]
+    sides = [max(1, scaled_side(side, scale)) for side in images.shape[2:]]
     return F.interpolate(images, size=sides, mode="bilinear", align_corners=False)
+
+
+def scaled_side(side: int, scale: float) -> int:
+    """What a side times a scale is, cut to whole pixels.
+
+    By whole numbers alone, since a graph of ONNX has only float32 for it. Where the product is a whole number
+    it is that, which products of floats may fall short of.
+    """
+    return side * math.ceil(scale * _SHARES) // _SHARES
 
 
 def _labels(table: ImageTable) -> Rows:

@@ -228,12 +228,12 @@ class Xbm(Method):
         )
 
     def forward(self, images: Tensor) -> Outputs:
-        return {"embeddings": self._embed(images)}
+        return {"embeddings": self.vectors(images)}
 
     def describe(self, images: Tensor) -> Vectors:
-        return Vectors(self._embed(images).detach().float().cpu().numpy())
+        return Vectors(self.vectors(images).detach().float().cpu().numpy())
 
-    def _embed(self, images: Tensor) -> Tensor:
+    def vectors(self, images: Tensor) -> Tensor:
         """Unit vectors [n, dimension], in float32 or wider."""
         embedded = self.embedding(self.pooling(self.backbone(self.normalised(images))))
         return F.normalize(wide(embedded), dim=1)

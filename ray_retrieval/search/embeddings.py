@@ -145,6 +145,7 @@ def finish(
     class_names: list[str] | None,
     parts: list[dict[str, Any]],
     source: str,
+    engine: str = "torch",
 ) -> None:
     """Make the folder a complete artefact and remove parts of an earlier, longer one.
 
@@ -156,6 +157,7 @@ def finish(
         class_names: their names, where they have any.
         parts: entries of all parts, in order.
         source: fingerprint of the table of images.
+        engine: what computed the descriptors; noted where it was not the model itself.
     """
     errors = [error for part in parts for error in part["errors"]]
     rows = [{"id": name, "reason": reason} for name, reason in errors]
@@ -163,6 +165,7 @@ def finish(
         pq.write_table(pa.Table.from_pylist(rows, schema=_ERRORS_SCHEMA), stream)
     body = {
         "model": model,
+        **({} if engine == "torch" else {"engine": engine}),
         **form.as_json(),
         "classes": classes,
         "class_names": class_names,
@@ -186,6 +189,7 @@ class Embeddings:
     Attributes:
         folder: where it lies.
         model: fingerprint of the model that made it.
+        engine: what computed the descriptors: the model itself (`torch`), or an export of it.
         form: of the descriptors.
         classes: number of classes that labels count in; 0 without labels.
         class_names: their names, or None.
@@ -198,6 +202,7 @@ class Embeddings:
     def __init__(self, folder: Folder, description: dict[str, Any]) -> None:
         self.folder = folder
         self.model: str = description["model"]
+        self.engine: str = description.get("engine", "torch")
         self.form = Form.from_json(description)
         self.classes: int = description["classes"]
         self.class_names: list[str] | None = description["class_names"]

@@ -129,12 +129,12 @@ def test_described_are_the_cells_of_the_highest_scores():
         features = method.backbone(method.normalised(images(2)))
         scores = method.attention(features)
     assert found.counts.tolist() == [7, 7]
-    stride = method._field.stride
+    stride = method.field.stride
     for image in range(2):
         best = scores[image].flatten().argsort(descending=True, stable=True)[:7]
         width = scores.shape[2]
         cells = torch.stack([best % width, best // width], dim=1)
-        places = stride * cells + method._field.offset
+        places = stride * cells + method.field.offset
         mine = slice(7 * image, 7 * image + 7)
         np.testing.assert_allclose(found.locations[mine], places.numpy(), atol=1e-4)
         unit = F.normalize(features[image].flatten(1).T[best], dim=1)

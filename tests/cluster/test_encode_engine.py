@@ -1,0 +1,33 @@
+"""An export encodes in the place of the model, on Ray."""
+
+import numpy as np
+import pytest
+from export_parts import made, saved
+from samples import coloured_table
+
+from ray_retrieval.encode import EncodeConfig, EncodeJob, encode
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.export import export
+from ray_retrieval.model import Encoder
+from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.storage import Folder
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+
+
+def test_an_export_encodes_in_the_place_of_the_model(local_ray, tmp_path):
+    table = coloured_table(12)
+    source = saved(tmp_path / "model", made("greedyhash", table))
+    job = EncodeJob(Folder(source), table, Folder(tmp_path / "out"))
+    config = EncodeConfig(workers=1, threads=1, engine="onnx")
+    with pytest.raises(ArtefactError, match="no export of model"):
+        encode([job], config)
+    export(source)
+    assert encode([job], config) == 12
+    found = Embeddings.open(str(tmp_path / "out"))
+    encoder = Encoder(source, device="cpu")
+    wanted, _ = encoder.encode_table(table)
+    assert (found.engine, found.model) == ("onnx", encoder.fingerprint)
+    np.testing.assert_array_equal(found.descriptors.data, wanted.data)
+    assert encode([job], config) == 0
+    assert job.key(config, "m", 0, 12) != job.key(EncodeConfig(), "m", 0, 12)
