@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import ray_retrieval
 from ray_retrieval.cli_index import index_app
 from ray_retrieval.cli_serve import serve
 from ray_retrieval.cli_submit import submit_app
@@ -34,7 +35,10 @@ app.add_typer(gldv2_app, name="gldv2")
 app.add_typer(submit_app, name="submit")
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file; ready-made ones are in jobs/.")
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe file, or the name of a ready-made one, such as quickstart."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -57,8 +61,18 @@ ModelOption = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ray_retrieval {ray_retrieval.__version__}")
+        raise typer.Exit
+
+
 @app.callback(epilog="--debug, anywhere on the line, shows the traceback of an error.")
-def verbs() -> None:
+def verbs(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Image retrieval by published methods, on Ray."""
 
 
