@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install run serve test test-long check bench clean
+.PHONY: install run serve test test-long check bench bench-full clean
 
 install: $(INSTALLED)
 
@@ -34,24 +34,13 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Short forms, in less than 20 minutes, and the long ones; of a run that was interrupted, what is left:
+# make bench BENCH=--resume
 bench: install
-	$(BIN)/python benchmarks/hamming_map.py
-	$(BIN)/python benchmarks/search.py --short
-	$(BIN)/python benchmarks/build.py
-	$(BIN)/python benchmarks/local_search.py --short
-	$(BIN)/python benchmarks/geometric_verification.py
-	$(BIN)/python benchmarks/train_overhead.py
-	$(BIN)/python benchmarks/encode_throughput.py
-	$(BIN)/python benchmarks/export_engines.py --short
-	$(BIN)/python benchmarks/xbm_step.py
-	$(BIN)/python benchmarks/retrieval_metrics.py
-	$(BIN)/python benchmarks/mining.py
-	$(BIN)/python benchmarks/revisited_eval.py --dimension 512
-	$(BIN)/python benchmarks/pyramid.py --short
-	$(BIN)/python benchmarks/scaling.py --short
-	$(BIN)/python benchmarks/index_soak.py --minutes 2
-	$(BIN)/python benchmarks/serving.py --short
-	$(BIN)/python benchmarks/serving_faults.py --minutes 1
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+bench-full: install
+	$(BIN)/python benchmarks/run.py --full $(BENCH)
 
 clean:
 	rm -rf .venv runs

@@ -22,20 +22,20 @@ an environment of its own: python -m venv ENV; ENV/bin/pip install autofaiss 'py
 are new for each line; they lie in the page cache.
 """
 
-import argparse
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+from book import arguments, claim, measuring, on_threads
 from databases import clustered_codes, clustered_vectors, embedded, usual_factory
+from timing import once
 
-from ray_retrieval.compute import cores, describe_machine
+from ray_retrieval.compute import cores
 from ray_retrieval.descriptors import Codes, Vectors
 from ray_retrieval.search import Index, build
 from ray_retrieval.search.approximate import ApproximateConfig
@@ -70,18 +70,19 @@ class Table:
         self._line(f"{kind}: ours" + (", workers" if workers else ""), kind, threads, taken)
 
     def peer(self, name: str, kind: str, threads: int, taken: float) -> None:
+        ours = self._ours[kind, threads]
+        claim(
+            f"building an index of {self._rows:,} rows, {kind}, {on_threads(threads)}: its time over ours",
+            peer=name,
+            ratio=taken / ours,
+            detail=f"{taken:.2f} s, {ours:.2f} s",
+            headline=kind not in ("codes", "vectors"),
+        )
         self._line(f"{kind}: {name}", kind, threads, taken)
 
     def _line(self, name: str, kind: str, threads: int, taken: float) -> None:
         ratio = taken / self._ours[kind, threads]
         print(f"{name:36}{threads:8}{taken:9.2f}{self._rows / taken:12,.0f}{ratio:8.2g}", flush=True)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Of work that is done once."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def warm_up(bits: int, dimension: int) -> None:
@@ -110,16 +111,16 @@ def measure(
     config = ApproximateConfig(search=search)
     for used in sorted({1, threads}):
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            taken = seconds(
+            taken = once(
                 lambda used=used, out=out: build(source, out, shards=used, approximate=config, threads=used)
-            )
+            ).wall
             table.ours(kind, used, taken)
             factory = _factory(out)
     if threads > 1 and with_workers():
         with tempfile.TemporaryDirectory(dir=folder) as out:
             options = ["--workers", str(threads), "--shards", str(threads), "--search", search]
             command = [*_COMMAND, str(source), "--out", out, *options]
-            taken = seconds(lambda: subprocess.run(command, check=True, capture_output=True))
+            taken = once(lambda: subprocess.run(command, check=True, capture_output=True)).wall
             table.ours(kind, threads, taken, workers=True)
     return factory
 
@@ -154,7 +155,7 @@ def measure_faiss(
         faiss.omp_set_num_threads(used)
         with tempfile.TemporaryDirectory(dir=rows.parent) as folder:
             out = Path(folder) / "index.faiss"
-            table.peer("FAISS", kind, used, seconds(lambda out=out: work(rows, out, factory)))
+            table.peer("FAISS", kind, used, once(lambda out=out: work(rows, out, factory)).wall)
 
 
 def measure_autofaiss(table: Table, kind: str, python: str, factory: str, threads: int, rows: Path) -> None:
@@ -174,11 +175,8 @@ def saved(folder: Path, data: Any) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, "100,000 rows")
     parser.add_argument("--rows", type=lambda text: int(float(text)), default=1_000_000)
-    parser.add_argument("--short", action="store_true", help="100,000 rows")
     parser.add_argument("--bits", type=int, default=64, help="of codes")
     parser.add_argument("--dimension", type=int, default=128, help="of vectors")
     parser.add_argument("--factory", help="of the approximate search; default IVF<about √rows>,PQ…x4fs")
@@ -187,10 +185,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where temporary files go; default the system's")
     options = parser.parse_args()
     rows, threads = 100_000 if options.short else options.rows, options.threads
-    print(f"{describe_machine()}; {rows:,} rows, {options.bits} bits, {options.dimension} dimensions\n")
-    warm_up(options.bits, options.dimension)
-    table = Table(rows)
-    with tempfile.TemporaryDirectory(dir=options.folder) as made:
+    said = f"{rows:,} rows, {options.bits} bits, {options.dimension} dimensions"
+    with measuring(said), tempfile.TemporaryDirectory(dir=options.folder) as made:
+        warm_up(options.bits, options.dimension)
+        table = Table(rows)
         of_codes, of_vectors = Path(made) / "codes", Path(made) / "vectors"
         codes = clustered_codes(rows, options.bits, 1)
         file = saved(of_codes, codes)

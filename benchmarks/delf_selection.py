@@ -1,7 +1,7 @@
 """What attention is worth: DELF's features by their scores against as many at random, in one run.
 
-    python benchmarks/delf_selection.py RUN                     a finished run of jobs/delf_views_cpu.yaml
-    python benchmarks/delf_selection.py RUN --features 30 --queries 200
+    python benchmarks/delf_selection.py [RUN]                   a finished run of jobs/delf_views_cpu.yaml
+    python benchmarks/delf_selection.py [RUN] --short           30 features an image, 40 queries
 
 Both describe the same views with the same network and the same principal components; only which cells of the
 maps become features differs. Queries and database are the run's test; the shortlist is that of exact votes
@@ -10,8 +10,8 @@ is known: `location error` is the distance, in pixels, of a match that verificat
 should be (median, and the share within 5 pixels). Below the random choice the run fails.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import yaml
+from book import arguments, claim, measuring, skipped
 from torch import Tensor, nn
 
 from ray_retrieval import recipe as recipes
@@ -124,11 +125,28 @@ def homographies(table: ImageTable) -> npt.NDArray[np.float64]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a finished run of DELF on synthetic views")
+    parser = arguments(__doc__, "30 features an image, 40 queries")
+    parser.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        default=Path("runs/delf_views_cpu"),
+        help="folder of a finished run of DELF on synthetic views (%(default)s)",
+    )
     parser.add_argument("--features", type=int, nargs="+", default=[20, 60], help="of an image, at most")
     parser.add_argument("--queries", type=int, default=200)
     options = parser.parse_args()
+    if options.short:
+        options.features, options.queries = [30], 40
+    if not (options.run / "model").is_dir():
+        skipped(f"it needs a finished run of jobs/delf_views_cpu.yaml, and there is none in {options.run}")
+        return 0
+    with measuring(f"{cores()} threads"):
+        return measure(options)
+
+
+def measure(options: Namespace) -> int:
+    """Print the table; 1 where attention is worse than chance."""
     recipe = validate(recipes.Recipe, yaml.safe_load((options.run / "recipe.yaml").read_text()))
     step = next(step for step in recipe.evaluate.rerank if isinstance(step, GeometricVerificationConfig))
     benchmark = datasets.load(recipe.data, seed=recipe.seed, splits=Folder(str(options.run / "split")))
@@ -136,7 +154,7 @@ def main() -> int:
     queries = benchmark.queries.take(asked)
     known = np.flatnonzero(np.isin(benchmark.database.labels, queries.labels))
     database = benchmark.database.take(known)
-    print(f"{len(queries):,} queries, {len(database):,} views, {cores()} threads")
+    print(f"{len(queries):,} queries, {len(database):,} views")
     print("features  chosen by  | mAP shortlist  verified | recall@1 shortlist  verified | error     close")
     worse = False
     for count in options.features:
@@ -156,6 +174,15 @@ def main() -> int:
                 f"{before[1]:18.4f}  {after[1]:8.4f} | {result.error:5.2f} px  {result.close:5.3f}",
                 flush=True,
             )
+        claim(
+            f"DELF's {count} features an image by their scores, {len(queries)} queries among {len(database)} "
+            "views: mAP over that of as many at random",
+            peer="features at random",
+            ratio=found["attention"].verified[0] / found["random"].verified[0],
+            goal=">= 1",
+            detail=f"mAP {found['attention'].verified[0]:.3f}, {found['random'].verified[0]:.3f}",
+            headline=True,
+        )
         worse |= found["attention"].verified[0] <= found["random"].verified[0]
     return int(worse)
 

@@ -1,7 +1,7 @@
 """A whole Hamming evaluation, against the argsort loop that the field's scripts use, in one run.
 
     python benchmarks/hamming_map.py            5,000 queries x 112,218 rows x 64 bits, 80 classes, K = 5,000
-    python benchmarks/hamming_map.py --small    1,000 queries x  59,000 rows x 48 bits, 10 classes, K = all
+    python benchmarks/hamming_map.py --short    1,000 queries x  59,000 rows x 48 bits, 10 classes, K = all
     python benchmarks/hamming_map.py --lists FOLDER    with the labels of FOLDER/test.txt and FOLDER/train.txt
 
 Ours is `evaluate`: MAP under four tie policies, precision and recall at n, precision within radius 2 and the
@@ -19,12 +19,9 @@ Codes are made from the labels by random planes and noise. Rows of the database 
 lists are given; else labels are drawn at random.
 """
 
-import argparse
 import math
 import os
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -32,7 +29,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from book import arguments, claim, measuring, on_threads
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from timing import Taken, growth, shortest
 
 from ray_retrieval.metrics.hamming import (
     TIES,
@@ -55,7 +54,7 @@ class Workload(NamedTuple):
     k: int | None
 
 
-SMALL = Workload(queries=1000, rows=59_000, bits=48, classes=10, labels_each=1.0, k=None)
+SHORT = Workload(queries=1000, rows=59_000, bits=48, classes=10, labels_each=1.0, k=None)
 COCO = Workload(queries=5000, rows=112_218, bits=64, classes=80, labels_each=2.9, k=5000)
 
 
@@ -105,44 +104,13 @@ def field_loop(
     return scores
 
 
-class Taken(NamedTuple):
-    wall: float
-    processor: float
-
-
-def seconds(work: Callable[[], object], times: int = 3) -> Taken:
-    """The shortest wall time and the shortest processor time of several runs."""
-    taken = []
-    for _ in range(times):
-        wall, processor = time.perf_counter(), time.process_time()
-        work()
-        taken.append((time.perf_counter() - wall, time.process_time() - processor))
-    return Taken(*(min(column) for column in zip(*taken, strict=True)))
-
-
-def memory_of(work: Callable[[], object]) -> float:
-    """By how many MiB the process grows at most; not a number where the system does not say."""
-
-    def status(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Forgets the peak so far.
-    except OSError:
-        return math.nan
-    before = status("VmRSS")
-    work()
-    return (status("VmHWM") - before) / 1024
-
-
 def same(one: HammingReport, other: HammingReport) -> bool:
     """Whether two reports are equal to the last bit."""
     curves = [(report.pr_curve.precision, report.pr_curve.recall, report.ap) for report in (one, other)]
     return one.metrics == other.metrics and all(np.array_equal(a, b) for a, b in zip(*curves, strict=True))
 
 
-def measure(work: Workload, labels: tuple[Labels, Labels], sampled: int, threads: int) -> bool:
+def measure(work: Workload, labels: tuple[Labels, Labels], sampled: int, threads: int, said: str) -> bool:
     """Print the table; whether everything is equal that must be."""
     signs = [learned(part, work.bits, seed) for seed, part in enumerate(labels)]
     codes = [np.packbits(part, axis=1) for part in signs]
@@ -153,8 +121,10 @@ def measure(work: Workload, labels: tuple[Labels, Labels], sampled: int, threads
     shards = [(codes[1][a:b], given[1][a:b]) for a, b in pairwise(borders)]
 
     one = (codes[0][:1], given[0][:1])
-    first = seconds(lambda: evaluate(*one, *data[2:], **options), times=1)  # Compiles, if no earlier run has.
-    memory = memory_of(partial(evaluate, *data, **options, threads=threads))
+    first = shortest(
+        lambda: evaluate(*one, *data[2:], **options), times=1
+    )  # Compiles, if no earlier run has.
+    memory = growth(partial(evaluate, *data, **options, threads=threads))
     report = evaluate(*data, **options, threads=threads)
     parted = evaluate_shards(*data[:2], shards, **options, threads=threads)
 
@@ -172,8 +142,6 @@ def measure(work: Workload, labels: tuple[Labels, Labels], sampled: int, threads
     equal = same(report, parted)
 
     print(
-        f"{work.queries:,} queries x {work.rows:,} rows x {work.bits} bits, {labels[0].shape[1]} classes, "
-        f"K = {'all' if work.k is None else format(work.k, ',')}; load before {os.getloadavg()[0]:.1f}\n"
         f"first call {first.wall:.1f} s; memory {memory:.0f} MiB; agreement {agreement:.1e}; "
         f"{SHARDS} shards {'equal' if equal else 'DIFFER'}\n"
         f"MAP {', '.join(f'{ties} {float(report.map[ties]):.5f}' for ties in TIES)}\n"
@@ -183,7 +151,7 @@ def measure(work: Workload, labels: tuple[Labels, Labels], sampled: int, threads
     for name, form in forms.items():
         for count in counts:
             with threadpool_limits(count):
-                taken = seconds(partial(field_loop, *form, k=work.k))
+                taken = shortest(partial(field_loop, *form, k=work.k))
             peers[name, count] = Taken(*(value * work.queries / sampled for value in taken))
     fastest = {name: min(peers[name, count].wall for count in counts) for name in forms}
 
@@ -196,22 +164,37 @@ def measure(work: Workload, labels: tuple[Labels, Labels], sampled: int, threads
         line(f"argsort loop ({name}), {sampled} queries, scaled", count, taken)
     for count in counts:
         some: dict[str, Any] = {**options, "threads": count}
-        line("map, expected", count, seconds(partial(mean_average_precision, *data, ties="expected", **some)))
-        line("map, database order", count, seconds(partial(mean_average_precision, *data, **some)))
-        line("evaluate, everything", count, whole := seconds(partial(evaluate, *data, **some)))
-        in_parts = seconds(partial(evaluate_shards, *data[:2], shards, **some))
+        line(
+            "map, expected", count, shortest(partial(mean_average_precision, *data, ties="expected", **some))
+        )
+        line("map, database order", count, shortest(partial(mean_average_precision, *data, **some)))
+        line("evaluate, everything", count, whole := shortest(partial(evaluate, *data, **some)))
+        in_parts = shortest(partial(evaluate_shards, *data[:2], shards, **some))
         line(f"evaluate, {SHARDS} shards", count, in_parts)
         print(f"{'':44}{'':8}sharded : whole = {in_parts.processor / whole.processor:.2f} by cpu")
-    print(f"\nload after {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+        claim(
+            f"Hamming evaluation, {said}, {on_threads(count)}: the field's argsort loop over ours",
+            peer="the loop in float32, the MAP alone",
+            ratio=fastest["a"] / whole.wall,
+            detail=f"{fastest['a']:.2f} s, {whole.wall:.2f} s; equal to {agreement:.0e}",
+            headline=count == 1,
+        )
+        claim(
+            f"Hamming evaluation, {said}, {on_threads(count)}: processor time in {SHARDS} shards "
+            "over that in one",
+            peer="one shard",
+            ratio=in_parts.processor / whole.processor,
+        )
+    if not math.isnan(memory):
+        claim(
+            f"Hamming evaluation, {said}: memory over 1 GiB", peer="1 GiB", ratio=memory / 1024, goal="<= 1"
+        )
     # One GiB, whatever the size of the database beside its codes and labels.
     return equal and agreement <= 1e-12 and not memory > 1024
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--small", action="store_true", help="the smaller, single-label workload")
+    parser = arguments(__doc__, "the smaller, single-label workload")
     parser.add_argument("--lists", type=Path, help="folder with test.txt and train.txt: path 0 0 1 … a line")
     parser.add_argument("--queries", type=int)
     parser.add_argument("--rows", type=int)
@@ -223,7 +206,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     sizes = {name: getattr(options, name) for name in ("queries", "rows", "bits", "k")}
-    work = (SMALL if options.small else COCO)._replace(
+    work = (SHORT if options.short else COCO)._replace(
         **{name: size for name, size in sizes.items() if size is not None}
     )
     if options.lists is None:
@@ -231,7 +214,13 @@ def main() -> int:
     else:
         labels = listed_labels(options.lists, work)
         work = work._replace(queries=len(labels[0]), labels_each=float(labels[0].sum(axis=1).mean()))
-    return 0 if measure(work, labels, min(options.sampled, work.queries), options.threads) else 1
+    said = (
+        f"{work.queries:,} queries x {work.rows:,} rows x {work.bits} bits, {labels[0].shape[1]} classes, "
+        f"K = {'all' if work.k is None else format(work.k, ',')}"
+    )
+    with measuring(said):
+        good = measure(work, labels, min(options.sampled, work.queries), options.threads, said)
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

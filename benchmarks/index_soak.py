@@ -1,6 +1,7 @@
 """An index changed at random for a long time: rows added, replaced, removed, versions brought back, kills.
 
     python benchmarks/index_soak.py --minutes 30
+    python benchmarks/index_soak.py --short         half a minute
 
 After every step all rows, what is known of them, all files and their checksums, and the hits of searches with
 and without filters are compared with a model in plain numpy. Indices of codes, of vectors, of vectors with an
@@ -8,7 +9,6 @@ approximate search and of local features take turns. The steps are those of `tes
 which the tests run for seconds. It ends with the first difference, which Hypothesis makes as small as it can.
 """
 
-import argparse
 import os
 import sys
 import time
@@ -19,6 +19,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "search"))
 
+from book import arguments, claim, measuring
 from soak_parts import IndexSoak
 
 _ROUND = 4  # machines between two looks at the clock
@@ -26,29 +27,44 @@ _REPORT_S = 60
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__, "half a minute")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--steps", type=int, default=40, help="of one index")
     parser.add_argument("--seed", type=int, default=0, help="of the first round")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
+    minutes = 0.5 if options.short else options.minutes
+    with measuring(f"{minutes:g} minutes"):
+        soak(minutes, options.steps, options.seed)
+
+
+def soak(minutes: float, steps: int, first: int) -> None:
+    """Change indices for so many minutes; ends with the first difference."""
     os.fsync = lambda _: None  # nothing of it has to survive a power cut
     how = settings(
         max_examples=_ROUND,
-        stateful_step_count=arguments.steps,
+        stateful_step_count=steps,
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
     )
     began = reported = time.monotonic()
     rounds = 0
-    while time.monotonic() - began < 60 * arguments.minutes:
-        run_state_machine_as_test(seed(arguments.seed + rounds)(IndexSoak), settings=how)
+    while time.monotonic() - began < 60 * minutes:
+        run_state_machine_as_test(seed(first + rounds)(IndexSoak), settings=how)
         rounds += 1
         if time.monotonic() - reported > _REPORT_S:
             reported = time.monotonic()
             print(f"{(reported - began) / 60:.0f} min: {_in_words()}", flush=True)
-    minutes = (time.monotonic() - began) / 60
-    print(f"| {rounds * _ROUND} indices in {minutes:.1f} min | no difference | {_in_words()} |")
+    taken = (time.monotonic() - began) / 60
+    print(f"| {rounds * _ROUND} indices in {taken:.1f} min | no difference | {_in_words()} |")
+    claim(
+        f"an index changed at random for {minutes:g} minutes: share of the steps without a difference",
+        peer="a model in plain numpy",
+        ratio=1.0,
+        goal=">= 1",
+        detail=f"{rounds * _ROUND} indices, {_in_words()}",
+        headline=True,
+    )
 
 
 def _in_words() -> str:

@@ -18,15 +18,16 @@ the float16 features themselves, 80 bytes each, are read by the exact votes and 
 that grows with the root of the number takes √N times as long for N times the images.
 """
 
-import argparse
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from book import arguments, claim, measuring
+from timing import Taken, once
 
 from ray_retrieval.descriptors import Local
 from ray_retrieval.search import asmk, faiss_index
@@ -37,6 +38,7 @@ from ray_retrieval.search.votes import LocalSearchConfig, choose_shortlist, reca
 
 SCENE_IMAGES, FEATURES, DIMENSION, DEPTH = 10, 1000, 40, 100
 SCENE_SHARE, CENTRES, NOISE = 0.03, 5_000, 0.5
+_GOAL_TIMES = 10  # From so many times the images on, growth tells.
 
 Search = Callable[[Local], Hits]
 
@@ -98,44 +100,70 @@ def searches(segment: FeatureSegment, folder: Path, threads: int) -> dict[str, t
     }
 
 
-def milliseconds(search: Search, queries: Local, runs: int) -> tuple[float, float]:
-    """Wall and processor time of one query: the means over the queries of the shortest of several runs."""
+def milliseconds(search: Search, queries: Local, runs: int) -> Taken:
+    """One query: the means over the queries of the shortest of several runs."""
     taken = np.empty((2, runs, len(queries)))
     for run in range(runs):
         for number in range(len(queries)):
-            one = queries.take(np.array([number]))
-            start = np.array([time.perf_counter(), time.process_time()])
-            search(one)
-            taken[:, run, number] = time.perf_counter() - start[0], time.process_time() - start[1]
+            taken[:, run, number] = once(partial(search, queries.take(np.array([number]))))
     wall, processor = 1e3 * taken.min(axis=1).mean(axis=1)
-    return float(wall), float(processor)
+    return Taken(float(wall), float(processor))
 
 
-def measure(database: Local, queries: Local, scenes: np.ndarray, threads: int) -> None:
+class Found(NamedTuple):
+    """Processor time of a query in ms, and the share of the exact votes' first images that is found."""
+
+    processor: float
+    recall: float
+
+
+def measure(database: Local, queries: Local, scenes: np.ndarray, threads: int) -> dict[str, Found]:
+    """Print the lines of a database; what each search did."""
+    found = {}
     segment = FeatureSegment(database.offsets, database.data, 0, 0)
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        made = searches(segment, Path(folder), threads)
-        built = time.perf_counter() - start
+        made: dict[str, tuple[Search, float, str]] = {}
+        built = once(lambda: made.update(searches(segment, Path(folder), threads))).wall
         exact = made["exact"][0](queries)
         for name, (search, size, what) in made.items():
             hits = exact if name == "exact" else search(queries)
             wall, processor = milliseconds(search, queries, 1 if name == "exact" else 5)
             of_scene = (hits.rows >= 0) & (hits.rows // SCENE_IMAGES == scenes[:, None])
             share = of_scene.sum() / (SCENE_IMAGES * len(queries))
-            cells = (
-                f"{wall:10.1f}{processor:10.1f}{recall_of_votes(exact, hits):12.3f}{share:8.3f}{size:8.1f}"
-            )
+            recall = recall_of_votes(exact, hits)
+            found[name] = Found(processor, recall)
+            cells = f"{wall:10.1f}{processor:10.1f}{recall:12.3f}{share:8.3f}{size:8.1f}"
             print(f"{len(database):8,}  {name:8}{cells}  {what}", flush=True)
         print(f"{'':8}  index and inverted file built in {built:.1f} s", flush=True)
+    return found
+
+
+def claim_growth(found: dict[int, dict[str, Found]]) -> None:
+    """What so many times the images cost, by searches."""
+    first, last = min(found), max(found)
+    for name in ("votes", "asmk"):
+        before, after = found[first][name], found[last][name]
+        what = f"shortlist by {name}, a query of {FEATURES:,} features"
+        claim(
+            f"{what} among {last:,} images for {first:,}: growth of the processor time "
+            "over that of the images",
+            peer="time that grows with the images",
+            ratio=after.processor / before.processor / (last / first),
+            goal="<= 0.5" if last >= _GOAL_TIMES * first else None,
+            detail=f"{before.processor:.0f} ms, {after.processor:.0f} ms; {before.recall:.2f} and "
+            f"{after.recall:.2f} of the exact votes' first {DEPTH}",
+            headline=True,
+        )
+        claim(
+            f"{what} among {last:,} images: the exact votes' processor time over it",
+            peer="votes of all features",
+            ratio=found[last]["exact"].processor / after.processor,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, "100, 200 and 500 images")
     parser.add_argument("--images", type=int, nargs="+", default=[200, 500, 1000, 2000])
-    parser.add_argument("--short", action="store_true", help="100, 200 and 500 images")
     parser.add_argument("--queries", type=int, default=4)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
@@ -143,10 +171,14 @@ def main() -> None:
     scenes = np.arange(options.queries)
     database = images_of(np.arange(sizes[-1]) // SCENE_IMAGES, 1)
     queries = images_of(scenes, 2)
-    print(f"{FEATURES:,} features an image, {DIMENSION} dimensions, {options.threads} threads\n")
-    print(f"{'images':>8}  {'':8}{'ms':>10}{'cpu':>10}{'recall@100':>12}{'scene':>8}{'bytes':>8}")
-    for size in sizes:
-        measure(database.take(np.arange(size)), queries, scenes, options.threads)
+    with measuring(f"{FEATURES:,} features an image, {DIMENSION} dimensions, {options.threads} threads"):
+        print(f"{'images':>8}  {'':8}{'ms':>10}{'cpu':>10}{'recall@100':>12}{'scene':>8}{'bytes':>8}")
+        claim_growth(
+            {
+                size: measure(database.take(np.arange(size)), queries, scenes, options.threads)
+                for size in sizes
+            }
+        )
 
 
 if __name__ == "__main__":

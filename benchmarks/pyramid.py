@@ -20,15 +20,16 @@ beyond the border of an image there are zeros before each layer in ours, before 
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from book import arguments, claim, measuring
+from timing import once
 from torch import Tensor
 
-from ray_retrieval.compute import autocast, describe_machine, pick_device, place, uses_bf16
+from ray_retrieval.compute import autocast, pick_device, place, uses_bf16
 from ray_retrieval.layers.attention import Attention
 from ray_retrieval.layers.backbones import BackboneConfig, build_stages
 from ray_retrieval.layers.pooling import l2_normalised
@@ -94,14 +95,10 @@ class Network:
 
 def seconds(work: Callable[[], object]) -> tuple[float, float]:
     """Wall time, and the time that counts: the same with a GPU, else that of the processor."""
-    wall, processor = time.perf_counter(), time.process_time()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        processor, ended = wall, time.perf_counter()
-    else:
-        ended = time.process_time()
-    return time.perf_counter() - wall, ended - processor
+    if not torch.cuda.is_available():
+        return once(work)
+    wall = once(lambda: (work(), torch.cuda.synchronize())).wall
+    return wall, wall
 
 
 def shared(ours: Found, padded: Found) -> float:
@@ -136,33 +133,38 @@ def measure(network: Network, shape: tuple[int, int], square: int, options: argp
         f"{pixels[0]:10.2f}{pixels[1]:10.2f}{pixels[1] / pixels[0]:9.1f}{shared(*first):10.2f}",
         flush=True,
     )
-    return ratio >= SHARE_OF_PIXELS * pixels[1] / pixels[0]
+    of_pixels = ratio / (pixels[1] / pixels[0])
+    what = f"seven scales of {width} x {height}, {options.backbone}"
+    peer = f"scales padded to squares of {square}"
+    claim(f"{what}: their time over ours", peer=peer, ratio=ratio, headline=True)
+    goal = f">= {SHARE_OF_PIXELS}"
+    claim(f"{what}: that ratio over the ratio of the pixels", peer=peer, ratio=of_pixels, goal=goal)
+    return of_pixels >= SHARE_OF_PIXELS
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "a smaller network, sides divided by 4")
     parser.add_argument("--backbone", default=None, help="default: resnet50; resnet18 with --short")
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto")
-    parser.add_argument("--short", action="store_true", help="a smaller network, sides divided by 4")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    backbone = options.backbone or ("resnet18" if options.short else "resnet50")
+    options.backbone = options.backbone or ("resnet18" if options.short else "resnet50")
     factor = SHORT if options.short else 1
     device = pick_device()
     threads = f"{options.threads} thread{'' if options.threads == 1 else 's'}"
     kind = "bf16" if uses_bf16(options.precision, device) else "float32"
-    print(
-        f"{describe_machine()}; {backbone}, {kind}, {threads}, squares of {SQUARE // factor}"
-        f"{', all sides a quarter' if options.short else ''}; {options.images} images\n"
+    said = (
+        f"{options.backbone}, {kind}, {threads}, squares of {SQUARE // factor}"
+        f"{', all sides a quarter' if options.short else ''}; {options.images} images"
     )
-    print(f"{'':14}{'images/s':>20}{'':9}{'pixels':>20}")
-    heads = "".join(f"{head:>{size}}" for head, size in (("ours", 10), ("padded", 10), ("ratio", 9)) * 2)
-    print(f"{'':14}{heads}{'shared':>10}")
-    network, reached = Network(backbone, device), True
-    with torch.inference_mode(), autocast(options.precision, device):
+    network, reached = Network(options.backbone, device), True
+    with measuring(said), torch.inference_mode(), autocast(options.precision, device):
+        print(f"{'':14}{'images/s':>20}{'':9}{'pixels':>20}")
+        heads = "".join(f"{head:>{size}}" for head, size in (("ours", 10), ("padded", 10), ("ratio", 9)) * 2)
+        print(f"{'':14}{heads}{'shared':>10}")
         for height, width in SHAPES:
             shape = height // factor, width // factor
             reached &= measure(network, shape, SQUARE // factor, options)

@@ -18,18 +18,16 @@ that are equal but for rounding explain, the run fails.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from apart import ProcessError, in_its_own_process
+from book import arguments, claim, measuring, on_threads
+from timing import most_private_memory, once, private_memory
 
 Floats = npt.NDArray[np.float32]
 Truth = list[dict[str, npt.NDArray[np.int64]]]
@@ -105,30 +103,6 @@ def argsort(queries: Floats, database: Floats, truth: Truth, _threads: int) -> d
 WAYS = {"counting": counting, "argsort": argsort}
 
 
-def private_memory() -> int:
-    """Bytes of this process that no file backs."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
-
-
-@contextmanager
-def peak_of_memory() -> Iterator[list[int]]:
-    """A list of one number: the most bytes that this process has had meanwhile."""
-    peak, done = [private_memory()], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            peak[0] = max(peak[0], private_memory())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()
-
-
 def measure(way: str, path: Path, rows: int, dimension: int, threads: int) -> dict[str, Any]:
     """Measure in this process."""
     queries, truth = queries_and_truth(dimension)
@@ -136,27 +110,19 @@ def measure(way: str, path: Path, rows: int, dimension: int, threads: int) -> di
     # What is loaded or compiled at the first call is not counted.
     WAYS[way](queries, database[:LISTED_ROWS], truth, threads)
     before = private_memory()
-    with peak_of_memory() as peak:
-        wall, processor = time.perf_counter(), time.process_time()
-        metrics = WAYS[way](queries, database, truth, threads)
-        wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    return {"wall": wall, "cpu": processor, "memory": (peak[0] - before) / 2**20, "metrics": metrics}
+    metrics: dict[str, float] = {}
+    with most_private_memory() as peak:
+        taken = once(lambda: metrics.update(WAYS[way](queries, database, truth, threads)))
+    memory = (peak[0] - before) / 2**20
+    return {"wall": taken.wall, "cpu": taken.processor, "memory": memory, "metrics": metrics}
 
 
-def in_its_own_process(way: str, path: Path, rows: int, dimension: int, threads: int) -> dict[str, Any]:
+def measured(way: str, path: Path, rows: int, dimension: int, threads: int) -> dict[str, Any]:
     sizes = ["--rows", str(rows), "--dimension", str(dimension), "--threads", str(threads)]
-    limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    done = subprocess.run(
-        [sys.executable, __file__, "--measure", way, "--file", str(path), *sizes],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **limits},
-    )
-    if done.returncode:
-        raise SystemExit(f"{way} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    try:
+        return in_its_own_process(__file__, ["--measure", way, "--file", str(path), *sizes], threads)
+    except ProcessError as error:
+        raise SystemExit(f"{way} failed:\n{error}") from None
 
 
 def compare(path: Path, rows: int, dimension: int, threads: list[int]) -> float:
@@ -164,12 +130,13 @@ def compare(path: Path, rows: int, dimension: int, threads: list[int]) -> float:
     print(f"{'':12}{'threads':>9}{'wall s':>10}{'cpu s':>10}{'MiB':>8}{'ratio of wall':>16}{'of MiB':>9}")
     worst = 0.0
     for count in threads:
-        found = {way: in_its_own_process(way, path, rows, dimension, count) for way in WAYS}
+        found = {way: measured(way, path, rows, dimension, count) for way in WAYS}
         ours, theirs = found["counting"], found["argsort"]
         for way, one in found.items():
             ratios = ""
             if way == "argsort":
                 ratios = f"{one['wall'] / ours['wall']:16.2f}{one['memory'] / max(ours['memory'], 0.1):9.0f}"
+                _claim(rows, dimension, count, ours, one)
             numbers = f"{one['wall']:10.2f}{one['cpu']:10.2f}{one['memory']:8.0f}"
             print(f"{way:12}{count:9}{numbers}{ratios}", flush=True)
         both = ours["metrics"].keys() & theirs["metrics"].keys()
@@ -179,11 +146,20 @@ def compare(path: Path, rows: int, dimension: int, threads: list[int]) -> float:
     return worst
 
 
+def _claim(rows: int, dimension: int, threads: int, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    for what, field, unit in (("time", "wall", "s"), ("memory", "memory", "MiB")):
+        claim(
+            f"revisited evaluation of {QUERIES} queries among {rows:,} x {dimension}, {on_threads(threads)}: "
+            f"the {what} of sorting over ours",
+            peer="a full argsort",
+            ratio=theirs[field] / max(ours[field], 0.1),
+            detail=f"{theirs[field]:.3g} {unit}, {ours[field]:.3g} {unit}",
+            headline=threads == 1,
+        )
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--short", action="store_true", help="few rows of few dimensions")
+    parser = arguments(__doc__, "few rows of few dimensions")
     parser.add_argument("--rows", type=int, help="of the database, distractors included")
     parser.add_argument("--dimension", type=int)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="besides one thread")
@@ -205,9 +181,9 @@ def main() -> int:
         with path.open("rb") as file:
             while file.read(1 << 24):  # From now on it is where the system keeps what was read.
                 pass
-        print(f"{rows:,} x {dimension}, {size:,.0f} MiB; load before {os.getloadavg()[0]:.1f}\n")
-        worst = compare(path, rows, dimension, sorted({1, options.threads}))
-    print(f"agreement {worst:.1e}; load after {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+        with measuring(f"{rows:,} x {dimension}, {size:,.0f} MiB"):
+            worst = compare(path, rows, dimension, sorted({1, options.threads}))
+            print(f"agreement {worst:.1e}")
     return 0 if worst <= 1e-4 else 1
 
 

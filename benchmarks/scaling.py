@@ -40,6 +40,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from book import arguments, claim, measuring
 from ray._private.authentication.authentication_token_setup import enable_token_auth_by_default
 from ray.cluster_utils import Cluster
 from scaling_model import Assumed, Measured, add_options, from_options, show
@@ -48,7 +49,6 @@ from workload import photographs, photographs_benchmark
 
 from ray_retrieval import model
 from ray_retrieval.cluster import SETTINGS, connect
-from ray_retrieval.compute import cores, describe_machine
 from ray_retrieval.encode import EncodeJob, encode
 from ray_retrieval.loop import TrainConfig
 from ray_retrieval.methods import build
@@ -149,7 +149,7 @@ def measure_encoding(nodes: int, images: int, where: Folder, out: Folder) -> dic
     """Encode so many images a node."""
     table = photographs(nodes * images)
     config = Encoding(workers=nodes, threads=1, batch_size=BATCH, rows_per_part=PASSES * BATCH)
-    with measuring(nodes, PASSES, PASSES * BATCH) as row:
+    with taking(nodes, PASSES, PASSES * BATCH) as row:
         encode([EncodeJob(where, table, out)], config)
     return {**row, "images": images}
 
@@ -165,13 +165,13 @@ def measure_training(name: str, nodes: int, steps: int, epochs: int, out: Folder
         validation={"every": None},
         checkpoint={"min_seconds": 0},
     )
-    with measuring(nodes, 1, 1) as row:
+    with taking(nodes, 1, 1) as row:
         train(METHODS[name], config, benchmark, seed=0, run=out, provenance={})
     return row
 
 
 @contextmanager
-def measuring(nodes: int, together: int, images: int) -> Iterator[dict[str, float]]:
+def taking(nodes: int, together: int, images: int) -> Iterator[dict[str, float]]:
     """What the block takes on so many nodes; filled in when it ends.
 
     Args:
@@ -216,6 +216,14 @@ def report(what: str, rows: list[dict[str, float]], ideal: float) -> None:
             f"{(row[name] - one[name]) / more:{width}.2f}" if more else " " * width
             for name, width in (("start", 8), ("each", 8), ("computed", 7))
         ]
+        if more:
+            claim(
+                f"{what}, {row['nodes']:.0f} nodes: time of each over that on {one['nodes']:.0f}",
+                peer="fewer nodes",
+                ratio=row["each"] / one["each"],
+                detail=f"{row['each']:.1f} ms, {one['each']:.1f} ms",
+                headline=row is rows[-1],
+            )
         print(
             f"{row['nodes']:6}{row['used']:6}{row['start']:9.1f}{added[0]}{row['end']:7.1f}{row['each']:9.2f}"
             f"{row['each'] - ideal:10.2f}{added[1]}{row['computed']:8.2f}{added[2]}{ideal / row['each']:7.3f}"
@@ -276,25 +284,22 @@ def for_model(encoded: list[dict[str, float]], trained: list[dict[str, float]]) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--short", action="store_true", help="fewer images and steps, one method, no model")
+    parser = arguments(__doc__, "fewer nodes, images and steps, one method, no model")
     parser.add_argument("--model", action="store_true", help="the model alone")
-    parser.add_argument("--nodes", type=int, nargs="+", default=[1, 2, 4], help="ascending")
+    parser.add_argument("--nodes", type=int, nargs="+", help="ascending; default 1 2 4, and 1 2 with --short")
     add_options(parser)
     options: Any = parser.parse_args()
+    options.nodes = options.nodes or ([1, 2] if options.short else [1, 2, 4])
     measured, assumed = from_options(Measured, options), from_options(Assumed, options)
     if not options.model:
         if any(one >= other for one, other in itertools.pairwise(options.nodes)):
             parser.error("--nodes are to be given in ascending order")
-        print(f"{describe_machine()}; load before {os.getloadavg()[0]:.1f}", flush=True)
-        measured = replace(measured, **measure(options))
-        if not options.short:
-            from scaling_constants import constants
+        with measuring(f"{', '.join(map(str, options.nodes))} nodes"):
+            measured = replace(measured, **measure(options))
+            if not options.short:
+                from scaling_constants import constants
 
-            measured = replace(measured, **constants())
-        print(f"\nload after {os.getloadavg()[0]:.1f}, {cores()} cores")
+                measured = replace(measured, **constants())
     if not options.short:
         show(measured, assumed)
 

@@ -5,13 +5,13 @@ All are processor time, so that it matters little what else the machine does; wa
 
 import itertools
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 from databases import PART, paths_of, unit_vectors, write_embeddings
 from mining import Workload, simulated
+from timing import once, shortest
 from workload import photographs
 
 from ray_retrieval.data.mining import hard_negatives
@@ -24,14 +24,8 @@ from ray_retrieval.storage import Folder
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
-    """The shortest of several runs, after one to warm up."""
-    work()
-    taken = []
-    for _ in range(times):
-        started = time.process_time()
-        work()
-        taken.append(time.process_time() - started)
-    return min(taken)
+    """Of processor time, the shortest of several runs, after one to warm up."""
+    return shortest(work, times, warm_up=True).processor
 
 
 def constants() -> dict[str, float]:
@@ -59,9 +53,7 @@ def of_indices(count: int = 2 * PART) -> dict[str, float]:
     for form, described, size in kinds:
         with tempfile.TemporaryDirectory() as folder:
             source, out = Folder(folder) / "embeddings", Folder(folder) / "index"
-            started = time.process_time()
-            write_embeddings(source, table, form, described)
-            written.append(time.process_time() - started)
+            written.append(once(partial(write_embeddings, source, table, form, described)).processor)
             copies = (build(source, out / str(number)) for number in itertools.count())
             paces.append(count / seconds(partial(next, copies), 2))
             held = sum(file.bytes for shard in next(copies).shards for file in shard.files)

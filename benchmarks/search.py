@@ -33,16 +33,16 @@ several. FAISS shares queries among threads, but not the rows of one query. Let 
 the threads of FAISS wait in loops, and take many times longer where they do not have a core each.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import search_codes
 import search_vectors
+from book import arguments, measuring
 from databases import usual_factory
 from peers import installed
 
-from ray_retrieval.compute import cores, describe_machine
+from ray_retrieval.compute import cores
 
 PARTS = ("codes", "approximate-codes", "vectors", "approximate-vectors")
 FULL = {
@@ -65,11 +65,8 @@ def count(text: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, "fewer rows, dimensions and tables")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default all")
-    parser.add_argument("--short", action="store_true", help="fewer rows, dimensions and tables")
     parser.add_argument("--rows", type=count, nargs="+", help="of the database, instead of the part's own")
     parser.add_argument("--bits", type=int, nargs="+", default=[64], help="of codes; multiples of 8")
     parser.add_argument("--dimensions", type=int, nargs="+", help="of vectors; default 128 and 512")
@@ -81,10 +78,10 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     packages = installed()
-    print(f"{describe_machine()}; {options.threads} threads besides one")
     own = SHORT if options.short else FULL
     dimensions = options.dimensions or ([128] if options.short else [128, 512])
-    with tempfile.TemporaryDirectory(dir=options.folder) as made:
+    said = measuring(f"{options.threads} threads besides one")
+    with said, tempfile.TemporaryDirectory(dir=options.folder) as made:
         shared = (options.threads, packages, Path(made))
         for part in options.parts or PARTS:
             for rows in options.rows or own[part]:

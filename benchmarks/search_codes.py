@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from book import claim, on_threads
 from databases import clustered_codes, mapped_codes
 from equal_recall import K, compare, ours
 from peers import (
@@ -35,6 +36,7 @@ _PEER_S = 1.0  # What a slow peer gets at least queries for
 _TRAIN_ROWS = 131_072
 _GRAPH_ROWS = 1_000_000  # A graph over more takes minutes to build, and loses to the scan.
 _PEERS = ("flat", "knn", "usearch")
+_CLAIMED, _GOAL_ROWS, _BOUND_ROWS = 10, 1_000_000, 100_000_000
 
 
 def measure_exact(rows: int, bits: int, threads: int, packages: dict[str, Any], folder: Path) -> None:
@@ -76,8 +78,39 @@ def _measure_mapped(database: Bytes, bits: int, threads: int, packages: dict[str
                     f"{1e3 * len(asked) * theirs[name]:11.2f}" if theirs.get(name) else f"{'':11}"
                     for name in _PEERS
                 )
-                fastest = min(each for each in theirs.values() if each)
+                fastest, name = min((each, name) for name, each in theirs.items() if each)
+                if k == _CLAIMED:
+                    _claim(database, bits, used, asked, taken, fastest, name, speeds.get(used))
                 print(f"{k:5}{len(asked):8}{used:8}{cells}{len(asked) * fastest / taken:8.1f}", flush=True)
+
+
+def _claim(
+    database: Bytes,
+    bits: int,
+    threads: int,
+    asked: Bytes,
+    taken: float,
+    fastest: float,
+    name: str,
+    speed: float | None,
+) -> None:
+    what = f"exact search of {len(database):,} codes of {bits} bits, k = {_CLAIMED}, {on_threads(threads)}"
+    claim(
+        f"{what}, {len(asked):,} at a time: the fastest peer's time over ours",
+        peer=f"FAISS, {name}" if name != "usearch" else name,
+        ratio=len(asked) * fastest / taken,
+        goal=">= 3" if threads == 1 and len(database) >= _GOAL_ROWS else None,
+        detail=f"{1e3 * fastest:.3g} ms a query, {1e3 * taken / len(asked):.3g} ms",
+        headline=threads == 1 and len(database) >= _GOAL_ROWS,
+    )
+    if speed and len(asked) == 1:
+        claim(
+            f"{what}, one at a time: our time over that of reading the codes",
+            peer="a loop that reads them",
+            ratio=taken * speed / to_words(database[:1], bits).nbytes / len(database),
+            goal="<= 1.5" if len(database) >= _BOUND_ROWS else None,
+            headline=len(database) >= _BOUND_ROWS,
+        )
 
 
 def _ours(
@@ -130,7 +163,10 @@ def measure_approximate(rows: int, bits: int, threads: int, packages: dict[str, 
         config = ApproximateConfig(search=f"BIVF{cells}", train_rows=_TRAIN_ROWS)
         ours_first = partial(ours, Codes(codes, bits), config, Path(made), threads)
         # Hits at the distance of the last exact one count, whichever of the rows at that distance they are.
-        compare([ours_first, *systems], queries, lambda found, _rows: float(np.mean(found <= last)), threads)
+        what = f"search of {rows:,} clustered codes of {bits} bits"
+        compare(
+            [ours_first, *systems], queries, lambda found, _rows: float(np.mean(found <= last)), threads, what
+        )
 
 
 def _all_codes(codes: Bytes, bits: int) -> Peer:

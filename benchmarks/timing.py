@@ -1,8 +1,10 @@
-"""How long work takes, how fast memory is read, and what a process keeps of it for itself."""
+"""How long work takes, how fast memory is read, and how much of it a process has."""
 
+import math
+import statistics
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,17 +32,53 @@ class Latency(NamedTuple):
     queries: int
 
 
+class Taken(NamedTuple):
+    """Seconds of wall time, which a busy machine lengthens, and of processor time of all threads."""
+
+    wall: float
+    processor: float
+
+
+def once(work: Callable[[], object]) -> Taken:
+    """Of work that is done once."""
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return Taken(time.perf_counter() - wall, time.process_time() - processor)
+
+
+def shortest(work: Callable[[], object], times: int = 3, *, warm_up: bool = False) -> Taken:
+    """The shortest wall time and the shortest processor time of several runs."""
+    if warm_up:
+        work()
+    taken = [once(work) for _ in range(times)]
+    return Taken(*(min(column) for column in zip(*taken, strict=True)))
+
+
+def in_turns(works: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Taken]:
+    """The medians of works that take turns, every second time in reverse, after one round to warm up."""
+    taken: dict[str, list[Taken]] = {name: [] for name in works}
+    for turn in range(rounds + 1):
+        for name in list(works)[:: -1 if turn % 2 else 1]:
+            found = once(works[name])
+            if turn:
+                taken[name].append(found)
+    return {
+        name: Taken(*(statistics.median(column) for column in zip(*some, strict=True)))
+        for name, some in taken.items()
+    }
+
+
 def seconds(work: Callable[[], object], at_least: int = 3) -> float:
     """The shortest of several runs, after one to warm up: so many, and some tenths of a second's worth.
 
     Work of more than a second is run twice, the first time included; of more than ten, once.
     """
-    taken = [_taken(work)]
+    taken = [once(work).wall]
     if taken[0] > _LONG_S:
-        return min([*taken, _taken(work)]) if taken[0] < 10 * _LONG_S else taken[0]
+        return min([*taken, once(work).wall]) if taken[0] < 10 * _LONG_S else taken[0]
     taken = []
     while len(taken) < at_least or (sum(taken) < _ENOUGH_S and len(taken) < 200):
-        taken.append(_taken(work))
+        taken.append(once(work).wall)
     return min(taken)
 
 
@@ -100,7 +138,7 @@ def most_private_memory() -> Any:
     ended, seen = threading.Event(), [private_memory()]
 
     def watch() -> None:
-        while not ended.wait(0.02):
+        while not ended.wait(0.005):
             seen.append(private_memory())
 
     watcher = threading.Thread(target=watch)
@@ -115,16 +153,33 @@ def most_private_memory() -> Any:
 
 def private_memory() -> int:
     """Bytes that the process has for itself at the moment; 0 where the system does not say."""
-    if not _STATUS.exists():
-        return 0
+    return status("RssAnon") if _STATUS.exists() else 0
+
+
+def status(field: str) -> int:
+    """A number of bytes that the system tells of this process (Linux)."""
     lines = _STATUS.read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def _taken(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+def forget_peak() -> None:
+    """Let `VmHWM`, the most memory that the process has had, begin anew.
+
+    Raises:
+        OSError: where the system does not offer it.
+    """
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def growth(work: Callable[[], object]) -> float:
+    """By how many MiB the process grows at most; not a number where the system does not say."""
+    try:
+        forget_peak()
+    except OSError:
+        return math.nan
+    before = status("VmRSS")
     work()
-    return time.perf_counter() - started
+    return (status("VmHWM") - before) / 2**20
 
 
 @numba.njit(nogil=True, cache=True)

@@ -20,24 +20,23 @@ How much a term costs depends on how many negatives are above the margin; `activ
 anchor. Embeddings are drawn around the centres of their classes, one class in 11,318 for each.
 """
 
-import argparse
-import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from book import arguments, claim, measuring, on_threads
 from pytorch_metric_learning.distances import DotProductSimilarity
 from pytorch_metric_learning.losses import ContrastiveLoss, CrossBatchMemory
 from pytorch_metric_learning.reducers import SumReducer
+from timing import in_turns, shortest
 from torch import Tensor
 from workload import photographs_benchmark
 
-from ray_retrieval.compute import cores, describe_machine, uses_bf16
+from ray_retrieval.compute import cores, uses_bf16
 from ray_retrieval.loop import Process, TrainConfig, Trainer
 from ray_retrieval.methods.base import Batch
 from ray_retrieval.methods.xbm import Xbm, XbmConfig
@@ -62,13 +61,7 @@ def labels_of(count: int, seed: int) -> Tensor:
 
 def milliseconds(work: Callable[[], object], times: int) -> float:
     """The shortest of several runs, after one to warm up."""
-    work()
-    taken = []
-    for _ in range(times):
-        started = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - started)
-    return 1e3 * min(taken)
+    return 1e3 * shortest(work, times, warm_up=True).wall
 
 
 class Ours:
@@ -149,6 +142,15 @@ def measure_term(capacity: int, width: int, batch: int, threads: list[int], time
         watching = milliseconds(lambda: ours.watch(start, labels), times)
         other = milliseconds(lambda: gradient(theirs), max(3, times // 3))
         faster &= mine < other
+        claim(
+            f"XBM's memory term, {batch} x {capacity:,} x {width}, contrastive, {on_threads(count)}: its "
+            "time over ours",
+            peer="pytorch-metric-learning, CrossBatchMemory",
+            ratio=other / mine,
+            goal=">= 1",
+            detail=f"{other:.1f} ms, {mine:.1f} ms; gradients equal to {agreement:.0e}",
+            headline=True,
+        )
         print(f"{'term':14}{count:8}{mine:10.1f}{watching:10.1f}{other:10.1f}{other / mine:8.1f}", flush=True)
     return faster and agreement <= 1e-4
 
@@ -189,34 +191,32 @@ def measure_step(options: Any) -> bool:
     kinds = {"without": trainer(options, None), "with": trainer(options, options.memory)}
     rows = np.arange(options.batch)
     images = kinds["with"].train_images.batch(rows)
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in kinds}
-    for turn in range(options.steps + 1):
-        for name in sorted(kinds, reverse=bool(turn % 2)):
-            wall, processor = time.perf_counter(), time.process_time()
-            kinds[name]._step(rows, images)
-            if turn:  # the first one warms up
-                taken[name].append((time.perf_counter() - wall, time.process_time() - processor))
+    steps = {name: partial(made._step, rows, images) for name, made in kinds.items()}
+    medians = in_turns(steps, options.steps)
     bf16 = uses_bf16(options.precision, torch.device("cpu"))
     print(
         f"\n{options.backbone}, {options.batch} images of {options.size} px, "
         f"{'bf16' if bf16 else 'float32'}, {options.steps} steps each\n"
     )
     print(f"{'':24}{'threads':>8}{'wall s':>10}{'cpu s':>10}")
-    medians = {}
-    for name, values in taken.items():
-        medians[name] = [statistics.median(column) for column in zip(*values, strict=True)]
-        wall, processor = medians[name]
+    for name, (wall, processor) in medians.items():
         print(f"{f'step {name} memory':24}{options.threads:8}{wall:10.3f}{processor:10.3f}")
     ratios = [one / other for one, other in zip(medians["with"], medians["without"], strict=True)]
     print(f"{'ratio':24}{'':8}{ratios[0]:10.3f}{ratios[1]:10.3f}")
+    claim(
+        f"a step of XBM, {options.backbone}, {options.batch} images of {options.size} px, with a memory of "
+        f"{options.memory:,} x {options.dimension}: processor time over that without one",
+        peer="the same step without a memory",
+        ratio=ratios[1],
+        goal=None if options.short else f"<= {GOAL}",
+        detail=f"{ratios[0]:.2f} in wall time",
+        headline=True,
+    )
     return ratios[1] <= GOAL
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--short", action="store_true", help="a small network, few steps")
+    parser = arguments(__doc__, "a small network, few steps")
     parser.add_argument("--no-network", action="store_true", help="the term alone")
     parser.add_argument("--memory", type=int, default=55_000)
     parser.add_argument("--dimension", type=int, default=128)
@@ -231,18 +231,17 @@ def main() -> int:
     for name, value in zip(("backbone", "batch", "size"), sizes, strict=True):
         if getattr(options, name) is None:
             setattr(options, name, value)
-    print(f"{describe_machine()}; load before {os.getloadavg()[0]:.1f}")
-    good = measure_term(
-        options.memory,
-        options.dimension,
-        options.batch,
-        sorted({1, cores()}),
-        9 if options.short else 30,
-    )
-    if not options.no_network:
-        reached = measure_step(options)
-        good = good and (reached or options.short)
-    print(f"\nload after {os.getloadavg()[0]:.1f}")
+    with measuring("XBM"):
+        good = measure_term(
+            options.memory,
+            options.dimension,
+            options.batch,
+            sorted({1, cores()}),
+            9 if options.short else 30,
+        )
+        if not options.no_network:
+            reached = measure_step(options)
+            good = good and (reached or options.short)
     return 0 if good else 1
 
 

@@ -1,0 +1,246 @@
+"""The results of all benchmarks: runs of scripts and the claims they made, kept in JSON, shown as tables.
+
+`results.json` holds
+
+    runs     of each script and form (short, full) the last run: how it ended (done, failed, skipped) and why
+    claims   the ratios, each with the machine, the date, the commit and the load of the run that measured it
+
+A run takes the place of the last one of that script and form, and its claims that of theirs. Where a run
+failed, claims that it did not come to are kept as they were, with their own date and commit.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+VERSION = 1
+BEGIN = "<!-- benchmarks: written by `python benchmarks/run.py --readme` from benchmarks/results.json -->"
+END = "<!-- benchmarks: end -->"
+
+Form = Literal["short", "full"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a script.
+
+    Attributes:
+        script: its name, without `.py`.
+        form: of the run.
+        outcome: `skipped` where the script said that it cannot measure here, `failed` where it ended with an
+            error or took far too long.
+        why: it was skipped, or the last lines of one that failed.
+        seconds: that it took.
+        machine: in a line.
+        date: when it began, UTC.
+        commit: of the tree, with a + where files were changed.
+        load: before and after.
+        busy: whether others used the machine when it began.
+    """
+
+    script: str
+    form: Form
+    outcome: Literal["done", "failed", "skipped"]
+    why: str
+    seconds: float
+    machine: str
+    date: str
+    commit: str
+    load: tuple[float, float]
+    busy: bool
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A ratio that a run measured; see `book.claim`."""
+
+    script: str
+    form: Form
+    claim: str
+    peer: str
+    ratio: float
+    goal: str | None
+    reached: bool | None
+    detail: str
+    headline: bool
+    machine: str
+    date: str
+    commit: str
+    load: tuple[float, float]
+    busy: bool
+
+
+@dataclass
+class Results:
+    """What is known."""
+
+    runs: list[Run] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+
+    def last(self, script: str, form: Form) -> Run | None:
+        """The last run of a script in a form."""
+        return next((run for run in self.runs if (run.script, run.form) == (script, form)), None)
+
+    def of(self, script: str, form: Form) -> list[Claim]:
+        """The claims of a script in a form."""
+        return [claim for claim in self.claims if (claim.script, claim.form) == (script, form)]
+
+    def add(self, run: Run, records: list[dict[str, Any]]) -> None:
+        """Put a run and its claims in the place of the last ones.
+
+        Args:
+            run: that ended.
+            records: of `book.claim`, in order; of a claim that comes twice with the same peer the later one
+                counts.
+        """
+        shared = {
+            name: getattr(run, name)
+            for name in ("script", "form", "machine", "date", "commit", "load", "busy")
+        }
+        made = {(record["claim"], record["peer"]): Claim(**shared, **record) for record in records}
+        kept = self.of(run.script, run.form) if run.outcome == "failed" else []
+        new = [*made.values(), *(claim for claim in kept if (claim.claim, claim.peer) not in made)]
+        same = (run.script, run.form)
+        self.runs = [one for one in self.runs if (one.script, one.form) != same] + [run]
+        self.claims = [one for one in self.claims if (one.script, one.form) != same] + new
+
+
+def read(path: Path) -> Results:
+    """The results of a file; none where there is no file.
+
+    Raises:
+        SystemExit: if the file is of another version.
+    """
+    if not path.exists():
+        return Results()
+    found = json.loads(path.read_text())
+    if found.get("version") != VERSION:
+        raise SystemExit(f"{path} has version {found.get('version')}, expected {VERSION}: move it away")
+    runs = [Run(**{**run, "load": tuple(run["load"])}) for run in found["runs"]]
+    claims = [Claim(**{**claim, "load": tuple(claim["load"])}) for claim in found["claims"]]
+    return Results(runs, claims)
+
+
+def write(path: Path, results: Results) -> None:
+    """Write the file whole or not at all, in the order of scripts, forms and claims."""
+    runs = sorted(results.runs, key=lambda run: (run.script, run.form))
+    claims = sorted(results.claims, key=lambda claim: (claim.script, claim.form))
+    said = {"version": VERSION, "runs": [*map(asdict, runs)], "claims": [*map(asdict, claims)]}
+    write_text(path, json.dumps(said, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def book(results: Results, scripts: list[str]) -> str:
+    """All runs and claims as Markdown; scripts that never ran say so."""
+    lines = [
+        "# Results of the benchmarks",
+        "",
+        "Written by `python benchmarks/run.py`; what a ratio is of, its claim says. `load` is that of the "
+        "machine before and after; * where others used it when the script began. A + at a commit: with "
+        "changes that were not committed.",
+        "",
+        "## Runs",
+        "",
+        "| script | form | outcome | minutes | date | commit | load |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for script in _all(results, scripts):
+        runs = [run for form in ("short", "full") if (run := results.last(script, form))]
+        lines += [_run_row(run) for run in runs] or [f"| `{script}.py` | | never run | | | | |"]
+    lines += ["", "## Claims", "", *_heads("script", "form"), "|" + "---|" * 11]
+    for script in _all(results, scripts):
+        lines += [_claim_row(claim) for form in ("short", "full") for claim in results.of(script, form)]
+    return "\n".join(lines) + "\n"
+
+
+def readme_table(results: Results, scripts: list[str]) -> str:
+    """The headlines as Markdown: of each script those of the full form, or else of the short one."""
+    chosen = []
+    for script in _all(results, scripts):
+        forms = (results.of(script, "full"), results.of(script, "short"))
+        chosen += next((found for claims in forms if (found := [one for one in claims if one.headline])), [])
+    if not chosen:
+        return "Nothing has been measured with `make bench` or `make bench-full` so far."
+    rows = [
+        f"| {claim.claim} | {claim.peer} | {_number(claim.ratio)} | {_goal(claim)} | `{claim.script}.py`"
+        f"{' --short' if claim.form == 'short' else ''} | {claim.date[:10]}{'*' if claim.busy else ''} |"
+        for claim in chosen
+    ]
+    machines = sorted({claim.machine for claim in chosen})
+    return "\n".join(
+        [
+            "| claim | peer or limit | ratio | goal | script | date |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            f"Measured on {'; '.join(machines)}. *: others used the machine at that time.",
+        ]
+    )
+
+
+def with_table(readme: str, table: str) -> str:
+    """A README with another table between its marks.
+
+    Raises:
+        ValueError: if it has no marks, or not in order.
+    """
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the README needs a line '{BEGIN}' and a later one '{END}'")
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+
+
+def _all(results: Results, scripts: list[str]) -> list[str]:
+    """The scripts in their order, and those that are there no longer."""
+    return [*scripts, *sorted({run.script for run in results.runs} - set(scripts))]
+
+
+def _heads(*first: str) -> list[str]:
+    heads = ["claim", "peer or limit", "ratio", "goal", "detail", "machine", "date", "commit", "load"]
+    return [f"| {' | '.join([*first, *heads])} |"]
+
+
+def _run_row(run: Run) -> str:
+    said = {
+        "done": "done",
+        "skipped": f"not measured: {run.why}",
+        "failed": f"**failed**: {_cell(run.why)}",
+    }[run.outcome]
+    return (
+        f"| `{run.script}.py` | {run.form} | {said} | {run.seconds / 60:.1f} | {run.date} | {run.commit} | "
+        f"{_load(run)} |"
+    )
+
+
+def _claim_row(claim: Claim) -> str:
+    cells = [f"`{claim.script}.py`", claim.form, claim.claim, claim.peer, _number(claim.ratio), _goal(claim)]
+    cells += [claim.detail, claim.machine, claim.date, claim.commit, _load(claim)]
+    return f"| {' | '.join(cells)} |"
+
+
+def _goal(claim: Claim) -> str:
+    if claim.goal is None:
+        return "–"
+    return f"{claim.goal}: {'reached' if claim.reached else '**not reached**'}"
+
+
+def _load(of: Run | Claim) -> str:
+    return f"{of.load[0]:.1f}, {of.load[1]:.1f}{'*' if of.busy else ''}"
+
+
+def _number(ratio: float) -> str:
+    """Three digits, and all of those before the point."""
+    return f"{ratio:,.0f}" if abs(ratio) >= 100 else f"{ratio:.3g}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "¦").replace("\n", "<br>")
