@@ -1,0 +1,58 @@
+"""The recipes that come with the package, each as it is."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reference_pages import markdown
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "jobs"
+
+_HEAD = """# Recipes
+
+Each runs as `ray-retrieval run jobs/NAME.yaml`, or `ray-retrieval run NAME` where no clone is at hand: the
+package brings them along. Those of published experiments name their source and end in a table of measured
+against published. What a field means stands in the [reference](recipe.md).
+"""
+
+
+def names() -> list[str]:
+    """The recipes by name; `serve` is a server's file and no recipe."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "serve")
+
+
+def page() -> str:
+    """All of them with their comments."""
+    return "\n".join([_HEAD, *map(_section, names())])
+
+
+def _section(name: str) -> str:
+    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    title = re.sub(r"^# ", "", text.splitlines()[0]).strip() if text.startswith("#") else ""
+    return f"## {name}\n\n{markdown.prose(title)}\n\n```yaml\n{text.rstrip()}\n```\n"
+
+
+def published(methods: list[str]) -> str:
+    """A table of what the recipes of some methods are held against."""
+    rows = [
+        [
+            f"[{name}](../reference/recipes.md#{name})",
+            str(entry.get("benchmark", "any")),
+            f"`{entry['metric']}`",
+            ", ".join(f"{size}: {value:.3f}" for size, value in entry["values"].items()),
+            markdown.prose(entry["source"]),
+            "not run",
+        ]
+        for name in names()
+        for entry in _read(name).get("published", [])
+        if _read(name)["method"]["name"] in methods
+    ]
+    header = ["recipe", "benchmark", "metric", "bits or dimensions: published", "source", "here"]
+    return markdown.table(header, rows)
+
+
+def _read(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
