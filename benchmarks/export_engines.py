@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from book import arguments, claim, measuring, on_threads
 from workload import photographs
 
 from ray_retrieval import model
-from ray_retrieval.compute import autocast, cores, describe_machine, pick_device, place
+from ray_retrieval.compute import autocast, cores, pick_device, place
 from ray_retrieval.engines import Exported, find_export, open_onnx
 from ray_retrieval.export import export
 from ray_retrieval.methods import build
@@ -30,21 +31,21 @@ ENGINES = ("torch float32", "torch bf16", "onnx", "onnx-int8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, "one small backbone, a minute")
     parser.add_argument("--backbones", nargs="+", default=["resnet18", "resnet50", "mobilenet_v2"])
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--short", action="store_true", help="one small backbone, a minute")
     options = parser.parse_args()
     if options.short:
         options.backbones, options.size, options.rounds = ["resnet18"], 160, 5
     torch.set_num_threads(options.threads)
-    print(f"{describe_machine()}; {options.size} px, batches of {options.batch}, {options.threads} threads")
-    print(f"{'backbone':<14}{'engine':<16}{'images/s':>9}{'ratio':>7}{'MB':>8}  agreement with torch float32")
-    for backbone in options.backbones:
-        measure(backbone, options)
+    with measuring(f"{options.size} px, batches of {options.batch}, {on_threads(options.threads)}"):
+        heads = f"{'backbone':<14}{'engine':<16}{'images/s':>9}{'ratio':>7}{'MB':>8}"
+        print(f"{heads}  agreement with torch float32")
+        for backbone in options.backbones:
+            measure(backbone, options)
 
 
 def measure(backbone: str, options: argparse.Namespace) -> None:
@@ -76,6 +77,14 @@ def measure(backbone: str, options: argparse.Namespace) -> None:
             f"{backbone:<14}{name:<16}{options.batch / taken:9.1f}{base / taken:7.2f}{size}  "
             f"{1 - turned:.4f} of the bits"
         )
+        if name != "torch float32":
+            claim(
+                f"{backbone} at {options.size} px by {name}, {on_threads(options.threads)}: images a second",
+                peer="torch float32",
+                ratio=base / taken,
+                detail=f"{options.batch / taken:.1f} images/s",
+                headline=name == "onnx-int8",
+            )
 
 
 def engines_of(source: Folder):

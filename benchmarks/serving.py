@@ -33,6 +33,7 @@ import psutil
 import pyarrow as pa
 import ray
 import torch
+from book import arguments, claim, measuring
 from PIL import Image
 
 from ray_retrieval import model as models
@@ -64,29 +65,35 @@ class Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--short", action="store_true")
+    parser = arguments(__doc__, "a few seconds a row")
     parser.add_argument("--seconds", type=float, help="of each row")
     parser.add_argument("--groups", type=int, default=1, help="of shards; 0: in the gateway")
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--index", help="an index beside its model, instead of the one that is made")
     parser.add_argument("--images", help="a folder of query images, instead of those that are made")
-    arguments = parser.parse_args()
-    seconds = arguments.seconds or (3 if arguments.short else 20)
+    options = parser.parse_args()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    what = f"{options.rows:,} codes" if options.index is None else options.index
+    with measuring(f"{what}, groups of shards: {options.groups}"):
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Print and claim what each number of clients sees."""
+    seconds = options.seconds or (3 if options.short else 20)
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.index is None:
+        if options.index is None:
             uri = _model(Path(folder) / "model")
-            index = _index(Path(folder), uri, arguments.rows)
+            index = _index(Path(folder), uri, options.rows)
         else:
-            uri, index = model_of(Folder(arguments.index)).uri, arguments.index
-        images = _images(arguments.images)
+            uri, index = model_of(Folder(options.index)).uri, options.index
+        images = _images(options.images)
         alone, one = _alone(uri, index, images, seconds)
         print(f"alone       {alone:8.1f} images/s in batches of {BATCH}, one thread")
         print(f"in process  {1000 * one:8.2f} ms for an image, encoded and searched: p50")
         cores = max(4, len(os.sched_getaffinity(0)))
         ray.init(num_cpus=cores, num_gpus=0, log_to_driver=False, logging_level="ERROR")
-        with _server(uri, index, arguments.groups) as url:
+        with _server(uri, index, options.groups) as url:
             bodies = {
                 "images": [_upload(image) for image in images],
                 "codes": [_code(index, row) for row in range(len(images))],
@@ -107,7 +114,37 @@ def main() -> None:
                         f"| {added} | {row.busy_ms:.1f} |",
                         flush=True,
                     )
-    print(f"\nload {os.getloadavg()[0]:.1f} at the end, {len(os.sched_getaffinity(0))} cores")
+                    _claim(what, clients, row, alone, one)
+
+
+def _claim(what: str, clients: int, row: Row, alone: float, one: float) -> None:
+    latencies = "p50 {:.1f}, p95 {:.1f}, p99 {:.1f} ms".format(*map(row.percentile, (50, 95, 99)))
+    said = f"{latencies}; {row.rate:.1f} a second; {row.failed} failed"
+    if what == "images" and clients == 1:
+        claim(
+            "searches by an image through HTTP, 1 client: p50 in ms above that in process",
+            peer="encoding and searching in process",
+            ratio=row.percentile(50) - 1000 * one,
+            goal="<= 10",
+            detail=said,
+            headline=True,
+        )
+    if what == "images":
+        claim(
+            f"searches by an image through HTTP, clients: {clients}: images a second",
+            peer="the model alone in batches",
+            ratio=row.rate / alone,
+            goal=">= 0.85" if clients == max(CLIENTS) else None,
+            detail=said,
+            headline=clients == max(CLIENTS),
+        )
+    else:
+        claim(
+            f"searches by a code through HTTP, clients: {clients}: as many a second",
+            peer="images that the model alone describes",
+            ratio=row.rate / alone,
+            detail=said,
+        )
 
 
 def _alone(uri: str, index: str, images: list[bytes], seconds: float) -> tuple[float, float]:

@@ -13,7 +13,6 @@ than 5 s, ended. What encodes is a stand-in without a network: it is the server 
 The rounds are those of tests/serve/fault_parts.py, which the tests run once.
 """
 
-import argparse
 import dataclasses
 import os
 import socket
@@ -26,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import ray
 import ray.cloudpickle
+from book import arguments, claim, measuring
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "serve"))
 
@@ -40,10 +40,11 @@ _ROUND_S = 30.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10)
+    parser = arguments(__doc__, "one round")
+    parser.add_argument("--minutes", type=float, help="10 unless told")
     parser.add_argument("--clients", type=int, default=8)
-    arguments = parser.parse_args()
+    options = parser.parse_args()
+    minutes = options.minutes or (_ROUND_S / 60 if options.short else 10)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.cloudpickle.register_pickle_by_value(serving_parts)  # type: ignore[no-untyped-call]
     ray.init(
@@ -51,11 +52,13 @@ def main() -> None:
     )
     outcomes: list[Outcome] = []
     loaded = 0.0
-    while loaded < 60 * arguments.minutes:
-        outcomes.append(_round(arguments.clients))
-        loaded += _ROUND_S
-        print(f"{loaded / 60:.1f} min: {_in_words(outcomes)}", flush=True)
-    _print(outcomes)
+    with measuring(f"clients: {options.clients}"):
+        while loaded < 60 * minutes:
+            outcomes.append(_round(options.clients))
+            loaded += _ROUND_S
+            print(f"{loaded / 60:.1f} min: {_in_words(outcomes)}", flush=True)
+        _print(outcomes)
+    _claim(outcomes)
     if any(outcome.wrong for outcome in outcomes):
         sys.exit("wrong answers")
 
@@ -75,6 +78,22 @@ def _round(clients: int) -> Outcome:
         with run(given, config, encoder=AverageHash) as url:
             served = dataclasses.replace(made, url=url)
             return faults(served, seconds=_ROUND_S, clients=clients, say=lambda _: None)
+
+
+def _claim(outcomes: list[Outcome]) -> None:
+    searches = sum(sum(outcome.statuses.values()) for outcome in outcomes)
+    wrong = sum(len(outcome.wrong) for outcome in outcomes)
+    longest = max(event.recovered_s for outcome in outcomes for event in outcome.events)
+    lost = sum(event.lost for outcome in outcomes for event in outcome.events)
+    said = f"{searches:,} searches, {wrong} wrong, {lost} lost"
+    claim(
+        "a server that loses processes and changes its index: longest time to recover in s",
+        peer="30 s",
+        ratio=longest,
+        goal="<= 30",
+        detail=said,
+        headline=True,
+    )
 
 
 def _print(outcomes: list[Outcome]) -> None:

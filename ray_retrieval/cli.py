@@ -451,13 +451,9 @@ def search(
     if bool(images) == (vectors is not None):
         raise RecipeError("queries are images, or --vectors FILE: one of the two", where="search")
     if vectors is not None:
-        other = None if engine == "torch" else engine
-        for option, value in (
-            ("--picture", picture),
-            ("--box", box),
-            ("--model", model),
-            ("--engine", other),
-        ):
+        chosen = None if engine == "torch" else engine
+        of_images = (("--picture", picture), ("--box", box), ("--model", model), ("--engine", chosen))
+        for option, value in of_images:
             if value is not None:
                 raise RecipeError("it is for query images", where=option, mend="leave it out")
         told = {"column": column, "normalise": normalise}

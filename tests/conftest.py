@@ -34,6 +34,7 @@ def local_ray():
         # Jobs are taken at a port that Ray does not let one choose here: of several on a machine, one has it.
         patch.setattr(RayParams, "__init__", any_port)
         ray.init(
+            address="local",  # whatever others run on this machine
             num_cpus=4,
             num_gpus=0,
             object_store_memory=256 << 20,

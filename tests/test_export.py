@@ -158,7 +158,7 @@ def test_packing_in_the_graph_is_that_of_the_model(bits):
 def test_dropout_and_batch_statistics_are_off_whatever_state_the_method_is_in():
     method = made()
     method.backbone.append(torch.nn.Dropout(0.9))
-    images = torch.from_numpy(parity.synthetic_samples(Preprocessing(size=SIZE)).images)
+    images = torch.from_numpy(np.stack(parity.synthetic_samples(Preprocessing(size=SIZE)).images))
     with torch.no_grad():
         wanted = method.eval().relaxed(images)
         method.train()

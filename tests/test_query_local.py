@@ -57,7 +57,7 @@ def encoders(monkeypatch, scene, built):
     class FakeEncoder:
         class_names = None
 
-        def __init__(self, model, threads):
+        def __init__(self, model, threads, engine="torch"):
             self.kind = str(model)[-1]
             self.fingerprint = f"model-{self.kind}"
 

@@ -58,7 +58,12 @@ def connect() -> Iterator[None]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             # Two logical processors at least: a stage of a pipeline must never wait for another's.
-            ray.init(num_cpus=max(2, cores()), log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address="local",
+                num_cpus=max(2, cores()),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"RAY_ADDRESS={address}" if address else "local Ray"
         raise ClusterError(f"Ray did not start: {str(error).splitlines()[0]}", where=where) from error

@@ -6,7 +6,3 @@
 `app.run` starts it, `application.build` says what it consists of; `http` knows no Ray, and nor does the
 gateway: it asks functions (`behind`), which other processes answer, or in tests this one.
 """
-
-from ray_retrieval.serve.config import ServeConfig
-
-__all__ = ["ServeConfig"]
