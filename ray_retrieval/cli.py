@@ -81,7 +81,6 @@ def run(
     recipe: RecipeArgument, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
 ) -> None:
     """Train, encode, index, evaluate and report: the main job."""
-    from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import load_study
     from ray_retrieval.run import Run
     from ray_retrieval.study import Study
@@ -97,10 +96,7 @@ def run(
         return
     _print_metrics(finished.metrics)
     typer.echo(f"report  {_short(finished.report)}")
-    index = _short(finished.folder.uri_of("index"))
-    # Local features are not served yet.
-    verb = "search {} IMAGE" if recipes[0].method.form.kind is DescriptorKind.LOCAL else "serve {}"
-    typer.echo(f"next    ray-retrieval {verb.format(index)}")
+    typer.echo(f"next    ray-retrieval serve {_short(finished.folder.uri_of('index'))}")
 
 
 @app.command()
@@ -151,7 +147,6 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Search for hyperparameters as the recipe's `tune` block says; run again, it goes on."""
-    from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import template
     from ray_retrieval.tables import print_trials
     from ray_retrieval.tune import Search
@@ -168,8 +163,7 @@ def tune(
     if tuned.metrics is None:
         typer.echo(f"next    ray-retrieval run {_short(best.uri_of('recipe.yaml'))}")
         return
-    verb = "search {} IMAGE" if search.recipe.method.form.kind is DescriptorKind.LOCAL else "serve {}"
-    typer.echo(f"next    ray-retrieval {verb.format(_short(best.uri_of('index')))}")
+    typer.echo(f"next    ray-retrieval serve {_short(best.uri_of('index'))}")
 
 
 @app.command()
