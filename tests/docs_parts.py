@@ -67,11 +67,14 @@ def command_lines(block: Block) -> list[list[str]]:
     ]
 
 
+def without_blocks(text: str) -> str:
+    """A page's prose and tables."""
+    return re.sub(r"^    .*$", "", _FENCED.sub("", text), flags=re.M)
+
+
 def links_in(text: str) -> Iterator[str]:
     """Where the links and pictures of a page lead, code left out."""
-    text = _FENCED.sub("", text)
-    text = re.sub(r"^    .*$", "", text, flags=re.M)
-    yield from _LINK.findall(re.sub(r"`[^`\n]*`", "", text))
+    yield from _LINK.findall(re.sub(r"`[^`\n]*`", "", without_blocks(text)))
 
 
 def text_of(page: Path) -> str | None:

@@ -96,6 +96,28 @@ def test_a_command_line_that_is_wrong_is_found(line):
         check_command(words)
 
 
+@pytest.mark.parametrize("page", parts.WRITTEN, ids=parts.name_of)
+def test_commands_and_options_that_prose_names_exist(page):
+    """`ray-retrieval index info` in a sentence; of options, that some command has them."""
+    root = typer.main.get_command(app)
+    options = {
+        option for _, one in command_line.commands(root) for given in one.params for option in given.opts
+    }
+    for line in re.findall(r"`ray-retrieval ([^`]+)`", parts.without_blocks(page_text(page))):
+        command = root
+        for word in line.split():
+            if not hasattr(command, "commands") or word == "--":
+                break
+            if re.fullmatch(r"[a-z0-9]+", word):
+                assert word in command.commands, line
+                command = command.commands[word]
+        assert set(re.findall(r"(?<=\s)--[a-z-]+", f" {line}")) <= options | {
+            "--debug",
+            "--help",
+            "--version",
+        }, line
+
+
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "python"], ids=lambda block: block.name)
 def test_a_program_compiles(block):
     compile(block.code, block.page, "exec")
