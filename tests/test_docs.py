@@ -232,10 +232,8 @@ def test_the_reference_has_every_field_command_route_and_name():
 
 def test_published_numbers_are_those_of_the_recipes():
     table = recipes.published(["xbm"])
-    assert (
-        "| [xbm_sop](../reference/recipes.md#xbm_sop) | Stanford Online Products | `recall@1` | 128: 0.806 |"
-        in table
-    )
+    row = "| [xbm_sop](../reference/recipes.md#xbm_sop) | Stanford Online Products `recall@1` 128: 0.806 |"
+    assert row in table
     pages = (parts.DOCS / "methods").glob("*.md")
     marks = [re.findall(r"<!-- published: (.*?) -->", page_text(page)) for page in pages]
     named = [name for found in marks for mark in found for name in mark.split(", ")]

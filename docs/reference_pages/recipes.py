@@ -36,22 +36,19 @@ def _section(name: str) -> str:
 
 
 def published(methods: list[str]) -> str:
-    """A table of what the recipes of some methods are held against."""
+    """A table of what the recipes of some methods are held against, a row for each source of each recipe."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in names():
+        recipe = _read(name)
+        for entry in recipe.get("published", []) if recipe["method"]["name"] in methods else []:
+            sizes = ", ".join(f"{size}: {value:.3f}" for size, value in entry["values"].items())
+            measured = f"{entry.get('benchmark', 'any')} `{entry['metric']}` {sizes}"
+            found.setdefault((name, entry["source"]), []).append(measured)
     rows = [
-        [
-            f"[{name}](../reference/recipes.md#{name})",
-            str(entry.get("benchmark", "any")),
-            f"`{entry['metric']}`",
-            ", ".join(f"{size}: {value:.3f}" for size, value in entry["values"].items()),
-            markdown.prose(entry["source"]),
-            "not run",
-        ]
-        for name in names()
-        for entry in _read(name).get("published", [])
-        if _read(name)["method"]["name"] in methods
+        [f"[{name}](../reference/recipes.md#{name})", "; ".join(values), markdown.prose(source), "not run"]
+        for (name, source), values in found.items()
     ]
-    header = ["recipe", "benchmark", "metric", "bits or dimensions: published", "source", "here"]
-    return markdown.table(header, rows)
+    return markdown.table(["recipe", "published, by bits or dimensions", "source", "here"], rows)
 
 
 def _read(name: str) -> dict[str, Any]:
