@@ -7,7 +7,7 @@ ARG BASE=rayproject/ray:2.60.0-py311-gpu
 FROM ${BASE}
 
 WORKDIR /home/ray/ray_retrieval
-COPY --chown=ray:users pyproject.toml constraints.txt README.md ./
+COPY --chown=ray:users pyproject.toml constraints.txt README.md LICENSE ./
 COPY --chown=ray:users ray_retrieval ray_retrieval
 COPY --chown=ray:users jobs jobs
 RUN pip install --no-cache-dir --constraint constraints.txt '.[tune]'

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install run serve test test-long check bench bench-full clean
+.PHONY: install run serve test test-long check docs bench bench-full clean
 
 install: $(INSTALLED)
 
@@ -34,6 +34,10 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Into site/; a warning, such as a link that leads nowhere, is an error. Nothing in it is fetched from elsewhere.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 # Short forms, in less than 20 minutes, and the long ones; of a run that was interrupted, what is left:
 # make bench BENCH=--resume
 bench: install
@@ -43,4 +47,4 @@ bench-full: install
 	$(BIN)/python benchmarks/run.py --full $(BENCH)
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

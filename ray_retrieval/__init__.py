@@ -11,6 +11,8 @@ Names are imported when they are first used, so that importing the package costs
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Benchmark": "data.benchmark",
     "Client": "client",

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+import ray_retrieval
 from ray_retrieval.cli_index import index_app
 from ray_retrieval.cli_serve import serve
 from ray_retrieval.cli_submit import submit_app
@@ -34,7 +35,10 @@ app.add_typer(gldv2_app, name="gldv2")
 app.add_typer(submit_app, name="submit")
 
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A recipe file; ready-made ones are in jobs/.")
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe file, or the name of a ready-made one, such as quickstart."
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -57,8 +61,18 @@ ModelOption = Annotated[
 ]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ray_retrieval {ray_retrieval.__version__}")
+        raise typer.Exit
+
+
 @app.callback(epilog="--debug, anywhere on the line, shows the traceback of an error.")
-def verbs() -> None:
+def verbs(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Image retrieval by published methods, on Ray."""
 
 
@@ -67,7 +81,6 @@ def run(
     recipe: RecipeArgument, overrides: Overrides = None, fresh: Fresh = False, as_json: AsJson = False
 ) -> None:
     """Train, encode, index, evaluate and report: the main job."""
-    from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import load_study
     from ray_retrieval.run import Run
     from ray_retrieval.study import Study
@@ -83,10 +96,7 @@ def run(
         return
     _print_metrics(finished.metrics)
     typer.echo(f"report  {_short(finished.report)}")
-    index = _short(finished.folder.uri_of("index"))
-    # Local features are not served yet.
-    verb = "search {} IMAGE" if recipes[0].method.form.kind is DescriptorKind.LOCAL else "serve {}"
-    typer.echo(f"next    ray-retrieval {verb.format(index)}")
+    typer.echo(f"next    ray-retrieval serve {_short(finished.folder.uri_of('index'))}")
 
 
 @app.command()
@@ -137,7 +147,6 @@ def tune(
     as_json: AsJson = False,
 ) -> None:
     """Search for hyperparameters as the recipe's `tune` block says; run again, it goes on."""
-    from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import template
     from ray_retrieval.tables import print_trials
     from ray_retrieval.tune import Search
@@ -154,8 +163,7 @@ def tune(
     if tuned.metrics is None:
         typer.echo(f"next    ray-retrieval run {_short(best.uri_of('recipe.yaml'))}")
         return
-    verb = "search {} IMAGE" if search.recipe.method.form.kind is DescriptorKind.LOCAL else "serve {}"
-    typer.echo(f"next    ray-retrieval {verb.format(_short(best.uri_of('index')))}")
+    typer.echo(f"next    ray-retrieval serve {_short(best.uri_of('index'))}")
 
 
 @app.command()

@@ -9,6 +9,7 @@ combination.
 """
 
 import copy
+import difflib
 import itertools
 import os
 from collections.abc import Callable, Mapping
@@ -52,6 +53,9 @@ _NOT_OF_THE_MODEL: dict[str, Any] = {
 }
 
 _NOT_OF_A_STAGE = {"stages", "encode", "index", "evaluate", "report", "published", "tune"}
+
+_READY_MADE = Path(__file__).parent / "jobs"
+"""The recipes of `jobs/`, which the package brings along."""
 
 _LENGTHS = {"train.epochs": "train.steps", "train.steps": "train.epochs"}
 """Either says how long to train: a setting of one takes the place of the other."""
@@ -279,7 +283,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe file.
 
     Args:
-        path: a YAML file.
+        path: a YAML file, or the name of a ready-made recipe, such as `quickstart`.
         overrides: `dotted.key=value` settings, values in YAML; they come after the file.
 
     Raises:
@@ -293,7 +297,7 @@ def template(path: str | Path, overrides: list[str] | None = None) -> Callable[[
     """A recipe file, read once, of which recipes are made that differ in some values.
 
     Args:
-        path: a YAML file.
+        path: as for `load`.
         overrides: as for `load`.
 
     Returns:
@@ -325,7 +329,7 @@ def load_study(path: str | Path, overrides: list[str] | None = None) -> list[Rec
     refer to a listed key, its members lie below it, in `16bits/`, `seed0/` or `16bits/seed0/`.
 
     Args:
-        path: a YAML file.
+        path: as for `load`.
         overrides: as for `load`; lists may be given here too, e.g. `method.bits=[16,32]`.
 
     Returns:
@@ -382,10 +386,25 @@ def rerank_steps(texts: list[str]) -> tuple[AnyRerankConfig, ...] | None:
     return validate(EvaluateConfig, {"rerank": steps}, where=where).rerank
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def ready_made() -> list[str]:
+    """The names of the recipes that the package brings along; `serve.yaml` beside them is a server's file."""
+    return sorted(file.stem for file in _READY_MADE.glob("*.yaml") if file.stem != "serve")
+
+
+def _file_of(path: str | Path) -> Path:
+    """The file of a recipe that is named by its path, or by the name of a ready-made one."""
     file = Path(os.path.expandvars(path)).expanduser()
-    if not file.is_file():
-        raise RecipeError("no such recipe", where=path, mend="ready-made ones are in jobs/")
+    if file.is_file():
+        return file
+    if str(path) in ready_made():
+        return _READY_MADE / f"{path}.yaml"
+    near = difflib.get_close_matches(file.stem, ready_made(), n=1, cutoff=0.7)
+    known = f"did you mean '{near[0]}'?" if near else "ready-made ones are in jobs/"
+    raise RecipeError("no such recipe", where=path, mend=known)
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    file = _file_of(path)
     try:
         values = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:

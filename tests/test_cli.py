@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from samples import coloured_table, write_run
 
+import ray_retrieval
 from ray_retrieval import cli, model, search
 from ray_retrieval.data.table import open_images
 from ray_retrieval.data.transforms import prepare
@@ -376,3 +377,7 @@ def test_fresh_deletes_nothing_that_is_no_run(cli_call, tmp_path):
     assert code == 2
     assert "is no run" in err
     assert (tmp_path / "letters.txt").read_text() == "dear"
+
+
+def test_the_version_is_that_of_the_package(monkeypatch, capsys):
+    assert call(monkeypatch, capsys, "--version") == (0, f"ray_retrieval {ray_retrieval.__version__}\n", "")

@@ -17,7 +17,7 @@ from ray_retrieval.cli_vectors import holds_descriptors
 from ray_retrieval.model import Encoder
 from ray_retrieval.search import Index
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "index_of_images.md"
 HEADING = "## An index over vectors that you already have"
 
 
@@ -36,7 +36,7 @@ def nearest(queries, database, k):
     return np.argsort(-(one @ other.T), axis=1, kind="stable")[:, :k]
 
 
-def test_the_lines_of_the_readme(cli_call, tmp_path, monkeypatch):
+def test_the_lines_of_the_page(cli_call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     database, queries, more = draw(40), draw(3, seed=1), draw(5, seed=2)
     np.save("vectors.npy", database)
@@ -45,8 +45,8 @@ def test_the_lines_of_the_readme(cli_call, tmp_path, monkeypatch):
     Path("labels.txt").write_text("".join(f"{'even' if row % 2 == 0 else 'odd'}\n" for row in range(40)))
     columns = {"id": [f"new-{row}" for row in range(5)], "vector": pa.array(more.tolist())}
     pq.write_table(pa.table(columns), "more.parquet")
-    section = README.read_text(encoding="utf-8").split(HEADING)[1].split("\n## ")[0]
-    lines = [line.split("#")[0] for line in section.splitlines() if line.startswith("    ray-retrieval ")]
+    section = PAGE.read_text(encoding="utf-8").split(HEADING)[1].split("\n## ")[0]
+    lines = [line.split("#")[0] for line in section.splitlines() if line.startswith("ray-retrieval ")]
     assert len(lines) == 4
     for line in lines:
         code, _, err = cli_call(*shlex.split(line)[1:])

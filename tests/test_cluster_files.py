@@ -85,7 +85,7 @@ def test_what_a_launcher_copies_and_calls_is_there(name):
     assert "--constraint" in installs
     assert "ray_retrieval[tune]" in installs
     # What pip needs of the project is copied.
-    assert {"pyproject.toml", "constraints.txt", "README.md", "ray_retrieval"} <= set(
+    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "ray_retrieval"} <= set(
         config["file_mounts"].values()
     )
 
@@ -139,7 +139,9 @@ def test_images_and_manifests_are_of_the_ray_that_is_pinned():
 def test_the_image_is_made_of_files_that_are_there_and_reach_the_build():
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     copied = [word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]]
-    assert {"pyproject.toml", "constraints.txt", "README.md", "ray_retrieval", "jobs"} == set(copied)
+    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "ray_retrieval", "jobs"} == set(
+        copied
+    )
     kept = (ROOT / ".dockerignore").read_text().splitlines()
     assert kept[0] == "*"
     for name in copied:

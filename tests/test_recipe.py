@@ -11,7 +11,7 @@ from ray_retrieval.data.datasets.survey import about
 from ray_retrieval.encode import EncodeConfig
 from ray_retrieval.errors import QueryError, RecipeError, RetrievalError
 
-JOBS = sorted((Path(__file__).parents[1] / "jobs").glob("*.yaml"))
+JOBS = [Path(__file__).parents[1] / "jobs" / f"{name}.yaml" for name in recipe.ready_made()]
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "quickstart.yaml"
 
 
@@ -267,6 +267,18 @@ def test_files_that_are_no_recipe(tmp_path, text):
 def test_missing_recipe_names_the_path():
     with pytest.raises(RecipeError, match=r"nowhere.yaml: no such recipe"):
         recipe.load("nowhere.yaml")
+
+
+def test_ready_made_recipes_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert {"quickstart", "xbm_sop"} < set(recipe.ready_made())
+    assert "serve" not in recipe.ready_made()
+    assert recipe.load("quickstart", ["seed=3"]) == recipe.load(QUICKSTART, ["seed=3"])
+    with pytest.raises(RecipeError, match=r"quikstart: no such recipe \(did you mean 'quickstart'\?\)"):
+        recipe.load("quikstart")
+    (tmp_path / "quickstart").write_text("- a file of that name comes first")
+    with pytest.raises(RecipeError, match="a recipe is a mapping"):
+        recipe.load("quickstart")
 
 
 def test_workers_and_output_do_not_make_another_model():

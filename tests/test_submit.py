@@ -87,10 +87,14 @@ def test_the_package_travels_whole():
         sent = {
             f.relative_to(folder / package.name) for f in (folder / package.name).rglob("*") if f.is_file()
         }
-    there = {
-        f.relative_to(package) for f in package.rglob("*") if f.is_file() and "__pycache__" not in f.parts
+    there = {  # `jobs` is a link to the recipes beside the package
+        Path(folder, name).relative_to(package)
+        for folder, _, names in os.walk(package, followlinks=True)
+        for name in names
+        if "__pycache__" not in folder
     }
     assert sent == there
+    assert Path("jobs/quickstart.yaml") in sent
 
 
 def test_too_much_to_upload_is_refused_by_name(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""The commands and the program of the README's section on asking a server, run against one."""
+"""The commands and the program of the page on asking a server, run against one."""
 
 import re
 import shutil
@@ -16,10 +16,9 @@ from serving_parts import picture
 
 from ray_retrieval.serve.http import create_app
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-SECTION = README.partition("\n## Asking a server\n")[2].partition("\n## ")[0]
+PAGE = (Path(__file__).parents[2] / "docs" / "guides" / "asking.md").read_text(encoding="utf-8")
 ADDRESS = "http://127.0.0.1:8000"
-COMMANDS = re.findall(r"^    (curl .*)$", SECTION, re.MULTILINE)
+COMMANDS = re.findall(r"^(curl .*)$", PAGE, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_commands_of_the_readme_work(command: str, address: str, folder: Path) -> None:
+def test_the_commands_of_the_page_work(command: str, address: str, folder: Path) -> None:
     made = subprocess.run(
         ["bash", "-c", command.replace(ADDRESS, address)], capture_output=True, text=True, check=False
     )
@@ -64,9 +63,9 @@ def test_the_commands_of_the_readme_work(command: str, address: str, folder: Pat
         assert made.stdout.startswith("{")
 
 
-def test_the_program_of_the_readme_works(
+def test_the_program_of_the_page_works(
     address: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
-    exec(compile(program.replace(ADDRESS, address), "README.md", "exec"), {})
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(compile(program.replace(ADDRESS, address), "asking.md", "exec"), {})
     assert "1 a.jpg 0 of 8 bits differ" in capsys.readouterr().out
