@@ -12,7 +12,7 @@ _HEAD = """# HTTP interface
 Made from the schema that a server gives at `/openapi.json`; `/docs` on a server is the same for that
 server, with its limits. How to ask, with `curl` and from Python: [asking a server](../guides/asking.md).
 
-Whatever goes wrong is `{"error": {"problem", "where", "mend"}}`, with a status that fits.
+Whatever goes wrong is `{"error": {"problem", "where", "mend", "status"}}`, with that status.
 """
 
 
