@@ -63,8 +63,7 @@ def serve(
         typer.echo(yaml.safe_dump(serve_config(served, config), sort_keys=False), nl=False)
         return
     display = Display()
-    display.say("starting the server …")
-    with run(served, config, blocking=True) as url:
+    with run(served, config, blocking=True, starting=lambda: display.say("starting the server …")) as url:
         display.say(f"serving {', '.join(served)}: page {url}, API {url}/docs; Ctrl-C stops it")
 
 

@@ -1,6 +1,7 @@
 """The reference of the HTTP interface, from the schema that the server gives at /openapi.json."""
 
-from typing import Any, cast
+from typing import Any
+from unittest.mock import create_autospec
 
 from ray_retrieval.serve.backend import Backend
 from ray_retrieval.serve.config import ServeConfig
@@ -18,7 +19,7 @@ Whatever goes wrong is `{"error": {"problem", "where", "mend", "status"}}`, with
 
 def schema() -> dict[str, Any]:
     """The OpenAPI schema; no index is opened for it."""
-    return create_app(cast(Backend, None), ServeConfig()).openapi()
+    return create_app(create_autospec(Backend, instance=True), ServeConfig()).openapi()
 
 
 def page() -> str:

@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,6 +60,7 @@ def run(
     *,
     blocking: bool = False,
     encoder: EncoderFactory = Encoder,
+    starting: Callable[[], object] = lambda: None,
 ) -> Iterator[str]:
     """Serve for as long as the `with` block lasts. Prints nothing.
 
@@ -68,6 +69,7 @@ def run(
         config: ports, processes and limits.
         blocking: go on serving after the block until SIGINT (Ctrl-C) or SIGTERM.
         encoder: what encodes queries, as for `build`.
+        starting: called once all is checked, before anything is started, which takes a while.
 
     Yields:
         The server's URL, once every part of it answers.
@@ -80,6 +82,7 @@ def run(
     checked = check(indexes, config)
     application, models = bound(checked, encoder=encoder), len(checked.models)
     _check_port(config)
+    starting()
     with connect(), _quiet():
         _check_resources(config, len(indexes), models)
         _check_alone()
