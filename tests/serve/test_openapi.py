@@ -171,7 +171,7 @@ def test_nothing_that_fits_or_breaks_the_description_is_a_bug(caplog: pytest.Log
     app = create_app(FakeBackend(), changed(allow_anonymous=True, max_ongoing=8))
     _name_what_there_is(app.openapi(), "first", ["plain", ".."])
     seen = _fuzz(schemathesis.openapi.from_asgi("/openapi.json", app), 100)
-    assert seen.get(200, 0) > 10
+    assert seen.get(200, 0) > 4
 
 
 @needs_schemathesis
@@ -194,7 +194,7 @@ def test_nor_is_it_where_an_index_is_searched_and_changed(
 
     with _serving(make) as url:
         seen = _fuzz(schemathesis.openapi.from_url(f"{url}/openapi.json"), 60)
-    assert seen.get(200, 0) > 10
+    assert seen.get(200, 0) > 4
 
 
 @contextmanager
