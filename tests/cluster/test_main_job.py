@@ -138,6 +138,7 @@ def test_more_workers_than_the_cluster_holds_are_refused(local_ray, tmp_path):
         run.train(run.prepare())
 
 
+@pytest.mark.long
 def test_a_lost_worker_changes_nothing(local_ray, tmp_path):
     benchmark = coloured_benchmark(240)
     method = GreedyHashConfig(bits=12, backbone={"name": "small", "weights": "none"}, image={"size": 32})
