@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from export_parts import saved
 from PIL import Image
 from samples import coloured_table, png
 
@@ -46,20 +47,6 @@ def made(name="greedyhash", bits=16):
         pixels = [prepare(IMAGES.image_bytes(row), method.preprocessing) for row in range(len(IMAGES))]
         method.hash_layer.bias -= method.eval().relaxed(torch.from_numpy(np.stack(pixels))).mean(dim=0)
     return method
-
-
-def saved(folder, method, precision="float32"):
-    model.save(
-        Folder(folder),
-        config=method.config.model_dump(mode="json"),
-        weights=method.state_dict(),
-        classes=3,
-        class_names=["red", "green", "blue"],
-        precision=precision,
-        training={"epoch": 1},
-        metrics={},
-    )
-    return str(folder)
 
 
 def run_file(folder, images):
