@@ -3,9 +3,11 @@
 import errno
 import os
 import pickle
+import shutil
 import subprocess
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -183,10 +185,10 @@ def refused(work):
 
 
 SEARCHES = {
-    "exact": (draw_codes, None, {"codes.bin"}),
-    "approximate": (draw_vectors, ApproximateConfig(search="IVF4,Flat"), {"vectors.bin"}),
+    "exact": (draw_codes, None, {"codes.bin", "shard.json"}),
+    "approximate": (draw_vectors, ApproximateConfig(search="IVF4,Flat"), {"vectors.bin", "0.faiss"}),
 }
-"""With the files that a page is missing for at some time; of small ones, what is left from before decides."""
+"""With files of each that a page is missing for at some time."""
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
@@ -196,15 +198,18 @@ def test_a_full_disk_while_an_index_is_written(disk, tmp_path, kind):
     first = write(tmp_path / "first", draw(300, 16), draw_images(300), part_rows=100)
     second = write(tmp_path / "second", draw(330, 16, seed=1), draw_images(330), part_rows=100)
     build(second, tmp_path / "whole", shards=2, approximate=approximate)
-    index = disk.folder / kind
-    build(first, index, shards=2, approximate=approximate)
+    build(first, tmp_path / "before", shards=2, approximate=approximate)
     queries = draw(5, 16, seed=2)
-    expected = Index.open(index).search(queries, 5)
+    expected = Index.open(tmp_path / "before").search(queries, 5)
     failed = set()
     for pages in range(100):
         disk.make_space()
+        index = (
+            disk.folder / f"{kind}-{pages}"
+        )  # what the last try has left behind would be collected, and be space
+        shutil.copytree(tmp_path / "before", index)
         disk.fill(leaving=pages * PAGE)
-        error = refused(lambda: build(second, index, shards=2, approximate=approximate))
+        error = refused(partial(build, second, index, shards=2, approximate=approximate))
         if error is None:
             break
         assert FULL in str(error)
