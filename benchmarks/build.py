@@ -2,7 +2,7 @@
 
     python benchmarks/build.py                             1,000,000 codes of 64 bits, and vectors of 128
     python benchmarks/build.py --short                     100,000 of each
-    python benchmarks/build.py --autofaiss ENV/bin/python  autofaiss as well
+    python benchmarks/build.py --autofaiss ENV/bin/python  autofaiss as well; or AUTOFAISS_PYTHON=ENV/bin/python
 
 Ours reads embeddings with ids, labels and paths, compares their checksums, refuses ids that come twice,
 writes shards of descriptors and of what is known of the rows, each with its checksum, trains and fills the
@@ -22,6 +22,7 @@ an environment of its own: python -m venv ENV; ENV/bin/pip install autofaiss 'py
 are new for each line; they lie in the page cache.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -181,7 +182,12 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=128, help="of vectors")
     parser.add_argument("--factory", help="of the approximate search; default IVF<about √rows>,PQ…x4fs")
     parser.add_argument("--threads", type=int, default=cores(), help="measured besides one")
-    parser.add_argument("--autofaiss", metavar="PYTHON", help="of an environment that has autofaiss")
+    parser.add_argument(
+        "--autofaiss",
+        metavar="PYTHON",
+        default=os.environ.get("AUTOFAISS_PYTHON"),
+        help="of an environment that has autofaiss; default: what AUTOFAISS_PYTHON says",
+    )
     parser.add_argument("--folder", type=Path, help="where temporary files go; default the system's")
     options = parser.parse_args()
     rows, threads = 100_000 if options.short else options.rows, options.threads
