@@ -2,7 +2,7 @@
 
     python benchmarks/build.py                             1,000,000 codes of 64 bits, and vectors of 128
     python benchmarks/build.py --short                     100,000 of each
-    python benchmarks/build.py --autofaiss ENV/bin/python  autofaiss as well; or AUTOFAISS_PYTHON=ENV/bin/python
+    python benchmarks/build.py --autofaiss ENV/bin/python  autofaiss too; or AUTOFAISS_PYTHON
 
 Ours reads embeddings with ids, labels and paths, compares their checksums, refuses ids that come twice,
 writes shards of descriptors and of what is known of the rows, each with its checksum, trains and fills the
