@@ -40,7 +40,7 @@ from ray_retrieval import model as models
 from ray_retrieval.descriptors import Codes, Form
 from ray_retrieval.methods import METHODS
 from ray_retrieval.model import Encoder
-from ray_retrieval.query import model_of
+from ray_retrieval.model_folder import model_of
 from ray_retrieval.search import Index, build
 from ray_retrieval.search.embeddings import finish, part_table, write_part
 from ray_retrieval.serve.app import run

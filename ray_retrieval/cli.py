@@ -105,7 +105,7 @@ def train(
 ) -> None:
     """Train the recipe's model only."""
     from ray_retrieval.cluster import connect
-    from ray_retrieval.model import read_model_description
+    from ray_retrieval.model_folder import read_model_description
     from ray_retrieval.recipe import load_study
     from ray_retrieval.run import Run
     from ray_retrieval.study import Study
@@ -281,7 +281,7 @@ def gldv2_build(
     as_json: AsJson = False,
 ) -> None:
     """Write photographs and labels as Parquet shards; run again, it goes on where it stopped."""
-    from ray_retrieval.compute import cores
+    from ray_retrieval.cores import cores
     from ray_retrieval.data.datasets.gldv2_build import build
     from ray_retrieval.data.datasets.gldv2_plan import Gldv2BuildConfig, plan
     from ray_retrieval.recipe import from_settings
@@ -337,7 +337,7 @@ def encode(
     from ray_retrieval.data.table import open_images
     from ray_retrieval.encode import EncodeConfig, EncodeJob
     from ray_retrieval.encode import encode as run_encode
-    from ray_retrieval.model import read_model_description
+    from ray_retrieval.model_folder import read_model_description
     from ray_retrieval.recipe import from_settings
     from ray_retrieval.search.embeddings import Embeddings
     from ray_retrieval.storage import Folder

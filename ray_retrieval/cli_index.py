@@ -88,7 +88,7 @@ def index_build(
     """Build an index of codes, vectors or local features."""
     from ray_retrieval import search
     from ray_retrieval.cluster.pool import pool_of
-    from ray_retrieval.compute import cores
+    from ray_retrieval.cores import cores
     from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import from_settings
     from ray_retrieval.search.approximate import ApproximateConfig
@@ -233,7 +233,7 @@ def index_add(
     """Add images to an index, as a new version of it; run again, it goes on where it stopped."""
     from ray_retrieval import extend, search
     from ray_retrieval.cluster.pool import pool_of
-    from ray_retrieval.compute import cores
+    from ray_retrieval.cores import cores
     from ray_retrieval.data.table import open_images
     from ray_retrieval.encode import EncodeConfig
     from ray_retrieval.recipe import from_settings
@@ -289,7 +289,7 @@ def index_remove(
 ) -> None:
     """Remove images from an index, as a new version of it."""
     from ray_retrieval import search
-    from ray_retrieval.compute import cores
+    from ray_retrieval.cores import cores
 
     named = [*(ids or []), *(_lines(file) if file is not None else [])]
     change = search.remove(index, named, where=where, dry_run=dry_run, threads=cores())
@@ -311,7 +311,7 @@ def index_compact(
     """Write what is left of an index anew, and delete what no version needs."""
     from ray_retrieval import search
     from ray_retrieval.cluster.pool import pool_of
-    from ray_retrieval.compute import cores
+    from ray_retrieval.cores import cores
 
     rows = 0 if dry_run else search.Index.open(index).rows
     with rows_written("compact", rows) as progress, pool_of(workers, cores()) as pool:

@@ -67,7 +67,7 @@ def rows_to_index(places: list[str], *, model: str | None = None, **settings: An
     from ray_retrieval import search
     from ray_retrieval.descriptors import Form
     from ray_retrieval.errors import RecipeError
-    from ray_retrieval.model import read_model_description
+    from ray_retrieval.model_folder import read_model_description
     from ray_retrieval.search.building import opened_rows
     from ray_retrieval.storage import Folder
 

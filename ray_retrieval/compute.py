@@ -1,13 +1,13 @@
 """What the machine computes with: device, precision, threads."""
 
-import os
 import platform
-from contextlib import AbstractContextManager, suppress
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
 from torch import nn
+
+from ray_retrieval.cores import cores
 
 Precision = Literal["auto", "bf16", "float32"]
 
@@ -41,15 +41,6 @@ def place(module: nn.Module, device: torch.device) -> None:
     """Move a network to a device, its convolutions in the memory format that is fastest there."""
     module.to(device)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def cores() -> int:
-    """Processor cores that this process may use, by its affinity and by the limit of its container."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        allowed = min(allowed, max(1, int(quota) // int(period)))
-    return allowed
 
 
 def describe_machine() -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.data import location
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Codes, Descriptors, Form, Local, Vectors, concatenate

@@ -21,7 +21,8 @@ from ray_retrieval.config import Config
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.errors import DataError
-from ray_retrieval.model import Encoder, read_model_description
+from ray_retrieval.model import Encoder
+from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.search import embeddings
 from ray_retrieval.storage import Folder, fingerprint
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from ray_retrieval.answers import Hit, example, hits_of, label_names, verified
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Descriptors, Local

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from ray_retrieval.cluster import connect
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.encode import EncodeConfig, EncodeJob, encode
-from ray_retrieval.query import NAME_MODEL, model_of
+from ray_retrieval.model_folder import NAME_MODEL, model_of
 from ray_retrieval.search.embeddings import DESCRIPTION
 from ray_retrieval.storage import Folder
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ray_retrieval.answers import Answer, Hit, hits_of, scored, verified
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Local, Vectors
 from ray_retrieval.errors import QueryError, RecipeError
 from ray_retrieval.search import Hits, Index

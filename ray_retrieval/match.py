@@ -13,11 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.data.table import open_images
 from ray_retrieval.descriptors import Descriptors, Form, Local
 from ray_retrieval.errors import ModelError, QueryError
-from ray_retrieval.model import Encoder
 from ray_retrieval.search.geometry import Geometry
 from ray_retrieval.search.verify import VerifyConfig, compare
 from ray_retrieval.storage import Folder
@@ -142,6 +141,8 @@ def match(
         ModelError: if the model makes no local features.
         QueryError: if what is given is more than one image, or cannot be decoded.
     """
+    from ray_retrieval.model import Encoder  # and PyTorch, which a server's gateway does without
+
     names = (str(first), str(second))
     files = [_read(name) for name in names]
     encoder = Encoder(model, threads=threads or cores())

@@ -25,16 +25,9 @@ from ray_retrieval.descriptors import DescriptorKind, Descriptors, Form, Local, 
 from ray_retrieval.errors import DataError, ModelError, RecipeError, StoreError
 from ray_retrieval.methods import METHODS, build
 from ray_retrieval.methods.base import Method
-from ray_retrieval.storage import (
-    Folder,
-    check_file,
-    file_entry,
-    fingerprint,
-    read_description,
-    write_description,
-)
+from ray_retrieval.model_folder import DESCRIPTION, WEIGHTS, read_model_description
+from ray_retrieval.storage import Folder, check_file, file_entry, write_description
 
-DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
 _REASON = 300
 """Characters of what torch says of weights that do not fit: it may name every tensor."""
 Box = Callable[[int], "Sequence[float] | None"]
@@ -108,12 +101,6 @@ def save(
         "weights": file_entry(folder, WEIGHTS),
     }
     write_description(folder, DESCRIPTION, kind="model", version=1, body=body)
-
-
-def read_model_description(folder: Folder) -> tuple[dict[str, Any], str]:
-    """What `model.json` says, and the model's fingerprint, without loading the weights."""
-    description = read_description(folder, DESCRIPTION, kind="model", version=1)
-    return description, fingerprint(description)
 
 
 def load(uri: str | Folder) -> Model:

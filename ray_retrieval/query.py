@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 
 from ray_retrieval.answers import Answer, Hit, example
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.descriptors import DescriptorKind, Descriptors, Local
-from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.errors import QueryError
 from ray_retrieval.finder import Finder
-from ray_retrieval.model import DESCRIPTION, Encoder, read_model_description
+from ray_retrieval.model import Encoder
+from ray_retrieval.model_folder import NAME_MODEL, model_of
 from ray_retrieval.report import Example, Shown
-from ray_retrieval.search import Index
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.filters import Filter
-from ray_retrieval.search.importing import made_elsewhere
 from ray_retrieval.search.rerank import AnyRerankConfig
 from ray_retrieval.storage import Folder
 
@@ -53,40 +52,6 @@ class Prediction:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def model_of(
-    index: Folder, *, mend: str = "put the folder of the model that made it beside the index"
-) -> Folder:
-    """The model that made an index, where it lies beside it as a run leaves them.
-
-    Args:
-        index: an index directory.
-        mend: what to do where there is none, for the error.
-
-    Raises:
-        ArtefactError: if no folder beside the index holds a model of that fingerprint.
-    """
-    fingerprint = Index.open(index).model
-    if made_elsewhere(fingerprint):
-        raise ArtefactError(
-            f"what it holds was made elsewhere ({fingerprint}): no model is known to describe an image with",
-            where=index,
-            mend="search with --vectors FILE, or build it with --model MODEL if that model made it",
-        )
-    parent = index.parent
-    found = {}
-    for name in parent.names():
-        if (parent / name).exists(DESCRIPTION):
-            found[name] = read_model_description(parent / name)[1]
-            if found[name] == fingerprint:
-                return parent / name
-    listed = ", ".join(f"{name} is {value}" for name, value in found.items()) or "there is none"
-    raise ArtefactError(
-        f"the index was made by model {fingerprint}; beside it {listed}",
-        where=index,
-        mend=mend,
-    )
 
 
 class Searcher(Finder):
@@ -235,9 +200,6 @@ class Searcher(Finder):
         labels = [folder] if folder in (self.index.class_names or []) else []
         return example(self.index, Shown(_read(image), Path(image).name, labels), hits)
 
-
-NAME_MODEL = "name the model's folder with --model"
-"""What to do on the command line where the model of an index is not beside it."""
 
 _SAME = 0.999
 """Similarity of a descriptor to one made of the same pixels, perhaps in another batch."""

@@ -20,8 +20,9 @@ from ray_retrieval import recipe as recipes
 from ray_retrieval.cluster import connect
 from ray_retrieval.cluster.pool import pool_of
 from ray_retrieval.compare import acceptance
-from ray_retrieval.compute import cores, describe_machine
+from ray_retrieval.compute import describe_machine
 from ray_retrieval.config import validate
+from ray_retrieval.cores import cores
 from ray_retrieval.data import datasets
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.source import check_images, read_errors, write_errors
@@ -35,9 +36,8 @@ from ray_retrieval.finder import local_index
 from ray_retrieval.loop import Outcome, TrainConfig
 from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
-from ray_retrieval.model import DESCRIPTION, read_model_description
+from ray_retrieval.model_folder import DESCRIPTION, model_of, read_model_description
 from ray_retrieval.progress import Advance, Display
-from ray_retrieval.query import model_of
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.reuse import reuse
 from ray_retrieval.run_checks import refuse_codes, refuse_unmeasurable

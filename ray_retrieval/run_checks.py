@@ -1,12 +1,12 @@
 """What is refused before a run starts: a method, a benchmark and a way to measure that do not go together."""
 
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.finder import local_index
 from ray_retrieval.methods.delf import DelfConfig
-from ray_retrieval.query import model_of
+from ray_retrieval.model_folder import model_of
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.search import Index
 from ray_retrieval.search.rerank.verification import matched

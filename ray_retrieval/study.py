@@ -6,7 +6,7 @@ from typing import Any
 from ray_retrieval import compare_page
 from ray_retrieval.cluster import connect
 from ray_retrieval.compare import compare
-from ray_retrieval.model import read_model_description
+from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.results import common_folder

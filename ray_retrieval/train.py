@@ -20,7 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ray_retrieval import model
 from ray_retrieval.cluster import fewer_or_more, reraise, resources
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import ArtefactError, ClusterError
 from ray_retrieval.history import HISTORY, History, read_history
@@ -234,7 +234,7 @@ def _work(inputs: dict[str, Any]) -> None:
     process = Process(
         rank=context.get_world_rank(),
         world=context.get_world_size(),
-        threads=max(1, cores() // context.get_local_world_size()),
+        threads=config.threads_of(max(1, cores() // context.get_local_world_size())),
         device=get_device(),
     )
     built = build(method, classes=benchmark.train.classes, pretrained=False)

@@ -1,8 +1,7 @@
-"""One local Ray for all tests of a process that need it, and which process runs which tests."""
+"""One local Ray for all tests of a process that need it, and the order of all tests."""
 
 import os
 from functools import partialmethod
-from typing import Any
 
 import pytest
 
@@ -45,27 +44,10 @@ def local_ray():
     ray.shutdown()
 
 
-_FIRST, _LAST = ("tests/cluster/",), ("tests/serve/", "tests/browser/")
-"""Folders of what starts a Ray, a server or a browser: each is run by one process, one test after another."""
+_LONG = ("tests/cluster/", "tests/serve/", "tests/browser/")
+"""Folders of what starts a Ray, a server or a browser."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest come first: of two processes one is busy with them while the other does the rest."""
-    items.sort(key=lambda item: _order(item.nodeid))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives each process whole files, and all of what starts a Ray to one."""
-    from xdist.scheduler import LoadFileScheduling
-
-    class ByFolderOrFile(LoadFileScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            order = _order(nodeid)
-            return super()._split_scope(nodeid) if order == 1 else str(order)
-
-    return ByFolderOrFile(config, log)
-
-
-def _order(nodeid: str) -> int:
-    return 0 if nodeid.startswith(_FIRST) else 2 if nodeid.startswith(_LAST) else 1
+    """Files that take long come first: of several processes none is left with one in the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))

@@ -15,7 +15,8 @@ from ray_retrieval.cli import app
 from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.examples import _search
-from ray_retrieval.query import Searcher, model_of
+from ray_retrieval.model_folder import model_of
+from ray_retrieval.query import Searcher
 from ray_retrieval.search import Index
 from ray_retrieval.search.rerank import GeometricVerificationConfig, QueryExpansionConfig
 from ray_retrieval.storage import Folder

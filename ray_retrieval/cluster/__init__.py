@@ -15,7 +15,7 @@ import ray
 import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.errors import ClusterError, RecipeError, RetrievalError
 from ray_retrieval.progress import Display
 from ray_retrieval.storage import refusal

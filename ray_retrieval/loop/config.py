@@ -80,8 +80,15 @@ class TrainConfig(Config):
     """Memory for decoded images, for each worker (`2GiB`); what does not fit is decoded in every epoch."""
     workers: int = Field(default=1, ge=1)
     """Processes that train together; with GPUs one each."""
+    threads: int | None = Field(default=None, ge=1)
+    """Processor threads of each at the most, such as 1 on a machine that others use too; unset: the cores of
+    its node, shared out among the workers there."""
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are replaced before the run gives up."""
+
+    def threads_of(self, share: int) -> int:
+        """Threads of a process whose share of the processor's are so many."""
+        return share if self.threads is None else min(share, self.threads)
 
     @model_validator(mode="before")
     @classmethod

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_retrieval.cores import cores
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import kernels
 from ray_retrieval.metrics.inputs import Inputs, checked_ranks, counted, cut_off, frozen, prepare
@@ -246,8 +247,6 @@ def default_threads(threads: int | None) -> int:
         if threads < 1:
             raise MetricError(f"at least one thread is needed, got {threads}")
         return threads
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only.
-    cores = len(affinity(0)) if affinity else (os.cpu_count() or 1)
     # Ray sets this to the cores that it gave to the process; whoever shares a machine does the same.
     allowed = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(allowed)) if allowed.isdigit() and int(allowed) else cores
+    return min(cores(), int(allowed)) if allowed.isdigit() and int(allowed) else cores()

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from ray_retrieval.errors import RetrievalError
-from ray_retrieval.model import read_model_description
+from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.search import Index
 from ray_retrieval.search.manifest import backwards
 from ray_retrieval.serve.answers import METRICS, IndexAnswer, Version

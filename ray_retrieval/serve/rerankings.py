@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, QueryError, RetrievalError
 from ray_retrieval.finder import local_index
-from ray_retrieval.query import model_of
+from ray_retrieval.model_folder import model_of
 from ray_retrieval.search import Index
 from ray_retrieval.search.rerank import (
     AnyRerankConfig,

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from ray_retrieval.errors import ArtefactError, RetrievalError
-from ray_retrieval.model import read_model_description
-from ray_retrieval.query import model_of
+from ray_retrieval.model_folder import model_of, read_model_description
 from ray_retrieval.search import Index
 from ray_retrieval.search.checking import check_hits
 from ray_retrieval.search.manifest import read_pointer

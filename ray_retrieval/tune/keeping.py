@@ -2,7 +2,7 @@
 
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.loop import read_outcome
-from ray_retrieval.model import DESCRIPTION
+from ray_retrieval.model_folder import DESCRIPTION
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import save_models

@@ -17,14 +17,14 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_retrieval.cluster import reraise
-from ray_retrieval.compute import cores
 from ray_retrieval.config import validate
+from ray_retrieval.cores import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import DataError, RecipeError, RetrievalError, StoreError
 from ray_retrieval.loop import TrainConfig
 from ray_retrieval.loop.checkpoints import Weights
 from ray_retrieval.methods import AnyMethodConfig
-from ray_retrieval.model import read_model_description
+from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.run import Run
 from ray_retrieval.storage import Folder

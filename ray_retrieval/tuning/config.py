@@ -15,6 +15,7 @@ SHARED = (
     "start",
     "validation",
     "workers",
+    "threads",
     "cache_memory",
     "checkpoint",
     "log",

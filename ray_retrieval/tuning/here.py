@@ -45,7 +45,7 @@ def train_here(
         seed: determines every random draw.
         run: the run's folder; it goes on from the newest checkpoint there, whichever way it was trained.
         provenance: kept in `model.json`.
-        threads: of the processor.
+        threads: of the processor that it may use.
         progress: called with how many more epochs are done, or steps, and their record.
         after_checkpoint: called with the run's folder after every checkpoint.
         make_start: what `start_weights` does, where the weights are.
@@ -62,7 +62,9 @@ def train_here(
     built.load_state_dict(make_start(method, config, benchmark, seed=seed))
     with newest_checkpoint(run) as latest:
         reporter = _Checkpoints(run, config, latest, progress=progress, after=after_checkpoint)
-        trainer = Trainer(built, benchmark, config, seed=seed, process=Process(threads=threads))
+        trainer = Trainer(
+            built, benchmark, config, seed=seed, process=Process(threads=config.threads_of(threads))
+        )
         trainer.fit(reporter, run)
     with newest_checkpoint(run) as newest:
         assert newest is not None, "the loop always ends with a checkpoint"

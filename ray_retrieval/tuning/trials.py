@@ -8,7 +8,7 @@ from typing import Any
 from ray_retrieval.config import validate
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.loop.tensorboard import refuse_remote
-from ray_retrieval.model import read_model_description
+from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.recipe import Recipe, dump
 from ray_retrieval.storage import Folder
 from ray_retrieval.tuning import space

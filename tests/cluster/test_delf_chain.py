@@ -43,7 +43,7 @@ def settings_of(folder):
         "method={name: delf, backbone: {name: small, weights: none}, stage: attention, hidden: 16,"
         f" dimension: 16, image: {{size: {SIDE}, resize: long_side}}, crop: {{size: 48}},"
         f" pyramid: {{scales: [0.7071, 1], max_features: {FEATURES}}}}}",
-        "train={steps: 4, batch_size: 8, precision: float32, optimizer: {name: sgd, lr: 0.01},"
+        "train={steps: 4, batch_size: 8, precision: float32, threads: 1, optimizer: {name: sgd, lr: 0.01},"
         " schedule: {name: linear}, checkpoint: {min_seconds: 0}}",
         "stages=[{name: tuning, settings: {method.stage: tuning, train.steps: 6}}]",
         "encode.workers=1",

@@ -84,6 +84,7 @@ def test_a_full_disk_during_a_checkpoint(local_ray, disk, cli_call):  # noqa: F8
         "method.image={size: 16}",
         "train.epochs=4",
         "train.precision=float32",
+        "train.threads=1",
         "train.checkpoint.min_seconds=0",
         "train.max_failures=0",
         f"output={run}",

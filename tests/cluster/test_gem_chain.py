@@ -44,6 +44,7 @@ def settings_of(photographs, tmp_path, name, *further):
         "train.epochs=2",
         "train.augmentation={}",
         "train.precision=float32",
+        "train.threads=1",
         "encode.workers=1",
         "report.examples=2",
         f"output={tmp_path}/{name}",

@@ -58,6 +58,7 @@ def test_hashnet_goes_the_whole_way_with_two_workers(local_ray, lite, tmp_path):
             "train.batch_size=4",
             "train.epochs=3",
             "train.precision=float32",
+            "train.threads=1",
             "train.checkpoint.min_seconds=0",
             "encode.workers=1",
             f"output={tmp_path}/run",

@@ -18,7 +18,7 @@ from ray_retrieval.submit import follow, prepare
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
-SHORT = ["train.epochs=1", "train.precision=float32"]
+SHORT = ["train.epochs=1", "train.precision=float32", "train.threads=1"]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 
 from ray_retrieval import recipe as recipes
 from ray_retrieval.cli import app
-from ray_retrieval.compute import cores
 from ray_retrieval.data.table import open_images
 from ray_retrieval.encode import EncodeConfig, EncodeJob, encode
 from ray_retrieval.errors import ClusterError, DataError, RecipeError
@@ -41,9 +40,11 @@ SHORT = [
     "method.image={size: 16}",
     "train.epochs=3",
     "train.precision=float32",
+    "train.threads=1",
     "train.checkpoint.min_seconds=0",
     "train.log.every=1",
     "encode.rows_per_part=100",
+    "encode.workers=1",
 ]
 
 
@@ -160,7 +161,7 @@ def test_a_lost_worker_changes_nothing(local_ray, tmp_path):
     torch.manual_seed(1)
     undisturbed = LocalReporter(tmp_path / "undisturbed")
     made = starting(method, settings, benchmark)[0]
-    Trainer(made, benchmark, settings, seed=1, process=Process(threads=cores())).fit(undisturbed)
+    Trainer(made, benchmark, settings, seed=1, process=Process(threads=1)).fit(undisturbed)
     expected = read_outcome(undisturbed.latest()).weights[settings.select]
     assert disturbed.keys() == expected.keys()
     assert all(torch.equal(disturbed[name], value) for name, value in expected.items())
@@ -182,7 +183,7 @@ def test_images_that_cannot_be_decoded_are_recorded(local_ray, finished, tmp_pat
     (folder / "07.png").write_bytes(b"no image")
     (folder / "13.png").write_bytes(table.image_bytes(13)[:50])
     job = EncodeJob(finished.folder / "model", open_images(str(folder)), Folder(tmp_path / "out"))
-    assert encode([job], EncodeConfig(rows_per_part=6)) == 20
+    assert encode([job], EncodeConfig(rows_per_part=6, workers=1)) == 20
     made = Embeddings.open(str(tmp_path / "out"))
     errors = pq.read_table(tmp_path / "out" / "errors.parquet").to_pylist()
     assert (made.rows, made.error_count) == (18, 2)
@@ -219,7 +220,7 @@ def test_a_table_without_a_single_image_is_an_error(local_ray, finished, tmp_pat
     with pytest.raises(DataError, match="none of the 1 images can be decoded"):
         encode(
             [EncodeJob(finished.folder / "model", open_images(str(folder)), Folder(tmp_path / "out"))],
-            EncodeConfig(),
+            EncodeConfig(workers=1),
         )
     assert not (tmp_path / "out" / "embeddings.json").exists()
 

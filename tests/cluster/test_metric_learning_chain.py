@@ -46,6 +46,7 @@ def test_xbm_goes_the_whole_way_with_two_workers(local_ray, photographs, tmp_pat
         "train.epochs=4",
         "train.augmentation={}",
         "train.precision=float32",
+        "train.threads=1",
         "train.checkpoint.min_seconds=0",
         "encode.workers=1",
         "report.examples=3",

@@ -140,7 +140,12 @@ def test_a_host_that_is_cut_off_is_given_up_and_taken_back(hosts, tmp_path):
         0,
         *(sys.executable, "-m", "ray_retrieval.cli", "train", QUICKSTART, f"output={run}"),
         *("method.image={size: 16}", "train.workers=2", f"train.epochs={EPOCHS}", "train.log.every=1"),
-        *("train.batch_size=200", "train.checkpoint.min_seconds=0", "train.precision=float32"),
+        *(
+            "train.batch_size=200",
+            "train.checkpoint.min_seconds=0",
+            "train.precision=float32",
+            "train.threads=1",
+        ),
         log="train.log",
         RAY_ADDRESS=f"{address(0)}:6379",
         RAY_RETRIEVAL_AWAIT="CPU=2,seconds=60",

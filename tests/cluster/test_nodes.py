@@ -18,7 +18,6 @@ from samples import coloured_table
 from test_cli import save_model
 from watched import EPOCH, INTERVAL, read, training
 
-from ray_retrieval.compute import cores
 from ray_retrieval.loop import Process, Trainer
 from ray_retrieval.loop.checkpoints import LAST, OPTIMIZER
 from ray_retrieval.loop.steplog import read_steps
@@ -57,7 +56,7 @@ def _train(rank, folder):
     torch.manual_seed(1)
     made = starting(method, config, benchmark)[0]
     # Nodes of one address share its cores.
-    process = Process(rank, WORKERS, threads=max(1, cores() // WORKERS))
+    process = Process(rank, WORKERS, threads=1)
     trainer = Trainer(made, benchmark, config, seed=1, process=process)
     history = trainer.fit(LocalReporter(folder / f"{rank}"))
     (folder / f"history-{rank}.json").write_text(json.dumps(history))

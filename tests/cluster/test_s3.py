@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
 SHORT = [
     *(str(QUICKSTART), "method.image={size: 16}", "encode.workers=1"),
-    *("train.batch_size=16", "train.precision=float32"),
+    *("train.batch_size=16", "train.precision=float32", "train.threads=1"),
 ]
 RUN = [
     *("run", *SHORT, "train.epochs=6", "train.checkpoint.min_seconds=0"),

@@ -27,6 +27,7 @@ def test_a_study_of_two_lengths_goes_on_compares_and_predicts(local_ray, tmp_pat
         "train.epochs=1",
         "train.batch_size=16",
         "train.precision=float32",
+        "train.threads=1",
         "encode.workers=1",
         "published=[{source: the paper, metric: map@all, values: {8: 0.0, 12: 1.0}, tolerance: 0}]",
     ]

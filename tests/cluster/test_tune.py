@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from ray_retrieval import recipe as recipes
 from ray_retrieval.cli import app
 from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError, RetrievalError
-from ray_retrieval.model import load, read_model_description
+from ray_retrieval.model import load
+from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.results import read_run
 from ray_retrieval.storage import Folder
 from ray_retrieval.tune import Search
@@ -43,6 +44,7 @@ def settings(photos, folder, tune, *more):
         "train.epochs=3",
         "train.batch_size=16",
         "train.precision=float32",
+        "train.threads=1",
         "train.validation.every=1",
         f"tune={tune}",
         *more,

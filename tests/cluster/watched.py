@@ -55,6 +55,7 @@ def training(log, *, workers, epochs, seconds=0.0):
             "workers": workers,
             "batch_size": 24,
             "precision": "float32",
+            "threads": 1,
             "optimizer": {"lr": 0.01},
             "augmentation": {"pad": 2, "flip": True},
             "checkpoint": {"min_seconds": 0, "every_steps": INTERVAL},

@@ -254,7 +254,7 @@ def test_a_photograph_that_has_changed_is_rendered_anew(photos, make_image):
 def test_the_same_views_come_of_any_number_of_threads(photos, monkeypatch):
     tables = []
     for threads in (1, 5):
-        monkeypatch.setattr(module.os, "cpu_count", lambda threads=threads: threads)
+        monkeypatch.setattr(module, "cores", lambda threads=threads: threads)
         monkeypatch.setattr(module, "_AT_ONCE", 2 * threads)
         config = config_of(photos, cache=str(photos.parent / f"cache{threads}"))
         tables.append(rendered(open_images(str(photos)), config, views=2)[0].table)

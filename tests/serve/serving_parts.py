@@ -12,7 +12,7 @@ from PIL import Image
 from ray_retrieval.data.decode import decode
 from ray_retrieval.descriptors import Codes, Form, Vectors
 from ray_retrieval.errors import DataError
-from ray_retrieval.model import read_model_description
+from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.search import build
 from ray_retrieval.search.embeddings import finish, part_table, write_part
 from ray_retrieval.storage import Folder, write_description

@@ -43,7 +43,7 @@ class Features:
     """Describes three pictures by the features above, and all others by some of their own."""
 
     def __init__(self, model: str, *, threads: int = 1, batch_size: int = 1, engine: str = "torch") -> None:
-        from ray_retrieval.model import read_model_description
+        from ray_retrieval.model_folder import read_model_description
 
         _, self.fingerprint = read_model_description(Folder(model))
 

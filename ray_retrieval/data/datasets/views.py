@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config
+from ray_retrieval.cores import cores
 from ray_retrieval.data import location, readers
 from ray_retrieval.data.benchmark import Benchmark, from_tables, overlap
 from ray_retrieval.data.datasets.disjoint import LEAST, tables_of
@@ -320,7 +321,7 @@ def _rendering(photographs: ImageTable, config: ViewsConfig, views: int) -> Iter
             for number, view in enumerate(found)
         ]
 
-    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="render") as pool:
+    with ThreadPoolExecutor(cores(), thread_name_prefix="render") as pool:
         for start in range(0, len(photographs), _AT_ONCE):
             rows = range(start, min(start + _AT_ONCE, len(photographs)))
             yield [row for found in pool.map(work, rows) for row in found]

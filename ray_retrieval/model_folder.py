@@ -1,0 +1,52 @@
+"""What is known of a model from its folder, without its network: this module needs no PyTorch."""
+
+from typing import Any
+
+from ray_retrieval.errors import ArtefactError
+from ray_retrieval.search import Index
+from ray_retrieval.search.importing import made_elsewhere
+from ray_retrieval.storage import Folder, fingerprint, read_description
+
+DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
+NAME_MODEL = "name the model's folder with --model"
+"""What to do on the command line where the model of an index is not beside it."""
+
+
+def read_model_description(folder: Folder) -> tuple[dict[str, Any], str]:
+    """What `model.json` says, and the model's fingerprint, without loading the weights."""
+    description = read_description(folder, DESCRIPTION, kind="model", version=1)
+    return description, fingerprint(description)
+
+
+def model_of(
+    index: Folder, *, mend: str = "put the folder of the model that made it beside the index"
+) -> Folder:
+    """The model that made an index, where it lies beside it as a run leaves them.
+
+    Args:
+        index: an index directory.
+        mend: what to do where there is none, for the error.
+
+    Raises:
+        ArtefactError: if no folder beside the index holds a model of that fingerprint.
+    """
+    fingerprint = Index.open(index).model
+    if made_elsewhere(fingerprint):
+        raise ArtefactError(
+            f"what it holds was made elsewhere ({fingerprint}): no model is known to describe an image with",
+            where=index,
+            mend="search with --vectors FILE, or build it with --model MODEL if that model made it",
+        )
+    parent = index.parent
+    found = {}
+    for name in parent.names():
+        if (parent / name).exists(DESCRIPTION):
+            found[name] = read_model_description(parent / name)[1]
+            if found[name] == fingerprint:
+                return parent / name
+    listed = ", ".join(f"{name} is {value}" for name, value in found.items()) or "there is none"
+    raise ArtefactError(
+        f"the index was made by model {fingerprint}; beside it {listed}",
+        where=index,
+        mend=mend,
+    )
