@@ -87,12 +87,12 @@ def arguments(doc: str | None, short: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def measuring(what: str) -> Iterator[None]:
-    """Print the machine, what is measured and the load before, and in the end the load after."""
+    """Print the machine, what is measured, and how many processors others use before it and after."""
     from ray_retrieval.compute import cores, describe_machine  # and PyTorch, which not every script needs
 
-    print(f"{describe_machine()}; {what}; load before {load():.1f}\n", flush=True)
+    print(f"{describe_machine()}; {what}; others use {others():.1f} of {cores()} processors\n", flush=True)
     yield
-    print(f"\nload after {load():.1f} on {cores()} cores", flush=True)
+    print(f"\nafter it others use {others():.1f}", flush=True)
 
 
 def on_threads(count: int) -> str:
@@ -100,9 +100,33 @@ def on_threads(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
-def load() -> float:
-    """Processes that wanted to compute, in the mean of the last minute."""
-    return os.getloadavg()[0]
+def others(tries: int = 1) -> float:
+    """How many processors, of those that this process may use, others keep at work while it waits.
+
+    The mean of a second. The load of the last minute would count what this process or the script before it
+    has just done.
+
+    Args:
+        tries: seconds, at most, of which the least counts: what has just ended may still be clearing up. It
+            ends with the first in which the machine is quiet.
+    """
+    import psutil
+
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    least = math.inf
+    for _ in range(tries):
+        shares = psutil.cpu_percent(interval=1.0, percpu=True)
+        least = min(least, sum(share for number, share in enumerate(shares) if number in allowed) / 100)
+        if not is_busy(least):
+            break
+    return least
+
+
+def is_busy(used: float) -> bool:
+    """Whether others use more processors than a measurement bears: a tenth of those that there are."""
+    from ray_retrieval.compute import cores
+
+    return used > 0.1 * cores()
 
 
 def machine() -> str:

@@ -33,10 +33,9 @@ import book
 import results
 from results import Form, Results, Run
 
-from ray_retrieval.compute import cores
-
 HERE = Path(__file__).parent
 _LAST_LINES = 8
+_SETTLING = 3  # seconds in which what a script has left behind may end
 _PATIENCE, _LEAST_PATIENCE_S = 10, 600  # times the minutes that are expected, and no fewer seconds
 
 
@@ -166,10 +165,9 @@ def run_all(scripts: Sequence[Script], form: Form, folder: Path) -> int:
 
 def run_one(script: Script, form: Form, folder: Path) -> tuple[Run, list[dict[str, Any]]]:
     """Run a script, showing what it prints; returns how it went and its claims."""
-    before, date = book.load(), datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
-    busy = before > 0.5 * cores()
-    if busy:
-        print(f"others use this machine: its load is {before:.1f} on {cores()} cores", flush=True)
+    before, date = book.others(_SETTLING), datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M")
+    if book.is_busy(before):
+        print(f"others use {before:.1f} processors of this machine", flush=True)
     patience = max(_LEAST_PATIENCE_S, _PATIENCE * 60 * script.minutes(form))
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as made:
@@ -186,8 +184,9 @@ def run_one(script: Script, form: Form, folder: Path) -> tuple[Run, list[dict[st
         outcome, why = "failed", "\n".join([f"exit code {code}", *last])
     elif reasons and not claims:
         outcome, why = "skipped", "; ".join(reasons)
-    load = (round(before, 2), round(book.load(), 2))
-    run = Run(script.name, form, outcome, why, round(taken, 1), book.machine(), date, commit(), load, busy)
+    others = (round(before, 2), round(book.others(_SETTLING), 2))
+    busy, machine = any(map(book.is_busy, others)), book.machine()
+    run = Run(script.name, form, outcome, why, round(taken, 1), machine, date, commit(), others, busy)
     return run, claims
 
 

@@ -41,7 +41,9 @@ def results(modules):
 
 
 @pytest.fixture
-def run(modules):
+def run(modules, monkeypatch):
+    """On a machine that others leave alone."""
+    monkeypatch.setattr(modules[0], "others", lambda _tries=1: 0.0)
     return modules[2]
 
 
@@ -71,7 +73,7 @@ def a_run(results, script: str, **more):
         "machine": "2 cores",
         "date": "2026-01-01 10:00",
         "commit": "abc",
-        "load": (0.1, 1.0),
+        "others": (0.1, 1.0),
         "busy": False,
     }
     return results.Run(script=script, **{**plain, **more})
@@ -175,6 +177,32 @@ def test_a_script_that_fails_does_not_stop_the_others(run, results, tmp_path, ca
     assert "failed: fails" in told
 
 
+@pytest.mark.parametrize(("others", "busy"), [((0.0, 0.0), False), ((1.5, 0.0), True), ((0.0, 1.5), True)])
+def test_a_run_is_marked_where_others_used_the_machine(
+    run, book, tmp_path, monkeypatch, capsys, others, busy
+):
+    left = list(others)
+    monkeypatch.setattr(book, "others", lambda _tries: left.pop(0))
+    monkeypatch.setattr("ray_retrieval.compute.cores", lambda: 2)
+    script(tmp_path, "one", 'claim("c", peer="p", ratio=1.0)')
+    found, _ = run.run_one(run.Script("one", 0.1, 1), "short", tmp_path)
+    assert (found.outcome, found.others, found.busy) == ("done", others, busy)
+    assert ("others use 1.5 processors" in capsys.readouterr().out) is (others[0] > 0)
+
+
+def test_what_others_use_is_measured_while_this_process_waits(book, monkeypatch):
+    import psutil
+
+    shares = [[100.0, 60.0, 100.0], [10.0, 4.0, 100.0], [0.0, 0.0, 0.0]]
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: shares.pop(0))
+    monkeypatch.setattr(book.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr("ray_retrieval.compute.cores", lambda: 2)
+    assert book.others(3) == pytest.approx(0.14)  # the first second in which it is quiet
+    assert len(shares) == 1
+    assert not book.is_busy(0.2)
+    assert book.is_busy(0.21)
+
+
 def test_the_full_form_takes_its_own_options(run, results, tmp_path):
     script(tmp_path, "one", 'claim("c", peer="p", ratio=1.0 + options.short)')
     one = run.Script("one", 0.1, 1)
@@ -236,6 +264,16 @@ def test_claims_that_a_failed_run_did_not_come_to_keep_their_date(results):
     }
 
 
+def test_a_skipped_run_erases_nothing_that_was_measured(results):
+    known = results.Results()
+    known.add(a_run(results, "gpu", outcome="skipped", why="no GPU"), [])
+    assert known.last("gpu", "short").outcome == "skipped"
+    known.add(a_run(results, "gpu", machine="one GPU"), [record("one")])
+    known.add(a_run(results, "gpu", outcome="skipped", why="no GPU", commit="new"), [])
+    assert (known.last("gpu", "short").outcome, known.last("gpu", "short").commit) == ("done", "abc")
+    assert [(one.claim, one.machine) for one in known.claims] == [("one", "one GPU")]
+
+
 def test_results_survive_being_written(results, tmp_path):
     known = results.Results()
     known.add(a_run(results, "a", busy=True), [record("one", 1.25, goal=">= 1", reached=True)])
@@ -256,11 +294,12 @@ def test_rows_of_a_table_have_as_many_cells_as_its_head(results):
     known.add(a_run(results, "a", busy=True), [record("one", 1234.5, goal=">= 1", reached=True)])
     known.add(a_run(results, "b", outcome="failed", why="a | b\nc"), [])
     tables = [part for part in results.book(known, ["a", "b", "c"]).split("\n\n") if part.startswith("|")]
-    tables.append(results.readme_table(known, ["a"]).split("\n\n")[0])
+    tables.append(results.readme_table(known, ["a"]).split("\n\n")[1])
     for table in tables:
         assert len({line.count("|") for line in table.strip().splitlines()}) == 1
     assert "| 1,234 |" in tables[1]
     assert "0.1, 1.0*" in tables[1]
+    assert "abc*" in tables[-1]
 
 
 def test_the_readme_has_headlines_of_the_full_form_or_else_of_the_short_one(results):
@@ -274,6 +313,18 @@ def test_the_readme_has_headlines_of_the_full_form_or_else_of_the_short_one(resu
     assert "short one" not in table
     assert "detail" not in table
     assert "Nothing has been measured" in results.readme_table(results.Results(), ["a"])
+
+
+def test_the_readme_has_a_table_of_each_machine_with_commits(results):
+    known = results.Results()
+    known.add(a_run(results, "a", date="2026-01-02 10:00"), [record("one")])
+    known.add(a_run(results, "gpu", machine="a GPU", commit="def"), [record("two")])
+    known.add(a_run(results, "b"), [record("three")])
+    cores, gpu = results.readme_table(known, ["a", "gpu", "b"]).split("\n\nOn a GPU, ")
+    assert cores.startswith("On 2 cores, 2026-01-01 to 2026-01-02:\n\n| claim |")
+    assert ("one" in cores, "two" in cores, "three" in cores) == (True, False, True)
+    assert gpu.startswith("2026-01-01:\n\n")
+    assert gpu.endswith("| two | p | 2 | – | `a.py` --short | def |".replace("`a", "`gpu"))
 
 
 def test_only_what_is_between_the_marks_is_written_anew(results):
