@@ -368,6 +368,29 @@ def test_a_measurement_in_its_own_process_gives_what_it_prints_last(modules, tmp
         apart.in_its_own_process(str(file), ["NO_SUCH_VARIABLE"], 1)
 
 
+def test_processes_work_at_once_and_are_counted_together(modules, tmp_path, monkeypatch):
+    import apart
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "slow_work.py").write_text(
+        "import os, time\n"
+        "def start(folder, parts):\n"
+        "    open(os.path.join(folder, str(os.getpid())), 'w').close()\n"
+        "    return lambda: time.sleep(0.05) or parts\n"
+    )
+    import slow_work
+
+    made = tmp_path / "made"
+    made.mkdir()
+    with apart.at_once(slow_work.start, (str(made), 5), 2) as rate:
+        assert 0 < rate(0.5) <= 200  # two that do 100 each at most; on a busy machine less
+        assert rate(0.1) > 0
+    assert len(list(made.iterdir())) == 2
+    without_a_folder = apart.at_once(slow_work.start, (str(tmp_path / "none"), 5), 2)
+    with without_a_folder as rate, pytest.raises(FileNotFoundError):
+        rate(0.1)
+
+
 def test_plain_training_steps_have_the_loss_of_the_methods(tmp_path, book):
     """The script fails where a loss written from the paper differs from ours."""
     sizes = "--backbone small --batch 8 --size 32 --rounds 1 --memory 64 --threads 1 --precision float32"
