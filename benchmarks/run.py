@@ -7,7 +7,8 @@
     python benchmarks/run.py --list                   what there is, and how long it takes
     python benchmarks/run.py --readme                 nothing is run; README and RESULTS.md are written anew
 
-Each script is a process of its own. One that fails does not stop the others; its last lines are shown, and
+Each script is a process of its own. One that cannot measure here, for want of a GPU or of a finished run, is
+skipped, and says so. One that fails does not stop the others; its last lines are shown, and
 the table says that it failed. After each, `results.json` and `RESULTS.md` are written whole; `--readme` puts
 the headlines of the former into the README. It exits with 1 if a script failed, not if a goal is missed: the
 table says which are reached. On a busy machine it runs all the same, and the table says that it was.

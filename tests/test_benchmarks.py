@@ -139,8 +139,47 @@ def test_every_script_claims_something(run):
         assert of(one.name, set()), f"{one.name} claims nothing"
 
 
-def test_short_forms_take_less_than_twenty_minutes(run):
+def test_short_forms_take_less_than_twenty_minutes(run, results):
     assert sum(one.short for one in run.SCRIPTS) < 20
+    ran = [one for one in results.read(FOLDER / "results.json").runs if one.form == "short"]
+    assert sum(one.seconds for one in ran if not one.busy) < 20 * 60
+
+
+def test_an_index_that_differs_is_claimed_and_ends_the_soak(modules, claims, monkeypatch):
+    import index_soak
+
+    left = [None, None, AssertionError("a row is missing")]
+
+    def round_of(_machine, settings):
+        if (error := left.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(index_soak, "run_state_machine_as_test", round_of)
+    monkeypatch.setattr(index_soak.os, "fsync", None)
+    with pytest.raises(AssertionError, match="a row is missing"):
+        index_soak.soak(1, steps=1, first=0)
+    [made] = claims()
+    assert made["ratio"] == pytest.approx(2 / 3)
+    assert made["reached"] is False
+
+
+def test_a_goal_of_memory_is_claimed_only_where_holding_everything_would_miss_it(
+    modules, claims, monkeypatch
+):
+    import memory
+
+    used = {250_000: 0.7, 1_000_000: 0.8, 2_500: 0.7, 10_000: 0.7}
+    monkeypatch.setattr(memory, "measured", lambda stage, sizes, parent: used[sizes["rows"]])
+    case = memory.Case("search", ("rows",), True)
+    memory.compare(case, memory.SIZES, None, {})
+    memory.compare(case, {**memory.SIZES, "rows": 2_500}, None, {})
+    copies = {250_000: 0.7 + 1.9, 1_000_000: 0.8 + 7.6}
+    used.update(copies)
+    memory.compare(case, memory.SIZES, None, {})
+    flat, tiny, copied = claims()
+    assert (flat["goal"], flat["reached"], flat["headline"]) == ("<= 1.25", True, True)
+    assert (tiny["goal"], tiny["headline"]) == (None, False)
+    assert (copied["goal"], copied["reached"]) == ("<= 1.25", False)
 
 
 # Running them
