@@ -16,6 +16,8 @@ from pathlib import Path
 
 CLAIMS = "BENCHMARK_CLAIMS"
 """The variable that names the file."""
+SAMPLE_S = 0.5
+"""Seconds for which it is watched what others use."""
 _GOAL = re.compile(r"(>=|<=) (\d+(?:\.\d+)?)")
 
 
@@ -87,9 +89,16 @@ def arguments(doc: str | None, short: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def measuring(what: str) -> Iterator[None]:
-    """Print the machine, what is measured, and how many processors others use before it and after."""
+    """Print the machine and what is measured.
+
+    A script that runs by itself prints how many processors others use, before and after; else `run.py` does.
+    """
     from ray_retrieval.compute import cores, describe_machine  # and PyTorch, which not every script needs
 
+    if os.environ.get(CLAIMS):
+        print(f"{describe_machine()}; {what}\n", flush=True)
+        yield
+        return
     print(f"{describe_machine()}; {what}; others use {others():.1f} of {cores()} processors\n", flush=True)
     yield
     print(f"\nafter it others use {others():.1f}", flush=True)
@@ -103,19 +112,19 @@ def on_threads(count: int) -> str:
 def others(tries: int = 1) -> float:
     """How many processors, of those that this process may use, others keep at work while it waits.
 
-    The mean of a second. The load of the last minute would count what this process or the script before it
-    has just done.
+    The mean of half a second. The load of the last minute would count what this process or the script before
+    it has just done.
 
     Args:
-        tries: seconds, at most, of which the least counts: what has just ended may still be clearing up. It
-            ends with the first in which the machine is quiet.
+        tries: how often it is measured at most. The least counts: what has just ended may still be clearing
+            up. It ends with the first time that the machine is quiet.
     """
     import psutil
 
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     least = math.inf
     for _ in range(tries):
-        shares = psutil.cpu_percent(interval=1.0, percpu=True)
+        shares = psutil.cpu_percent(interval=SAMPLE_S, percpu=True)
         least = min(least, sum(share for number, share in enumerate(shares) if number in allowed) / 100)
         if not is_busy(least):
             break

@@ -1,7 +1,7 @@
 """An index changed at random for a long time: rows added, replaced, removed, versions brought back, kills.
 
     python benchmarks/index_soak.py --minutes 30
-    python benchmarks/index_soak.py --short         half a minute
+    python benchmarks/index_soak.py --short         twenty seconds
 
 After every step all rows, what is known of them, all files and their checksums, and the hits of searches with
 and without filters are compared with a model in plain numpy. Indices of codes, of vectors, of vectors with an
@@ -27,12 +27,12 @@ _REPORT_S = 60
 
 
 def main() -> None:
-    parser = arguments(__doc__, "half a minute")
+    parser = arguments(__doc__, "twenty seconds")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--steps", type=int, default=40, help="of one index")
     parser.add_argument("--seed", type=int, default=0, help="of the first round")
     options = parser.parse_args()
-    minutes = 0.5 if options.short else options.minutes
+    minutes = 0.3 if options.short else options.minutes
     with measuring(f"{minutes:g} minutes"):
         soak(minutes, options.steps, options.seed)
 

@@ -1,7 +1,7 @@
 """The most memory of each stage, against the number of images, of bits, of shards: flat where it should be.
 
     python benchmarks/memory.py                          four times as much of each
-    python benchmarks/memory.py --short                  the same, of small ones
+    python benchmarks/memory.py --short                  the same, of small ones and where there is a goal
     python benchmarks/memory.py --only train search
 
 Every measurement is a process of its own, on one thread, which does the stage once with next to nothing, so
@@ -297,7 +297,7 @@ def main() -> None:
     with measuring("one thread"):
         print(f"{'':62}{'MiB':>10}")
         for case in CASES:
-            if case.stage in options.only:
+            if case.stage in options.only and (case.flat or not options.short):
                 compare(case, small, options.folder, known)
 
 

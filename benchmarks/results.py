@@ -147,7 +147,7 @@ def book(results: Results, scripts: list[str]) -> str:
         "# Results of the benchmarks",
         "",
         "Written by `python benchmarks/run.py`; what a ratio is of, its claim says. `others` are the "
-        "processors that others used, in the second before and the one after; * where that is more than a "
+        "processors that others used, just before and just after; * where that is more than a "
         "tenth of them. A + at a commit: with changes that were not committed.",
         "",
         "## Runs",

@@ -36,7 +36,7 @@ from results import Form, Results, Run
 
 HERE = Path(__file__).parent
 _LAST_LINES = 8
-_SETTLING = 3  # seconds in which what a script has left behind may end
+_SETTLING = 6  # times half a second, in which what a script has left behind may end
 _PATIENCE, _LEAST_PATIENCE_S = 10, 600  # times the minutes that are expected, and no fewer seconds
 
 
@@ -73,19 +73,19 @@ SCRIPTS = (
     Script("train_step", 0.3, 15),
     Script("train_overhead", 1, 3),
     Script("xbm_step", 0.5, 4),
-    Script("encode_throughput", 1.2, 3),
-    Script("memory", 2.5, 12),
+    Script("encode_throughput", 1.3, 3),
+    Script("memory", 2.2, 12),
     Script("retrieval_metrics", 1, 5),
     Script("revisited_eval", 0.5, 5),
     Script("mining", 0.1, 1.5),
     Script("pyramid", 0.4, 4),
     Script("export_engines", 0.7, 4),
-    Script("serving", 1.5, 6),
+    Script("serving", 1.6, 6),
     Script("serving_faults", 1.7, 12),
     Script("scaling", 2.5, 15),
-    Script("index_soak", 0.6, 30, ("--minutes", "30")),
+    Script("index_soak", 0.4, 30, ("--minutes", "30")),
     Script("delf_selection", 1, 6),
-    Script("gpu", 0.2, 8),
+    Script("gpu", 0.1, 8),
 )
 
 
