@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PEERS := .venv/.peers
 
 .PHONY: install run serve test test-long check docs bench bench-full clean
 
@@ -38,12 +39,20 @@ check: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
+# Other libraries to compare with, where there is a wheel of one: nothing is compiled, and scripts go on without.
+$(PEERS): $(INSTALLED)
+	@for peer in hnswlib usearch; do \
+		$(BIN)/python -m pip install --quiet --only-binary $$peer --constraint constraints.txt $$peer || \
+			echo "not installed: $$peer"; \
+	done
+	@touch $@
+
 # Short forms, in less than 20 minutes, and the long ones; of a run that was interrupted, what is left:
 # make bench BENCH=--resume
-bench: install
+bench: install $(PEERS)
 	$(BIN)/python benchmarks/run.py $(BENCH)
 
-bench-full: install
+bench-full: install $(PEERS)
 	$(BIN)/python benchmarks/run.py --full $(BENCH)
 
 clean:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 CLAIMS = "BENCHMARK_CLAIMS"
 """The variable that names the file."""
+SAMPLE_S = 0.5
+"""Seconds for which it is watched what others use."""
 _GOAL = re.compile(r"(>=|<=) (\d+(?:\.\d+)?)")
 
 
@@ -87,12 +89,19 @@ def arguments(doc: str | None, short: str) -> argparse.ArgumentParser:
 
 @contextmanager
 def measuring(what: str) -> Iterator[None]:
-    """Print the machine, what is measured and the load before, and in the end the load after."""
+    """Print the machine and what is measured.
+
+    A script that runs by itself prints how many processors others use, before and after; else `run.py` does.
+    """
     from ray_retrieval.compute import cores, describe_machine  # and PyTorch, which not every script needs
 
-    print(f"{describe_machine()}; {what}; load before {load():.1f}\n", flush=True)
+    if os.environ.get(CLAIMS):
+        print(f"{describe_machine()}; {what}\n", flush=True)
+        yield
+        return
+    print(f"{describe_machine()}; {what}; others use {others():.1f} of {cores()} processors\n", flush=True)
     yield
-    print(f"\nload after {load():.1f} on {cores()} cores", flush=True)
+    print(f"\nafter it others use {others():.1f}", flush=True)
 
 
 def on_threads(count: int) -> str:
@@ -100,9 +109,33 @@ def on_threads(count: int) -> str:
     return "1 thread" if count == 1 else f"{count} threads"
 
 
-def load() -> float:
-    """Processes that wanted to compute, in the mean of the last minute."""
-    return os.getloadavg()[0]
+def others(tries: int = 1) -> float:
+    """How many processors, of those that this process may use, others keep at work while it waits.
+
+    The mean of half a second. The load of the last minute would count what this process or the script before
+    it has just done.
+
+    Args:
+        tries: how often it is measured at most. The least counts: what has just ended may still be clearing
+            up. It ends with the first time that the machine is quiet.
+    """
+    import psutil
+
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    least = math.inf
+    for _ in range(tries):
+        shares = psutil.cpu_percent(interval=SAMPLE_S, percpu=True)
+        least = min(least, sum(share for number, share in enumerate(shares) if number in allowed) / 100)
+        if not is_busy(least):
+            break
+    return least
+
+
+def is_busy(used: float) -> bool:
+    """Whether others use more processors than a measurement bears: a tenth of those that there are."""
+    from ray_retrieval.compute import cores
+
+    return used > 0.1 * cores()
 
 
 def machine() -> str:

@@ -20,7 +20,6 @@ lists are given; else labels are drawn at random.
 """
 
 import math
-import os
 import sys
 from functools import partial
 from itertools import pairwise
@@ -33,6 +32,7 @@ from book import arguments, claim, measuring, on_threads
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from timing import Taken, growth, shortest
 
+from ray_retrieval.compute import cores
 from ray_retrieval.metrics.hamming import (
     TIES,
     HammingReport,
@@ -201,9 +201,7 @@ def main() -> int:
     parser.add_argument("--bits", type=int)
     parser.add_argument("-k", type=int)
     parser.add_argument("--sampled", type=int, default=100, help="queries that the peer ranks")
-    parser.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, help="measured besides one thread"
-    )
+    parser.add_argument("--threads", type=int, default=cores(), help="measured besides one thread")
     options = parser.parse_args()
     sizes = {name: getattr(options, name) for name in ("queries", "rows", "bits", "k")}
     work = (SHORT if options.short else COCO)._replace(

@@ -18,7 +18,6 @@ the float16 features themselves, 80 bytes each, are read by the exact votes and 
 that grows with the root of the number takes √N times as long for N times the images.
 """
 
-import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +28,7 @@ import numpy as np
 from book import arguments, claim, measuring
 from timing import Taken, once
 
+from ray_retrieval.compute import cores
 from ray_retrieval.descriptors import Local
 from ray_retrieval.search import asmk, faiss_index
 from ray_retrieval.search.asmk import AsmkSegment, search_asmk
@@ -165,7 +165,7 @@ def main() -> None:
     parser = arguments(__doc__, "100, 200 and 500 images")
     parser.add_argument("--images", type=int, nargs="+", default=[200, 500, 1000, 2000])
     parser.add_argument("--queries", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=cores())
     options = parser.parse_args()
     sizes = [100, 200, 500] if options.short else sorted(options.images)
     scenes = np.arange(options.queries)

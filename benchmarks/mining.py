@@ -16,7 +16,6 @@ faster; below it the run fails, but for --short. `agreement` is the share of equ
 be equally similar to 1e-5, as the two round their products differently.
 """
 
-import os
 import sys
 import time
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ import numpy.typing as npt
 import torch
 from book import arguments, claim, measuring, on_threads
 
+from ray_retrieval.compute import cores
 from ray_retrieval.data import mining
 
 GOAL = 20
@@ -154,7 +154,7 @@ def compare(given: Descriptors, work: Workload, options: Any, said: str) -> bool
 
 def main() -> int:
     parser = arguments(__doc__, "few images, short descriptors")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="besides one thread")
+    parser.add_argument("--threads", type=int, default=cores(), help="besides one thread")
     parser.add_argument("--runs", type=int, default=3, help="of which the shortest time counts")
     options = parser.parse_args()
     work = Workload(200, 4_000, 110, 256) if options.short else Workload(2_000, 20_000, 551, 2048)

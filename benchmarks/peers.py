@@ -52,7 +52,7 @@ def installed() -> dict[str, Any]:
         try:
             found[name] = importlib.import_module("usearch.index" if name == "usearch" else name)
         except ImportError as error:
-            print(f"not compared with {name} ({error}): pip install '.[bench]'")
+            print(f"not compared with {name} ({error}): pip install '.[peers]'")
     return found
 
 

@@ -3,10 +3,11 @@
 `results.json` holds
 
     runs     of each script and form (short, full) the last run: how it ended (done, failed, skipped) and why
-    claims   the ratios, each with the machine, the date, the commit and the load of the run that measured it
+    claims   the ratios, each with the machine, the date and the commit of the run that measured it
 
 A run takes the place of the last one of that script and form, and its claims that of theirs. Where a run
-failed, claims that it did not come to are kept as they were, with their own date and commit.
+failed, claims that it did not come to are kept as they were, with their own date and commit. One that was
+skipped, such as for want of a GPU, takes the place of nothing that was measured.
 """
 
 import json
@@ -36,8 +37,8 @@ class Run:
         machine: in a line.
         date: when it began, UTC.
         commit: of the tree, with a + where files were changed.
-        load: before and after.
-        busy: whether others used the machine when it began.
+        others: how many processors others used just before it began and just after its end.
+        busy: whether that was more than a measurement bears; see `book.is_busy`.
     """
 
     script: str
@@ -48,7 +49,7 @@ class Run:
     machine: str
     date: str
     commit: str
-    load: tuple[float, float]
+    others: tuple[float, float]
     busy: bool
 
 
@@ -68,7 +69,7 @@ class Claim:
     machine: str
     date: str
     commit: str
-    load: tuple[float, float]
+    others: tuple[float, float]
     busy: bool
 
 
@@ -95,9 +96,11 @@ class Results:
             records: of `book.claim`, in order; of a claim that comes twice with the same peer the later one
                 counts.
         """
+        if run.outcome == "skipped" and self.of(run.script, run.form):
+            return
         shared = {
             name: getattr(run, name)
-            for name in ("script", "form", "machine", "date", "commit", "load", "busy")
+            for name in ("script", "form", "machine", "date", "commit", "others", "busy")
         }
         made = {(record["claim"], record["peer"]): Claim(**shared, **record) for record in records}
         kept = self.of(run.script, run.form) if run.outcome == "failed" else []
@@ -118,8 +121,8 @@ def read(path: Path) -> Results:
     found = json.loads(path.read_text())
     if found.get("version") != VERSION:
         raise SystemExit(f"{path} has version {found.get('version')}, expected {VERSION}: move it away")
-    runs = [Run(**{**run, "load": tuple(run["load"])}) for run in found["runs"]]
-    claims = [Claim(**{**claim, "load": tuple(claim["load"])}) for claim in found["claims"]]
+    runs = [Run(**{**run, "others": tuple(run["others"])}) for run in found["runs"]]
+    claims = [Claim(**{**claim, "others": tuple(claim["others"])}) for claim in found["claims"]]
     return Results(runs, claims)
 
 
@@ -143,13 +146,13 @@ def book(results: Results, scripts: list[str]) -> str:
     lines = [
         "# Results of the benchmarks",
         "",
-        "Written by `python benchmarks/run.py`; what a ratio is of, its claim says. `load` is that of the "
-        "machine before and after; * where others used it when the script began. A + at a commit: with "
-        "changes that were not committed.",
+        "Written by `python benchmarks/run.py`; what a ratio is of, its claim says. `others` are the "
+        "processors that others used, just before and just after; * where that is more than a "
+        "tenth of them. A + at a commit: with changes that were not committed.",
         "",
         "## Runs",
         "",
-        "| script | form | outcome | minutes | date | commit | load |",
+        "| script | form | outcome | minutes | date | commit | others |",
         "|---|---|---|---|---|---|---|",
     ]
     for script in _all(results, scripts):
@@ -162,28 +165,32 @@ def book(results: Results, scripts: list[str]) -> str:
 
 
 def readme_table(results: Results, scripts: list[str]) -> str:
-    """The headlines as Markdown: of each script those of the full form, or else of the short one."""
-    chosen = []
+    """The headlines as Markdown, a table for each machine.
+
+    Of each script they are those of the full form, or else of the short one.
+    """
+    chosen: dict[str, list[Claim]] = {}
     for script in _all(results, scripts):
         forms = (results.of(script, "full"), results.of(script, "short"))
-        chosen += next((found for claims in forms if (found := [one for one in claims if one.headline])), [])
+        found = next((some for claims in forms if (some := [one for one in claims if one.headline])), [])
+        for claim in found:
+            chosen.setdefault(claim.machine, []).append(claim)
     if not chosen:
         return "Nothing has been measured with `make bench` or `make bench-full` so far."
+    return "\n\n".join(_machine_table(machine, claims) for machine, claims in chosen.items())
+
+
+def _machine_table(machine: str, claims: list[Claim]) -> str:
+    dates = sorted({claim.date[:10] for claim in claims})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    busy = "; *: others used it too" if any(claim.busy for claim in claims) else ""
     rows = [
         f"| {claim.claim} | {claim.peer} | {_number(claim.ratio)} | {_goal(claim)} | `{claim.script}.py`"
-        f"{' --short' if claim.form == 'short' else ''} | {claim.date[:10]}{'*' if claim.busy else ''} |"
-        for claim in chosen
+        f"{' --short' if claim.form == 'short' else ''} | {claim.commit}{'*' if claim.busy else ''} |"
+        for claim in claims
     ]
-    machines = sorted({claim.machine for claim in chosen})
-    return "\n".join(
-        [
-            "| claim | peer or limit | ratio | goal | script | date |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-            f"Measured on {'; '.join(machines)}. *: others used the machine at that time.",
-        ]
-    )
+    heads = ["| claim | peer or limit | ratio | goal | script | commit |", "|---|---|---|---|---|---|"]
+    return "\n".join([f"On {machine}, {when}{busy}:", "", *heads, *rows])
 
 
 def with_table(readme: str, table: str) -> str:
@@ -205,7 +212,7 @@ def _all(results: Results, scripts: list[str]) -> list[str]:
 
 
 def _heads(*first: str) -> list[str]:
-    heads = ["claim", "peer or limit", "ratio", "goal", "detail", "machine", "date", "commit", "load"]
+    heads = ["claim", "peer or limit", "ratio", "goal", "detail", "machine", "date", "commit", "others"]
     return [f"| {' | '.join([*first, *heads])} |"]
 
 
@@ -217,13 +224,13 @@ def _run_row(run: Run) -> str:
     }[run.outcome]
     return (
         f"| `{run.script}.py` | {run.form} | {said} | {run.seconds / 60:.1f} | {run.date} | {run.commit} | "
-        f"{_load(run)} |"
+        f"{_others(run)} |"
     )
 
 
 def _claim_row(claim: Claim) -> str:
     cells = [f"`{claim.script}.py`", claim.form, claim.claim, claim.peer, _number(claim.ratio), _goal(claim)]
-    cells += [claim.detail, claim.machine, claim.date, claim.commit, _load(claim)]
+    cells += [claim.detail, claim.machine, claim.date, claim.commit, _others(claim)]
     return f"| {' | '.join(cells)} |"
 
 
@@ -233,8 +240,8 @@ def _goal(claim: Claim) -> str:
     return f"{claim.goal}: {'reached' if claim.reached else '**not reached**'}"
 
 
-def _load(of: Run | Claim) -> str:
-    return f"{of.load[0]:.1f}, {of.load[1]:.1f}{'*' if of.busy else ''}"
+def _others(of: Run | Claim) -> str:
+    return f"{of.others[0]:.1f}, {of.others[1]:.1f}{'*' if of.busy else ''}"
 
 
 def _number(ratio: float) -> str:

@@ -19,7 +19,6 @@ to grow by, then ours with that many.
 
 import argparse
 import json
-import os
 import resource
 import sys
 from typing import Any
@@ -170,9 +169,11 @@ def until_it_runs_out(start: int, threads: int, limit: int) -> float:
 
 
 def main() -> int:
+    from ray_retrieval.compute import cores  # and PyTorch, which not every process here needs
+
     parser = arguments(__doc__, "few vectors, little memory")
     parser.add_argument("--rows", type=int)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="besides one thread")
+    parser.add_argument("--threads", type=int, default=cores(), help="besides one thread")
     parser.add_argument("--limit", type=int, help="bytes that the peer may grow by; 8 GiB")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()

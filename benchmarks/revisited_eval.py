@@ -17,7 +17,6 @@ that are equal but for rounding explain, the run fails.
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -159,10 +158,12 @@ def _claim(rows: int, dimension: int, threads: int, ours: dict[str, Any], theirs
 
 
 def main() -> int:
+    from ray_retrieval.compute import cores  # and PyTorch, which not every process here needs
+
     parser = arguments(__doc__, "few rows of few dimensions")
     parser.add_argument("--rows", type=int, help="of the database, distractors included")
     parser.add_argument("--dimension", type=int)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="besides one thread")
+    parser.add_argument("--threads", type=int, default=cores(), help="besides one thread")
     parser.add_argument("--folder", type=Path, help="where the file is put meanwhile")
     parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)

@@ -37,6 +37,7 @@ from ray_retrieval.serve.app import run
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 
 _ROUND_S = 30.0
+RECOVERED_S = 30  # at most, after an event
 
 
 def main() -> None:
@@ -87,11 +88,11 @@ def _claim(outcomes: list[Outcome]) -> None:
     lost = sum(event.lost for outcome in outcomes for event in outcome.events)
     said = f"{searches:,} searches, {wrong} wrong, {lost} lost"
     claim(
-        "a server that loses processes and changes its index: longest time to recover in s",
-        peer="30 s",
-        ratio=longest,
-        goal="<= 30",
-        detail=said,
+        f"a server that loses processes and changes its index: longest time to recover over {RECOVERED_S} s",
+        peer=f"{RECOVERED_S} s",
+        ratio=longest / RECOVERED_S,
+        goal="<= 1",
+        detail=f"{longest:.1f} s; {said}",
         headline=True,
     )
 

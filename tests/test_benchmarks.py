@@ -41,7 +41,9 @@ def results(modules):
 
 
 @pytest.fixture
-def run(modules):
+def run(modules, monkeypatch):
+    """On a machine that others leave alone."""
+    monkeypatch.setattr(modules[0], "others", lambda _tries=1: 0.0)
     return modules[2]
 
 
@@ -71,7 +73,7 @@ def a_run(results, script: str, **more):
         "machine": "2 cores",
         "date": "2026-01-01 10:00",
         "commit": "abc",
-        "load": (0.1, 1.0),
+        "others": (0.1, 1.0),
         "busy": False,
     }
     return results.Run(script=script, **{**plain, **more})
@@ -137,8 +139,48 @@ def test_every_script_claims_something(run):
         assert of(one.name, set()), f"{one.name} claims nothing"
 
 
-def test_short_forms_take_less_than_twenty_minutes(run):
-    assert sum(one.short for one in run.SCRIPTS) < 20
+def test_short_forms_take_less_than_twenty_minutes(run, results, book):
+    watching = 2 * book.SAMPLE_S * len(run.SCRIPTS) / 60
+    assert sum(one.short for one in run.SCRIPTS) + watching < 20
+    ran = [one for one in results.read(FOLDER / "results.json").runs if one.form == "short"]
+    assert sum(one.seconds for one in ran if not one.busy) < 20 * 60
+
+
+def test_an_index_that_differs_is_claimed_and_ends_the_soak(modules, claims, monkeypatch):
+    import index_soak
+
+    left = [None, None, AssertionError("a row is missing")]
+
+    def round_of(_machine, settings):
+        if (error := left.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(index_soak, "run_state_machine_as_test", round_of)
+    monkeypatch.setattr(index_soak.os, "fsync", None)
+    with pytest.raises(AssertionError, match="a row is missing"):
+        index_soak.soak(1, steps=1, first=0)
+    [made] = claims()
+    assert made["ratio"] == pytest.approx(2 / 3)
+    assert made["reached"] is False
+
+
+def test_a_goal_of_memory_is_claimed_only_where_holding_everything_would_miss_it(
+    modules, claims, monkeypatch
+):
+    import memory
+
+    used = {250_000: 0.7, 1_000_000: 0.8, 2_500: 0.7, 10_000: 0.7}
+    monkeypatch.setattr(memory, "measured", lambda stage, sizes, parent: used[sizes["rows"]])
+    case = memory.Case("search", ("rows",), True)
+    memory.compare(case, memory.SIZES, None, {})
+    memory.compare(case, {**memory.SIZES, "rows": 2_500}, None, {})
+    copies = {250_000: 0.7 + 1.9, 1_000_000: 0.8 + 7.6}
+    used.update(copies)
+    memory.compare(case, memory.SIZES, None, {})
+    flat, tiny, copied = claims()
+    assert (flat["goal"], flat["reached"], flat["headline"]) == ("<= 1.25", True, True)
+    assert (tiny["goal"], tiny["headline"]) == (None, False)
+    assert (copied["goal"], copied["reached"]) == ("<= 1.25", False)
 
 
 # Running them
@@ -173,6 +215,32 @@ def test_a_script_that_fails_does_not_stop_the_others(run, results, tmp_path, ca
     told = capsys.readouterr().out
     assert "goal not reached: c: 2, >= 3" in told
     assert "failed: fails" in told
+
+
+@pytest.mark.parametrize(("others", "busy"), [((0.0, 0.0), False), ((1.5, 0.0), True), ((0.0, 1.5), True)])
+def test_a_run_is_marked_where_others_used_the_machine(
+    run, book, tmp_path, monkeypatch, capsys, others, busy
+):
+    left = list(others)
+    monkeypatch.setattr(book, "others", lambda _tries: left.pop(0))
+    monkeypatch.setattr("ray_retrieval.compute.cores", lambda: 2)
+    script(tmp_path, "one", 'claim("c", peer="p", ratio=1.0)')
+    found, _ = run.run_one(run.Script("one", 0.1, 1), "short", tmp_path)
+    assert (found.outcome, found.others, found.busy) == ("done", others, busy)
+    assert ("others use 1.5 processors" in capsys.readouterr().out) is (others[0] > 0)
+
+
+def test_what_others_use_is_measured_while_this_process_waits(book, monkeypatch):
+    import psutil
+
+    shares = [[100.0, 60.0, 100.0], [10.0, 4.0, 100.0], [0.0, 0.0, 0.0]]
+    monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: shares.pop(0))
+    monkeypatch.setattr(book.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr("ray_retrieval.compute.cores", lambda: 2)
+    assert book.others(3) == pytest.approx(0.14)  # the first second in which it is quiet
+    assert len(shares) == 1
+    assert not book.is_busy(0.2)
+    assert book.is_busy(0.21)
 
 
 def test_the_full_form_takes_its_own_options(run, results, tmp_path):
@@ -236,6 +304,16 @@ def test_claims_that_a_failed_run_did_not_come_to_keep_their_date(results):
     }
 
 
+def test_a_skipped_run_erases_nothing_that_was_measured(results):
+    known = results.Results()
+    known.add(a_run(results, "gpu", outcome="skipped", why="no GPU"), [])
+    assert known.last("gpu", "short").outcome == "skipped"
+    known.add(a_run(results, "gpu", machine="one GPU"), [record("one")])
+    known.add(a_run(results, "gpu", outcome="skipped", why="no GPU", commit="new"), [])
+    assert (known.last("gpu", "short").outcome, known.last("gpu", "short").commit) == ("done", "abc")
+    assert [(one.claim, one.machine) for one in known.claims] == [("one", "one GPU")]
+
+
 def test_results_survive_being_written(results, tmp_path):
     known = results.Results()
     known.add(a_run(results, "a", busy=True), [record("one", 1.25, goal=">= 1", reached=True)])
@@ -256,11 +334,12 @@ def test_rows_of_a_table_have_as_many_cells_as_its_head(results):
     known.add(a_run(results, "a", busy=True), [record("one", 1234.5, goal=">= 1", reached=True)])
     known.add(a_run(results, "b", outcome="failed", why="a | b\nc"), [])
     tables = [part for part in results.book(known, ["a", "b", "c"]).split("\n\n") if part.startswith("|")]
-    tables.append(results.readme_table(known, ["a"]).split("\n\n")[0])
+    tables.append(results.readme_table(known, ["a"]).split("\n\n")[1])
     for table in tables:
         assert len({line.count("|") for line in table.strip().splitlines()}) == 1
     assert "| 1,234 |" in tables[1]
     assert "0.1, 1.0*" in tables[1]
+    assert "abc*" in tables[-1]
 
 
 def test_the_readme_has_headlines_of_the_full_form_or_else_of_the_short_one(results):
@@ -274,6 +353,18 @@ def test_the_readme_has_headlines_of_the_full_form_or_else_of_the_short_one(resu
     assert "short one" not in table
     assert "detail" not in table
     assert "Nothing has been measured" in results.readme_table(results.Results(), ["a"])
+
+
+def test_the_readme_has_a_table_of_each_machine_with_commits(results):
+    known = results.Results()
+    known.add(a_run(results, "a", date="2026-01-02 10:00"), [record("one")])
+    known.add(a_run(results, "gpu", machine="a GPU", commit="def"), [record("two")])
+    known.add(a_run(results, "b"), [record("three")])
+    cores, gpu = results.readme_table(known, ["a", "gpu", "b"]).split("\n\nOn a GPU, ")
+    assert cores.startswith("On 2 cores, 2026-01-01 to 2026-01-02:\n\n| claim |")
+    assert ("one" in cores, "two" in cores, "three" in cores) == (True, False, True)
+    assert gpu.startswith("2026-01-01:\n\n")
+    assert gpu.endswith("| two | p | 2 | – | `a.py` --short | def |".replace("`a", "`gpu"))
 
 
 def test_only_what_is_between_the_marks_is_written_anew(results):
@@ -315,6 +406,29 @@ def test_a_measurement_in_its_own_process_gives_what_it_prints_last(modules, tmp
     assert apart.in_its_own_process(str(file), ["OMP_NUM_THREADS"], 3) == {"threads": 3}
     with pytest.raises(apart.ProcessError, match="KeyError"):
         apart.in_its_own_process(str(file), ["NO_SUCH_VARIABLE"], 1)
+
+
+def test_processes_work_at_once_and_are_counted_together(modules, tmp_path, monkeypatch):
+    import apart
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "slow_work.py").write_text(
+        "import os, time\n"
+        "def start(folder, parts):\n"
+        "    open(os.path.join(folder, str(os.getpid())), 'w').close()\n"
+        "    return lambda: time.sleep(0.05) or parts\n"
+    )
+    import slow_work
+
+    made = tmp_path / "made"
+    made.mkdir()
+    with apart.at_once(slow_work.start, (str(made), 5), 2) as rate:
+        assert 0 < rate(0.5) <= 200  # two that do 100 each at most; on a busy machine less
+        assert rate(0.1) > 0
+    assert len(list(made.iterdir())) == 2
+    without_a_folder = apart.at_once(slow_work.start, (str(tmp_path / "none"), 5), 2)
+    with without_a_folder as rate, pytest.raises(FileNotFoundError):
+        rate(0.1)
 
 
 def test_plain_training_steps_have_the_loss_of_the_methods(tmp_path, book):
