@@ -93,7 +93,8 @@ def measuring(what: str) -> Iterator[None]:
 
     A script that runs by itself prints how many processors others use, before and after; else `run.py` does.
     """
-    from ray_retrieval.compute import cores, describe_machine  # and PyTorch, which not every script needs
+    from ray_retrieval.compute import describe_machine  # and PyTorch, which not every script needs
+    from ray_retrieval.cores import cores
 
     if os.environ.get(CLAIMS):
         print(f"{describe_machine()}; {what}\n", flush=True)
@@ -133,7 +134,7 @@ def others(tries: int = 1) -> float:
 
 def is_busy(used: float) -> bool:
     """Whether others use more processors than a measurement bears: a tenth of those that there are."""
-    from ray_retrieval.compute import cores
+    from ray_retrieval.cores import cores
 
     return used > 0.1 * cores()
 

@@ -36,7 +36,7 @@ from book import arguments, claim, measuring, on_threads
 from databases import clustered_codes, clustered_vectors, embedded, usual_factory
 from timing import once
 
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.descriptors import Codes, Vectors
 from ray_retrieval.search import Index, build
 from ray_retrieval.search.approximate import ApproximateConfig

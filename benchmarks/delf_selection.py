@@ -23,8 +23,8 @@ from book import arguments, claim, measuring, skipped
 from torch import Tensor, nn
 
 from ray_retrieval import recipe as recipes
-from ray_retrieval.compute import cores
 from ray_retrieval.config import validate
+from ray_retrieval.cores import cores
 from ray_retrieval.data import datasets
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Local

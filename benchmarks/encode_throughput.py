@@ -23,7 +23,8 @@ from workload import photographs
 
 from ray_retrieval import model
 from ray_retrieval.cluster import connect
-from ray_retrieval.compute import cores, pick_device, uses_bf16
+from ray_retrieval.compute import pick_device, uses_bf16
+from ray_retrieval.cores import cores
 from ray_retrieval.encode import EncodeConfig, EncodeJob, encode
 from ray_retrieval.methods import build
 from ray_retrieval.methods.greedyhash import GreedyHashConfig

@@ -20,7 +20,8 @@ from book import arguments, claim, measuring, on_threads
 from workload import photographs
 
 from ray_retrieval import model
-from ray_retrieval.compute import autocast, cores, pick_device, place
+from ray_retrieval.compute import autocast, pick_device, place
+from ray_retrieval.cores import cores
 from ray_retrieval.engines import Exported, find_export, open_onnx
 from ray_retrieval.export import export
 from ray_retrieval.methods import build

@@ -36,7 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from train_step import trainer_of
 from workload import photographs
 
-from ray_retrieval.compute import Precision, autocast, cores
+from ray_retrieval.compute import Precision, autocast
+from ray_retrieval.cores import cores
 from ray_retrieval.data.transforms import Preprocessing, normalise, prepare
 from ray_retrieval.layers.sign import straight_through_sign
 from ray_retrieval.methods import build

@@ -32,7 +32,7 @@ from book import arguments, claim, measuring, on_threads
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from timing import Taken, growth, shortest
 
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.metrics.hamming import (
     TIES,
     HammingReport,

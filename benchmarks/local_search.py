@@ -28,7 +28,7 @@ import numpy as np
 from book import arguments, claim, measuring
 from timing import Taken, once
 
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.descriptors import Local
 from ray_retrieval.search import asmk, faiss_index
 from ray_retrieval.search.asmk import AsmkSegment, search_asmk

@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from book import arguments, claim, measuring, on_threads
 
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.data import mining
 
 GOAL = 20

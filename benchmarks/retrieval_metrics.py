@@ -29,6 +29,8 @@ from apart import ProcessError, in_its_own_process
 from book import arguments, claim, measuring, on_threads
 from timing import forget_peak, once, status
 
+from ray_retrieval.cores import cores
+
 SHARED = {"recall@1": "precision_at_1", "map@r": "mean_average_precision_at_r", "r_precision": "r_precision"}
 MEAN = {"map": "mean_average_precision"}
 DIMENSION = 128
@@ -169,7 +171,6 @@ def until_it_runs_out(start: int, threads: int, limit: int) -> float:
 
 
 def main() -> int:
-    from ray_retrieval.compute import cores  # and PyTorch, which not every process here needs
 
     parser = arguments(__doc__, "few vectors, little memory")
     parser.add_argument("--rows", type=int)

@@ -28,6 +28,8 @@ from apart import ProcessError, in_its_own_process
 from book import arguments, claim, measuring, on_threads
 from timing import most_private_memory, once, private_memory
 
+from ray_retrieval.cores import cores
+
 Floats = npt.NDArray[np.float32]
 Truth = list[dict[str, npt.NDArray[np.int64]]]
 
@@ -158,7 +160,6 @@ def _claim(rows: int, dimension: int, threads: int, ours: dict[str, Any], theirs
 
 
 def main() -> int:
-    from ray_retrieval.compute import cores  # and PyTorch, which not every process here needs
 
     parser = arguments(__doc__, "few rows of few dimensions")
     parser.add_argument("--rows", type=int, help="of the database, distractors included")

@@ -42,7 +42,7 @@ from book import arguments, measuring
 from databases import usual_factory
 from peers import installed
 
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 
 PARTS = ("codes", "approximate-codes", "vectors", "approximate-vectors")
 FULL = {

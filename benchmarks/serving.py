@@ -40,7 +40,7 @@ from book import arguments, claim, measuring, on_threads
 from PIL import Image
 
 from ray_retrieval import model as models
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.descriptors import Codes, Form
 from ray_retrieval.methods import METHODS
 from ray_retrieval.model import Encoder

@@ -20,7 +20,7 @@ from book import arguments, claim, measuring
 from workload import photographs_benchmark
 
 from ray_retrieval.cluster import connect
-from ray_retrieval.compute import cores
+from ray_retrieval.cores import cores
 from ray_retrieval.loop import Process, TrainConfig, Trainer
 from ray_retrieval.methods import build
 from ray_retrieval.methods.greedyhash import GreedyHashConfig

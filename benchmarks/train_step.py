@@ -32,8 +32,9 @@ from torch import Tensor
 from workload import photographs_benchmark
 from xbm_step import embeddings_of, labels_of
 
-from ray_retrieval.compute import Precision, autocast, cores, pick_device, uses_bf16
+from ray_retrieval.compute import Precision, autocast, pick_device, uses_bf16
 from ray_retrieval.config import Config
+from ray_retrieval.cores import cores
 from ray_retrieval.loop import Process, TrainConfig, Trainer
 from ray_retrieval.methods import METHODS, build
 

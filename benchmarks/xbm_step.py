@@ -36,7 +36,8 @@ from timing import in_turns, shortest
 from torch import Tensor
 from workload import photographs_benchmark
 
-from ray_retrieval.compute import cores, uses_bf16
+from ray_retrieval.compute import uses_bf16
+from ray_retrieval.cores import cores
 from ray_retrieval.loop import Process, TrainConfig, Trainer
 from ray_retrieval.methods.base import Batch
 from ray_retrieval.methods.xbm import Xbm, XbmConfig

@@ -223,7 +223,7 @@ def test_a_run_is_marked_where_others_used_the_machine(
 ):
     left = list(others)
     monkeypatch.setattr(book, "others", lambda _tries: left.pop(0))
-    monkeypatch.setattr("ray_retrieval.compute.cores", lambda: 2)
+    monkeypatch.setattr("ray_retrieval.cores.cores", lambda: 2)
     script(tmp_path, "one", 'claim("c", peer="p", ratio=1.0)')
     found, _ = run.run_one(run.Script("one", 0.1, 1), "short", tmp_path)
     assert (found.outcome, found.others, found.busy) == ("done", others, busy)
@@ -236,7 +236,7 @@ def test_what_others_use_is_measured_while_this_process_waits(book, monkeypatch)
     shares = [[100.0, 60.0, 100.0], [10.0, 4.0, 100.0], [0.0, 0.0, 0.0]]
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval, percpu: shares.pop(0))
     monkeypatch.setattr(book.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.setattr("ray_retrieval.compute.cores", lambda: 2)
+    monkeypatch.setattr("ray_retrieval.cores.cores", lambda: 2)
     assert book.others(3) == pytest.approx(0.14)  # the first second in which it is quiet
     assert len(shares) == 1
     assert not book.is_busy(0.2)

@@ -55,7 +55,7 @@ def photographs(scene, tmp_path, monkeypatch):
         def close(self):
             pass
 
-    monkeypatch.setattr(matching, "Encoder", FakeEncoder)
+    monkeypatch.setattr("ray_retrieval.model.Encoder", FakeEncoder)
     return tmp_path
 
 

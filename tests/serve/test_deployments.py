@@ -1,6 +1,8 @@
 """The replicas' classes in this process, without Ray: what they batch and drop, and the real encoder."""
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -303,3 +305,11 @@ def test_a_new_model_in_the_folder_of_local_features_is_of_its_own_encoders() ->
     assert asyncio.run(work()) == [1.0]
     assert (own.encoded, local.encoded) == ([main], [renewed])
     assert (own.prepared, local.prepared, group.prepared) == ([main], [renewed], [key])
+
+
+@pytest.mark.parametrize("module", ["deployments", "shards", "writers"])
+def test_only_encoders_load_pytorch(module: str) -> None:
+    """Each process that does would hold half a gigabyte more."""
+    asked = f"import sys, ray_retrieval.serve.{module}; print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
