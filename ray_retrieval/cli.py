@@ -48,6 +48,8 @@ Overrides = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in the output folder.")]
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""Click's base of what is wrong with a command line, which Typer does not export."""
 EngineOption = Annotated[
     str,
     typer.Option(
@@ -644,17 +646,26 @@ def main() -> None:
     """Entry point. Exit codes: 0 done, 2 the user can mend it, 130 interrupted, 1 a bug."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(args=arguments, standalone_mode=True)
-    except RetrievalError as error:
+        code = app(args=arguments, prog_name="ray-retrieval", standalone_mode=False)
+    except (RetrievalError, _UsageError) as error:
         if len(arguments) < len(sys.argv) - 1:
             traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
+        if said := _misuse(error) if isinstance(error, _UsageError) else str(error):
+            typer.echo(f"error: {said}", err=True)
         sys.exit(2)
-    except SystemExit as stop:
-        if stop.code == _INTERRUPTED:
-            same = "without --fresh the same command" if "--fresh" in arguments else "the same command"
-            typer.echo(f"interrupted; {same} goes on where this one stopped", err=True)
-        raise
+    except typer.Abort:
+        typer.echo("aborted", err=True)
+        sys.exit(1)
+    if code == _INTERRUPTED:
+        same = "without --fresh the same command" if "--fresh" in arguments else "the same command"
+        typer.echo(f"interrupted; {same} goes on where this one stopped", err=True)
+    sys.exit(code)
+
+
+def _misuse(error: Any) -> str:
+    """What is wrong with a command line, in one line; nothing of one without words, which prints the help."""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    return f"{said} (see {error.ctx.command_path} --help)" if said and error.ctx else said
 
 
 if __name__ == "__main__":

@@ -43,15 +43,18 @@ class Port:
         dtype: `uint8` or `float32`.
         shape: sizes of the axes, or their names where they are free.
         meaning: in words.
+        least_side: pixels that free heights and widths have at least.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     meaning: str
+    least_side: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "shape": list(self.shape)}
+        said = {**asdict(self), "shape": list(self.shape)}
+        return {key: value for key, value in said.items() if value is not None}
 
 
 class Graph(nn.Module, ABC):
@@ -89,7 +92,7 @@ class Graph(nn.Module, ABC):
         sides: tuple[int | str, int | str] = ("height", "width") if self.any_size else (size, size)
         free = f", height and width from {self.least_side} pixels" if self.any_size else ""
         meaning = f"prepared images, channels red, green, blue; any n from 1{free}"
-        return Port(INPUT, "uint8", ("n", 3, *sides), meaning)
+        return Port(INPUT, "uint8", ("n", 3, *sides), meaning, self.least_side if self.any_size else None)
 
     @property
     @abstractmethod
@@ -208,7 +211,7 @@ class LevelGraph(Graph):
             "prepared images at one scale of the pyramid, channels red, green, blue, values from 0 to 255; "
             f"any n from 1, height and width from {self.least_side} pixels"
         )
-        return Port(INPUT, "float32", shape, meaning)
+        return Port(INPUT, "float32", shape, meaning, self.least_side)
 
     @property
     def outputs(self) -> tuple[Port, ...]:

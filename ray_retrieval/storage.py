@@ -25,7 +25,8 @@ from pyarrow import fs
 
 from ray_retrieval.errors import ArtefactError
 
-_TEMPORARY = ".tmp-"
+_TEMPORARY = re.compile(r"(.+)\.tmp-[0-9a-f]{12}")
+"""Names that files are written under, see `temporary_name`."""
 _STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 """Schemes of stores that are asked over the network."""
 _WITHOUT_FOLDERS = ("s3", "gcs")
@@ -112,7 +113,7 @@ class Folder:
         selector = fs.FileSelector(self.path, allow_not_found=True)
         with self._guarded():
             found = [os.path.basename(info.path) for info in self.filesystem.get_file_info(selector)]
-        return sorted(name for name in found if _TEMPORARY not in name)
+        return sorted(name for name in found if meant_by(name) is None)
 
     def files(self) -> dict[str, fs.FileInfo]:
         """Every file inside, however deep, by its path from here, sorted; temporary ones too."""
@@ -155,7 +156,7 @@ class Folder:
     def writing(self, name: str) -> Iterator[IO[bytes]]:
         """A stream whose bytes become the file `name` when the block ends without an error."""
         target = self._at(name)
-        temporary = f"{target}{_TEMPORARY}{uuid.uuid4().hex[:12]}"
+        temporary = temporary_name(target)
         with self._guarded(name):
             if self.filesystem.type_name not in _WITHOUT_FOLDERS:
                 self.filesystem.create_dir(os.path.dirname(target), recursive=True)
@@ -223,7 +224,7 @@ class Folder:
                 self.filesystem.delete_file(info.path)
 
     def sweep(self) -> None:
-        """Delete what killed writers left behind directly inside.
+        """Delete the files that killed writers left behind directly inside, by their names; no folders.
 
         On a store somebody else may be writing, whom no lock keeps away: there it must be a day old.
         """
@@ -231,9 +232,10 @@ class Folder:
         with self._guarded():
             found = self.filesystem.get_file_info(selector)
         for info in found:
+            name = os.path.basename(info.path)
             left_behind = self.is_local or time.time_ns() - (info.mtime_ns or 0) > _DAY_NS
-            if _TEMPORARY in os.path.basename(info.path) and left_behind:
-                self.remove(os.path.basename(info.path))
+            if info.type == fs.FileType.File and meant_by(name) and left_behind:
+                self.remove(name)
 
     def local_path(self, name: str) -> Path:
         """A local path of the file, for memory mapping; a remote file is fetched once into a cache.
@@ -275,6 +277,17 @@ class Folder:
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if name else self.path
+
+
+def temporary_name(name: str) -> str:
+    """A name beside `name`, to write under until all of it is there; no two are the same."""
+    return f"{name}.tmp-{uuid.uuid4().hex[:12]}"
+
+
+def meant_by(name: str) -> str | None:
+    """The name that a file of a temporary name was to get; None if `name` is none of `temporary_name`'s."""
+    found = _TEMPORARY.fullmatch(name)
+    return found[1] if found else None
 
 
 def refusal(error: OSError, where: object) -> ArtefactError:

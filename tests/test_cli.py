@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer.main
 from PIL import Image
+from reference_pages import command_line
 from samples import coloured_table, write_run
 
 import ray_retrieval
@@ -123,9 +125,54 @@ def test_debug_shows_the_traceback(cli_call):
     assert "Traceback" in err
 
 
-def test_unknown_commands_are_usage_errors(cli_call):
-    assert cli_call("serch")[0] == 2
-    assert cli_call("run")[0] == 2
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("serch x", r"No such command 'serch'.* \(see ray-retrieval --help\)"),
+        ("index bild x", r"No such command 'bild'.* \(see ray-retrieval index --help\)"),
+        ("run", r"Missing argument 'RECIPE' \(see ray-retrieval run --help\)"),
+        ("serve INDEX --ngine onnx", r"No such option: --ngine.* \(see ray-retrieval serve --help\)"),
+        (
+            "search INDEX a.jpg -k ten",
+            r"Invalid value for '-k' .*valid integer.* \(see ray-retrieval search --help\)",
+        ),
+        ("submit list --json=1", "Option '--json' does not take a value"),
+        ("export MODEL --format", "Option '--format' requires an argument"),
+    ],
+)
+def test_a_wrong_command_line_is_said_in_one_line(cli_call, line, said):
+    code, out, err = cli_call(*line.split())
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: {said}\n", err)
+
+
+def test_every_command_says_a_wrong_option_in_one_line(cli_call):
+    found = list(command_line.commands(typer.main.get_command(cli.app)))
+    assert len(found) > 20
+    for path, _ in found:
+        code, out, err = cli_call(*path, "--nosuch")
+        assert (code, out) == (2, ""), path
+        assert re.fullmatch(r"error: No such option: --nosuch.*\n", err), path
+
+
+@pytest.mark.parametrize("words", [(), ("index",), ("submit",)])
+def test_a_group_without_a_verb_prints_its_help(cli_call, words):
+    code, out, err = cli_call(*words)
+    assert (code, err) == (2, "")
+    assert "Usage: " in out
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, typer.Abort])
+def test_what_is_interrupted_says_so(cli_call, monkeypatch, error):
+    def interrupted(*_):
+        raise error
+
+    monkeypatch.setattr("ray_retrieval.recipe.load_study", interrupted)
+    code, _, err = cli_call("run", "quickstart")
+    if error is KeyboardInterrupt:
+        assert (code, err) == (130, "interrupted; the same command goes on where this one stopped\n")
+    else:
+        assert (code, err) == (1, "aborted\n")
 
 
 def test_search_prints_the_nearest_first(cli_call, built):

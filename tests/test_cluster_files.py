@@ -83,11 +83,13 @@ def test_what_a_launcher_copies_and_calls_is_there(name):
         shlex.split(command)
     installs = " ".join(commands)
     assert "--constraint" in installs
-    assert "ray_retrieval[tune]" in installs
-    # What pip needs of the project is copied.
-    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "ray_retrieval"} <= set(
-        config["file_mounts"].values()
-    )
+    assert "ray_retrieval[tune,export]" in installs
+    # What pip needs of the project is copied; links are copied as links, so what they lead to goes along.
+    copied = {here: there for there, here in config["file_mounts"].items()}
+    assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "ray_retrieval"} <= set(copied)
+    for link in (path for path in (ROOT / "ray_retrieval").rglob("*") if path.is_symlink()):
+        aim = link.resolve().relative_to(ROOT)
+        assert copied[str(aim)] == str(Path(copied["ray_retrieval"]).parent / aim)
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)

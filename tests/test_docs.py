@@ -255,7 +255,7 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
 
 
 def test_each_method_is_served_after_at_most_four_commands():
-    """Installing and activating are two of them."""
+    """A clone and `make install` are two of them."""
     section = (ROOT / "README.md").read_text().partition("\n## Five methods")[2].partition("\n## ")[0]
     found = re.findall(r"^\*\*\[(\w+)\]\(docs/methods/\w+\.md\)\*\*.*?\n\n((?:    .*\n)+)", section, re.M)
     assert [name for name, _ in found] == ["GreedyHash", "HashNet", "XBM", "GeM", "DELF"]

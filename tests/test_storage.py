@@ -8,6 +8,7 @@ from ray_retrieval.storage import (
     check_file,
     file_entry,
     fingerprint,
+    meant_by,
     read_description,
     write_description,
 )
@@ -29,11 +30,36 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
 
 
 def test_files_of_killed_writers_are_unseen_and_swept(tmp_path):
-    (tmp_path / "a.tmp-0123").write_text("half")
+    (tmp_path / "a.tmp-0123456789ab").write_text("half")
     folder = Folder(tmp_path)
     assert folder.names() == []
     folder.sweep()
     assert os.listdir(tmp_path) == []
+
+
+def test_sweeping_deletes_nothing_that_no_writer_of_ours_has_left(tmp_path):
+    """`--out` may be a folder in which somebody keeps files of their own."""
+    own = ["thesis.tmp-draft.txt", "notes.tmp-0123", "a.tmp-0123456789ab.txt", "a.tmp-0123456789AB", "b.tmp-"]
+    for name in own:
+        (tmp_path / name).write_text("mine")
+    for kept in ("old.tmp-backup", "old.tmp-0123456789ab"):
+        (tmp_path / kept).mkdir()
+        (tmp_path / kept / "letter").write_text("mine")
+    folder = Folder(tmp_path)
+    assert set(own) <= set(folder.names())
+    folder.sweep()
+    assert sorted(os.listdir(tmp_path)) == sorted([*own, "old.tmp-backup", "old.tmp-0123456789ab"])
+    assert (tmp_path / "old.tmp-0123456789ab" / "letter").exists()
+
+
+def test_what_a_killed_writer_leaves_has_the_name_that_is_swept(tmp_path):
+    folder = Folder(tmp_path)
+    with folder.writing("a") as stream:
+        stream.write(b"half")
+        (left,) = os.listdir(tmp_path)
+    assert left != "a"
+    assert meant_by(left) == "a"
+    assert meant_by("a") is None
 
 
 def test_remote_folders_behave_like_local_ones(tmp_path):

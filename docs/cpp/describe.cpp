@@ -2,10 +2,11 @@
 //
 //   ray-retrieval export runs/quickstart/model --out exported
 //   g++ -std=c++17 -O2 describe.cpp -I$ORT/include -L$ORT/lib -lonnxruntime -o describe
-//   magick photo.jpg -auto-orient photo.ppm && ./describe exported photo.ppm
+//   magick photo.jpg -auto-orient -background white -alpha remove -depth 8 photo.ppm
+//   ./describe exported photo.ppm
 //
 // ORT is the unpacked release of ONNX Runtime for the platform; files of 8 bits run the same way. A code is
-// printed in hexadecimal, as `ray-retrieval embed` does, a vector as numbers.
+// printed in hexadecimal, as `ray-retrieval embed` does, a vector as numbers. Models of local features are refused.
 #include <onnxruntime_cxx_api.h>
 
 #include <array>

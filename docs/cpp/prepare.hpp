@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <fstream>
@@ -18,10 +19,12 @@ struct Picture {
 
 struct Preprocessing {
     int size = 0, resize_to = 0;
+    int least_side = 1;  // of what the model takes
     std::string resize, shapes;
+    std::array<uint8_t, 3> border{};  // the mean colour
 };
 
-// A binary PPM of 8 bits ("P6"), as `magick photo.jpg -auto-orient photo.ppm` writes it.
+// A binary PPM of 8 bits ("P6"): `magick photo.jpg -auto-orient -background white -alpha remove -depth 8 photo.ppm`.
 inline Picture read_ppm(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     auto number = [&file, &path]() {
@@ -42,12 +45,20 @@ inline Picture read_ppm(const std::string& path) {
     return picture;
 }
 
+// Half way between two whole numbers, the even one: what std::nearbyint does unless told otherwise.
+inline int rounded(double value) { return int(std::nearbyint(value)); }
+
 // Enough of a JSON reader for the numbers and words of one section of export.json.
-inline std::string value_of(const std::string& text, const std::string& key) {
+inline std::string section_of(const std::string& text, const std::string& key) {
     const size_t at = text.find("\"" + key + "\":");
     if (at == std::string::npos) throw std::runtime_error("export.json says nothing of " + key);
-    const size_t from = text.find_first_not_of(" \"", at + key.size() + 3);
-    return text.substr(from, text.find_first_of(",\"\n}", from) - from);
+    return text.substr(at);
+}
+
+inline std::string value_of(const std::string& text, const std::string& key) {
+    const std::string rest = section_of(text, key);
+    const size_t from = rest.find_first_not_of(" \"[\n", key.size() + 3);
+    return rest.substr(from, rest.find_first_of(",\"\n]}", from) - from);
 }
 
 inline std::string text_of(const std::string& path) {
@@ -60,12 +71,25 @@ inline std::string text_of(const std::string& path) {
 
 inline Preprocessing read_preprocessing(const std::string& path) {
     const std::string all = text_of(path);
-    const std::string text = all.substr(std::min(all.find("\"preprocessing\":"), all.size()));
+    const std::string text = section_of(all, "preprocessing");
+    std::string input = section_of(all, "inputs");
+    input.resize(std::min(input.find("\"outputs\":"), input.size()));
+    if (value_of(input, "dtype") != "uint8")
+        throw std::runtime_error(path + ": a model of local features, whose pyramid is not done here");
     Preprocessing found;
+    if (input.find("\"least_side\":") != std::string::npos)
+        found.least_side = std::stoi(value_of(input, "least_side"));
     found.size = std::stoi(value_of(text, "size"));
     found.resize_to = std::stoi(value_of(text, "resize_to"));
     found.resize = value_of(text, "resize");
     found.shapes = value_of(text, "shapes");
+    std::stringstream means(section_of(text, "mean").substr(std::string("\"mean\":").size()));
+    for (uint8_t& channel : found.border) {
+        char bracket_or_comma = 0;
+        double mean = 0;
+        if (!(means >> bracket_or_comma >> mean)) throw std::runtime_error(path + ": the mean is no three numbers");
+        channel = uint8_t(rounded(255 * mean));
+    }
     return found;
 }
 
@@ -125,9 +149,6 @@ inline Picture resized(const Picture& source, int width, int height, bool lanczo
     return made;
 }
 
-// Half way between two whole numbers, the even one: what std::nearbyint does unless told otherwise.
-inline int rounded(double value) { return int(std::nearbyint(value)); }
-
 // The sides of a picture whose longer one is at most `side`.
 inline std::pair<int, int> fitted(int width, int height, int side) {
     if (std::max(width, height) <= side) return {width, height};
@@ -143,13 +164,40 @@ inline std::pair<int, int> fitted(int width, int height, int side) {
     return upright ? std::pair{other, side} : std::pair{side, other};
 }
 
+// The sides of a picture that is stretched to the nearest of some proportions, its own beyond the last.
+inline std::pair<int, int> bucket(int width, int height, int side) {
+    const int longer = std::max(width, height);
+    double proportion = double(std::min(width, height)) / longer;
+    if (proportion > 1.0 / 4) {
+        double nearest = 1.0;
+        for (double one : {4.0 / 5, 3.0 / 4, 2.0 / 3, 9.0 / 16, 1.0 / 2, 2.0 / 5, 1.0 / 3, 2.0 / 7, 1.0 / 4})
+            if (std::abs(std::log(proportion / one)) < std::abs(std::log(proportion / nearest))) nearest = one;
+        proportion = nearest;
+    }
+    if (longer < side) side = std::max(longer / 32 * 32, std::min(longer, 32));
+    const int other = std::max(1, rounded(side * proportion));
+    return width >= height ? std::pair{side, other} : std::pair{other, side};
+}
+
+// The picture in the middle of a square.
+inline Picture padded(const Picture& picture, int side, const std::array<uint8_t, 3>& border) {
+    Picture square{side, side, std::vector<uint8_t>(size_t(3) * side * side)};
+    for (size_t place = 0; place < square.pixels.size(); ++place) square.pixels[place] = border[place % 3];
+    const int left = (side - picture.width) / 2, top = (side - picture.height) / 2;
+    for (int row = 0; row < picture.height; ++row)
+        std::copy_n(&picture.pixels[size_t(3) * row * picture.width], 3 * picture.width,
+                    &square.pixels[3 * (size_t(top + row) * side + left)]);
+    return square;
+}
+
 // What goes into the model: 3 × height × width, all red, then all green, then all blue.
 inline Picture prepared(const Picture& source, const Preprocessing& how) {
     Picture picture;
     if (how.resize == "long_side") {
-        if (how.shapes != "exact") throw std::runtime_error("shapes " + how.shapes + " are not done here");
-        const auto [width, height] = fitted(source.width, source.height, how.size);
+        const auto [width, height] = how.shapes == "buckets" ? bucket(source.width, source.height, how.size)
+                                                             : fitted(source.width, source.height, how.size);
         picture = resized(source, width, height, true);
+        if (how.shapes == "pad") picture = padded(picture, how.size, how.border);
     } else {
         int width = how.resize_to, height = how.resize_to;
         if (how.resize == "short_side") {
@@ -164,6 +212,9 @@ inline Picture prepared(const Picture& source, const Preprocessing& how) {
             std::copy_n(&whole.pixels[3 * (size_t(top + row) * width + left)], 3 * how.size,
                         &picture.pixels[size_t(3) * row * how.size]);
     }
+    if (std::min(picture.width, picture.height) < how.least_side)
+        throw std::runtime_error("the picture is too small: the model takes sides from " +
+                                 std::to_string(how.least_side) + " pixels");
     Picture planes{picture.width, picture.height, std::vector<uint8_t>(picture.pixels.size())};
     const size_t area = size_t(picture.width) * picture.height;
     for (size_t place = 0; place < area; ++place)

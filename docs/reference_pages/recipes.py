@@ -45,10 +45,10 @@ def published(methods: list[str]) -> str:
             measured = f"{entry.get('benchmark', 'any')} `{entry['metric']}` {sizes}"
             found.setdefault((name, entry["source"]), []).append(measured)
     rows = [
-        [f"[{name}](../reference/recipes.md#{name})", "; ".join(values), markdown.prose(source), "not run"]
+        [f"[{name}](../reference/recipes.md#{name})", "; ".join(values), markdown.prose(source)]
         for (name, source), values in found.items()
     ]
-    return markdown.table(["recipe", "published, by bits or dimensions", "source", "here"], rows)
+    return markdown.table(["recipe", "published, by bits or dimensions", "source"], rows)
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -211,7 +211,8 @@ class Method(nn.Module, ABC):
     def describe(self, images: Tensor) -> Descriptors:
         """Descriptors of uint8 images [n, 3, size, size]; call it in evaluation mode.
 
-        Locations and sizes of local features are in pixels of these images.
+        Locations and sizes of local features are in pixels of these images. A method of vectors that can be
+        exported has `vectors` besides: the same rows as a tensor, float32 [n, dimension], of the same images.
         """
 
     def compared(self, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.export_files import EXPORT, KIND, VERSION, files_named, read_export
 from ray_retrieval.search.export_tables import LANCE
 from ray_retrieval.search.manifest import CURRENT
-from ray_retrieval.storage import Folder, write_description
+from ray_retrieval.storage import Folder, meant_by, write_description
 
 UNFINISHED = "export.unfinished.json"
 """Lists the files of an export that is being written; it is deleted at the end."""
@@ -52,5 +52,5 @@ def _sweep(folder: Folder, own: set[str]) -> None:
     """Delete what a killed export left behind of its files; other temporary ones are somebody else's."""
     there = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
     for name in (info.path.rpartition("/")[2] for info in there):
-        if any(name.startswith(f"{file}.tmp-") for file in own):
+        if meant_by(name) in own:
             folder.remove(name)

@@ -1,7 +1,6 @@
 """Rows as tables of other programs, written some at a time."""
 
 import os
-import uuid
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_retrieval.errors import RecipeError
-from ray_retrieval.storage import Folder, refusal
+from ray_retrieval.storage import Folder, refusal, temporary_name
 
 LANCE = "rows.lance"
 """A folder, which `export.json` does not list among its files."""
@@ -53,7 +52,7 @@ def write_lance(folder: Folder, name: str, schema: pa.Schema, tables: Iterator[p
         ) from None
     if not folder.is_local:
         raise RecipeError("data sets of Lance are written to local disks", where=folder, mend="copy it then")
-    temporary = f"{folder.path}/{name}.tmp-{uuid.uuid4().hex[:12]}"
+    temporary = temporary_name(f"{folder.path}/{name}")
     batches = (batch for table in tables for batch in table.to_batches())
     try:
         lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches), temporary)

@@ -207,7 +207,7 @@ def test_embeddings_do_not_depend_on_who_made_them_and_finished_parts_stay(local
     (tmp_path / "one" / "part-00002.parquet").unlink()
     (tmp_path / "one" / "part-00003.parquet").write_bytes(b"half")
     (tmp_path / "one" / "part-00004.json").unlink()
-    (tmp_path / "one" / "part-00005.parquet.tmp-123").write_bytes(b"half")
+    (tmp_path / "one" / "part-00005.parquet.tmp-0123456789ab").write_bytes(b"half")
     count, again = encoded("one", workers=1)
     assert count == 7 + 7 + 7
     assert again == one

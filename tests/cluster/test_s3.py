@@ -292,10 +292,10 @@ def test_a_failed_write_leaves_what_was_there_and_litter_is_swept(server, monkey
         fail()
     assert folder.read_bytes("a") == b"old"
     assert server.objects("failed") == ["failed/a"]
-    server.put("failed/b.tmp-0123", b"half")
+    server.put("failed/b.tmp-0123456789ab", b"half")
     assert folder.names() == ["a"]
     folder.sweep()
-    assert server.objects("failed") == ["failed/a", "failed/b.tmp-0123"]  # somebody may be writing it
+    assert server.objects("failed") == ["failed/a", "failed/b.tmp-0123456789ab"]  # somebody may be writing it
     monkeypatch.setattr(storage, "_DAY_NS", -(10**9))
     folder.sweep()
     assert server.objects("failed") == ["failed/a"]

@@ -343,7 +343,7 @@ def test_the_samples_are_there_and_all_different(tmp_path):
 
 def test_missing_samples_are_told(monkeypatch):
     monkeypatch.setattr(module, "_SAMPLES", {"no_such_package.data": ["a.png"]})
-    with pytest.raises(DataError, match="pip install scikit-image"):
+    with pytest.raises(DataError, match=r"data.images=null: .*pip install 'ray_retrieval\[samples\]'"):
         sample_photographs()
 
 

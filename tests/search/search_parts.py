@@ -141,7 +141,7 @@ def killed_at_write(monkeypatch, number, *, before_rename):
         writes += 1
         own = writes  # Several files may be open at a time.
         if own == number and before_rename:
-            path = Path(self.path) / f"{name}.tmp-dead"
+            path = Path(self.path) / f"{name}.tmp-dead00000000"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"half")
             raise KilledError

@@ -145,7 +145,7 @@ class killed_at:  # noqa: N801
 
         def write_or_die(folder, name):
             if self.left == 1 and Path(folder.path).is_dir():
-                (Path(folder.path) / f"{Path(name).name}.tmp-dead").write_bytes(b"half")
+                (Path(folder.path) / f"{Path(name).name}.tmp-dead00000000").write_bytes(b"half")
             step()
             return writing(folder, name)
 

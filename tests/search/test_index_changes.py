@@ -371,7 +371,12 @@ def test_pruning_deletes_what_no_version_needs(made, index, queries):
     (index / "README").write_text("mine")
     (index / "manifest-notes.txt").write_text("mine")
     (index / "shards" / "half").mkdir()
-    for name in ("shards/half/codes.bin.tmp-1", "deletes/0.bin", "manifest-000009.json", "CURRENT.tmp-2"):
+    for name in (
+        "shards/half/codes.bin.tmp-0123456789ab",
+        "deletes/0.bin",
+        "manifest-000009.json",
+        "CURRENT.tmp-ba9876543210",
+    ):
         (index / name).parent.mkdir(exist_ok=True)
         (index / name).write_bytes(b"left behind")
     expected = prune(index, dry_run=True)

@@ -64,7 +64,7 @@ _SAMPLES = {
         *("moon.png", "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg", "text.png"),
     ],
 }
-"""Photographs that come with the packages themselves; those that these fetch on demand are left out."""
+"""Pictures that come with the packages themselves; those that these fetch on demand are left out."""
 
 
 class ViewsConfig(Config):
@@ -73,8 +73,8 @@ class ViewsConfig(Config):
     name: Literal["views"] = "views"
     """The benchmark."""
     images: str | None = None
-    """The photographs: a folder, a `.txt` list, a `.csv`, or Parquet; a path or URI. By default the 20 that
-    ship with scikit-learn and scikit-image, which suffice to try things out."""
+    """The photographs: a folder, a `.txt` list, a `.csv`, or Parquet; a path or URI. By default
+    20 sample pictures of scikit-learn and scikit-image, which suffice to try things out."""
     root: str | None = None
     """Where the relative paths of a list start; by default the folder of the list."""
     distractors: str | None = None
@@ -180,7 +180,7 @@ def rendered(photographs: ImageTable, config: ViewsConfig, *, views: int) -> tup
 
 
 def sample_photographs() -> ImageTable:
-    """The 20 photographs that ship with scikit-learn and scikit-image; ids are the names of the files.
+    """The 20 sample pictures that ship with scikit-learn and scikit-image; ids are the names of the files.
 
     Raises:
         DataError: if scikit-image is not installed, or ships without one of them.
@@ -191,14 +191,15 @@ def sample_photographs() -> ImageTable:
             data += [resources.files(package).joinpath(name).read_bytes() for name in files]
         except (ImportError, OSError) as error:
             raise DataError(
-                f"the sample photographs are not here: {error}",
-                mend="pip install scikit-image, or give photographs of your own as data.images",
+                f"the sample pictures are not here: {error}",
+                where="data.images=null",
+                mend="pip install 'ray_retrieval[samples]', or give photographs of your own as data.images",
             ) from None
         names += files
     images = pa.StructArray.from_arrays(
         [pa.array(data, pa.large_binary()), pa.nulls(len(data), pa.string())], fields=list(readers.IMAGE_TYPE)
     )
-    return ImageTable(pa.table({"id": names, "image": images}), name="sample photographs")
+    return ImageTable(pa.table({"id": names, "image": images}), name="sample pictures")
 
 
 def _with_distractors(
