@@ -210,6 +210,8 @@ def compare(
     from ray_retrieval.compare import compare as compare_runs
     from ray_retrieval.storage import Folder
 
+    if figure is not None:
+        compare_page.check_suffix(figure)
     comparison = compare_runs(runs)
     if figure is not None:
         compare_page.save_figure(comparison, figure)
@@ -449,6 +451,8 @@ def search(
     from ray_retrieval.search.effort import Effort
     from ray_retrieval.tables import print_answers
 
+    if picture is not None:
+        pictures.check_suffix(picture)
     steps = rerank_steps(rerank or [])
     effort = from_settings(Effort, settings) if settings else None
     told = {"bits": bits, "normalise": normalise, "column": column, "ids": ids, "model_name": model_name}
@@ -494,6 +498,8 @@ def predict(
     from ray_retrieval.query import Searcher
     from ray_retrieval.tables import print_prediction
 
+    if picture is not None:
+        pictures.check_suffix(picture)
     searcher = Searcher(index, model)
     prediction = searcher.predict(image)
     if picture is not None:
@@ -531,6 +537,8 @@ def match(
     from ray_retrieval.recipe import from_settings
     from ray_retrieval.search.verify import VerifyConfig
 
+    if picture is not None:
+        pictures.check_suffix(picture)
     found = match_images(model, first, second, from_settings(VerifyConfig, settings or []))
     if picture is not None:
         pictures.save(match_picture.picture(found), picture)
