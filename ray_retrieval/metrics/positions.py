@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import ranks
-from ray_retrieval.metrics.inputs import frozen
+from ray_retrieval.metrics.compiled import frozen
 from ray_retrieval.metrics.products import (
     QUERIES,
     ROWS,

@@ -44,7 +44,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import ranks
-from ray_retrieval.metrics.inputs import counted, frozen
+from ray_retrieval.metrics.compiled import frozen
+from ray_retrieval.metrics.inputs import counted
 from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.metrics.products import QUERIES, ROWS, checked_vectors, filled_up
 from ray_retrieval.metrics.relevance import (

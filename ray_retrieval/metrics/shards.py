@@ -26,7 +26,8 @@ import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import kernels
-from ray_retrieval.metrics.inputs import Inputs, checked_ranks, counted, cut_off, frozen, prepare
+from ray_retrieval.metrics.compiled import frozen
+from ray_retrieval.metrics.inputs import Inputs, checked_ranks, counted, cut_off, prepare
 from ray_retrieval.metrics.parts import DistanceCounts, RowOrder
 
 Codes = npt.NDArray[np.uint8]
