@@ -13,7 +13,7 @@ from ray_retrieval.descriptors import DescriptorKind, Descriptors, Local
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.finder import Finder
 from ray_retrieval.model import DESCRIPTION, Encoder, read_model_description
-from ray_retrieval.report import Example, Shown
+from ray_retrieval.pictures import Example, Shown
 from ray_retrieval.search import Index
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.filters import Filter
