@@ -457,7 +457,11 @@ def search(
     effort = from_settings(Effort, settings) if settings else None
     told = {"bits": bits, "normalise": normalise, "column": column, "ids": ids, "model_name": model_name}
     if bool(images) == (vectors is not None):
-        raise RecipeError("queries are images, or --vectors FILE: one of the two", where="search")
+        raise RecipeError(
+            "queries are images, or --vectors FILE: one of the two",
+            where="search",
+            mend="e.g. ray-retrieval search INDEX IMAGE",
+        )
     if vectors is not None:
         chosen = None if engine == "torch" else engine
         of_images = (("--picture", picture), ("--box", box), ("--model", model), ("--engine", chosen))

@@ -275,6 +275,14 @@ def test_files_that_are_no_recipe(tmp_path, text):
         recipe.load(tmp_path / "r.yaml")
 
 
+def test_a_folder_is_no_recipe_but_may_hold_one(tmp_path):
+    with pytest.raises(RecipeError, match=r"a folder, no recipe \(give a file of YAML in it\)"):
+        recipe.load(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("name: r\n")
+    with pytest.raises(RecipeError, match=r"a folder, no recipe \(give .*/recipe.yaml\)"):
+        recipe.load(tmp_path)
+
+
 def test_missing_recipe_names_the_path():
     with pytest.raises(RecipeError, match=r"nowhere.yaml: no such recipe"):
         recipe.load("nowhere.yaml")

@@ -37,7 +37,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 _SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation", "query", "queries", "gallery"})
 _IMAGE_COLUMNS = ("image", "img")
 _PATH_COLUMNS = ("path", "image", "filename", "file_name", "file")
-_LIST_SUFFIXES = frozenset({".parquet", ".arrow", ".txt", ".csv"})
+_TABLE_SUFFIXES = frozenset({".parquet", ".arrow", ".txt", ".csv"})
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
@@ -67,7 +67,7 @@ def read(uri: str, root: str | None) -> Rows:
     # What is there wins over a pattern: names may hold brackets.
     kind = location.find(place).type
     if kind == fs.FileType.Directory:
-        inside = [name for name in location.files_in(place) if _suffix(name) in _LIST_SUFFIXES]
+        inside = [name for name in location.files_in(place) if _suffix(name) in _TABLE_SUFFIXES]
         tables = [name for name in inside if _suffix(name) in (".parquet", ".arrow")]
         if tables:
             _refuse_several_splits(place, tables)
@@ -509,7 +509,10 @@ def _read_files(folder: str, names: Sequence[str], root: str | None, *, where: s
 
 
 def _known_forms() -> str:
-    return "give a folder of images, a .txt list, a .csv, or .parquet files"
+    return (
+        "give an image, a folder or a pattern (photos/*.jpg) of images, a .txt list, a .csv, or .parquet "
+        "or .arrow files"
+    )
 
 
 def _matching(pattern: str) -> tuple[str, list[str]]:
