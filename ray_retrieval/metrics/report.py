@@ -155,6 +155,14 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
 
 
 def map_metric(ap: npt.NDArray[np.float64], k: int | None, counts: DistanceCounts, ties: Ties) -> Metric:
+    """The mean average precision, with its policy in words.
+
+    Args:
+        ap: float64 [queries], at least one.
+        k: rows of each query that count, None for all.
+        counts: of what was compared.
+        ties: the order of rows at the same distance.
+    """
     name = f"map@{'all' if k is None else k}"
     reach = f"all {counts.rows:,} rows" if k is None else f"the first {k:,} of {counted(counts.rows, 'row')}"
     policy = (
