@@ -34,7 +34,6 @@ Reference: Musgrave et al. 2020, arXiv 2003.08505, for R-precision and MAP@R.
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
 from typing import Any
 
@@ -57,6 +56,7 @@ from ray_retrieval.metrics.relevance import (
     rows_with_the_id,
 )
 from ray_retrieval.metrics.shards import default_threads
+from ray_retrieval.metrics.threads import each
 
 __all__ = ["evaluate", "evaluate_reranked"]
 
@@ -276,19 +276,8 @@ class _Pass:
                 rooms.put(room)
             return len(self.queries[block])
 
-        with (
-            threadpool_limits(1, user_api="blas"),
-            ThreadPoolExecutor(threads, thread_name_prefix="retrieval") as pool,
-        ):
-            futures = [pool.submit(work, block) for block in blocks]
-            try:
-                for future in as_completed(futures):
-                    done = future.result()
-                    if progress is not None:
-                        progress(done)
-            finally:
-                for future in futures:
-                    future.cancel()
+        with threadpool_limits(1, user_api="blas"):
+            each(work, blocks, threads, progress, name="retrieval")
 
     def _block(self, block: slice, similarities: Vectors) -> None:
         """Rank for some queries. `similarities`: float32, room for whole products."""
