@@ -336,6 +336,14 @@ def _ids(column: pa.ChunkedArray, pieces: Sequence[tuple[str, pa.Table]]) -> pa.
     return pa.array(names)
 
 
+def images_at(paths: pa.Array | Sequence[str]) -> pa.StructArray:
+    """A column of images that are read where they lie, as `IMAGE_TYPE`: paths or URIs."""
+    places = (paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())).cast(pa.string())
+    return pa.StructArray.from_arrays(
+        [pa.nulls(len(places), pa.large_binary()), places], fields=list(IMAGE_TYPE)
+    )
+
+
 def canonical_images(column: pa.ChunkedArray, root: str, *, where: str) -> pa.ChunkedArray:
     """An image column as `IMAGE_TYPE`; the bytes are not copied. Paths without bytes become absolute.
 
@@ -474,8 +482,7 @@ def _table(
     ids: Any, label: Any, *, images: Any = None, paths: pa.Array | None = None, rest: pa.Table | None = None
 ) -> pa.Table:
     if paths is not None:
-        nothing = pa.nulls(len(ids), pa.large_binary())
-        images = pa.StructArray.from_arrays([nothing, paths.cast(pa.string())], fields=list(IMAGE_TYPE))
+        images = images_at(paths)
     columns = {"id": ids.cast(pa.string()), "image": images, "label": label}
     if rest is not None:
         columns |= {name: rest[name] for name in rest.column_names}
