@@ -108,6 +108,37 @@ def to_words(codes: npt.NDArray[np.uint8], bits: int) -> Words:
     return frozen(codes.view(np.uint64).reshape(len(codes), full // 8))
 
 
+def scan(
+    database: npt.NDArray[np.uint8],
+    queries: npt.NDArray[np.uint8],
+    bits: int,
+    k: int,
+    *,
+    threads: int = 1,
+    first_row: int = 0,
+) -> Hits:
+    """The `k` nearest rows of the database for each query, exactly.
+
+    Args:
+        database: uint8 [n, w], packed codes (see `to_words`); memory-mapped and read-only arrays are welcome,
+            and rows of whole aligned 64-bit words are searched without a copy.
+        queries: uint8 [q, w].
+        bits: true number of bits of a code.
+        k: hits per query.
+        threads: to share the work among, at least 1.
+        first_row: number of the database's first row.
+
+    Returns:
+        Hits [q, k] sorted by (distance, row), the same for any number of threads. Past the n-th place of a
+        small database stand `NO_ROW` and `NO_DISTANCE`.
+
+    Raises:
+        ArtefactError: if an array's type or width does not fit `bits`.
+        QueryError: if `k` < 1.
+    """
+    return scan_segments([Segment(to_words(database, bits), first_row)], queries, bits, k, threads=threads)
+
+
 def scan_segments(
     segments: Sequence[Segment], queries: npt.NDArray[np.uint8], bits: int, k: int, *, threads: int = 1
 ) -> Hits:

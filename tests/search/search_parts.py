@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from ray_retrieval.descriptors import Codes, Form, Local, Vectors
 from ray_retrieval.search import embeddings
-from ray_retrieval.search.scan import Segment, scan_segments, to_words
 from ray_retrieval.storage import Folder
 
 IMAGE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
@@ -117,11 +116,6 @@ def write(
         source="table-a",
     )
     return folder
-
-
-def scan(database, queries, bits, k, *, threads=1, first_row=0):
-    """The nearest rows of packed codes, uint8 [n, w], as one segment."""
-    return scan_segments([Segment(to_words(database, bits), first_row)], queries, bits, k, threads=threads)
 
 
 def files_in(folder):

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from search_parts import draw_codes, draw_images, files_in, scan, write
+from search_parts import draw_codes, draw_images, files_in, write
 
 from ray_retrieval.descriptors import Codes
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search import NO_ROW, Index, build, merge
 from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.scan import scan
 
 ROWS, BITS = 300, 12
 

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_parts import scan
 
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search import scan as module
 from ray_retrieval.search.hits import NO_DISTANCE, NO_ROW, Hits
-from ray_retrieval.search.scan import Segment, scan_segments, to_words, words_per_row
+from ray_retrieval.search.scan import Segment, scan, scan_segments, to_words, words_per_row
 
 
 def nearest(database, queries, bits, k):
