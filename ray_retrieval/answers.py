@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.errors import RetrievalError
-from ray_retrieval.report import Example, Shown
+from ray_retrieval.pictures import Example, Shown
 from ray_retrieval.search import Hits, Index
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.rerank import GeometricVerification, Step

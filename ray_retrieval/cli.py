@@ -212,6 +212,8 @@ def compare(
     from ray_retrieval.compare import compare as compare_runs
     from ray_retrieval.storage import Folder
 
+    if figure is not None:
+        compare_page.check_suffix(figure)
     comparison = compare_runs(runs)
     if figure is not None:
         compare_page.save_figure(comparison, figure)
@@ -451,11 +453,17 @@ def search(
     from ray_retrieval.search.effort import Effort
     from ray_retrieval.tables import print_answers
 
+    if picture is not None:
+        pictures.check_suffix(picture)
     steps = rerank_steps(rerank or [])
     effort = from_settings(Effort, settings) if settings else None
     told = {"bits": bits, "normalise": normalise, "column": column, "ids": ids, "model_name": model_name}
     if bool(images) == (vectors is not None):
-        raise RecipeError("queries are images, or --vectors FILE: one of the two", where="search")
+        raise RecipeError(
+            "queries are images, or --vectors FILE: one of the two",
+            where="search",
+            mend="e.g. ray-retrieval search INDEX IMAGE",
+        )
     if vectors is not None:
         chosen = None if engine == "torch" else engine
         of_images = (("--picture", picture), ("--box", box), ("--model", model), ("--engine", chosen))
@@ -496,6 +504,8 @@ def predict(
     from ray_retrieval.query import Searcher
     from ray_retrieval.tables import print_prediction
 
+    if picture is not None:
+        pictures.check_suffix(picture)
     searcher = Searcher(index, model)
     prediction = searcher.predict(image)
     if picture is not None:
@@ -533,6 +543,8 @@ def match(
     from ray_retrieval.recipe import from_settings
     from ray_retrieval.search.verify import VerifyConfig
 
+    if picture is not None:
+        pictures.check_suffix(picture)
     found = match_images(model, first, second, from_settings(VerifyConfig, settings or []))
     if picture is not None:
         pictures.save(match_picture.picture(found), picture)

@@ -400,6 +400,7 @@ def _to_plan(
     if bool(places) == (rows is not None) or not wanted:
         raise QueryError(
             "what is to be planned is not said",
+            where="index plan",
             mend="give embeddings or files, or --rows with --bits or --dimension",
         )
     if not places:
@@ -480,4 +481,5 @@ def _lines(file: Path) -> list[str]:
     try:
         return [line for line in lines_of(file.read_bytes()) if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the ids cannot be read: {error}", where=file, mend="give a text file") from None
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise DataError(f"the ids cannot be read: {reason}", where=file, mend="give a text file") from None

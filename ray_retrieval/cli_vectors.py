@@ -71,7 +71,8 @@ def rows_to_index(places: list[str], *, model: str | None = None, **settings: An
     from ray_retrieval.search.building import opened_rows
     from ray_retrieval.storage import Folder
 
-    if len(places) == 1 and not holds_descriptors(places[0], settings["column"]):
+    one_folder = len(places) == 1 and not Folder(places[0]).is_file()
+    if one_folder and not holds_descriptors(places[0], settings["column"]):
         refuse_settings({**settings, "model": model})
         return opened_rows(places[0])
     if model is None:

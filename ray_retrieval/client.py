@@ -23,7 +23,7 @@ from typing import Literal
 import httpx
 
 from ray_retrieval import client_calls as calls
-from ray_retrieval.client_calls import Call, Example, File, Id, Image, Model, New, Settings, Url
+from ray_retrieval.client_calls import Example, File, Id, Image, Model, New, Request, Settings, Url
 from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.answers import (
     BatchAnswer,
@@ -196,13 +196,13 @@ class Client:
             self._first = self.indexes().indexes[0].name
         return index if index is not None else str(self._first)
 
-    def _parsed(self, kind: type[Model], call: Call) -> Model:
+    def _parsed(self, kind: type[Model], call: Request) -> Model:
         return calls.parsed(kind, self._send(call))
 
-    def _content(self, call: Call) -> bytes:
+    def _content(self, call: Request) -> bytes:
         return calls.content(self._send(call))
 
-    def _send(self, call: Call) -> httpx.Response:
+    def _send(self, call: Request) -> httpx.Response:
         attempt = 0
         while True:
             try:
@@ -346,13 +346,13 @@ class AsyncClient:
             self._first = (await self.indexes()).indexes[0].name
         return index if index is not None else str(self._first)
 
-    async def _parsed(self, kind: type[Model], call: Call) -> Model:
+    async def _parsed(self, kind: type[Model], call: Request) -> Model:
         return calls.parsed(kind, await self._send(call))
 
-    async def _content(self, call: Call) -> bytes:
+    async def _content(self, call: Request) -> bytes:
         return calls.content(await self._send(call))
 
-    async def _send(self, call: Call) -> httpx.Response:
+    async def _send(self, call: Request) -> httpx.Response:
         attempt = 0
         while True:
             try:

@@ -100,7 +100,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Call:
+class Request:
     """A request.
 
     Attributes:
@@ -116,85 +116,97 @@ class Call:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def search(examples: Example | Sequence[Example], settings: Settings, box: Box | None) -> Call:
+def search(examples: Example | Sequence[Example], settings: Settings, box: Box | None) -> Request:
     """Images go as a form, which is a quarter smaller than JSON; everything else as JSON."""
     several = _listed(examples, box)
     images = [one for one in several if isinstance(one, Image)]
     if len(images) < len(several):
         body = {"examples": [_example(one) for one in several], **settings.as_json()}
-        return Call("POST", "/v1/search", options={"json": body})
+        return Request("POST", "/v1/search", options={"json": body})
     request = {**settings.as_json(), "boxes": [image.box for image in images]}
     files = [
         *(("image", ("image", read(image.file))) for image in images),
         ("request", (None, _json(request), "application/json")),
     ]
-    return Call("POST", "/v1/search", options={"files": files})
+    return Request("POST", "/v1/search", options={"files": files})
 
 
-def batch(queries: Sequence[Example | Sequence[Example]], settings: Settings) -> Call:
+def batch(queries: Sequence[Example | Sequence[Example]], settings: Settings) -> Request:
+    """Several searches with the same settings, as JSON: an image in it is larger by a third."""
     searches = [
         {"examples": [_example(one) for one in _listed(query, None)], **settings.as_json()}
         for query in queries
     ]
-    return Call("POST", "/v1/search/batch", options={"json": {"searches": searches}})
+    return Request("POST", "/v1/search/batch", options={"json": {"searches": searches}})
 
 
-def embed(images: File | Sequence[File], index: str | None) -> Call:
+def embed(images: File | Sequence[File], index: str | None) -> Request:
+    """Descriptors of images, of the model of an index, or of the first one."""
     several = [images] if isinstance(images, str | Path | bytes) else images
     files = [("image", ("image", read(image))) for image in several]
-    return Call("POST", "/v1/embed", options={"files": files, "data": _given(index=index)})
+    return Request("POST", "/v1/embed", options={"files": files, "data": _given(index=index)})
 
 
-def match(first: File | Id | Url, second: File | Id | Url, index: str | None, *, picture: bool) -> Call:
+def match(first: File | Id | Url, second: File | Id | Url, index: str | None, *, picture: bool) -> Request:
+    """Whether two photographs show the same thing; with `picture`, the two side by side."""
     pair = {name: _example(_listed(one, None)[0]) for name, one in (("first", first), ("second", second))}
     options = {"json": {**pair, **_given(index=index)}, "params": _given(picture="true" if picture else None)}
-    return Call("POST", "/v1/match", options=options)
+    return Request("POST", "/v1/match", options=options)
 
 
-def add(images: Sequence[New], index: str, *, replace: bool) -> Call:
+def add(images: Sequence[New], index: str, *, replace: bool) -> Request:
+    """Images to add, as a form unless one is named by its URL. Not sent again: it may have been done."""
     path, params = f"{index_address(index)}/images", {"replace": str(replace).lower()}
     if any(isinstance(one.file, Url) for one in images):
         body = [{**_about(one), **_example(_listed(one.file, None)[0])} for one in images]
-        return Call("POST", path, safe=False, options={"json": {"images": body}, "params": params})
+        return Request("POST", path, safe=False, options={"json": {"images": body}, "params": params})
     files = [
         *(("image", ("image", read(one.file))) for one in images if not isinstance(one.file, Url)),
         ("request", (None, _json({"images": [_about(one) for one in images]}), "application/json")),
     ]
-    return Call("POST", path, safe=False, options={"files": files, "params": params})
+    return Request("POST", path, safe=False, options={"files": files, "params": params})
 
 
-def remove(ids: Sequence[str] | None, where: str | None, index: str) -> Call:
+def remove(ids: Sequence[str] | None, where: str | None, index: str) -> Request:
+    """Images to remove, by their ids or by a filter. Not sent again: it may have been done."""
     body = _given(ids=None if ids is None else list(ids), where=where)
-    return Call("POST", f"{index_address(index)}/remove", safe=False, options={"json": body})
+    return Request("POST", f"{index_address(index)}/remove", safe=False, options={"json": body})
 
 
-def indexes() -> Call:
-    return Call("GET", "/v1/indexes")
+def indexes() -> Request:
+    """What is served."""
+    return Request("GET", "/v1/indexes")
 
 
-def about(index: str) -> Call:
-    return Call("GET", index_address(index))
+def about(index: str) -> Request:
+    """What there is to say about one index."""
+    return Request("GET", index_address(index))
 
 
-def sample(count: int, seed: int | None, where: str | None, index: str) -> Call:
+def sample(count: int, seed: int | None, where: str | None, index: str) -> Request:
+    """Images drawn from an index, or from those that pass a filter; the same for the same seed."""
     params = _given(count=count, seed=seed, where=where)
-    return Call("GET", f"{index_address(index)}/sample", options={"params": params})
+    return Request("GET", f"{index_address(index)}/sample", options={"params": params})
 
 
-def map_of(index: str) -> Call:
-    return Call("GET", f"{index_address(index)}/map")
+def map_of(index: str) -> Request:
+    """A sample of an index, laid out in the plane."""
+    return Request("GET", f"{index_address(index)}/map")
 
 
-def record(identifier: str, index: str) -> Call:
-    return Call("GET", record_address(index, identifier))
+def record(identifier: str, index: str) -> Request:
+    """What an index knows of an image."""
+    return Request("GET", record_address(index, identifier))
 
 
-def thumbnail(identifier: str, size: int, index: str) -> Call:
-    return Call("GET", f"{thumbnail_address(index, identifier)}&size={size}")
+def thumbnail(identifier: str, size: int, index: str) -> Request:
+    """A small picture of an image, its longer side of `size` pixels at most."""
+    return Request("GET", f"{thumbnail_address(index, identifier)}&size={size}")
 
 
-def original(identifier: str, index: str) -> Call:
-    return Call("GET", original_address(index, identifier))
+def original(identifier: str, index: str) -> Request:
+    """The file of an image, as it was indexed."""
+    return Request("GET", original_address(index, identifier))
 
 
 def answers_of(body: BatchAnswer) -> list[SearchAnswer | QueryError]:
@@ -241,7 +253,7 @@ def headers(api_key: str | None) -> dict[str, str]:
 
 
 def wait_before_next(
-    call: Call, came: httpx.Response | httpx.TransportError, attempt: int, retries: int
+    call: Request, came: httpx.Response | httpx.TransportError, attempt: int, retries: int
 ) -> float | None:
     """Seconds to wait before a call is sent again; None: what came counts.
 

@@ -53,6 +53,19 @@ def save_figure(comparison: dict[str, Any], path: str | Path) -> None:
     Raises:
         RetrievalError: if the suffix is another, no run has a curve, or the file cannot be written.
     """
+    kind = check_suffix(path)
+    lines = _lines(comparison["runs"])
+    if not lines:
+        raise RetrievalError("none of the runs has a precision-recall curve", where=path)
+    Folder(str(path)).parent.write_bytes(name_of(str(path)), pr_figure(lines, kind))
+
+
+def check_suffix(path: str | Path) -> str:
+    """The kind of figure that the suffix of `path` names: svg, png or pdf.
+
+    Raises:
+        RetrievalError: if the suffix is another.
+    """
     name = name_of(str(path))
     kind = Path(name).suffix.lower().removeprefix(".")
     if kind not in ("svg", "png", "pdf"):
@@ -61,10 +74,7 @@ def save_figure(comparison: dict[str, Any], path: str | Path) -> None:
             where=path,
             mend="end the name in .svg, .png or .pdf",
         )
-    lines = _lines(comparison["runs"])
-    if not lines:
-        raise RetrievalError("none of the runs has a precision-recall curve", where=path)
-    Folder(str(path)).parent.write_bytes(name, pr_figure(lines, kind))
+    return kind
 
 
 def _lines(runs: list[dict[str, Any]]) -> list[Line]:

@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -23,7 +24,7 @@ def validate(kind: type[ConfigType], values: Any, *, where: object = None) -> Co
     """Build a configuration from plain values.
 
     Raises:
-        RecipeError: naming the first wrong key, and the nearest known one where a key is unknown.
+        RecipeError: naming the first wrong key, and the nearest known key or name where one is unknown.
     """
     try:
         return kind.model_validate(values)
@@ -32,20 +33,35 @@ def validate(kind: type[ConfigType], values: Any, *, where: object = None) -> Co
 
 
 def _explain(error: ValidationError, kind: type[Config], values: Any, where: object) -> RecipeError:
-    # Unknown keys first: they are usually the cause of the errors that follow.
-    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    # What is misspelt comes first, and what is missing last: the one is often the cause of the other.
+    order = {"extra_forbidden": 0, "union_tag_invalid": 1, "missing": 3}
+    problems = sorted(error.errors(), key=lambda problem: order.get(problem["type"], 2))
     first = problems[0]
     key = ".".join(str(part) for part in _recipe_location(first["loc"], values))
     more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(kind, first["loc"])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        mend = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
+        mend = _nearest(str(first["loc"][-1]), _known_keys(kind, first["loc"]))
         return RecipeError(f"unknown key '{key}'{more}", where=where, mend=mend)
-    message = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
     head = f"'{key}': " if key else ""
-    return RecipeError(f"{head}{message[:1].lower()}{message[1:]}{given}{more}", where=where)
+    if first["type"] == "union_tag_invalid":
+        said = first["ctx"]
+        mend = _nearest(said["tag"], re.findall("'([^']*)'", said["expected_tags"]))
+        what = said["discriminator"].strip("'")
+        return RecipeError(f"{head}unknown {what} '{said['tag']}'{more}", where=where, mend=mend)
+    missing = first["type"] == "missing"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if missing or first["type"] == "value_error" else f", got {first['input']!r}"
+    return RecipeError(
+        f"{head}{message[:1].lower()}{message[1:]}{given}{more}",
+        where=where,
+        mend="state it" if missing else None,
+    )
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """What to put in the place of an unknown name."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
 
 
 def _recipe_location(location: tuple[int | str, ...], values: Any) -> list[int | str]:

@@ -50,7 +50,7 @@ class Codes:
         return len(self.data)
 
     def take(self, rows: "npt.NDArray[np.int64]") -> "Codes":
-        """Some of the rows, in the order asked."""
+        """Those of some rows, int64 [m], in the order asked."""
         return Codes(self.data[rows], self.bits)
 
 
@@ -77,7 +77,7 @@ class Vectors:
         return len(self.data)
 
     def take(self, rows: "npt.NDArray[np.int64]") -> "Vectors":
-        """Some of the rows, in the order asked."""
+        """Those of some rows, int64 [m], in the order asked."""
         return Vectors(self.data[rows])
 
 
@@ -141,7 +141,7 @@ class Local:
         return np.diff(self.offsets)
 
     def take(self, rows: "npt.NDArray[np.int64]") -> "Local":
-        """The sets of some images, in the order asked."""
+        """The sets of some images, int64 [m], in the order asked."""
         rows = np.asarray(rows, np.int64)
         starts = self.offsets[:-1][rows]
         counts = self.offsets[1:][rows] - starts  # of these alone: there may be millions of others
@@ -246,7 +246,7 @@ class Form:
         return {"kind": self.kind.value, _SIZE[self.kind]: self.size, **more}
 
     def with_rows(self, data: npt.NDArray[Any]) -> Codes | Vectors:
-        """Codes or vectors of this form with the given rows.
+        """Codes or vectors of this form with the given rows, uint8 [n, bits/8] or float32 [n, d].
 
         Raises:
             ArtefactError: if type or width of the array is not that of the form.

@@ -150,7 +150,11 @@ def plain(metrics: Iterable[Metric], notes: list[str]) -> dict[str, Any]:
 
 
 def rows_in(embeddings: Embeddings, table: ImageTable) -> Rows:
-    """The rows of a table that have a descriptor, int64, ascending: one for each row of the embeddings."""
+    """int64 [n], ascending: the rows of a table that have a descriptor, one for each row of the embeddings.
+
+    Raises:
+        ArtefactError: if the images of the embeddings are not those of the table, in their order.
+    """
     place = {name: row for row, name in enumerate(table.ids)}
     rows = np.array([place.get(name, NO_ROW) for name in embeddings.ids], np.int64)
     if (rows == NO_ROW).any() or (np.diff(rows) <= 0).any():

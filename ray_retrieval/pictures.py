@@ -148,26 +148,32 @@ def grid(examples: list[Example], *, hits_per_row: int | None = None) -> Image.I
     return canvas
 
 
+def check_suffix(path: str | Path) -> None:
+    """Raise RetrievalError if the suffix is none of .png, .jpg, .jpeg."""
+    name = os.path.basename(str(path))
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in (".png", ".jpg", ".jpeg"):
+        raise RetrievalError(
+            f"a picture cannot be saved as '{suffix or name}'",
+            where=path,
+            mend="end the name in .png or .jpg",
+        )
+
+
 def save(image: Image.Image, path: str | Path) -> None:
     """Write the picture as PNG or JPEG, by the suffix of `path`; the file appears whole or not at all.
 
     Raises:
         RetrievalError: if the suffix is none of .png, .jpg, .jpeg, or the file cannot be written.
     """
+    check_suffix(path)
     folder, name = os.path.split(str(path))
-    suffix = os.path.splitext(name)[1].lower()
     encoded = io.BytesIO()
-    if suffix == ".png":
+    if os.path.splitext(name)[1].lower() == ".png":
         image.save(encoded, "PNG", optimize=True)
-    elif suffix in (".jpg", ".jpeg"):
+    else:
         # Full colour resolution: the frames and the text are thin and coloured.
         image.convert("RGB").save(encoded, "JPEG", quality=92, subsampling=0)
-    else:
-        raise RetrievalError(
-            f"a picture cannot be saved as '{suffix or name}'",
-            where=path,
-            mend="end the name in .png or .jpg",
-        )
     Folder(folder or ".").write_bytes(name, encoded.getvalue())
 
 

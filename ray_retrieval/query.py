@@ -14,7 +14,7 @@ from ray_retrieval.errors import QueryError
 from ray_retrieval.finder import Finder
 from ray_retrieval.model import Encoder
 from ray_retrieval.model_folder import NAME_MODEL, model_of
-from ray_retrieval.report import Example, Shown
+from ray_retrieval.pictures import Example, Shown
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.rerank import AnyRerankConfig

@@ -398,6 +398,10 @@ def _file_of(path: str | Path) -> Path:
         return file
     if str(path) in ready_made():
         return _READY_MADE / f"{path}.yaml"
+    if file.is_dir():
+        inside = file / "recipe.yaml"
+        mend = f"give {inside}" if inside.is_file() else "give a file of YAML in it"
+        raise RecipeError("a folder, no recipe", where=path, mend=mend)
     near = difflib.get_close_matches(file.stem, ready_made(), n=1, cutoff=0.7)
     known = f"did you mean '{near[0]}'?" if near else "ready-made ones are in jobs/"
     raise RecipeError("no such recipe", where=path, mend=known)

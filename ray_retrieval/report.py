@@ -27,8 +27,6 @@ from ray_retrieval.errors import ArtefactError
 from ray_retrieval.pictures import SMALL, Example, Shown, opened
 from ray_retrieval.storage import Folder
 
-__all__ = ["Example", "Shown", "render", "write"]
-
 PICTURE_BYTES = 1_000_000
 """What all thumbnails together may take, encoded, so that the page can be sent by mail."""
 THUMBNAILS = ((128, 85), (112, 78), (96, 72), (80, 65), (64, 60), (48, 50))

@@ -15,7 +15,7 @@ from ray_retrieval.charts import as_number
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ArtefactError, RetrievalError
 from ray_retrieval.recipe import Recipe
-from ray_retrieval.storage import Folder, fingerprint
+from ray_retrieval.storage import Folder, fingerprint, missing
 
 _DEPTH = 3
 """Levels of folders below a given one in which runs are looked for: a study of sizes and seeds has two."""
@@ -69,14 +69,12 @@ def _counted(name: str) -> list[tuple[int, str]]:
 def _no_run(folder: Folder, begun: list[Folder]) -> ArtefactError:
     if begun:
         return ArtefactError(
-            "the run is not finished (metrics.json is missing)",
+            "the run is not finished: metrics.json is missing",
             where=begun[0],
             mend="run its recipe again: it goes on where it stopped",
         )
-    problem = "no finished run here (metrics.json is missing)" if folder.exists() else "no such folder"
-    return ArtefactError(
-        problem, where=folder, mend="give the output folder of a run, or one that contains such"
-    )
+    mend = "give the output folder of a run, or one that contains such"
+    return missing(folder, "metrics.json", "finished run", mend=mend)
 
 
 def read_run(folder: Folder) -> dict[str, Any]:

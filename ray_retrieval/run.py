@@ -33,6 +33,7 @@ from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.evaluate import evaluate
 from ray_retrieval.evaluation import as_text
 from ray_retrieval.finder import local_index
+from ray_retrieval.history import read_history
 from ray_retrieval.loop import Outcome, TrainConfig
 from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
@@ -43,7 +44,7 @@ from ray_retrieval.reuse import reuse
 from ray_retrieval.run_checks import refuse_codes, refuse_unmeasurable
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder, fingerprint
-from ray_retrieval.train import read_history, starting, train
+from ray_retrieval.train import starting, train
 
 _VERSIONS = (
     "ray_retrieval",

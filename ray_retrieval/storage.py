@@ -108,6 +108,11 @@ class Folder:
             info = self.filesystem.get_file_info(self._at(name))
             return bool(info.type != fs.FileType.NotFound)
 
+    def is_file(self) -> bool:
+        """Whether a file is at the place of the folder."""
+        with self._guarded():
+            return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
+
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; temporary ones are left out."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
@@ -393,6 +398,23 @@ def write_description(folder: Folder, name: str, *, kind: str, version: int, bod
     folder.write_bytes(name, described(kind=kind, version=version, body=body))
 
 
+def missing(folder: Folder, name: str, kind: str, *, mend: str) -> ArtefactError:
+    """Why a folder is no artefact, as an error to raise.
+
+    Args:
+        folder: where one was expected.
+        name: of the file that makes it one, which is not there.
+        kind: of artefact.
+        mend: what to do where there is such a folder, without an artefact.
+    """
+    reason = f"{name} is missing"
+    if not folder.exists():
+        reason, mend = "no such folder", "check the path"
+    elif folder.is_file():
+        reason = "a folder is expected, this is a file"
+    return ArtefactError(f"no {kind} here: {reason}", where=folder, mend=mend)
+
+
 def read_description(folder: Folder, name: str, *, kind: str, version: int) -> dict[str, Any]:
     """The description of an artefact.
 
@@ -400,9 +422,7 @@ def read_description(folder: Folder, name: str, *, kind: str, version: int) -> d
         ArtefactError: if the folder is not a complete artefact of that kind, or of a later version.
     """
     if not folder.exists(name):
-        raise ArtefactError(
-            f"no {kind} here ({name} is missing)", where=folder, mend=f"give the folder that holds {name}"
-        )
+        raise missing(folder, name, kind, mend=f"give the folder that holds {name}")
     body = folder.read_json(name)
     if not isinstance(body, dict) or body.get("format") != f"ray_retrieval/{kind}":
         raise ArtefactError(f"{name} does not describe a {kind} of ray_retrieval", where=folder)

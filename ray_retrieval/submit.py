@@ -33,7 +33,7 @@ _RECIPES = "recipes"  # where recipes lie in the job's working directory
 _NOT_SENT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 _MOST_BYTES = 32 << 20
 _NO_PATHS = {"name", "source", "metric", "benchmark", "published"}  # keys of a recipe whose text is no path
-_OUTPUTS = {"output", "--out", "--picture", "--figure"}  # what names a place to write to
+_OUTPUTS = {"output", "--out", "--embeddings", "--picture", "--figure"}  # what names a place to write to
 _STOPPED = 130  # as a command that was interrupted
 _LOST_S = 300.0
 
@@ -113,7 +113,7 @@ def prepare(arguments: Sequence[str], *, name: str | None = None) -> Submission:
     found = list(_settings_of(arguments))
     for _, value in found:
         refuse_password(value)
-    _refuse_relative_outputs(found)
+    _refuse_relative_outputs(arguments, found)
     return Submission(
         arguments=tuple(sent),
         command=shlex.join(arguments),
@@ -229,9 +229,13 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
             yield from _texts(inner, key)
 
 
-def _refuse_relative_outputs(found: list[tuple[str, str]]) -> None:
-    for key, value in found:
-        if key in _OUTPUTS and not is_uri(value) and not _is_rooted(value):
+def _refuse_relative_outputs(arguments: Sequence[str], found: list[tuple[str, str]]) -> None:
+    outputs = [(key, value) for key, value in found if key in _OUTPUTS]
+    if list(arguments[:2]) == ["gldv2", "download"]:
+        # The one verb that writes into its first argument.
+        outputs += [("FOLDER", value) for key, value in found[1:] if key != "--tars"]
+    for key, value in outputs:
+        if not is_uri(value) and not _is_rooted(value):
             raise RecipeError(
                 "a relative path would lie in the job's own folder, which is deleted after it",
                 where=f"{key}={value}",

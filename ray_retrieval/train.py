@@ -37,7 +37,6 @@ __all__ = [
     "CHECKPOINTS_HERE",
     "checkpoint_folder",
     "for_training",
-    "read_history",
     "save_models",
     "start_weights",
     "starting",

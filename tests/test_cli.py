@@ -105,8 +105,16 @@ def write_embeddings(folder, table, codes, fingerprint):
         (["index", "build", "nowhere", "--out", "x"], "nowhere"),
         (["encode", "nowhere", "also-nowhere", "--out", "x"], "nowhere"),
         (["serve", "nowhere"], "nowhere"),
-        (["compare", "nowhere"], "nowhere: no such folder"),
+        (["compare", "nowhere"], "nowhere: no finished run here: no such folder (check the path)"),
         (["predict", "nowhere", "a.png"], "nowhere"),
+        (["predict", "nowhere", "a.png", "--picture", "a.gif"], "a picture cannot be saved as '.gif'"),
+        (["search", "nowhere", "a.png", "--picture", "a.gif"], "a picture cannot be saved as '.gif'"),
+        (["match", "nowhere", "a.png", "b.png", "--picture", "a"], "a picture cannot be saved as 'a'"),
+        (["compare", "nowhere", "--figure", "a.gif"], "a figure cannot be saved as 'gif'"),
+        (["match", "nowhere", "a.png", "b.png"], "a.png: nothing is there (check the path)"),
+        (["index", "info", __file__], "test_cli.py: no index here: a folder is expected, this is a file"),
+        (["index", "info", str(Path(__file__).parent)], "no index here: CURRENT is missing (build one"),
+        (["index", "build", __file__, "--out", "x"], "its name ends in '.py' (known are .npy, "),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_2(cli_call, tmp_path, monkeypatch, arguments, message):

@@ -137,7 +137,7 @@ def test_search_under_a_filter(cli_call, made, index):
     [
         (["remove", "INDEX", "nobody"], "no row of 1 of the ids: 'nobody'"),
         (["remove", "INDEX"], "one of the two"),
-        (["remove", "INDEX", "--from", "nowhere.txt"], "nowhere.txt: the ids cannot be read"),
+        (["remove", "INDEX", "--from", "nowhere.txt"], "cannot be read: No such file or directory (give"),
         (["remove", "INDEX", "--where", "label ="], "expected a value"),
         (["rollback", "INDEX"], "one version only"),
         (["rollback", "INDEX", "--to", "7"], "no version 7; there are: 1"),

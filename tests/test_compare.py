@@ -129,7 +129,7 @@ def test_what_is_no_finished_run_is_named(tmp_path):
         compare([begun])
     with pytest.raises(ArtefactError, match=r"empty: no finished run here"):
         compare([tmp_path / "study", tmp_path / "empty"])
-    with pytest.raises(ArtefactError, match=r"nowhere: no such folder"):
+    with pytest.raises(ArtefactError, match=r"nowhere: no finished run here: no such folder"):
         compare([tmp_path / "nowhere"])
     found = compare([tmp_path / "study"])
     assert len(found["runs"]) == 1

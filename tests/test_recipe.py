@@ -73,6 +73,8 @@ def test_recipes_that_measure_a_model_have_the_network_of_the_recipe_that_trains
         ("published=[{sorce: a, metric: map@all, values: {16: 0.7}}]", "unknown key 'published.0.sorce'"),
         ("published=[{source: a, metric: map@all, values: {16: 68.7}}]", "'published.0.values.16'"),
         ("published=[{source: a, metric: map@all, values: {}}]", "'published.0.values'"),
+        ("method={name: greedyhsh}", "'method': unknown name 'greedyhsh' (did you mean 'greedyhash'"),
+        ("method.name=zzz", "'method': unknown name 'zzz' (known here: greedyhash, "),
         ("method={name: hashnet, alpha: ten}", "'method.alpha': a number above 0, or '10/bits', got 'ten'"),
         ("method={name: hashnet, alpha: true}", "'method.alpha'"),
         ("method={name: hashnet, alpha: .inf}", "'method.alpha'"),
@@ -257,11 +259,28 @@ def test_what_is_published_is_not_of_the_model():
     assert loaded.of_the_model() == recipe.load(QUICKSTART).of_the_model()
 
 
+def test_what_is_missing_is_said_last_and_is_to_be_stated(tmp_path):
+    (tmp_path / "r.yaml").write_text("name: r\nseed: many\n")
+    with pytest.raises(RecipeError, match=r"'seed': .* got 'many'; and \d more$"):
+        recipe.load(tmp_path / "r.yaml")
+    (tmp_path / "r.yaml").write_text("name: r\n")
+    with pytest.raises(RecipeError, match=r"field required; and \d more \(state it\)$"):
+        recipe.load(tmp_path / "r.yaml")
+
+
 @pytest.mark.parametrize("text", ["a: [", "- 1", "", "\t"])
 def test_files_that_are_no_recipe(tmp_path, text):
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(RecipeError, match=r"r.yaml"):
         recipe.load(tmp_path / "r.yaml")
+
+
+def test_a_folder_is_no_recipe_but_may_hold_one(tmp_path):
+    with pytest.raises(RecipeError, match=r"a folder, no recipe \(give a file of YAML in it\)"):
+        recipe.load(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("name: r\n")
+    with pytest.raises(RecipeError, match=r"a folder, no recipe \(give .*/recipe.yaml\)"):
+        recipe.load(tmp_path)
 
 
 def test_missing_recipe_names_the_path():

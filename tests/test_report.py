@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.report import Example, Shown, render, write
+from ray_retrieval.pictures import Example, Shown
+from ray_retrieval.report import render, write
 from ray_retrieval.storage import Folder
 
 VOID = {"meta", "br", "img", "link", "input", "hr", "path", "use", "rect"}

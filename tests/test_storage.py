@@ -111,8 +111,13 @@ def test_changed_bytes_are_damage_when_content_is_read(tmp_path):
 
 def test_descriptions_say_what_they_are(tmp_path):
     folder = Folder(tmp_path)
-    with pytest.raises(ArtefactError, match=r"no model here \(model.json is missing\)"):
+    with pytest.raises(ArtefactError, match=r"no model here: model.json is missing \("):
         read_description(folder, "model.json", kind="model", version=1)
+    with pytest.raises(ArtefactError, match=r"nowhere: no model here: no such folder \(check the path\)"):
+        read_description(folder / "nowhere", "model.json", kind="model", version=1)
+    folder.write_text("a-file", "")
+    with pytest.raises(ArtefactError, match="a-file: no model here: a folder is expected, this is a file"):
+        read_description(folder / "a-file", "model.json", kind="model", version=1)
     write_description(folder, "model.json", kind="index", version=1, body={})
     with pytest.raises(ArtefactError, match="does not describe a model"):
         read_description(folder, "model.json", kind="model", version=1)

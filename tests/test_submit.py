@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -11,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import typer
 from test_cli import cli_call  # noqa: F401
 
 from ray_retrieval import cli_submit, submit
+from ray_retrieval.cli import app
 from ray_retrieval.cluster import Needs, jobs
 from ray_retrieval.cluster.jobs import Job
 from ray_retrieval.errors import ClusterError, RecipeError
@@ -120,11 +123,33 @@ def test_too_much_to_upload_is_refused_by_name(monkeypatch, tmp_path):
         ),
         (["encode", "s3://b/model", "s3://b/images", "--out", "codes"], "--out=codes: a relative path"),
         (["index", "build", "s3://b/codes", "--out=index"], "--out=index: a relative path"),
+        (
+            ["index", "add", "s3://b/index", "s3://b/x", "--embeddings", "e"],
+            "--embeddings=e: a relative path",
+        ),
+        (["gldv2", "download", "--tars", "0-3", "made"], "FOLDER=made: a relative path"),
+        (["gldv2", "download", "--remove-tars", "made"], "FOLDER=made: a relative path"),
     ],
 )
 def test_what_could_only_fail_there_is_refused_here(arguments, told):
     with pytest.raises(RecipeError, match=told):
         submit.prepare(arguments)
+
+
+def test_every_option_that_says_where_something_goes_is_looked_at():
+    def options(command):
+        for inner in getattr(command, "commands", {}).values():
+            yield from options(inner)
+        for option in command.params:
+            if re.match(
+                r"Where .* goe?s?\b|Save |Keep the emb|A file for|A folder for",
+                getattr(option, "help", "") or "",
+            ):
+                yield from (name for name in option.opts if name.startswith("--"))
+
+    assert set(options(typer.main.get_command(app))) | {"output"} == submit._OUTPUTS
+    made = submit.prepare(["gldv2", "download", "/mnt/gldv2", "--tars", "0-3"])
+    assert made.arguments[1:] == ("download", "/mnt/gldv2", "--tars", "0-3")
 
 
 def test_two_recipes_of_one_name_are_not_mixed_up(tmp_path):

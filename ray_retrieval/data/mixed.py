@@ -5,7 +5,7 @@ of equal size, and each group is one pass through the network. The groups of a b
 images alone, and results come back in the batch's order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,12 +74,3 @@ def in_order(positions: Sequence[Positions], rows: Sequence[Any]) -> Any:
     if isinstance(rows[0], Tensor):
         return torch.cat(list(rows))[torch.from_numpy(order).to(rows[0].device)]
     return np.concatenate(list(rows))[order]
-
-
-def each_size(work: Callable[[Tensor], dict[str, Tensor]], images: Images) -> dict[str, Tensor]:
-    """What `work` makes of the images of each size, each Tensor [n, …] in the order of the batch."""
-    if isinstance(images, Tensor):
-        return work(images)
-    found = [(positions, work(some)) for positions, some in images.groups]
-    places = [positions for positions, _ in found]
-    return {name: in_order(places, [outputs[name] for _, outputs in found]) for name in found[0][1]}

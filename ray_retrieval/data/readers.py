@@ -37,7 +37,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".
 _SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation", "query", "queries", "gallery"})
 _IMAGE_COLUMNS = ("image", "img")
 _PATH_COLUMNS = ("path", "image", "filename", "file_name", "file")
-_LIST_SUFFIXES = frozenset({".parquet", ".arrow", ".txt", ".csv"})
+_TABLE_SUFFIXES = frozenset({".parquet", ".arrow", ".txt", ".csv"})
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
 
@@ -67,7 +67,7 @@ def read(uri: str, root: str | None) -> Rows:
     # What is there wins over a pattern: names may hold brackets.
     kind = location.find(place).type
     if kind == fs.FileType.Directory:
-        inside = [name for name in location.files_in(place) if _suffix(name) in _LIST_SUFFIXES]
+        inside = [name for name in location.files_in(place) if _suffix(name) in _TABLE_SUFFIXES]
         tables = [name for name in inside if _suffix(name) in (".parquet", ".arrow")]
         if tables:
             _refuse_several_splits(place, tables)
@@ -336,6 +336,14 @@ def _ids(column: pa.ChunkedArray, pieces: Sequence[tuple[str, pa.Table]]) -> pa.
     return pa.array(names)
 
 
+def images_at(paths: pa.Array | Sequence[str]) -> pa.StructArray:
+    """A column of images that are read where they lie, as `IMAGE_TYPE`: paths or URIs."""
+    places = (paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())).cast(pa.string())
+    return pa.StructArray.from_arrays(
+        [pa.nulls(len(places), pa.large_binary()), places], fields=list(IMAGE_TYPE)
+    )
+
+
 def canonical_images(column: pa.ChunkedArray, root: str, *, where: str) -> pa.ChunkedArray:
     """An image column as `IMAGE_TYPE`; the bytes are not copied. Paths without bytes become absolute.
 
@@ -474,8 +482,7 @@ def _table(
     ids: Any, label: Any, *, images: Any = None, paths: pa.Array | None = None, rest: pa.Table | None = None
 ) -> pa.Table:
     if paths is not None:
-        nothing = pa.nulls(len(ids), pa.large_binary())
-        images = pa.StructArray.from_arrays([nothing, paths.cast(pa.string())], fields=list(IMAGE_TYPE))
+        images = images_at(paths)
     columns = {"id": ids.cast(pa.string()), "image": images, "label": label}
     if rest is not None:
         columns |= {name: rest[name] for name in rest.column_names}
@@ -509,7 +516,10 @@ def _read_files(folder: str, names: Sequence[str], root: str | None, *, where: s
 
 
 def _known_forms() -> str:
-    return "give a folder of images, a .txt list, a .csv, or .parquet files"
+    return (
+        "give an image, a folder or a pattern (photos/*.jpg) of images, a .txt list, a .csv, or .parquet "
+        "or .arrow files"
+    )
 
 
 def _matching(pattern: str) -> tuple[str, list[str]]:

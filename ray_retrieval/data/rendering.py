@@ -121,12 +121,6 @@ def render(
         yield View(_developed(generator, picture, photometry), homography / homography[2, 2])
 
 
-def project(homography: FloatArray, points: FloatArray) -> FloatArray:
-    """float64 [n, 2]: where points (x, y), float64 [n, 2], lie after a homography, float64 [3, 3]."""
-    moved = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ homography.T
-    return np.asarray(moved[:, :2] / moved[:, 2:])
-
-
 def _generator(seed: int, name: str, view: int) -> np.random.Generator:
     key = hashlib.sha256(f"{seed}|{view}|{name}".encode()).digest()[:16]
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))

@@ -97,11 +97,11 @@ class Batch:
 
     @staticmethod
     def whole(rows: Tensor, labels: Tensor) -> "Batch":
-        """A global batch on a single worker."""
+        """A global batch on a single worker, of rows, int64 [n], and labels as above."""
         return Batch(rows, labels, rows, labels)
 
     def part(self, positions: Rows) -> "Batch":
-        """Some of this share, a run of positions counted from its first row."""
+        """Some of this share, a run of positions, int64 [m] and counted from its first row."""
         first, last = int(positions[0]), int(positions[-1]) + 1
         rows, labels = self.rows[first:last], self.labels[first:last]
         return replace(self, rows=rows, labels=labels, start=self.start + first)

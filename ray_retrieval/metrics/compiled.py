@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
+import numpy.typing as npt
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -32,6 +34,17 @@ def _compile(function: Function, **options: Any) -> Function:
         return cast(Function, numba.njit(cache=True, **options)(function))
     except RuntimeError:  # No folder for the cache can be written to: compile in every process instead.
         return cast(Function, numba.njit(**options)(function))
+
+
+def frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array contiguous, aligned and read-only, whatever the caller's was.
+
+    To the compiler, arrays that can and cannot be written to are different types. Memory-mapped and shared
+    arrays cannot, so that every array is passed as they are and each kernel is compiled once.
+    """
+    view: npt.NDArray[Any] = np.require(array, requirements=["C", "A"]).view(np.ndarray)
+    view.flags.writeable = False
+    return view
 
 
 def _ones_typing(_typing_context: Any, word: Any) -> Any:

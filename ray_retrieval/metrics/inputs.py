@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
+from ray_retrieval.metrics.compiled import frozen
 
 # Room for 2 · distance + 1 in the kernels' uint16 keys.
 _MOST_BITS = 32_767
@@ -146,17 +147,6 @@ def _checked_blocks(labels: npt.NDArray[Any], where: str) -> Iterator[tuple[int,
                 mend="give one class number for each row as [n]",
             )
         yield start, hot
-
-
-def frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array contiguous, aligned and read-only, whatever the caller's was.
-
-    To the compiler, arrays that can and cannot be written to are different types. Memory-mapped and shared
-    arrays cannot, so that every array is passed as they are and each kernel is compiled once.
-    """
-    view: npt.NDArray[Any] = np.require(array, requirements=["C", "A"]).view(np.ndarray)
-    view.flags.writeable = False
-    return view
 
 
 # Checks -----------------------------------------------------------------------------------------------------

@@ -18,8 +18,7 @@ What is held at once is one product a thread, and what the wanted rows need; a m
 once, from its beginning to its end.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import ranks
-from ray_retrieval.metrics.inputs import frozen
+from ray_retrieval.metrics.compiled import frozen
 from ray_retrieval.metrics.products import (
     QUERIES,
     ROWS,
@@ -41,12 +40,12 @@ from ray_retrieval.metrics.products import (
     tiles_of,
 )
 from ray_retrieval.metrics.shards import default_threads
+from ray_retrieval.metrics.threads import Progress, each
 
 __all__ = ["Wanted", "count_better", "joined", "look_up", "positions_of", "ranked_positions"]
 
 Vectors = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
-Progress = Callable[[int], None]
 
 # A product of fewer queries than the usual has a multiple of so many.
 _STEP = 16
@@ -270,19 +269,8 @@ class _Scan:
                 rooms.put(room)
             return tile.stop - tile.start
 
-        with (
-            threadpool_limits(1, user_api="blas"),
-            ThreadPoolExecutor(threads, thread_name_prefix="positions") as pool,
-        ):
-            futures = [pool.submit(work, tile) for tile in self.tiles]
-            try:
-                for future in as_completed(futures):
-                    done = future.result()
-                    if progress is not None:
-                        progress(done)
-            finally:
-                for future in futures:
-                    future.cancel()
+        with threadpool_limits(1, user_api="blas"):
+            each(work, self.tiles, threads, progress, name="positions")
         between: Ints = np.sum(parts, axis=0)
         # Running sums within each query: all that come before a row, not only those after the one before it.
         summed = np.concatenate([[0], np.cumsum(between)])

@@ -61,7 +61,7 @@ def tiles_of(shard: int, rows: int, first_row: int) -> Iterator[Tile]:
 
 
 def filled_up(vectors: Vectors, count: int, before: int = 0) -> Vectors:
-    """The vectors as `count` of them, with zeros after them, and so many before them."""
+    """float32 [count, d]: the vectors, float32 [n, d], `before` rows of zeros before them, others after."""
     if len(vectors) == count:
         return vectors
     filled = np.zeros((count, vectors.shape[1]), np.float32)

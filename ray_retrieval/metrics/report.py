@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import ties as order_free
-from ray_retrieval.metrics.inputs import counted, cut_off, frozen
+from ray_retrieval.metrics.compiled import frozen
+from ray_retrieval.metrics.inputs import counted, cut_off
 from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.metrics.parts import DistanceCounts, RowOrder
 
@@ -154,6 +155,14 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
 
 
 def map_metric(ap: npt.NDArray[np.float64], k: int | None, counts: DistanceCounts, ties: Ties) -> Metric:
+    """The mean average precision, with its policy in words.
+
+    Args:
+        ap: float64 [queries], at least one.
+        k: rows of each query that count, None for all.
+        counts: of what was compared.
+        ties: the order of rows at the same distance.
+    """
     name = f"map@{'all' if k is None else k}"
     reach = f"all {counts.rows:,} rows" if k is None else f"the first {k:,} of {counted(counts.rows, 'row')}"
     policy = (

@@ -34,7 +34,6 @@ Reference: Musgrave et al. 2020, arXiv 2003.08505, for R-precision and MAP@R.
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
 from typing import Any
 
@@ -44,7 +43,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import ranks
-from ray_retrieval.metrics.inputs import counted, frozen
+from ray_retrieval.metrics.compiled import frozen
+from ray_retrieval.metrics.inputs import counted
 from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.metrics.products import QUERIES, ROWS, checked_vectors, filled_up
 from ray_retrieval.metrics.relevance import (
@@ -56,6 +56,7 @@ from ray_retrieval.metrics.relevance import (
     rows_with_the_id,
 )
 from ray_retrieval.metrics.shards import default_threads
+from ray_retrieval.metrics.threads import each
 
 __all__ = ["evaluate", "evaluate_reranked"]
 
@@ -275,19 +276,8 @@ class _Pass:
                 rooms.put(room)
             return len(self.queries[block])
 
-        with (
-            threadpool_limits(1, user_api="blas"),
-            ThreadPoolExecutor(threads, thread_name_prefix="retrieval") as pool,
-        ):
-            futures = [pool.submit(work, block) for block in blocks]
-            try:
-                for future in as_completed(futures):
-                    done = future.result()
-                    if progress is not None:
-                        progress(done)
-            finally:
-                for future in futures:
-                    future.cancel()
+        with threadpool_limits(1, user_api="blas"):
+            each(work, blocks, threads, progress, name="retrieval")
 
     def _block(self, block: slice, similarities: Vectors) -> None:
         """Rank for some queries. `similarities`: float32, room for whole products."""

@@ -17,8 +17,7 @@ is only one shard.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,12 +26,13 @@ import numpy.typing as npt
 from ray_retrieval.cores import cores
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import kernels
-from ray_retrieval.metrics.inputs import Inputs, checked_ranks, counted, cut_off, frozen, prepare
+from ray_retrieval.metrics.compiled import frozen
+from ray_retrieval.metrics.inputs import Inputs, checked_ranks, counted, cut_off, prepare
 from ray_retrieval.metrics.parts import DistanceCounts, RowOrder
+from ray_retrieval.metrics.threads import Progress, each
 
 Codes = npt.NDArray[np.uint8]
 Labels = npt.NDArray[Any]
-Progress = Callable[[int], None]
 # Enough queries to outweigh the start of a task, few enough for a lively progress bar.
 _BLOCK = 64
 
@@ -180,17 +180,7 @@ class _Pass:
                 if progress is not None:
                     progress(done)
             return
-        # The kernels hold no lock, so threads do.
-        with ThreadPoolExecutor(min(threads, len(blocks)), thread_name_prefix="hamming") as pool:
-            futures = [pool.submit(self._block, block) for block in blocks]
-            try:
-                for future in as_completed(futures):
-                    done = future.result()
-                    if progress is not None:
-                        progress(done)
-            finally:
-                for future in futures:
-                    future.cancel()
+        each(self._block, blocks, min(threads, len(blocks)), progress, name="hamming")
 
     def _block(self, block: slice) -> int:
         """Score some queries; their number."""

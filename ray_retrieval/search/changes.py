@@ -86,7 +86,11 @@ def remove(
     """
     index = Folder(uri)
     if bool(ids) == (where is not None):
-        raise QueryError("rows to remove are given by their ids or by a filter: one of the two", where=index)
+        raise QueryError(
+            "rows to remove are given by their ids or by a filter: one of the two",
+            where=index,
+            mend="name ids, a file of ids, or a filter",
+        )
     with changing(index, "remove", threads) as (opened, previous, _):
         rows = (
             opened.living(where) if where is not None else rows_with(opened, pa.array(ids, pa.large_string()))

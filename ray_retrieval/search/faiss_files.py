@@ -6,6 +6,7 @@ A refined index gives the vectors that it refines by, a graph (HNSW) those that 
 index has been given, by an IDMap or IVF, are the rows' ids; else the rows have none but their numbers.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -177,7 +178,8 @@ def _reading(where: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[-160:]
+        # After the signature and the line in FAISS's sources; and all of it is one line.
+        reason = re.sub(r"^Error in .*?\.\w+:\d+: ", "", " ".join(str(error).split()))[-160:]
         raise DataError(
             f"FAISS does not read it, or not its rows: {reason}",
             where=where,

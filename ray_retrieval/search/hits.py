@@ -44,7 +44,7 @@ class Hits:
         return len(self.rows)
 
     def take(self, queries: "slice | Sequence[int] | npt.NDArray[np.int64]") -> "Hits":
-        """The hits of some of the queries."""
+        """The hits of some of the queries: a slice, or int64 [m] in the order asked."""
         return Hits(self.distances[queries], self.rows[queries])
 
 

@@ -233,7 +233,7 @@ class Index:
         asked.mask(pa.RecordBatch.from_pylist([], schema=self.schema), self.schema, self.class_names)
 
     def at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The rows at some places, 0 … `rows` - 1, among those that a search can find."""
+        """int64 [m]: the rows at places, int64 [m] in 0 … `rows` - 1, among those that a search can find."""
         return self._living.at(places)
 
     def removed(self) -> npt.NDArray[np.int64]:
@@ -241,7 +241,7 @@ class Index:
         return self._living.dead
 
     def located(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The number of the opened shard that holds each row, and the row's place there.
+        """Of rows, int64 [m], the number of the opened shard that holds each, and the place there: int64 [m].
 
         Raises:
             QueryError: if a row is not in the opened shards, or was removed.
@@ -372,7 +372,7 @@ class Index:
         return Selection.of(self._spans, self._living.dead, masks)
 
     def descriptors(self, rows: "npt.NDArray[np.int64] | Sequence[int] | None" = None) -> Descriptors:
-        """The descriptors of some rows of the opened shards, in the order asked; all of them by default.
+        """The descriptors of rows of the opened shards, int64 [m], in the order asked; of all by default.
 
         Raises:
             QueryError: if a row is not in the opened shards, or was removed.
@@ -402,7 +402,7 @@ class Index:
         """What is known of some rows: row, id, label, path and the images' further columns.
 
         Args:
-            rows: numbers of rows of the opened shards, in any order; repeats are allowed.
+            rows: int64 [m], numbers of rows of the opened shards, in any order; repeats are allowed.
 
         Returns:
             One row each, in the order asked; ids are text, also where they are numbers.

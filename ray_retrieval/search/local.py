@@ -108,7 +108,7 @@ class LocalSegment:
         return len(self.local)
 
     def features(self, places: npt.NDArray[np.int64]) -> Local:
-        """The sets of the images at some places, in the order asked, in memory."""
+        """The sets of the images at some places, int64 [m], in the order asked, in memory."""
         return self.local.take(places)
 
     @property

@@ -23,7 +23,7 @@ from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.votes import LocalSearchConfig
-from ray_retrieval.storage import Folder, described, digest, read_description
+from ray_retrieval.storage import Folder, described, digest, missing, read_description
 
 CURRENT, DESCRIPTION = "CURRENT", "shard.json"
 _KIND, _VERSION = "index", 3
@@ -386,9 +386,7 @@ def read_pointer(index: Folder) -> str:
         ArtefactError: if there is no index, or the file is damaged.
     """
     if not index.exists(CURRENT):
-        raise ArtefactError(
-            f"no index here ({CURRENT} is missing)", where=index, mend="build one: ray-retrieval index build"
-        )
+        raise missing(index, CURRENT, "index", mend="build one: ray-retrieval index build")
     pointer = index.read_bytes(CURRENT).decode(errors="replace")
     if _POINTER.fullmatch(pointer) is None:
         raise ArtefactError(

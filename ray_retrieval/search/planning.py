@@ -25,6 +25,7 @@ from ray_retrieval.search.choosing import (
 )
 from ray_retrieval.search.scan import words_per_row
 from ray_retrieval.search.sources import RowSource
+from ray_retrieval.search.structure_kinds import kind_of
 from ray_retrieval.search.structure_sizes import StructureSize, cells_of_kind, structure_bytes
 from ray_retrieval.search.votes import LocalSearchConfig, choose_shortlist
 
@@ -80,7 +81,7 @@ def plan(
             memory, nothing is chosen.
 
     Raises:
-        RecipeError: if what is asked for is of no use to the search.
+        RecipeError: if what is asked for is of no use to the search, or is no search of such descriptors.
     """
     stored = descriptor_bytes(form, rows, features)
     if form.kind is DescriptorKind.CODES:
@@ -92,6 +93,8 @@ def plan(
         coarse = f"IVF{cells_of_kind(fast)}"
         kinds = [fast, f"{coarse},SQ8", f"{coarse},Flat", "SQ8", "HNSW32"]
     asked = config or ApproximateConfig(search="auto")
+    if asked.search not in ("exact", "auto"):
+        kind_of(form).check(asked.search, form.size, rows)
     try:
         chosen = choose(form, rows, asked, shards).factory or "exact"
     except RecipeError:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.errors import ArtefactError, QueryError
-from ray_retrieval.metrics.compiled import compiled, ones
+from ray_retrieval.metrics.compiled import compiled, frozen, ones
 from ray_retrieval.search.hits import NO_DISTANCE, NO_ROW, Hits, merge, no_hits
 from ray_retrieval.search.threads import run_all
 
@@ -105,7 +105,7 @@ def to_words(codes: npt.NDArray[np.uint8], bits: int) -> Words:
         if bits % 8:
             padded[:, width - 1] &= 0xFF << (8 - bits % 8) & 0xFF
         codes = padded
-    return _read_only(codes.view(np.uint64).reshape(len(codes), full // 8))
+    return frozen(codes.view(np.uint64).reshape(len(codes), full // 8))
 
 
 def scan(
@@ -142,7 +142,7 @@ def scan(
 def scan_segments(
     segments: Sequence[Segment], queries: npt.NDArray[np.uint8], bits: int, k: int, *, threads: int = 1
 ) -> Hits:
-    """The `k` nearest rows over several segments; as `scan` over their concatenation.
+    """The `k` nearest rows over several segments for each query, exactly.
 
     Args:
         segments: in ascending order of rows, without overlap; empty ones and an empty list are allowed.
@@ -150,6 +150,10 @@ def scan_segments(
         bits: true number of bits of a code.
         k: hits per query.
         threads: to share the work among, at least 1.
+
+    Returns:
+        Hits [q, k] sorted by (distance, row), the same for any number of threads and however the rows are
+        cut. Past the n-th place of a small database stand `NO_ROW` and `NO_DISTANCE`.
 
     Raises:
         ArtefactError: if the queries' type or width does not fit `bits`.
@@ -203,22 +207,15 @@ def _search(segments: list[Segment], queries: Words, bits: int, out: Hits) -> No
         rows=np.empty((count, capacity), np.int64),
     )
     width = (0,) * queries.shape[1]
-    patterns = _read_only(np.tile(queries, _BLOCK_ROWS))
+    patterns = frozen(np.tile(queries, _BLOCK_ROWS))
     for segment in segments:
         row, whole = segment.first_row, len(segment.words) // _BLOCK_ROWS * _BLOCK_ROWS
         rest = segment.words[whole:]
         filled = np.zeros((_BLOCK_ROWS, len(width)), np.uint64)
         filled[: len(rest)] = rest
         _pass(segment.words[:whole].reshape(-1), whole, row, patterns, width, k, found)
-        _pass(_read_only(filled.reshape(-1)), len(rest), row + whole, patterns, width, k, found)
+        _pass(frozen(filled.reshape(-1)), len(rest), row + whole, patterns, width, k, found)
     _sort(found, out.distances, out.rows)
-
-
-def _read_only(words: Words) -> Words:
-    """The same memory; compiled code is specialised on writability, so this saves compiling it twice."""
-    view = words.view(np.ndarray)
-    view.flags.writeable = False
-    return view
 
 
 @compiled

@@ -127,7 +127,7 @@ def open_segment(
 
 
 def rows_of(segment: AnySegment, form: Form, places: npt.NDArray[np.int64]) -> Descriptors:
-    """The descriptors at some places of a segment, in the order asked."""
+    """The descriptors at some places of a segment, int64 [m], in the order asked."""
     if isinstance(segment, LocalSegment):
         return segment.features(places)
     if isinstance(segment, VectorSegment):

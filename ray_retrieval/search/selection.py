@@ -63,7 +63,7 @@ class Spans:
         return int(self.sizes.sum())
 
     def place(self, rows: Rows) -> tuple[Rows, Rows, Mask]:
-        """The shard of each row, its place there, and whether it is in an opened shard at all."""
+        """Of rows, int64 [m], the shard and the place there, int64 [m]; bool [m]: whether it is opened."""
         numbers = np.searchsorted(self.first_rows, rows, side="right") - 1
         places = rows - self.first_rows[numbers]
         return numbers, places, (numbers >= 0) & (places >= 0) & (places < self.sizes[numbers])
@@ -148,7 +148,7 @@ class Selection:
         return np.concatenate([np.zeros(0, np.int64), *parts])
 
     def at(self, places: Rows) -> Rows:
-        """The rows at some places among those that may."""
+        """int64 [m]: the rows at some places, int64 [m], among those that may."""
         if self.allowed is not None:
             return self.chosen()[places]
         before = np.cumsum([0, *self.spans.sizes[:-1]])
@@ -164,7 +164,7 @@ class Selection:
         return np.asarray(before[numbers] + inside - np.arange(len(self.dead)))
 
     def allows(self, rows: Rows) -> Mask:
-        """Which of some hits, of any shape, may be; `NO_ROW` may not."""
+        """Which of some hits, int64 of any shape, may be: bool of that shape; `NO_ROW` may not."""
         if self.allowed is None:
             real: Mask = rows != NO_ROW
             return real & ~is_among(rows, self.dead)
@@ -226,7 +226,7 @@ class RecentSelections:
 
 
 def is_among(rows: Rows, sorted_rows: Rows) -> Mask:
-    """Which of some rows, of any shape, are among others that ascend."""
+    """Which rows, int64 of any shape, are among others, int64 [n], that ascend: bool of that shape."""
     if len(sorted_rows) == 0:
         return np.zeros(rows.shape, np.bool_)
     places = np.minimum(np.searchsorted(sorted_rows, rows), len(sorted_rows) - 1)

@@ -258,7 +258,7 @@ class Shard:
         return any(file.file == IMAGES for file in self.entry.files)
 
     def descriptors(self, places: npt.NDArray[np.int64]) -> Descriptors:
-        """Those of the rows at some places, in the order asked."""
+        """Those of the rows at some places, int64 [m], in the order asked."""
         return rows_of(self.segment, self.form, places)
 
     def image(self, place: int) -> bytes | None:
@@ -338,7 +338,7 @@ def _to_be_mapped(index: Folder, entry: ShardEntry, form: Form) -> Shard:
 
 
 def descriptors_of(shards: Sequence[Shard], rows: npt.NDArray[np.int64]) -> Descriptors:
-    """Of rows in ascending order, wherever in some shards they lie."""
+    """Of rows, int64 [m] in ascending order, wherever in some shards they lie."""
     parts = []
     for shard in shards:
         places = rows - shard.entry.first_row

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.errors import DataError
-from ray_retrieval.search.vector_files import lines_of, split
+from ray_retrieval.search.vector_files import lines_of, load_npy, split
 
 _NUMBER = "^(0|[1-9][0-9]{0,17})$"
 
@@ -69,7 +69,7 @@ def _read(place: str, name: str, schema: pa.Schema) -> pa.Array:
         )
     try:
         if Path(file).suffix == ".npy":
-            return pa.array(np.load(folder.local_path(file), allow_pickle=False))
+            return pa.array(load_npy(folder.local_path(file), place))
         if Path(file).suffix == ".json":
             values = json.loads(folder.read_bytes(file))
             if not isinstance(values, list):

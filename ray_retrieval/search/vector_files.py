@@ -33,6 +33,9 @@ TABLES = (".parquet", ".arrow", ".feather", ".ipc")
 FAISS = (".faiss", ".index")
 SUFFIXES = (".npy", ".npz", *TABLES, *FAISS)
 
+_NPY = b"\x93NUMPY"
+"""How a file of NumPy begins."""
+
 _BLOCK_BYTES, BLOCK_ROWS = 1 << 24, 1 << 16
 
 
@@ -134,7 +137,7 @@ class ArrayFile:
         """
         folder, name = split(place)
         with readable(place, ValueError, EOFError):
-            file = cls(np.load(folder.local_path(name), mmap_mode="r", allow_pickle=False), place)
+            file = cls(load_npy(folder.local_path(name), place, mapped=True), place)
         file._mapped = True
         return file
 
@@ -223,6 +226,24 @@ class NpzFile:
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+def load_npy(path: Path, where: str, *, mapped: bool = False) -> npt.NDArray[Any]:
+    """The array of a `.npy` file, mapped into memory or read.
+
+    Args:
+        path: of the file.
+        where: what errors call it.
+        mapped: rather than read.
+
+    Raises:
+        DataError: if it is not in NumPy's format, or holds pickled objects.
+        ValueError: if it is damaged; EOFError if it is empty after its header.
+    """
+    with path.open("rb") as stream:
+        _numbers_header(stream, where, "numpy.save")
+    array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    return array
+
+
 def chosen(asked: str | None, names: Sequence[str], fitting: Sequence[str], where: str) -> str:
     """The array or column that holds the descriptors."""
     listed = ", ".join(names) or "none"
@@ -256,18 +277,35 @@ def _shape_of_array(dtype: np.dtype[Any], shape: tuple[int, ...], where: str) ->
 
 def _array_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and type of an array in NumPy's format; the stream then stands at its first byte."""
-    version = np.lib.format.read_magic(stream)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in read:
-        raise DataError(f"an array of format {version}", where=where, mend="save it with numpy.savez")
-    shape, columns_first, dtype = read[version](stream)
-    if (columns_first and len(shape) > 1) or dtype.hasobject:
+    shape, columns_first, dtype = _numbers_header(stream, where, "numpy.savez")
+    if columns_first and len(shape) > 1:
         raise DataError(
-            "an array of Python objects, or one that lies column after column",
-            where=where,
-            mend="save numpy.ascontiguousarray of it, as numbers or text",
+            "an array that lies column after column", where=where, mend="save numpy.ascontiguousarray of it"
         )
     return shape, dtype
+
+
+def _numbers_header(
+    stream: IO[bytes], where: str, saved_by: str
+) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it lies column after column, and type of an array in NumPy's format.
+
+    Looked at before NumPy opens the file, as NumPy offers to unpickle what it does not know.
+
+    Raises:
+        DataError: if it is not in that format, or holds pickled objects.
+        ValueError: if it is damaged.
+    """
+    start = stream.read(np.lib.format.MAGIC_LEN)
+    read = {b"\1\0": np.lib.format.read_array_header_1_0, b"\2\0": np.lib.format.read_array_header_2_0}
+    prefix, version = start[: len(_NPY)], start[len(_NPY) :]
+    if prefix != _NPY or version not in read:
+        problem = "it is not in NumPy's format" if prefix != _NPY else f"an array of format {tuple(version)}"
+        raise DataError(problem, where=where, mend=f"save it with {saved_by}")
+    shape, columns_first, dtype = read[version](stream)
+    if dtype.hasobject:
+        raise DataError("it holds Python objects", where=where, mend="save it as numbers or text")
+    return shape, columns_first, dtype
 
 
 @contextmanager

@@ -231,7 +231,16 @@ def _products(queries: Floats, panel: Floats, out: Floats) -> None:
 def collect_for_few(
     vectors: Floats, first: int, panel_rows: int, queries: Floats, bases: Doubles, heaps: Keys
 ) -> None:
-    """Multiply few queries with all the vectors, panel by panel, and collect the nearest; see `collect`."""
+    """Multiply few queries with all the vectors, panel by panel, and collect the nearest; see `collect`.
+
+    Args:
+        vectors: float32 [n, d].
+        first: place of the first of them.
+        panel_rows: vectors of a panel, at most.
+        queries: float32 [q, d].
+        bases: as for `collect`.
+        heaps: as for `collect`.
+    """
     room = np.empty(len(queries) * panel_rows, np.float32)
     for start in range(0, len(vectors), panel_rows):
         panel = vectors[start : start + panel_rows]

@@ -21,12 +21,11 @@ The rows (or the queries) are shared out among threads. Each share is exact and 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.metrics.compiled import frozen
 from ray_retrieval.search.hits import NO_ROW, Hits, merge, no_hits
 from ray_retrieval.search.threads import one_blas_thread, run_all
 from ray_retrieval.search.vector_kernels import (
@@ -40,8 +39,6 @@ from ray_retrieval.search.vector_kernels import (
     distances_of,
     write_hits,
 )
-
-Number = TypeVar("Number", np.float32, np.int64)
 
 _GROUP = 512  # queries that are multiplied together; twice as many gain nothing
 _PANEL_ROWS = 512
@@ -134,7 +131,7 @@ def search_vectors(segments: Sequence[VectorSegment], queries: Floats, k: int, *
     rows = sum(map(len, segments))
     if rows == 0 or len(queries) == 0:
         return no_hits(len(queries), k, np.float32)
-    queries, kept = _read_only(queries), min(k, rows)
+    queries, kept = frozen(queries), min(k, rows)
     threads = max(1, min(threads, rows * queries.size // _SMALLEST_WORK))
     groups = _groups(len(queries), max(1, min(_GROUP, _BUFFERED_HITS // kept)), threads)
     # The rows are shared out where there are few queries: products of groups that are too small take longer.
@@ -176,7 +173,7 @@ def distances_to(vectors: Floats, queries: Floats, rows: Rows, *, threads: int =
             f"rows are places in {len(vectors)} vectors or {NO_ROW}, got {rows.min()} to {rows.max()}"
         )
     found = np.empty(rows.shape, np.float32)
-    vectors, queries, rows = _read_only(vectors), _read_only(queries), _read_only(rows)
+    vectors, queries, rows = frozen(vectors), frozen(queries), frozen(rows)
     threads = max(1, min(threads, len(rows), rows.size * vectors.shape[1] // _SMALLEST_WORK))
 
     def measure(start: int, stop: int) -> None:
@@ -221,13 +218,6 @@ def _check_dimension(dimension: int, queries: Floats) -> None:
         )
 
 
-def _read_only(array: npt.NDArray[Number]) -> npt.NDArray[Number]:
-    """The same values row after row; compiled code is specialised on writability: one kind compiles once."""
-    view = np.ascontiguousarray(array).view(np.ndarray)
-    view.flags.writeable = False
-    return view
-
-
 def _groups(queries: int, most: int, threads: int) -> list[slice]:
     """Queries in groups of nearly the same size: as many for each thread, if there is one for each at all."""
     count = -(-queries // most)
@@ -243,7 +233,7 @@ def _share(segments: Sequence[VectorSegment], start: int, stop: int) -> list[Vec
     for segment in segments:
         low, high = max(start - before, 0), min(stop - before, len(segment))
         if low < high:
-            vectors = _read_only(segment.vectors[low:high])
+            vectors = frozen(segment.vectors[low:high])
             share.append(VectorSegment(vectors, segment.first_row + low, segment.norm_error))
         before += len(segment)
     return share

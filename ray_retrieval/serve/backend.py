@@ -54,9 +54,9 @@ class DescriptorExample:
     data: npt.NDArray[Any]
 
 
-Photograph = ImageExample | IdExample
+PhotographExample = ImageExample | IdExample
 """What is compared with another one."""
-AnyExample = Photograph | DescriptorExample
+AnyExample = PhotographExample | DescriptorExample
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ class Backend(Protocol):
 
     async def match(
         self,
-        first: Photograph,
-        second: Photograph,
+        first: PhotographExample,
+        second: PhotographExample,
         index: str | None,
         *,
         deadline: float,
@@ -139,8 +139,8 @@ class Backend(Protocol):
 
     async def match_picture(
         self,
-        first: Photograph,
-        second: Photograph,
+        first: PhotographExample,
+        second: PhotographExample,
         index: str | None,
         *,
         deadline: float,

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from ray_retrieval.config import Config
+from ray_retrieval.errors import QueryError
 from ray_retrieval.search.rerank import RerankConfigs
 
 NO_RERANKING = "none"
@@ -148,6 +149,17 @@ class ServeConfig(Config):
         if NO_RERANKING in self.rerank:
             raise ValueError(f"'{NO_RERANKING}' is the name of no re-ranking")
         return self
+
+    def check_writable(self) -> None:
+        """See that indices may be changed here.
+
+        Raises:
+            QueryError: 403 if not.
+        """
+        if not self.writable:
+            raise QueryError(
+                "this server changes no index", mend="start it with --set writable=true", status=403
+            )
 
     def cpus(self, indexes: int = 1, models: int = 1) -> float:
         """Cores that Ray books for a server of so many indices and models."""

@@ -6,9 +6,9 @@ This module stands alone so that these processes load no HTTP layer.
 import asyncio
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -30,8 +30,19 @@ class EncoderLike(Protocol):
 
     fingerprint: str
 
-    def encode(self, images: list[bytes]) -> tuple[Descriptors, dict[int, str]]:
-        """Descriptors of images, and the reason for each image that cannot be decoded."""
+    def encode(
+        self, images: list[bytes], box: Sequence[float] | None = None
+    ) -> tuple[Descriptors, dict[int, str]]:
+        """Descriptors of images, or of the part of each in a box, and the reason for each without one.
+
+        Args:
+            images: files.
+            box: left, top, right and bottom in pixels.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds."""
         ...
 
 
@@ -59,7 +70,7 @@ class EncoderReplica:
         limit_threads(config.encoder_threads)
         self._factory, self._config = factory, config
         self._encoders: Kept[ModelKey, EncoderLike] = Kept(
-            self._open, idle_s=_IDLE * config.request_timeout_s, close=_close
+            self._open, idle_s=_IDLE * config.request_timeout_s, close=lambda encoder: encoder.close()
         )
         # Always the same thread: a pool of torch's own belongs to each thread that calls it.
         thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -111,8 +122,7 @@ class EncoderReplica:
                 answers.update(dict.fromkeys(numbers, Gone(str(error))))
                 continue
             images = [jobs[number].image for number in numbers]
-            encode: Any = encoder.encode
-            found, failures = encode(images) if box is None else encode(images, box)
+            found, failures = encoder.encode(images, box)
             for place, number in enumerate(numbers):
                 one = failures.get(place) or found.take(np.array([place]))
                 answers[number] = Encoded(one, model.fingerprint, len(jobs))
@@ -122,15 +132,9 @@ class EncoderReplica:
         threads, batch = self._config.encoder_threads, self._config.encoder_batch
         encoder = self._factory(model.uri, threads=threads, batch_size=batch, engine=self._config.engine)
         if encoder.fingerprint != model.fingerprint:
-            _close(encoder)
+            encoder.close()
             raise GoneError(f"the model is {encoder.fingerprint} by now, {model.fingerprint} was asked for")
         return encoder
-
-
-def _close(encoder: EncoderLike) -> None:
-    close = getattr(encoder, "close", None)
-    if close is not None:
-        close()
 
 
 def _blank_image() -> bytes:

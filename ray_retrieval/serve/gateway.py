@@ -32,10 +32,10 @@ from ray_retrieval.serve.answers import (
     Spot,
 )
 from ray_retrieval.serve.backend import (
-    IdExample,
     ImageExample,
     NewImage,
     Original,
+    PhotographExample,
     SearchRequest,
 )
 from ray_retrieval.serve.behind import PartError, Parts, Write
@@ -122,8 +122,8 @@ class Gateway:
 
     async def match(
         self,
-        first: ImageExample | IdExample,
-        second: ImageExample | IdExample,
+        first: PhotographExample,
+        second: PhotographExample,
         index: str | None,
         *,
         deadline: float,
@@ -137,8 +137,8 @@ class Gateway:
 
     async def match_picture(
         self,
-        first: ImageExample | IdExample,
-        second: ImageExample | IdExample,
+        first: PhotographExample,
+        second: PhotographExample,
         index: str | None,
         *,
         deadline: float,
@@ -404,11 +404,7 @@ async def _answers(ping: Callable[[float], Awaitable[Any]]) -> None:
 
 
 def _writer(config: ServeConfig, rolling: Rolling) -> Write:
+    config.check_writable()
     write = rolling.parts.write
-    if not config.writable or write is None:
-        raise QueryError(
-            "images are not added or removed here",
-            mend="start the server with writable=true",
-            status=403,
-        )
+    assert write is not None, "who may write has one that writes"
     return write

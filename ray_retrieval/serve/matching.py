@@ -10,7 +10,7 @@ from ray_retrieval.errors import QueryError
 from ray_retrieval.match import Match, Photograph, compared
 from ray_retrieval.search.verify import VerifyConfig
 from ray_retrieval.serve.answers import MatchAnswer
-from ray_retrieval.serve.backend import IdExample, ImageExample
+from ray_retrieval.serve.backend import IdExample, PhotographExample
 from ray_retrieval.serve.searching import Call, Searching
 from ray_retrieval.serve.wire import ModelKey
 
@@ -26,9 +26,7 @@ class Matching:
     def __init__(self, searching: Searching, workers: Executor) -> None:
         self._searching, self._workers = searching, workers
 
-    async def match(
-        self, call: Call, first: ImageExample | IdExample, second: ImageExample | IdExample
-    ) -> MatchAnswer:
+    async def match(self, call: Call, first: PhotographExample, second: PhotographExample) -> MatchAnswer:
         """What they have in common.
 
         Raises:
@@ -49,9 +47,7 @@ class Matching:
             model=_model(call).fingerprint,
         )
 
-    async def picture(
-        self, call: Call, first: ImageExample | IdExample, second: ImageExample | IdExample
-    ) -> bytes:
+    async def picture(self, call: Call, first: PhotographExample, second: PhotographExample) -> bytes:
         """The same drawn, as a PNG file."""
         found = await self._compared(call, first, second)
 
@@ -62,16 +58,14 @@ class Matching:
 
         return await asyncio.get_running_loop().run_in_executor(self._workers, draw)
 
-    async def _compared(
-        self, call: Call, first: ImageExample | IdExample, second: ImageExample | IdExample
-    ) -> Match:
+    async def _compared(self, call: Call, first: PhotographExample, second: PhotographExample) -> Match:
         model = _model(call)
         a, b = await asyncio.gather(*(self._photograph(call, one, model) for one in (first, second)))
         config = call.live.rerankings.verification() or VerifyConfig()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, lambda: compared(a, b, config))
 
-    async def _photograph(self, call: Call, example: ImageExample | IdExample, model: ModelKey) -> Photograph:
+    async def _photograph(self, call: Call, example: PhotographExample, model: ModelKey) -> Photograph:
         features = await self._searching.local_features(call, example, model)
         if isinstance(example, IdExample):
             return Photograph(example.id, (await self._searching.as_image(call, example)).data, features)

@@ -8,7 +8,6 @@ from typing import TypeVar
 from fastapi import Request, Response
 from pydantic import BaseModel
 
-from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.backend import Backend, Original
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.limits import Admission, before
@@ -66,17 +65,6 @@ class HttpParts:
     def deadline(self) -> float:
         """When a request that comes now is given up, as a moment of `time.monotonic`."""
         return time.monotonic() + self.config.request_timeout_s
-
-    def check_writable(self) -> None:
-        """See that indices may be changed here.
-
-        Raises:
-            QueryError: 403 if not.
-        """
-        if not self.config.writable:
-            raise QueryError(
-                "this server changes no index", mend="start it with --set writable=true", status=403
-            )
 
 
 def as_json(body: BaseModel) -> Response:

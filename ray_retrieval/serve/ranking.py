@@ -76,7 +76,7 @@ def _own_distances(
     return np.array([known_to[ranking][row] for ranking, row in pairs], np.float32)
 
 
-def hits_of(name: str, index: Index, ranked: Ranked, why: list[Why | None] | None) -> list[Hit]:
+def told_hits(name: str, index: Index, ranked: Ranked, why: list[Why | None] | None) -> list[Hit]:
     """What clients are told of the hits, in their order."""
     form = index.form
     records = records_of(index, ranked.rows.tolist())

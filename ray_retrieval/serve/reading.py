@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import math
+from collections import Counter
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from ray_retrieval.serve.backend import (
     IdExample,
     ImageExample,
     NewImage,
-    Photograph,
+    PhotographExample,
     SearchRequest,
 )
 from ray_retrieval.serve.bodies import (
@@ -130,7 +131,7 @@ class Reader:
             raise next(one for one in read if isinstance(one, BaseException))
         return images, index
 
-    async def match(self, request: Request) -> tuple[Photograph, Photograph, str | None]:
+    async def match(self, request: Request) -> tuple[PhotographExample, PhotographExample, str | None]:
         """Two photographs and the name of the index."""
         if body_kind(request) == FORM:
             form = await self._form(request, {"first", "second"}, {"index"}, 2)
@@ -151,6 +152,7 @@ class Reader:
             files = form.files.get("image", [])
             self._check_count(files, "image", self._config.max_added)
             settings = _new_settings(form, files)
+            _check_once([str(one.id) for one in settings])
             wanted = [
                 (one, self._image(file.data, None, f"image[{number}]"))
                 for number, (one, file) in enumerate(zip(settings, files, strict=True))
@@ -158,6 +160,7 @@ class Reader:
         else:
             body = parsed(AddBody, await self._json(request))
             self._check_count(body.images, "images", self._config.max_added)
+            _check_once([one.id for one in body.images])
             wanted = [
                 (one, self._source(one.image, one.url, f"images.{n}")) for n, one in enumerate(body.images)
             ]
@@ -173,7 +176,6 @@ class Reader:
                 images.append(NewImage(identifier, found[0], about.label, about.columns))
         if not images:
             raise next(found for found in read if isinstance(found, QueryError))
-        _check_once([str(about.id) for about, _ in wanted])
         return images, left_out
 
     async def json(self, request: Request) -> bytes:
@@ -256,7 +258,7 @@ class Reader:
             return DescriptorExample(np.frombuffer(bytes.fromhex(body.code), np.uint8)), None
         return await self._source(body.image, body.url, where, body.box)
 
-    async def _photograph(self, body: ExampleBody, where: str) -> Photograph:
+    async def _photograph(self, body: ExampleBody, where: str) -> PhotographExample:
         example, _ = await self._example(body, where)
         if isinstance(example, DescriptorExample):
             raise _refused("a photograph is an image, a url or an id", where, "send one of these")
@@ -367,9 +369,9 @@ def _new_settings(form: UploadForm, files: list[File]) -> list[NewImageSettings]
 
 
 def _check_once(ids: list[str]) -> None:
-    twice = {one for one in ids if ids.count(one) > 1}
+    twice = [one for one, count in Counter(ids).items() if count > 1]
     if twice:
-        raise _refused(f"the id '{min(twice)[:100]}' stands twice", "images", "give each image its own")
+        raise _refused(f"the id '{min(twice)[:100]}' comes twice", "images", "give each image its own")
 
 
 def _one(form: UploadForm, name: str) -> File:

@@ -94,7 +94,7 @@ def change_routes(parts: HttpParts) -> APIRouter:
     @router.post("/indexes/{name}/images", response_model=ChangeAnswer, openapi_extra=ADD)
     async def add(request: Request, name: _Name, replace: _Replace = False) -> Response:
         """Add images; the new version is served when this answers."""
-        parts.check_writable()
+        parts.config.check_writable()
 
         async def work(wanted: tuple[list[NewImage], dict[str, str]], deadline: float) -> ChangeAnswer:
             images, left_out = wanted
@@ -107,7 +107,7 @@ def change_routes(parts: HttpParts) -> APIRouter:
     @router.post("/indexes/{name}/remove", response_model=ChangeAnswer, openapi_extra=REMOVE)
     async def remove(request: Request, name: _Name) -> Response:
         """Remove images, by their ids or by a filter; the new version is served when this answers."""
-        parts.check_writable()
+        parts.config.check_writable()
 
         async def work(sent: bytes, deadline: float) -> ChangeAnswer:
             body = parsed(RemoveBody, sent)

@@ -17,7 +17,7 @@ from ray_retrieval.serve.answers import (
     MatchAnswer,
     SearchAnswer,
 )
-from ray_retrieval.serve.backend import ImageExample, Photograph, SearchRequest
+from ray_retrieval.serve.backend import ImageExample, PhotographExample, SearchRequest
 from ray_retrieval.serve.bodies import SearchBody, checked
 from ray_retrieval.serve.limits import all_of, before
 from ray_retrieval.serve.middleware import API, charge
@@ -98,7 +98,9 @@ def search_routes(parts: HttpParts) -> APIRouter:
         """What two photographs have in common, by the local features of an index's model."""
         drawn = picture or _wants_picture(request)
 
-        async def work(wanted: tuple[Photograph, Photograph, str | None], deadline: float) -> Response:
+        async def work(
+            wanted: tuple[PhotographExample, PhotographExample, str | None], deadline: float
+        ) -> Response:
             first, second, index = wanted
             if drawn:
                 return Response(

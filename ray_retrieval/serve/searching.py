@@ -20,6 +20,7 @@ from ray_retrieval.serve.backend import (
     DescriptorExample,
     IdExample,
     ImageExample,
+    PhotographExample,
     SearchRequest,
 )
 from ray_retrieval.serve.behind import PartError, Watched
@@ -30,7 +31,7 @@ from ray_retrieval.serve.limits import all_of
 from ray_retrieval.serve.lookups import looked_up, row_of, stored_image
 from ray_retrieval.serve.metrics import Metrics
 from ray_retrieval.serve.queries import average, given, understood
-from ray_retrieval.serve.ranking import hits_of, noted, plain, reranked
+from ray_retrieval.serve.ranking import noted, plain, reranked, told_hits
 from ray_retrieval.serve.reasons import reasons
 from ray_retrieval.serve.rerankings import Reranking
 from ray_retrieval.serve.rolling import Live, Rolling
@@ -121,7 +122,7 @@ class Searching:
                 self._workers,
                 lambda: reasons(index, reranking, queries, features, ranked),
             )
-        hits = await self._on(self._lookups, lambda: hits_of(live.name, index, ranked, why))
+        hits = await self._on(self._lookups, lambda: told_hits(live.name, index, ranked, why))
         clock.lap("records")
         notes += noted(queries, hits, request.where)
         answer = SearchAnswer(
@@ -189,7 +190,7 @@ class Searching:
         data = await self._on(self._files, lambda: looked_up(lambda: stored_image(index, example.id)))
         return ImageExample(data, "", 0, 0, example.box)
 
-    async def local_features(self, call: Call, example: ImageExample | IdExample, model: ModelKey) -> Local:
+    async def local_features(self, call: Call, example: PhotographExample, model: ModelKey) -> Local:
         """Local features of an image by some model: encoded, or from the index if it holds those."""
         index = call.live.index
         if isinstance(example, IdExample):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_retrieval.data.readers import IMAGE_TYPE
 from ray_retrieval.descriptors import Descriptors, Form, concatenate
 from ray_retrieval.errors import ConflictError, DataError, QueryError, RetrievalError
 from ray_retrieval.search import Index, add, compact, remove
@@ -24,7 +25,6 @@ from ray_retrieval.serve.lookups import no_image
 from ray_retrieval.serve.wire import late
 from ray_retrieval.storage import Folder
 
-_IMAGE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
 _RESERVED = ("id", "image", "label", "row", "path")
 BUSY_S = 10.0
 """How long another writer, such as the command line, is waited for."""
@@ -58,16 +58,17 @@ def addition(
 
     Args:
         index: the version that is served.
-        images: as they were sent.
+        images: as they were sent, each with an id of its own.
         described: the descriptor of each, or why there is none.
         replace: whether ids may be in the index already.
         expires: moment (`time.time`) after which it is not begun.
 
     Raises:
-        QueryError: 409 if an id is in the index and `replace` is not asked for, 422 if ids come twice, or
-            labels or columns do not fit the index.
+        QueryError: 409 if an id is in the index and `replace` is not asked for, 422 if labels or columns do
+            not fit the index.
     """
-    _check_ids(index, images, replace=replace)
+    if not replace:
+        _check_new(index, [image.id for image in images])
     left_out: dict[str, str] = {}
     kept: list[tuple[NewImage, Descriptors]] = []
     for image, found in zip(images, described, strict=True):
@@ -81,7 +82,7 @@ def addition(
     names, labels = _labels(index, some)
     columns: dict[str, Any] = {
         "id": pa.array([image.id for image in some], pa.string()),
-        "image": pa.array([{"bytes": image.image.data, "path": None} for image in some], _IMAGE),
+        "image": pa.array([{"bytes": image.image.data, "path": None} for image in some], IMAGE_TYPE),
         "label": labels,
         **_columns(index, some),
     }
@@ -202,15 +203,6 @@ def _added(request: Addition, threads: int) -> Change:
 
 def _removed(request: Removal, threads: int) -> Change:
     return remove(request.uri, request.ids, where=request.where, threads=threads)
-
-
-def _check_ids(index: Index, images: Sequence[NewImage], *, replace: bool) -> None:
-    ids = [image.id for image in images]
-    twice = sorted({identifier for identifier in ids if ids.count(identifier) > 1})
-    if twice:
-        raise QueryError("the same id comes twice", where=twice[0], mend="rename one", status=422)
-    if not replace:
-        _check_new(index, ids)
 
 
 def _check_new(index: Index, ids: Sequence[str]) -> None:

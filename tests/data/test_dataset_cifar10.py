@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from ray_retrieval.config import validate
-from ray_retrieval.data import Cifar10Config, ImageSource, Preprocessing, load
-from ray_retrieval.data.datasets import cifar10
+from ray_retrieval.data.datasets import Cifar10Config, cifar10, load
+from ray_retrieval.data.source import ImageSource
+from ray_retrieval.data.transforms import Preprocessing
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.storage import Folder
 

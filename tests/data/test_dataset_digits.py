@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from ray_retrieval.data import DigitsConfig, Preprocessing, load, prepare
+from ray_retrieval.data.datasets import DigitsConfig, load
 from ray_retrieval.data.datasets.digits import digits_table
+from ray_retrieval.data.transforms import Preprocessing, prepare
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
 

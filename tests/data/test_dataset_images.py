@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ray_retrieval.config import validate
-from ray_retrieval.data import Benchmark, ImagesConfig, load
+from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.datasets import ImagesConfig, load
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.storage import Folder
 

@@ -74,7 +74,9 @@ def test_images_are_looked_for_by_a_sample(tmp_path):
 def test_a_variant_can_stand_in_the_name():
     assert kind_and_settings("coco-clean") == (CONFIGS["coco"], ["protocol=clean"])
     assert asked("nuswide-21")["name"] == "NUS-WIDE (21)"
-    with pytest.raises(DataError, match="no benchmark is called 'mnist'"):
+    with pytest.raises(DataError, match=r"no benchmark is called 'digit' \(did you mean 'digits'\?\)"):
+        kind_and_settings("digit")
+    with pytest.raises(DataError, match=r"no benchmark is called 'mnist' \(known are: "):
         kind_and_settings("mnist")
 
 

@@ -276,7 +276,7 @@ def test_arrow_files_are_memory_mapped(tmp_path: Path, stream: bool) -> None:
 
 
 def test_unknown_form_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"folder of images, a \.txt list"):
+    with pytest.raises(DataError, match=r"of images, a \.txt list, a \.csv, or \.parquet or \.arrow"):
         open_images(write(tmp_path, "a.zip", "x"))
     (tmp_path / "a.arrow").write_bytes(b"x")
     with pytest.raises(DataError, match="not a valid Arrow"):

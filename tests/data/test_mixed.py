@@ -5,14 +5,13 @@ import io
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from ray_retrieval.config import validate
 from ray_retrieval.data.decode import MAX_BYTES, jpeg_size, upright_size
-from ray_retrieval.data.mixed import MixedImages, each_size, groups_of, in_order
+from ray_retrieval.data.mixed import MixedImages, groups_of, in_order
 from ray_retrieval.data.source import ImageSource, check_images
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, decode_target, prepare, prepared_shape
@@ -160,8 +159,6 @@ def test_groups_hold_every_image_once_and_results_come_back_in_order(shapes, lim
             np.testing.assert_array_equal(image.numpy(), images[place])
     sums = in_order([places for places, _ in groups], [some.long().sum(dim=(1, 2, 3)) for _, some in groups])
     assert sums.tolist() == [int(image.astype(int).sum()) for image in images]
-    each = each_size(lambda some: {"sum": some.long().sum(dim=(1, 2, 3))}, mixed)
-    assert torch.equal(each["sum"], sums)
 
 
 def table_of(sizes, boxes=None):

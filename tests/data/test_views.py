@@ -15,12 +15,18 @@ from ray_retrieval.data.datasets import views as module
 from ray_retrieval.data.datasets.survey import survey
 from ray_retrieval.data.datasets.views import ViewsConfig, load, rendered, sample_photographs
 from ray_retrieval.data.decode import decode
-from ray_retrieval.data.rendering import Geometry, Photometry, project, render
+from ray_retrieval.data.rendering import Geometry, Photometry, render
 from ray_retrieval.data.table import open_images
 from ray_retrieval.errors import ArtefactError, DataError, RecipeError
 from ray_retrieval.storage import Folder
 
 PLAIN = Photometry(brightness=0, contrast=0, saturation=0, gamma=0, blur=0, noise=0, quality=(95, 95))
+
+
+def project(homography, points):
+    """float64 [n, 2]: where points (x, y), float64 [n, 2], lie after a homography, float64 [3, 3]."""
+    moved = np.concatenate([points, np.ones((len(points), 1))], axis=1) @ homography.T
+    return np.asarray(moved[:, :2] / moved[:, 2:])
 
 
 def views_of(image, *, name="photo", views=3, size=64, seed=0, geometry=None, photometry=PLAIN):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from samples import coloured_table
 
 from ray_retrieval.config import validate
-from ray_retrieval.data.mixed import each_size, groups_of
+from ray_retrieval.data.mixed import groups_of, in_order
 from ray_retrieval.data.source import ImageSource
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.errors import DataError, RecipeError
@@ -39,7 +39,10 @@ def encoder(made, table):
 
     def encode(rows, work=None):
         with ImageSource(table, made.preprocessing, memory_bytes=0, threads=1) as source, torch.no_grad():
-            return each_size(work or made, source.batch(rows))
+            groups = groups_of(source.batch(rows))
+            found = [(work or made)(images) for _, images in groups]
+        places = [positions for positions, _ in groups]
+        return {name: in_order(places, [outputs[name] for outputs in found]) for name in found[0]}
 
     def totals(rows, work):
         with ImageSource(table, made.preprocessing, memory_bytes=0, threads=1) as source, torch.no_grad():

@@ -119,6 +119,16 @@ def test_what_is_asked_for_is_planned():
         plan(form, 10, config=ApproximateConfig(search="exact", memory=9))
 
 
+def test_a_search_that_cannot_be_built_is_not_planned():
+    codes, vectors = Form(DescriptorKind.CODES, 64), Form(DescriptorKind.VECTORS, 32)
+    with pytest.raises(RecipeError, match="'nope' is no search of codes"):
+        plan(codes, 1000, config=ApproximateConfig(search="nope"))
+    with pytest.raises(RecipeError, match="'nope'"):
+        plan(vectors, 1000, config=ApproximateConfig(search="nope"))
+    with pytest.raises(RecipeError, match="2,000 cells, and there are 1,000 rows"):
+        plan(codes, 1000, config=ApproximateConfig(search="BIVF2000"))
+
+
 def test_unknown_structures_are_not_guessed(tmp_path, vectors):
     assert structure_bytes("NSG16", 10, 4) is None
     config = ApproximateConfig(search="IVF4,PQ4", recall_queries=5)

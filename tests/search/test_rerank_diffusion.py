@@ -8,7 +8,7 @@ from scipy import sparse
 
 from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import RecipeError
-from ray_retrieval.metrics.inputs import frozen
+from ray_retrieval.metrics.compiled import frozen
 from ray_retrieval.recipe import rerank_steps
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.rerank import (

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ray_retrieval.config import validate
 from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
-from ray_retrieval.metrics.inputs import frozen
+from ray_retrieval.metrics.compiled import frozen
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.rerank import (
     HeldVectors,

@@ -3,6 +3,7 @@
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +40,7 @@ class AverageHash:
     def __init__(self, model: str, *, threads: int = 1, batch_size: int = 64, engine: str = "torch") -> None:
         _, self.fingerprint = read_model_description(Folder(model))
 
-    def encode(self, images: list[bytes]) -> tuple[Codes, dict[int, str]]:
+    def encode(self, images: list[bytes], box: Any = None) -> tuple[Codes, dict[int, str]]:
         codes = np.zeros((len(images), BITS // 8), np.uint8)
         failures = {}
         for position, image in enumerate(images):
@@ -51,6 +52,8 @@ class AverageHash:
             codes[position] = np.packbits(grey.ravel() >= grey.mean())
         return Codes(codes, BITS), failures
 
+    def close(self) -> None: ...
+
 
 class GreyVector:
     """Encodes an image as an 8 x 8 grid of grey values around their mean, scaled to length 1."""
@@ -58,12 +61,14 @@ class GreyVector:
     def __init__(self, model: str, *, threads: int = 1, batch_size: int = 64, engine: str = "torch") -> None:
         _, self.fingerprint = read_model_description(Folder(model))
 
-    def encode(self, images: list[bytes]) -> tuple[Vectors, dict[int, str]]:
+    def encode(self, images: list[bytes], box: Any = None) -> tuple[Vectors, dict[int, str]]:
         grids = [
             np.asarray(decode(image).convert("L").resize((8, 8)), np.float32).ravel() for image in images
         ]
         centred = np.stack([grid - grid.mean() for grid in grids])
         return Vectors(centred / np.linalg.norm(centred, axis=1, keepdims=True)), {}
+
+    def close(self) -> None: ...
 
 
 def write_model(folder: Folder, *, note: str = "") -> str:

@@ -185,7 +185,7 @@ def test_a_filter_holds_and_a_wrong_one_is_told(indexed: Served) -> None:
 def test_a_re_ranking_by_name_is_the_searchers_own(vectors: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: Any = {"qe": [{"name": "query_expansion", "n": 3}], "one": [{"name": "query_expansion", "n": 1}]}
     config = ServeConfig.model_validate({"rerank": steps, "default_rerank": "qe"})
-    monkeypatch.setattr("ray_retrieval.query.Encoder", lambda model, **_: GreyVectorWithBox(str(model)))
+    monkeypatch.setattr("ray_retrieval.query.Encoder", lambda model, **_: GreyVector(str(model)))
     searchers = {
         name: Searcher(vectors.index, vectors.model, threads=1, rerank=config.rerank[name]) for name in steps
     }
@@ -212,11 +212,6 @@ def test_a_re_ranking_by_name_is_the_searchers_own(vectors: Served, monkeypatch:
         assert {one.name: one.is_default for one in about} == {"none": False, "qe": True, "one": False}
 
     on(vectors, work, config=config, encoder=GreyVector)
-
-
-class GreyVectorWithBox(GreyVector):
-    def encode(self, images: list[bytes], box: Any = None) -> Any:
-        return super().encode(images)
 
 
 def test_a_group_that_is_down_is_an_error_or_left_out_as_asked(indexed: Served) -> None:

@@ -50,6 +50,8 @@ class Features:
     def encode(self, images: list[bytes], box: Any = None) -> tuple[Local, dict[int, str]]:
         return together([SETS.get(image) or draw_set(30, seed=len(image)) for image in images]), {}
 
+    def close(self) -> None: ...
+
 
 def views() -> Local:
     shared = (0, 60, 0, 40, 0, 0, 0, 50, 0, 0, 0, 0, 0, 0)

@@ -108,7 +108,6 @@ def test_pictures_are_told_apart_by_what_they_show_and_not_by_the_version(own: S
 @pytest.mark.parametrize(
     ("new", "problem"),
     [
-        ([NewImage("a", image(1)), NewImage("a", image(2))], "comes twice"),
         ([NewImage("a", image(1), 17)], "no class 17"),
         ([NewImage("a", image(1), [0, 1])], "one class each"),
         ([NewImage("a", image(1), None, {"row": 3})], "no further column"),

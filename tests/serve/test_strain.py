@@ -451,7 +451,7 @@ class NotedHash(AverageHash):
         super().__init__(model, **options)
         self._turned = int(self.fingerprint[:2], 16)
 
-    def encode(self, images: list[bytes]) -> Any:
+    def encode(self, images: list[bytes], box: Any = None) -> Any:
         codes, failures = super().encode(images)
         return dataclasses.replace(codes, data=codes.data ^ self._turned), failures
 

@@ -50,8 +50,6 @@ _NAMES = (
 CLASS_NAMES = tuple(sorted(_NAMES.split(", ")))
 """In the order of the columns of the lists, which is the alphabet's and not that of COCO's categories."""
 
-LABELLED = 122_218
-"""Images with an annotated object among the 123,287 of train2014 and val2014."""
 COUNTS: dict[str, dict[str, int | None]] = {
     "hashnet": {"train": 10_000, "queries": 5_000, "database": 112_218},
     "clean": {"train": 10_000, "queries": 5_000, "database": 117_218},

@@ -306,10 +306,7 @@ def _one_table(parts: Parts, root: str, title: str) -> tuple[ImageTable, dict[st
     """All images, and the rows of each part."""
     found = _different(parts)
     names = [name for listed in found for name in listed.names]
-    paths = pa.array([location.join(root, name) for name in names], pa.string())
-    images = pa.StructArray.from_arrays(
-        [pa.nulls(len(names), pa.large_binary()), paths], fields=list(readers.IMAGE_TYPE)
-    )
+    images = readers.images_at([location.join(root, name) for name in names])
     label = pa.concat_arrays([listed.label for listed in found])
     base = ImageTable(
         pa.table({"id": names, "image": images, "label": label}), name=title, class_names=parts.class_names

@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from ray_retrieval.data import location, shards
 from ray_retrieval.data.datasets.gldv2_plan import PARTS, Plan
 from ray_retrieval.data.decode import MAX_BYTES, decode
-from ray_retrieval.data.readers import IMAGE_TYPE
+from ray_retrieval.data.readers import IMAGE_TYPE, images_at
 from ray_retrieval.data.table import IntArray
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description
@@ -276,9 +276,7 @@ def _describe(
 def _write_listing(folder: Folder, name: str, table: pa.Table) -> None:
     """Id, label and address of the images of a part, as a Parquet file that any verb takes for images."""
     address = table["address"].combine_chunks()
-    images = pa.StructArray.from_arrays(
-        [pa.nulls(len(table), pa.large_binary()), address], fields=list(IMAGE_TYPE)
-    )
+    images = images_at(address)
     with folder.writing(name) as stream:
         pq.write_table(pa.table({"id": table["id"], "label": table["label"], "image": images}), stream)
 

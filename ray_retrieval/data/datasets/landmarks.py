@@ -362,10 +362,7 @@ def _table(
     ids: list[str], names: list[str], root: str, published: Published, part: str, **columns: pa.Array
 ) -> ImageTable:
     paths = [location.join(location.expand(root), _image(published, name)) for name in names]
-    images = pa.StructArray.from_arrays(
-        [pa.nulls(len(paths), pa.large_binary()), pa.array(paths, pa.string())],
-        fields=list(readers.IMAGE_TYPE),
-    )
+    images = readers.images_at(paths)
     table = pa.table({"id": pa.array(ids, pa.string()), "image": images, **columns})
     return ImageTable(table, name=f"{published.title}: {part}")
 

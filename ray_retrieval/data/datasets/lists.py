@@ -302,10 +302,7 @@ def _one_table(
     _, first = np.unique(number, return_index=True)
     ids = codes.dictionary
     root = location.expand(config.root)
-    paths = pa.array([location.join(root, name) for name in ids.to_pylist()], pa.string())
-    images = pa.StructArray.from_arrays(
-        [pa.nulls(len(ids), pa.large_binary()), paths], fields=list(readers.IMAGE_TYPE)
-    )
+    images = readers.images_at([location.join(root, name) for name in ids.to_pylist()])
     table = pa.table({"id": ids, "image": images, "label": labels.take(pa.array(first))})
     class_names = list(protocol.class_names) if protocol.class_names else None
     base = ImageTable(table, name=protocol.title, class_names=class_names, classes=parts["database"].classes)
@@ -390,9 +387,7 @@ def drawn_parts(
             f"{sum(counts.values()):,} images are expected, there are {len(listed.names):,}", where=where
         )
     ids = pa.array(listed.names, pa.string())
-    images = pa.StructArray.from_arrays(
-        [pa.nulls(len(ids), pa.large_binary()), ids], fields=list(readers.IMAGE_TYPE)
-    )
+    images = readers.images_at(ids)
     table = ImageTable(
         pa.table({"id": ids, "image": images, "label": listed.label}), name=where, classes=listed.classes
     )

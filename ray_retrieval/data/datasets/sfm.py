@@ -323,10 +323,7 @@ def _table(found: Pairs, config: SfmConfig, part: str) -> ImageTable:
     """The photographs of a part, whether they are there or not."""
     root = location.expand(config.root)
     paths = [location.join(root, name) for name in found.names]
-    images = pa.StructArray.from_arrays(
-        [pa.nulls(len(paths), pa.large_binary()), pa.array(paths, pa.string())],
-        fields=list(readers.IMAGE_TYPE),
-    )
+    images = readers.images_at(paths)
     numbers, class_names = _numbered(found.clusters)
     columns = {
         "id": pa.array(found.cids, pa.string()),

@@ -1,5 +1,6 @@
 """What each benchmark needs, where it comes from, what is there, and what its lists say."""
 
+import difflib
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -407,6 +408,7 @@ def kind_and_settings(name: str) -> tuple[type[Config], list[str]]:
     """
     base, dash, variant = name.partition("-")
     if base not in datasets.CONFIGS or (dash and base not in VARIANTS):
-        known = ", ".join(datasets.CONFIGS)
-        raise DataError(f"no benchmark is called '{name}'", mend=f"known are: {known}")
+        near = difflib.get_close_matches(name, datasets.CONFIGS, n=1, cutoff=0.7)
+        mend = f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(datasets.CONFIGS)}"
+        raise DataError(f"no benchmark is called '{name}'", where="datasets", mend=mend)
     return datasets.CONFIGS[base], [f"{VARIANTS[base]}={variant}"] if dash else []

@@ -36,7 +36,7 @@ from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config
 from ray_retrieval.descriptors import Vectors
-from ray_retrieval.metrics.inputs import frozen
+from ray_retrieval.metrics.compiled import frozen
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.rerank.neighbours import nearest_others
 from ray_retrieval.search.rerank.reciprocal_data import (

@@ -27,11 +27,11 @@ class Database(Protocol):
         ...
 
     def vectors(self, rows: Rows | None = None) -> Floats:
-        """float32 [n, d]: those of some rows, int64 [n], in the order asked; all of them by default."""
+        """float32 [m, d]: those of some rows, int64 [m], in the order asked; all of them by default."""
         ...
 
     def search(self, queries: Vectors, k: int) -> Hits:
-        """The `k` nearest rows of each query, sorted by (distance, row)."""
+        """Hits [q, k]: the nearest rows of each query, float32 [q, d], sorted by (distance, row)."""
         ...
 
 
@@ -52,11 +52,11 @@ class HeldVectors:
         return len(self._vectors)
 
     def vectors(self, rows: Rows | None = None) -> Floats:
-        """float32 [n, d]: some rows, in the order asked, or all of them."""
+        """float32 [m, d]: some rows, int64 [m], in the order asked, or all of them."""
         return self._vectors if rows is None else self._vectors[rows]
 
     def search(self, queries: Vectors, k: int) -> Hits:
-        """The `k` nearest rows of each query, exactly."""
+        """Hits [q, k]: the nearest rows of each query, float32 [q, d], exactly."""
         return search_vectors([self._segment], queries.data, k, threads=self._threads)
 
 
@@ -105,6 +105,12 @@ def dimension_of(database: Database) -> int:
 def check(database: Database, queries: Vectors, hits: Hits, query_rows: Rows | None) -> None:
     """Check what a step is called with.
 
+    Args:
+        database: whose rows the hits are.
+        queries: float32 [q, d].
+        hits: of the queries, [q, k].
+        query_rows: int64 [q]: the row that each query is, or `NO_ROW`; None where that is not said.
+
     Raises:
         ArtefactError: if queries and database are of different dimensions.
         QueryError: if hits or `query_rows` do not fit the queries or the database.
@@ -139,7 +145,7 @@ def check_rows(what: str, rows: Rows, queries: int, count: int) -> None:
 
 
 def in_order(distances: Floats, rows: Rows) -> Hits:
-    """Hits sorted by (distance, row)."""
+    """Hits [q, k] sorted by (distance, row), of distances, float32 [q, k], and rows, int64 [q, k]."""
     order = np.lexsort((rows, distances), axis=1)
     return Hits(np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1))
 
