@@ -15,11 +15,11 @@ from ray_retrieval import recipe as recipes
 from ray_retrieval.data import datasets
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing
-from ray_retrieval.engines import DESCRIPTION, FORMS
+from ray_retrieval.engines import DESCRIPTION, FORMS, read_export
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.graphs import Graph, LevelGraph, graph_of, trace
 from ray_retrieval.model import Model, load
-from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description
+from ray_retrieval.storage import Folder, check_file, described, file_entry
 
 
 def export(
@@ -113,23 +113,28 @@ def training_images(model: Folder) -> ImageTable:
 
 
 def _publish(folder: Folder, path: Path, body: dict[str, Any]) -> dict[str, Any]:
-    """Put the file and then its description into the folder; what was begun is removed on an error."""
-    new = not folder.exists()
+    """Put a file and its description into a folder, in the place of an earlier export, or leave it as it was.
+
+    Both are written in full before either takes its name: where the store is full, an earlier export stays.
+    """
+    earlier = read_export(folder)["file"]["file"] if folder.exists(DESCRIPTION) else None
+    new, free = not folder.exists(), not folder.exists(path.name)
     entry = file_entry(Folder(path.parent), path.name)
     body = {**body, "file": entry}
-    if folder.exists(DESCRIPTION):
-        earlier = read_description(folder, DESCRIPTION, kind="export", version=1)
-        folder.remove(DESCRIPTION)
-        folder.remove(earlier["file"]["file"])
     folder.sweep()
     try:
-        with path.open("rb") as source, folder.writing(path.name) as target:
-            shutil.copyfileobj(source, target, 1 << 24)
-        check_file(folder, entry, content=True)
-        write_description(folder, DESCRIPTION, kind="export", version=1, body=body)
+        with folder.writing(DESCRIPTION) as description:
+            description.write(described(kind="export", version=1, body=body))
+            description.flush()
+            with path.open("rb") as source, folder.writing(path.name) as target:
+                shutil.copyfileobj(source, target, 1 << 24)
+            check_file(folder, entry, content=True)
     except BaseException:
-        folder.remove("" if new else path.name)
+        if new or free:
+            folder.remove("" if new else path.name)
         raise
+    if earlier not in (None, path.name):
+        folder.remove(earlier)
     return body
 
 

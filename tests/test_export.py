@@ -1,6 +1,7 @@
 """A model in one file answers as the model does, or there is no file."""
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -356,7 +357,7 @@ def test_an_interrupted_export_leaves_nothing(digits, tmp_path, monkeypatch):
     def interrupted(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "write_description", interrupted)
+    monkeypatch.setattr(export, "check_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export.export(digits, tmp_path / "out", form="torch")
     assert not (tmp_path / "out").exists()
@@ -367,10 +368,25 @@ def test_an_interrupted_export_leaves_nothing(digits, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "mine") == ["notes.txt"]
 
 
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_an_earlier_export_stays_where_the_store_is_full(form, digits, tmp_path, monkeypatch):
+    export.export(digits, tmp_path, form="torch")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(_source, target, _chunk):
+        target.write(b"the beginning")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(export.shutil, "copyfileobj", full)
+    with pytest.raises(ArtefactError, match="No space left on device"):
+        export.export(digits, tmp_path, form=form)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 KILLED = """
 import os, signal, sys
 from ray_retrieval import export
-export.write_description = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+export.check_file = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 export.export(sys.argv[1], sys.argv[2], form="torch")
 """
 
@@ -393,6 +409,13 @@ def test_an_export_replaces_one_of_another_form_but_no_other_artefact(digits, tm
     export.export(digits, tmp_path, form="onnx")
     export.export(digits, tmp_path, form="torch")
     assert sorted(os.listdir(tmp_path)) == ["export.json", "model.pt2"]
+    said = json.loads((tmp_path / "export.json").read_text())
+    said["file"]["file"] = "../victim.pt2"
+    (tmp_path / "export.json").write_text(json.dumps(said))
+    (tmp_path.parent / "victim.pt2").write_text("not ours")
+    with pytest.raises(ArtefactError, match=r"names the file '\.\./victim\.pt2'"):
+        export.export(digits, tmp_path, form="torch")
+    assert (tmp_path.parent / "victim.pt2").read_text() == "not ours"
     (tmp_path / "export.json").write_text(json.dumps({"format": "something else"}))
     with pytest.raises(ArtefactError, match="does not describe a export"):
         export.export(digits, tmp_path, form="torch")
