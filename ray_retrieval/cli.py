@@ -554,7 +554,10 @@ def export(
     ] = "onnx",
     images: Annotated[
         str | None,
-        typer.Option(help="Images to compare on: a folder, list, CSV or Parquet; else synthetic ones."),
+        typer.Option(
+            help="Images to compare on: a folder, list, CSV or Parquet; else those of the recipe beside the "
+            "model."
+        ),
     ] = None,
     root: Annotated[
         str | None, typer.Option(help="The folder that paths in a list or CSV start from.")
@@ -563,8 +566,8 @@ def export(
         bool,
         typer.Option(
             "--int8",
-            help="Of onnx: the backbone in 8 bits, calibrated on the images, or else on those that the model "
-            "was trained on; what it costs is measured where they have labels.",
+            help="Of onnx: the backbone in 8 bits, calibrated on the images; what it costs is measured where "
+            "they have labels.",
         ),
     ] = False,
     max_loss: Annotated[
@@ -575,16 +578,18 @@ def export(
 ) -> None:
     """Write a model as one file for other programs, compared with the model on images."""
     from ray_retrieval.data.table import open_images
-    from ray_retrieval.export import default_folder, training_images
+    from ray_retrieval.errors import RecipeError
+    from ray_retrieval.export import default_folder
     from ray_retrieval.export import export as run_export
     from ray_retrieval.storage import Folder
     from ray_retrieval.tables import print_export
 
+    if root is not None and images is None:
+        raise RecipeError("it is for the paths of --images", where="--root", mend="leave it out")
     table = None if images is None else open_images(images, root=root)
-    if table is None and int8:
-        table = training_images(Folder(model))
-    made = run_export(model, out, form=form, images=table, int8=int8, max_loss=max_loss)
-    folder = out if out is not None else _short(default_folder(Folder(model), form, int8).uri)
+    target = default_folder(Folder(model), form, int8) if out is None else Folder(out)
+    made = run_export(model, target, form=form, images=table, int8=int8, max_loss=max_loss)
+    folder = out if out is not None else _short(target.uri)
     if as_json:
         print_json({"folder": folder, **made})
     else:

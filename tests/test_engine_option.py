@@ -79,7 +79,8 @@ def test_the_command_says_what_8_bits_cost(tmp_path, monkeypatch, capsys):
     assert lines[1].startswith("parity  at most, vectors by ")
     assert lines[2].startswith("note    the model describes images in bf16, the export in float32: cosines")
     assert lines[3].startswith("int8    15 operations, calibrated on 24 of 24 images of ")
-    assert lines[4].startswith("loss    0.0000 of recall@1 (allowed 0.02): ")
+    assert lines[4].endswith(" with float32, on 24 images calibrated on")
+    assert lines[5].startswith("loss    0.0000 of recall@1 (allowed 0.02): ")
     code, _, err = call(
         monkeypatch, capsys, "export", export.default_folder(export.Folder(source), "x", False)
     )

@@ -477,6 +477,12 @@ def test_the_command_exports_with_parity_on_the_images_given(tmp_path, monkeypat
         (["nowhere", "--out", "x"], "no model here"),
         (["MODEL", "--out", "x", "--format", "tensorrt"], "'tensorrt', known are: torch, onnx"),
         (["MODEL", "--out", "x", "--images", "nothing"], "nothing"),
+        (["MODEL", "--out", "x", "--root", "nothing"], "--root: it is for the paths of --images"),
+        (["MODEL", "--out", "x", "--max-loss", "0.1"], "--max-loss: it bounds what 8 bits cost"),
+        (["MODEL", "--out", "x", "--int8", "--format", "torch"], "8 bits are for the format onnx"),
+        (["MODEL", "--out", "x", "--int8", "--format", "tensorrt"], "'tensorrt', known are: torch, onnx"),
+        (["nowhere", "--int8"], "no model here"),
+        (["MODEL", "--out", "x", "--int8"], "no recipe beside the model"),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_2(digits, tmp_path, monkeypatch, capsys, arguments, message):
