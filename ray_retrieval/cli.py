@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import ray_retrieval
+from ray_retrieval.cli_engine import EngineOption, with_engine
 from ray_retrieval.cli_index import index_app
 from ray_retrieval.cli_serve import serve
 from ray_retrieval.cli_submit import submit_app
@@ -48,13 +49,6 @@ Overrides = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run left in the output folder.")]
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
-EngineOption = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        help="What describes images: torch, or an export beside or in the model's folder: onnx, onnx-int8.",
-    ),
-]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="The model that made the index; it is looked for beside the index."),
@@ -329,7 +323,7 @@ def encode(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="An encode setting, e.g. batch_size=32."),
     ] = None,
-    engine: EngineOption = "torch",
+    engine: EngineOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Encode images into an embeddings directory; run again, it goes on where it stopped."""
@@ -342,7 +336,7 @@ def encode(
     from ray_retrieval.search.embeddings import Embeddings
     from ray_retrieval.storage import Folder
 
-    config = from_settings(EncodeConfig, [f"engine={engine}", *(settings or [])])
+    config = from_settings(EncodeConfig, with_engine(settings, engine))
     read_model_description(Folder(model))
     table = open_images(images, root=root)
     with connect(), Display().task("encode", len(table), "images") as advance:
@@ -438,7 +432,7 @@ def search(
         bool,
         typer.Option("--gpu", help="Compare all images on a GPU; the hits are those of the exact search."),
     ] = False,
-    engine: EngineOption = "torch",
+    engine: EngineOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest images of an index."""
@@ -455,8 +449,7 @@ def search(
     if bool(images) == (vectors is not None):
         raise RecipeError("queries are images, or --vectors FILE: one of the two", where="search")
     if vectors is not None:
-        chosen = None if engine == "torch" else engine
-        of_images = (("--picture", picture), ("--box", box), ("--model", model), ("--engine", chosen))
+        of_images = (("--picture", picture), ("--box", box), ("--model", model), ("--engine", engine))
         for option, value in of_images:
             if value is not None:
                 raise RecipeError("it is for query images", where=option, mend="leave it out")
@@ -467,7 +460,7 @@ def search(
         return
     refuse_settings(told)
     queries = images or []
-    searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine, effort=effort)
+    searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine or "torch", effort=effort)
     answers = searcher.answers(queries, k, box=box, where=where)
     if picture is not None:
         examples = [

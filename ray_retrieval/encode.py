@@ -9,7 +9,7 @@ result does not depend on how many encoders there were or on who finished first.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -17,7 +17,7 @@ import ray.data
 from pydantic import Field
 
 from ray_retrieval.cluster import hushed, reraise
-from ray_retrieval.config import Config
+from ray_retrieval.config import Config, EngineName
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.engines import Export, find_export
@@ -39,7 +39,7 @@ class EncodeConfig(Config):
     rows_per_part: int | None = Field(default=None, ge=1)
     """Images a file; unset: a two-hundredth of the table, between 512 and 65,536; of sets of local features,
     which are a thousand times as large, 512."""
-    engine: Literal["torch", "onnx", "onnx-int8"] = "torch"
+    engine: EngineName = "torch"
     """What computes the descriptors: the model itself, or an export of it on the processor; see `Encoder`."""
     keep_images: bool = True
     """Keep the bytes of images that came as bytes; images that are files are referred to by their paths."""

@@ -19,8 +19,8 @@ from ray_retrieval.methods.base import Method
 from ray_retrieval.storage import Folder, check_file, read_description
 
 DESCRIPTION = "export.json"
-ENGINES = {"torch": None, "onnx": "float32", "onnx-int8": "int8"}
-"""What computes descriptors, and the precision of the export that each needs."""
+ENGINES: dict[str, str | None] = {"torch": None, "onnx": "float32", "onnx-int8": "int8"}
+"""What computes descriptors, each of `config.EngineName`, and the precision of the export that it needs."""
 _OPSET = 18  # the oldest that torch writes without converting; what reads ONNX reads it
 
 
