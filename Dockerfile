@@ -10,5 +10,5 @@ WORKDIR /home/ray/ray_retrieval
 COPY --chown=ray:users pyproject.toml constraints.txt README.md LICENSE ./
 COPY --chown=ray:users ray_retrieval ray_retrieval
 COPY --chown=ray:users jobs jobs
-RUN pip install --no-cache-dir --constraint constraints.txt '.[tune]'
+RUN pip install --no-cache-dir --constraint constraints.txt '.[tune,export]'
 ENV RAY_USAGE_STATS_ENABLED=0

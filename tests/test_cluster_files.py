@@ -83,7 +83,7 @@ def test_what_a_launcher_copies_and_calls_is_there(name):
         shlex.split(command)
     installs = " ".join(commands)
     assert "--constraint" in installs
-    assert "ray_retrieval[tune]" in installs
+    assert "ray_retrieval[tune,export]" in installs
     # What pip needs of the project is copied.
     assert {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "ray_retrieval"} <= set(
         config["file_mounts"].values()

@@ -11,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import export_parts
 import numpy as np
 import pytest
 import torch
@@ -36,18 +37,8 @@ IMAGES = coloured_table(10, size=23)  # not the network's size
 
 
 def made(name="greedyhash", bits=16):
-    """A method whose batch normalisation has statistics of its own, as after training."""
-    torch.manual_seed(bits)
-    backbone = BackboneConfig(name="small", weights="none")
-    method = build(METHODS[name][0](bits=bits, backbone=backbone, image={"size": SIZE}), classes=3)
-    for layer in method.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.running_mean.normal_()
-            layer.running_var.uniform_(0.5, 2)
-    with torch.no_grad():  # centred, or a random network gives every image the same code
-        pixels = [prepare(IMAGES.image_bytes(row), method.preprocessing) for row in range(len(IMAGES))]
-        method.hash_layer.bias -= method.eval().relaxed(torch.from_numpy(np.stack(pixels))).mean(dim=0)
-    return method
+    """A method whose codes are balanced over `IMAGES`."""
+    return export_parts.made(name, IMAGES, bits=bits)
 
 
 def run_file(folder, images):
