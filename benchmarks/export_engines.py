@@ -12,7 +12,6 @@ import statistics
 import tempfile
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from workload import photographs
 from ray_retrieval import model
 from ray_retrieval.compute import autocast, pick_device, place
 from ray_retrieval.cores import cores
-from ray_retrieval.engines import Exported, find_export, open_onnx
+from ray_retrieval.engines import find_export
 from ray_retrieval.export import export
 from ray_retrieval.methods import build
 from ray_retrieval.methods.greedyhash import GreedyHashConfig
@@ -103,8 +102,7 @@ def engines_of(source: Folder):
 
     runs = {"torch float32": by_torch("float32"), "torch bf16": by_torch("bf16")}
     for engine in ("onnx", "onnx-int8"):
-        folder, said = find_export(source, loaded.fingerprint, engine)
-        runs[engine] = Exported(loaded.method, open_onnx(Path(folder.path) / said["file"]["file"])).describe
+        runs[engine] = find_export(source, loaded.fingerprint, engine).open(loaded.method).describe
     return runs
 
 

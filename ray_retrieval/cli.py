@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import ray_retrieval
+from ray_retrieval.cli_engine import EngineOption, with_engine
 from ray_retrieval.cli_index import index_app
 from ray_retrieval.cli_serve import serve
 from ray_retrieval.cli_submit import submit_app
@@ -50,13 +51,6 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Delete what an earlier run
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 """Click's base of what is wrong with a command line, which Typer does not export."""
-EngineOption = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        help="What describes images: torch, or an export beside or in the model's folder: onnx, onnx-int8.",
-    ),
-]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="The model that made the index; it is looked for beside the index."),
@@ -333,7 +327,7 @@ def encode(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="An encode setting, e.g. batch_size=32."),
     ] = None,
-    engine: EngineOption = "torch",
+    engine: EngineOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Encode images into an embeddings directory; run again, it goes on where it stopped."""
@@ -346,7 +340,7 @@ def encode(
     from ray_retrieval.search.embeddings import Embeddings
     from ray_retrieval.storage import Folder
 
-    config = from_settings(EncodeConfig, [f"engine={engine}", *(settings or [])])
+    config = from_settings(EncodeConfig, with_engine(settings, engine))
     read_model_description(Folder(model))
     table = open_images(images, root=root)
     with connect(), Display().task("encode", len(table), "images") as advance:
@@ -442,7 +436,7 @@ def search(
         bool,
         typer.Option("--gpu", help="Compare all images on a GPU; the hits are those of the exact search."),
     ] = False,
-    engine: EngineOption = "torch",
+    engine: EngineOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest images of an index."""
@@ -465,8 +459,7 @@ def search(
             mend="e.g. ray-retrieval search INDEX IMAGE",
         )
     if vectors is not None:
-        chosen = None if engine == "torch" else engine
-        of_images = (("--picture", picture), ("--box", box), ("--model", model), ("--engine", chosen))
+        of_images = (("--picture", picture), ("--box", box), ("--model", model), ("--engine", engine))
         for option, value in of_images:
             if value is not None:
                 raise RecipeError("it is for query images", where=option, mend="leave it out")
@@ -477,7 +470,7 @@ def search(
         return
     refuse_settings(told)
     queries = images or []
-    searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine, effort=effort)
+    searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine or "torch", effort=effort)
     answers = searcher.answers(queries, k, box=box, where=where)
     if picture is not None:
         examples = [
@@ -568,7 +561,10 @@ def export(
     ] = "onnx",
     images: Annotated[
         str | None,
-        typer.Option(help="Images to compare on: a folder, list, CSV or Parquet; else synthetic ones."),
+        typer.Option(
+            help="Images to compare on: a folder, list, CSV or Parquet; else those of the recipe beside the "
+            "model."
+        ),
     ] = None,
     root: Annotated[
         str | None, typer.Option(help="The folder that paths in a list or CSV start from.")
@@ -577,8 +573,8 @@ def export(
         bool,
         typer.Option(
             "--int8",
-            help="Of onnx: the backbone in 8 bits, calibrated on the images, or else on those that the model "
-            "was trained on; what it costs is measured where they have labels.",
+            help="Of onnx: the backbone in 8 bits, calibrated on the images; what it costs is measured where "
+            "they have labels.",
         ),
     ] = False,
     max_loss: Annotated[
@@ -589,16 +585,18 @@ def export(
 ) -> None:
     """Write a model as one file for other programs, compared with the model on images."""
     from ray_retrieval.data.table import open_images
-    from ray_retrieval.export import default_folder, training_images
+    from ray_retrieval.errors import RecipeError
+    from ray_retrieval.export import default_folder
     from ray_retrieval.export import export as run_export
     from ray_retrieval.storage import Folder
     from ray_retrieval.tables import print_export
 
+    if root is not None and images is None:
+        raise RecipeError("it is for the paths of --images", where="--root", mend="leave it out")
     table = None if images is None else open_images(images, root=root)
-    if table is None and int8:
-        table = training_images(Folder(model))
-    made = run_export(model, out, form=form, images=table, int8=int8, max_loss=max_loss)
-    folder = out if out is not None else _short(default_folder(Folder(model), form, int8).uri)
+    target = default_folder(Folder(model), form, int8) if out is None else Folder(out)
+    made = run_export(model, target, form=form, images=table, int8=int8, max_loss=max_loss)
+    folder = out if out is not None else _short(target.uri)
     if as_json:
         print_json({"folder": folder, **made})
     else:

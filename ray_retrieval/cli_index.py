@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ray_retrieval.cli_export import index_export
+from ray_retrieval.cli_index_export import index_export
 from ray_retrieval.cli_vectors import (
     Bits,
     Column,

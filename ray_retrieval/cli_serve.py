@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from ray_retrieval.cli_engine import EngineOption, with_engine
+
 IndexesArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -26,6 +28,7 @@ def serve(
             "--set", metavar="KEY=VALUE", help="A setting, e.g. shard_groups=2, writable=true, api_keys=FILE."
         ),
     ] = None,
+    engine: EngineOption = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless told.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 8000 unless told.")] = None,
     print_config: Annotated[
@@ -47,7 +50,7 @@ def serve(
     from ray_retrieval.serve.config import ServeConfig
 
     chosen = [f"{key}={value}" for key, value in (("host", host), ("port", port)) if value is not None]
-    config = from_settings(ServeConfig, [*(settings or []), *chosen])
+    config = from_settings(ServeConfig, [*with_engine(settings, engine), *chosen])
     if new_key is not None:
         typer.echo(_key(config, new_key, scope))
         return

@@ -3,13 +3,15 @@
 import difflib
 import itertools
 import re
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ray_retrieval.errors import RecipeError
 
 ConfigType = TypeVar("ConfigType", bound="Config")
+EngineName = Literal["torch", "onnx", "onnx-int8"]
+"""What computes descriptors: the model itself, or an export of it on the processor; see `engines`."""
 
 
 class Config(BaseModel):

@@ -9,7 +9,7 @@ result does not depend on how many encoders there were or on who finished first.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import ray
@@ -17,9 +17,10 @@ import ray.data
 from pydantic import Field
 
 from ray_retrieval.cluster import hushed, reraise
-from ray_retrieval.config import Config
+from ray_retrieval.config import Config, EngineName
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import DescriptorKind, Form
+from ray_retrieval.engines import Export, find_export
 from ray_retrieval.errors import DataError
 from ray_retrieval.model import Encoder
 from ray_retrieval.model_folder import read_model_description
@@ -39,7 +40,7 @@ class EncodeConfig(Config):
     rows_per_part: int | None = Field(default=None, ge=1)
     """Images a file; unset: a two-hundredth of the table, between 512 and 65,536; of sets of local features,
     which are a thousand times as large, 512."""
-    engine: Literal["torch", "onnx", "onnx-int8"] = "torch"
+    engine: EngineName = "torch"
     """What computes the descriptors: the model itself, or an export of it on the processor; see `Encoder`."""
     keep_images: bool = True
     """Keep the bytes of images that came as bytes; images that are files are referred to by their paths."""
@@ -54,10 +55,12 @@ class EncodeJob:
     out: Folder
     parts: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Descriptions of the finished parts, by their numbers."""
+    export: Export | None = None
+    """What computes the descriptors in the place of the model, once it has been found."""
 
     def key(self, config: EncodeConfig, model: str, first: int, rows: int) -> str:
         """What a finished part must have been made of to be kept."""
-        engine = [] if config.engine == "torch" else [config.engine]
+        engine = [] if self.export is None else [config.engine, self.export.checksum]
         return fingerprint([model, self.table.fingerprint, first, rows, config.keep_images, *engine])
 
 
@@ -79,15 +82,14 @@ def encode(
 
     Raises:
         ArtefactError: if the engine has no export of a model.
+        RecipeError: if the engine's package is not installed.
         ClusterError: if encoders were lost for good.
         DataError: if no image of a table can be decoded, or a store does not answer.
     """
     models = [read_model_description(job.model) for job in jobs]
-    if config.engine != "torch":
-        from ray_retrieval.engines import find_export
-
-        for job, (_, model) in zip(jobs, models, strict=True):
-            find_export(job.model, model, config.engine)
+    for job, (_, model) in zip(jobs, models, strict=True):
+        own = config.engine == "torch"
+        job.export = None if own else find_export(job.model, model, config.engine)
     items: list[dict[str, Any]] = []
     for number, (job, (description, model)) in enumerate(zip(jobs, models, strict=True)):
         job.out.sweep()
@@ -106,7 +108,7 @@ def encode(
         jobs[result["job"]].parts[result["part"]] = entry
         advance(result["rows"], "")
     for job, (description, model) in zip(jobs, models, strict=True):
-        _finish(job, description, model, config.engine)
+        _finish(job, description, model, config)
     return sum(item["rows"] for item in items)
 
 
@@ -154,7 +156,7 @@ def _share(jobs: list[EncodeJob], items: list[dict[str, Any]]) -> dict[tuple[int
     return slices
 
 
-def _finish(job: EncodeJob, description: dict[str, Any], model: str, engine: str) -> None:
+def _finish(job: EncodeJob, description: dict[str, Any], model: str, config: EncodeConfig) -> None:
     """Write what makes the job's folder a complete artefact."""
     parts = [job.parts[part] for part in sorted(job.parts)]
     if not any(part["rows"] for part in parts):
@@ -166,7 +168,8 @@ def _finish(job: EncodeJob, description: dict[str, Any], model: str, engine: str
     embeddings.finish(
         job.out,
         model=model,
-        engine=engine,
+        engine=config.engine,
+        export=None if job.export is None else job.export.checksum,
         form=Form.from_json(description),
         classes=job.table.classes,
         class_names=job.table.class_names,

@@ -1,5 +1,6 @@
 """Files that other programs run, and the ones that stand in for a model here: how each is written and run."""
 
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from ray_retrieval.methods.base import Method
 from ray_retrieval.storage import Folder, check_file, read_description
 
 DESCRIPTION = "export.json"
-ENGINES = {"torch": None, "onnx": "float32", "onnx-int8": "int8"}
-"""What computes descriptors, and the precision of the export that each needs."""
+ENGINES: dict[str, str | None] = {"torch": None, "onnx": "float32", "onnx-int8": "int8"}
+"""What computes descriptors, each of `config.EngineName`, and the precision of the export that it needs."""
 _OPSET = 18  # the oldest that torch writes without converting; what reads ONNX reads it
 
 
@@ -121,44 +122,70 @@ class Exported:
             return self._graph.descriptors(self._run, images)
 
 
-def open_export(model: Folder, fingerprint: str, engine: str, method: Method) -> Exported:
-    """The export of a model that an engine runs: a folder in the model's folder, or beside it.
+@dataclass(frozen=True)
+class Export:
+    """A file that stands in for a model.
+
+    Attributes:
+        folder: where it lies.
+        description: what its `export.json` says.
+    """
+
+    folder: Folder
+    description: dict[str, Any]
+
+    @property
+    def checksum(self) -> str:
+        """sha256 of the file, in hexadecimal: what tells this export from another one of the same model."""
+        return self.description["file"]["sha256"]  # type: ignore[no-any-return]
+
+    def open(self, method: Method) -> Exported:
+        """The engine that runs it.
+
+        Args:
+            method: the model, in evaluation mode, on the processor.
+
+        Raises:
+            ArtefactError: if the file is missing or damaged.
+        """
+        entry = self.description["file"]
+        check_file(self.folder, entry, content=True)
+        return Exported(method, open_onnx(self.folder.local_path(entry["file"])))
+
+
+def find_export(model: Folder, fingerprint: str, engine: str) -> Export:
+    """The export of a model that an engine runs: in the model's folder, in one inside it, or beside it.
+
+    Its file is not read yet.
 
     Args:
         model: the model's folder.
         fingerprint: of the model.
         engine: one of `ENGINES`, other than `torch`.
-        method: the model, in evaluation mode, on the processor.
 
     Raises:
-        RecipeError: if the engine is unknown, or its package is not installed.
-        ArtefactError: if there is no such export of this very model, or it is damaged.
+        RecipeError: if the engine is unknown, or its package is not installed here.
+        ArtefactError: if there is no such export of this very model; what else was found is named.
     """
-    folder, said = find_export(model, fingerprint, engine)
-    try:
-        onnx_runtime()
-    except ImportError:
+    check_engine(engine)
+    if importlib.util.find_spec("onnxruntime") is None:
         raise RecipeError(
             f"the engine {engine} needs onnxruntime",
             mend="install the extra: pip install 'ray_retrieval[export]', or use the engine torch",
-        ) from None
-    check_file(folder, said["file"], content=True)
-    return Exported(method, open_onnx(folder.local_path(said["file"]["file"])))
-
-
-def find_export(model: Folder, fingerprint: str, engine: str) -> tuple[Folder, dict[str, Any]]:
-    """Where the export is, and what its `export.json` says; arguments and errors as of `open_export`."""
-    check_engine(engine)
+        )
     others = []
     for folder in _nearby(model):
+        if not folder.exists(DESCRIPTION):  # as of most folders there
+            continue
         try:
-            said = read_description(folder, DESCRIPTION, kind="export", version=1)
-        except ArtefactError:  # as of most folders there
+            said = read_export(folder)
+        except ArtefactError as error:
+            others.append(f"{folder} cannot be used, {error.problem}")
             continue
         if said["form"]["name"] != "onnx" or said["precision"] != ENGINES[engine]:
             continue
         if said["model"] == fingerprint:
-            return folder, said
+            return Export(folder, said)
         others.append(f"{folder} is of model {said['model']}")
     found = f": {'; '.join(others)}" if others else ""
     raise ArtefactError(
@@ -166,6 +193,28 @@ def find_export(model: Folder, fingerprint: str, engine: str) -> tuple[Folder, d
         where=model,
         mend=f"make it: ray-retrieval export {model}{' --int8 --images IMAGES' * (engine == 'onnx-int8')}",
     )
+
+
+def read_export(folder: Folder) -> dict[str, Any]:
+    """What the `export.json` of a folder says.
+
+    Raises:
+        ArtefactError: if the folder is no export or one of a later version, or the description names another
+            file than an export of its form has: a name could lead out of the folder.
+    """
+    said = read_description(folder, DESCRIPTION, kind="export", version=1)
+    try:
+        form, named = said["form"]["name"], said["file"]["file"]
+        said["precision"], said["model"], said["file"]["sha256"], said["file"]["bytes"]
+    except (KeyError, TypeError):
+        form = named = None
+    if form not in FORMS or named != FORMS[form].file:
+        raise ArtefactError(
+            f"{DESCRIPTION} names the file {named!r} of the form {form!r}, which no export is made of",
+            where=folder,
+            mend="make it anew in another folder",
+        )
+    return said
 
 
 def check_engine(engine: str) -> None:

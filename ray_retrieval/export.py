@@ -7,19 +7,22 @@ comes out, how an image is prepared, and how the file's answers compare with the
 import importlib.util
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ray_retrieval import parity, quantise
+from ray_retrieval import int8_loss, parity, quantise
 from ray_retrieval import recipe as recipes
 from ray_retrieval.data import datasets
+from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing
-from ray_retrieval.engines import DESCRIPTION, FORMS
-from ray_retrieval.errors import RecipeError
+from ray_retrieval.engines import DESCRIPTION, FORMS, read_export
+from ray_retrieval.errors import RecipeError, RetrievalError
 from ray_retrieval.graphs import Graph, LevelGraph, graph_of, trace
 from ray_retrieval.model import Model, load
-from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description
+from ray_retrieval.model_folder import read_model_description
+from ray_retrieval.storage import Folder, check_file, described, file_entry
 
 
 def export(
@@ -39,54 +42,72 @@ def export(
         model: a model directory.
         out: where the export goes; unset: `default_folder`, where engines look for it.
         form: one of `FORMS`.
-        images: images to compare on, as many as `parity.table_samples` takes; default synthetic ones. With
-            `int8` those to calibrate on and to measure the loss on too.
-        int8: of `onnx`: compute the backbone in 8 bits. Needs `images`.
+        images: images to compare on, as many as `parity.table_samples` takes; with `int8` those to calibrate
+            on and to measure the loss on too. Unset: the training images of the recipe beside the model, and
+            the loss is measured on validation queries where there are 100 or more; without `int8` synthetic
+            ones where there are no such images.
+        int8: of `onnx`: compute the backbone in 8 bits.
         max_loss: how much of the field's metric that may cost; unset: `quantise.MAX_LOSS`.
 
     Returns:
         What `export.json` says.
 
     Raises:
-        RecipeError: if the form is unknown, has no `int8`, or its packages are not installed; if `int8` has
-            no images, or `max_loss` no labels.
+        RecipeError: if the form is unknown, has no `int8`, or its packages are not installed; if `max_loss`
+            is not from 0 to 1, or cannot be measured; if there are no images for `int8`.
         ArtefactError: if `model` is no model directory or is damaged, or `out` cannot be written.
         ModelError: if the method cannot be one graph, the file's answers are not the model's, or those in 8
             bits cost more than `max_loss`.
     """
+    _check_asked(form, int8=int8, max_loss=max_loss)
+    chosen, source = FORMS[form], Folder(model)
+    folder = default_folder(source, form, int8) if out is None else Folder(out)
+    read_model_description(source)
+    measured = None
+    if int8:
+        if images is None:
+            images, measured = _recipe_images(source)
+        quantise.check(images if measured is None else measured, max_loss)
+    loaded = load(model)
+    graph = graph_of(loaded.method)
+    samples = _samples(source, images, loaded.preprocessing)
+    with tempfile.TemporaryDirectory(prefix="ray_retrieval-export-") as scratch:
+        path = Path(scratch) / chosen.file
+        details = chosen.write(trace(loaded.method), graph, path)
+        precision = loaded.description["precision"]
+        compared = parity.compare(
+            chosen.open(path), loaded.method, samples, precision=precision, where=chosen.file
+        )
+        body = _body(loaded, graph, {"name": form, **details})
+        if int8:
+            assert images is not None
+            smaller = Path(scratch) / "int8" / chosen.file
+            smaller.parent.mkdir()
+            made = quantise.quantise(path, smaller, graph, images, measured=measured, max_loss=max_loss)
+            about = {"precision": "int8", "int8": made.as_json(), "parity_before_int8": compared.as_json()}
+            return _publish(folder, smaller, {**body, **about})
+        return _publish(folder, path, {**body, "parity": compared.as_json()})
+
+
+def _check_asked(form: str, *, int8: bool, max_loss: float | None) -> None:
+    """Raise RecipeError for an export that cannot be had, whatever the model."""
     if form not in FORMS:
         raise RecipeError(f"unknown export format {form!r}, known are: {', '.join(FORMS)}")
+    if int8 and form != "onnx":
+        raise RecipeError(f"8 bits are for the format onnx, not {form}", mend="leave out --int8")
+    if max_loss is not None and not int8:
+        raise RecipeError(
+            "it bounds what 8 bits cost", where="--max-loss", mend="add --int8, or leave it out"
+        )
+    if max_loss is not None and not 0 <= max_loss <= 1:  # so that NaN is refused
+        raise RecipeError(f"a share from 0 to 1 is expected, got {max_loss:g}", where="--max-loss")
     chosen = FORMS[form]
-    folder = default_folder(Folder(model), form, int8) if out is None else Folder(out)
     missing = [package for package in chosen.packages if importlib.util.find_spec(package) is None]
     if missing:
         raise RecipeError(
             f"the export to {form} needs {', '.join(missing)}",
             mend="install the extra: pip install 'ray_retrieval[export]'",
         )
-    if int8:
-        quantise.check(form, images, max_loss)
-    loaded = load(model)
-    graph = graph_of(loaded.method)
-    if images is None:
-        samples = parity.synthetic_samples(loaded.preprocessing)
-    else:
-        samples = parity.table_samples(images, loaded.preprocessing)
-    with tempfile.TemporaryDirectory(prefix="ray_retrieval-export-") as scratch:
-        path = Path(scratch) / chosen.file
-        details = chosen.write(trace(loaded.method), graph, path)
-        precision = loaded.description["precision"]
-        measured = parity.compare(
-            chosen.open(path), loaded.method, samples, precision=precision, where=chosen.file
-        )
-        body = _body(loaded, graph, {"name": form, **details}, measured.as_json())
-        if int8:
-            assert images is not None
-            smaller = Path(scratch) / "int8" / chosen.file
-            smaller.parent.mkdir()
-            made = quantise.quantise(path, smaller, graph, images, max_loss=max_loss)
-            path, body = smaller, {**body, "precision": "int8", "int8": made.as_json()}
-        return _publish(folder, path, body)
 
 
 def default_folder(model: Folder, form: str, int8: bool) -> Folder:
@@ -94,8 +115,8 @@ def default_folder(model: Folder, form: str, int8: bool) -> Folder:
     return model / f"{form}{'-int8' if int8 else ''}"
 
 
-def training_images(model: Folder) -> ImageTable:
-    """The images that a model was trained on, by the recipe that a run leaves beside it.
+def benchmark_of(model: Folder) -> Benchmark:
+    """The images that a model was trained and validated on, by the recipe that a run leaves beside it.
 
     Raises:
         RecipeError: if there is no recipe beside the model.
@@ -106,34 +127,58 @@ def training_images(model: Folder) -> ImageTable:
         raise RecipeError(
             "no recipe beside the model says what it was trained on",
             where=run.uri_of("recipe.yaml"),
-            mend="give images to calibrate on with --images",
+            mend="give images with --images",
         )
     recipe = recipes.load(run.uri_of("recipe.yaml"))
-    return datasets.load(recipe.data, seed=recipe.seed, splits=run / "split").train
+    return datasets.load(recipe.data, seed=recipe.seed, splits=run / "split")
+
+
+def _recipe_images(model: Folder) -> tuple[ImageTable, ImageTable | None]:
+    """To calibrate on, and to measure on where the validation has enough; errors as of `benchmark_of`."""
+    benchmark = benchmark_of(model)
+    held_out = benchmark.validation_queries
+    enough = len(int8_loss.labelled_rows(held_out)) >= int8_loss.ENOUGH
+    return benchmark.train, held_out if enough else None
+
+
+def _samples(model: Folder, images: ImageTable | None, preprocessing: Preprocessing) -> parity.Samples:
+    """What the file is compared on; their source says where they come from, and why they are synthetic."""
+    if images is not None:
+        return parity.table_samples(images, preprocessing)
+    try:
+        return parity.table_samples(benchmark_of(model).train, preprocessing)
+    except RetrievalError as error:
+        made = parity.synthetic_samples(preprocessing)
+        return replace(made, source=f"{made.source} ({error.problem})")
 
 
 def _publish(folder: Folder, path: Path, body: dict[str, Any]) -> dict[str, Any]:
-    """Put the file and then its description into the folder; what was begun is removed on an error."""
-    new = not folder.exists()
+    """Put a file and its description into a folder, in the place of an earlier export, or leave it as it was.
+
+    Both are written in full before either takes its name: where the store is full, an earlier export stays.
+    """
+    earlier = read_export(folder)["file"]["file"] if folder.exists(DESCRIPTION) else None
+    new, free = not folder.exists(), not folder.exists(path.name)
     entry = file_entry(Folder(path.parent), path.name)
     body = {**body, "file": entry}
-    if folder.exists(DESCRIPTION):
-        earlier = read_description(folder, DESCRIPTION, kind="export", version=1)
-        folder.remove(DESCRIPTION)
-        folder.remove(earlier["file"]["file"])
     folder.sweep()
     try:
-        with path.open("rb") as source, folder.writing(path.name) as target:
-            shutil.copyfileobj(source, target, 1 << 24)
-        check_file(folder, entry, content=True)
-        write_description(folder, DESCRIPTION, kind="export", version=1, body=body)
+        with folder.writing(DESCRIPTION) as description:
+            description.write(described(kind="export", version=1, body=body))
+            description.flush()
+            with path.open("rb") as source, folder.writing(path.name) as target:
+                shutil.copyfileobj(source, target, 1 << 24)
+            check_file(folder, entry, content=True)
     except BaseException:
-        folder.remove("" if new else path.name)
+        if new or free:
+            folder.remove("" if new else path.name)
         raise
+    if earlier not in (None, path.name):
+        folder.remove(earlier)
     return body
 
 
-def _body(model: Model, graph: Graph, form: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+def _body(model: Model, graph: Graph, form: dict[str, Any]) -> dict[str, Any]:
     pyramid = {"pyramid": pyramid_in_words(graph)} if isinstance(graph, LevelGraph) else {}
     return {
         "model": model.fingerprint,
@@ -147,7 +192,6 @@ def _body(model: Model, graph: Graph, form: dict[str, Any], measured: dict[str, 
         **pyramid,
         "classes": model.description["classes"],
         "class_names": model.class_names,
-        "parity": measured,
     }
 
 

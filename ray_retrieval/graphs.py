@@ -135,6 +135,13 @@ class CodeGraph(Graph):
     checked: ClassVar[tuple[str, ...]] = ("relaxed",)
     method: HashingMethod
 
+    def __init__(self, method: Method) -> None:
+        if not isinstance(method, HashingMethod):
+            raise ModelError(
+                f"{type(method).__name__} is no HashingMethod: codes of others cannot be exported"
+            )
+        super().__init__(method)
+
     @property
     def outputs(self) -> tuple[Port, ...]:
         bits = self.method.config.bits
@@ -196,7 +203,12 @@ class LevelGraph(Graph):
     checked: ClassVar[tuple[str, ...]] = ("descriptors", "scores", "vectors")
     method: Delf
 
-    def __init__(self, method: Delf) -> None:
+    def __init__(self, method: Method) -> None:
+        if not isinstance(method, Delf):
+            raise ModelError(
+                f"{type(method).__name__} is no Delf: of local features, only the network and the pyramid of "
+                "that class are exported"
+            )
         method.check_described()
         super().__init__(method)
 

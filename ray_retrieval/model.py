@@ -7,7 +7,7 @@ fingerprint is a hash of both, so embeddings and indices can say exactly which m
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
@@ -27,6 +27,9 @@ from ray_retrieval.methods import METHODS, build
 from ray_retrieval.methods.base import Method
 from ray_retrieval.model_folder import DESCRIPTION, WEIGHTS, read_model_description
 from ray_retrieval.storage import Folder, check_file, file_entry, write_description
+
+if TYPE_CHECKING:
+    from ray_retrieval.engines import Export
 
 _REASON = 300
 """Characters of what torch says of weights that do not fit: it may name every tensor."""
@@ -190,10 +193,9 @@ class Encoder:
         engine: str = "torch",
     ) -> None:
         torch.set_num_threads(threads)
-        if engine != "torch":
-            device = _processor(device, engine)
+        export = None if engine == "torch" else _export(Folder(model), engine, device)
         loaded = load(model)
-        self.device, self.batch_size = pick_device(device), batch_size
+        self.device, self.batch_size = pick_device("cpu" if export else device), batch_size
         # In other arithmetic than the model's own, bits near zero would turn.
         self.precision: Precision = loaded.description["precision"]
         self.method = loaded.method
@@ -201,11 +203,7 @@ class Encoder:
         self.fingerprint, self.form, self.class_names = loaded.fingerprint, loaded.form, loaded.class_names
         self.classes = int(loaded.description["classes"])
         self.preprocessing = loaded.preprocessing
-        self._exported = None
-        if engine != "torch":
-            from ray_retrieval.engines import open_export
-
-            self._exported = open_export(Folder(model), self.fingerprint, engine, self.method)
+        self._exported = None if export is None else export.open(self.method)
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def encode(
@@ -334,14 +332,17 @@ class Encoder:
             return error.problem
 
 
-def _processor(device: str, engine: str) -> str:
-    """The device of an engine that runs on the processor alone."""
+def _export(model: Folder, engine: str, device: str) -> "Export":
+    """What stands in for a model, looked for before anything is loaded; errors as of `Encoder`."""
+    from ray_retrieval.engines import check_engine, find_export
+
+    check_engine(engine)
     if device not in ("auto", "cpu"):
         raise RecipeError(
             f"the engine {engine} runs on the processor, not on {device}",
             mend="use the engine torch, or the device cpu",
         )
-    return "cpu"
+    return find_export(model, read_model_description(model)[1], engine)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ model in float32 from the same model in float64, and what it cannot explain is r
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -139,20 +139,38 @@ def table_samples(table: ImageTable, preprocessing: Preprocessing, *, limit: int
         DataError: if none of them can be decoded.
     """
     rows = spread(len(table), limit or min(_MOST, max(8, _PIXELS // preprocessing.size**2)))
-    images, names, failure = [], [], "the table is empty"
-    for row in rows:
+    failures: list[str] = []
+    found = list(decoded(table, rows, preprocessing, failures))
+    if not found:
+        failure = failures[-1] if failures else "the table is empty"
+        raise DataError(f"none of {len(rows)} images can be decoded, the last: {failure}", where=table.name)
+    images = [image for _, image in found]
+    names = [f"image '{table.ids[row]}'" for row, _ in found]
+    source = f"{len(rows)} of {len(table)} images of {table.name}"
+    return Samples(images, names, source, left_out=len(rows) - len(images))
+
+
+def decoded(
+    table: ImageTable, rows: npt.NDArray[np.int64], preprocessing: Preprocessing, failures: list[str]
+) -> Iterator[tuple[int, Array]]:
+    """Rows of a table with their images, prepared as an encoder does: of each its box, where it has one.
+
+    Args:
+        table: the images.
+        rows: int64 [n].
+        preprocessing: of the model.
+        failures: the reasons of images that cannot be decoded are added here.
+
+    Raises:
+        StoreError: if a store does not answer.
+    """
+    for row in map(int, rows):
         try:
-            images.append(prepare(table.image_bytes(int(row)), preprocessing))
+            yield row, prepare(table.image_bytes(row), preprocessing, table.box(row))
         except StoreError:
             raise
         except DataError as error:
-            failure = error.problem
-        else:
-            names.append(f"image '{table.ids[row]}'")
-    if not images:
-        raise DataError(f"none of {len(rows)} images can be decoded, the last: {failure}", where=table.name)
-    source = f"{len(rows)} of {len(table)} images of {table.name}"
-    return Samples(images, names, source, left_out=len(rows) - len(images))
+            failures.append(error.problem)
 
 
 def spread(rows: int, limit: int) -> npt.NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""The backbone of an exported graph in 8 bits, and what that costs by the metric of the field.
+"""The backbone of an exported graph in 8 bits.
 
 Static quantisation after the training: what each layer of the backbone gives is rounded to 256 values between
 the least and the largest that it gives for some images (the calibration), and its weights to 128 values an
@@ -10,39 +10,27 @@ of products up in 16 bits, where those of 8 may overflow. Machines that have suc
 """
 
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ray_retrieval import parity
-from ray_retrieval.data.mixed import MixedImages, groups_of
+from ray_retrieval import int8_loss, parity
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.data.transforms import Preprocessing, prepare
-from ray_retrieval.descriptors import Codes, Descriptors, Local, Vectors, assembled
 from ray_retrieval.engines import Exported, onnx_runtime, open_onnx
-from ray_retrieval.errors import DataError, ModelError, RecipeError, StoreError
+from ray_retrieval.errors import DataError, ModelError, RecipeError
 from ray_retrieval.graphs import INPUT, Array, Graph
-from ray_retrieval.methods.base import Method
-from ray_retrieval.metrics import hamming, retrieval
-from ray_retrieval.metrics.metric import Metric
-from ray_retrieval.search.neighbours import FeatureSegment
-from ray_retrieval.search.votes import LocalSearchConfig, search_votes
 
 MAX_LOSS = 0.02
 """Of the metric, from 0 to 1, that 8 bits may cost unless told otherwise."""
 CALIBRATION_IMAGES = 128
 _CALIBRATION_PIXELS = 1 << 25
 """Of all of them together, at most but for eight images: they are held in memory, as floats for DELF."""
-_MEASURED_IMAGES = 1000
-_LEAST_MEASURED = 10
-_QUERIES = 5
-"""One of so many images asks for the others."""
-_BATCH = 16
+LEAST_AGREEMENT = 0.8
+"""Below that a file is refused where no labels tell what it costs; by chance half of the bits are equal."""
+_COMPARED_IMAGES = 32
 _OPERATIONS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool")
 _BACKBONES = ("method.backbone", "method.above")
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -55,6 +43,9 @@ class Int8:
     Attributes:
         calibrated_on: images that the ranges come from, in words.
         layers: operations of the backbone that compute in 8 bits.
+        agreement: how near the file's answers are to those in float32: the share of equal bits of codes, the
+            mean cosine of vectors, or of local features at one scale.
+        compared_on: images that this was measured on, in words.
         measured_on: images that the loss was measured on, in words; None without labels.
         metric: its name; None without labels.
         policy: what it is, in a sentence.
@@ -63,12 +54,12 @@ class Int8:
         int8_queries: where the file describes the queries, and the model the database.
         loss: by how much the lower of these two is below that of the model; negative where it is above.
         max_loss: the most that was allowed.
-        agreement: how near its descriptors are to the model's: the share of equal bits of codes, the mean
-            cosine of vectors; None of local features.
     """
 
     calibrated_on: str
     layers: int
+    agreement: float
+    compared_on: str
     measured_on: str | None = None
     metric: str | None = None
     policy: str | None = None
@@ -77,55 +68,63 @@ class Int8:
     int8_queries: float | None = None
     loss: float | None = None
     max_loss: float | None = None
-    agreement: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def check(form: str, images: ImageTable | None, max_loss: float | None) -> None:
-    """Raise RecipeError for a quantisation that cannot be had."""
-    if form != "onnx":
-        raise RecipeError(f"8 bits are for the format onnx, not {form}", mend="leave out --int8")
-    if images is None:
+def check(images: ImageTable, max_loss: float | None) -> None:
+    """Raise RecipeError where a loss is bounded that cannot be measured on the images."""
+    labelled = len(int8_loss.labelled_rows(images))
+    if max_loss is not None and labelled < int8_loss.LEAST_MEASURED:
         raise RecipeError(
-            "8 bits are chosen by what the network makes of images, and there are none",
-            mend="give some of the database's with --images",
-        )
-    if max_loss is not None and not images.has_labels:
-        raise RecipeError(
-            "a loss is measured with labels, and the images have none",
+            f"a loss is measured on {int8_loss.LEAST_MEASURED} images with labels or more, and "
+            f"{labelled or 'none'} of the images have any",
             where=images.name,
             mend="give images with labels (folders of classes, say), or leave out --max-loss",
         )
 
 
-def quantise(source: Path, target: Path, graph: Graph, images: ImageTable, *, max_loss: float | None) -> Int8:
+def quantise(
+    source: Path,
+    target: Path,
+    graph: Graph,
+    images: ImageTable,
+    *,
+    measured: ImageTable | None,
+    max_loss: float | None,
+) -> Int8:
     """Write a file of ONNX whose backbone computes in 8 bits.
 
     Args:
         source: a file of the graph, in float32.
         target: what is written.
         graph: of the model, in evaluation mode, on the processor.
-        images: to calibrate on; the others of them are measured on, where they have labels.
+        images: to calibrate on.
+        measured: images with labels to measure the loss on; unset: those of `images` that have any, without
+            the calibrated ones where enough others are left.
         max_loss: of the metric; unset: `MAX_LOSS`.
 
     Raises:
-        DataError: if no image can be decoded.
-        ModelError: if nothing of the backbone can be found in the file, its answers are not finite, or the
-            loss is above `max_loss`.
+        DataError: if no image can be decoded, or too few to measure a loss that `max_loss` bounds.
+        ModelError: if nothing of the backbone can be found in the file, the loss is above `max_loss`, or,
+            where it cannot be measured, the answers are too far from those in float32.
     """
     limit = min(CALIBRATION_IMAGES, max(8, _CALIBRATION_PIXELS // graph.preprocessing.size**2))
-    some = parity.table_samples(images, graph.preprocessing, limit=limit)
-    samples = parity.fed(graph, some)
+    calibrated = parity.spread(len(images), limit)
+    samples = parity.fed(graph, parity.table_samples(images, graph.preprocessing, limit=limit))
     layers = _write(source, target, samples)
-    made = Int8(f"{len(samples.images)} of {len(images)} images of {images.name}", layers)
+    near, compared_on = _compare(source, target, graph, images, calibrated)
+    made = Int8(f"{len(samples.images)} of {len(images)} images of {images.name}", layers, near, compared_on)
     exported = Exported(graph.method, open_onnx(target))
-    rows = _measured_rows(images, parity.spread(len(images), limit))
-    if len(rows) < _LEAST_MEASURED:
-        _refuse_nonsense(exported.describe, samples, target)
+    none = np.zeros(0, np.int64)
+    asked, seen = (images, calibrated) if measured is None else (measured, none)
+    found = int8_loss.measure(graph.method, exported, asked, seen)
+    if found is None:
+        if max_loss is not None:
+            raise DataError("too few images can be decoded to measure the loss", where=asked.name)
+        _refuse_far(made, target)
         return made
-    found = _measure(graph.method, exported, images.take(rows), len(images))
     allowed = MAX_LOSS if max_loss is None else max_loss
     made = Int8(**{**asdict(made), **found, "max_loss": allowed})
     assert made.loss is not None
@@ -133,11 +132,35 @@ def quantise(source: Path, target: Path, graph: Graph, images: ImageTable, *, ma
         raise ModelError(
             f"8 bits cost {made.loss:.4f} of {made.metric}, more than {allowed:g}: {made.model:.4f} by the "
             f"model, {made.int8:.4f} by the file, {made.int8_queries:.4f} with queries by the file alone",
-            where=images.name,
+            where=asked.name,
             mend="calibrate on more images like the database's, allow more with --max-loss, or leave out "
             "--int8",
         )
     return made
+
+
+def _compare(
+    source: Path, target: Path, graph: Graph, images: ImageTable, calibrated: npt.NDArray[np.int64]
+) -> tuple[float, str]:
+    """How near the two files are, and on which images: on others than the calibrated ones if there are 10."""
+    others = np.setdiff1d(np.arange(len(images)), calibrated)
+    enough = len(others) >= int8_loss.LEAST_MEASURED
+    some = images.take(others if enough else calibrated)
+    samples = parity.fed(graph, parity.table_samples(some, graph.preprocessing, limit=_COMPARED_IMAGES))
+    near = int8_loss.agreement(open_onnx(source), open_onnx(target), graph, samples)
+    return near, f"{len(samples.images)} images {'not ' * enough}calibrated on"
+
+
+def _refuse_far(made: Int8, target: Path) -> None:
+    """Raise ModelError where no labels tell what 8 bits cost and the answers are far from float32."""
+    if not made.agreement >= LEAST_AGREEMENT:  # so that NaN is refused
+        raise ModelError(
+            f"in 8 bits it agrees by {made.agreement:.4f} with float32 ({made.compared_on}), less than "
+            f"{LEAST_AGREEMENT:g}",
+            where=target.name,
+            mend="calibrate on more images like the database's, give images with labels to measure what it "
+            "costs, or leave out --int8",
+        )
 
 
 def _write(source: Path, target: Path, samples: parity.Samples) -> int:
@@ -192,121 +215,3 @@ class _Reader:
     def get_next(self) -> dict[str, Array] | None:
         image = next(self._images, None)
         return None if image is None else {INPUT: np.asarray(image)[None]}
-
-
-def _refuse_nonsense(
-    describe: Callable[[torch.Tensor], Descriptors], samples: parity.Samples, target: Path
-) -> None:
-    """Raise ModelError where the file gives what is no number."""
-    first = samples.images[0]
-    found = describe(torch.from_numpy(np.asarray(first)[None]).to(torch.uint8))
-    if not isinstance(found, Codes) and not np.isfinite(found.data).all():
-        raise ModelError("gives values that are not finite in 8 bits", where=target.name)
-
-
-def _measured_rows(images: ImageTable, calibrated: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Rows with a label that were not calibrated on, evenly spread; all of them where there are few."""
-    if not images.has_labels:
-        return np.zeros(0, np.int64)
-    labelled = np.setdiff1d(np.arange(len(images)), images.unlabelled)
-    others = np.setdiff1d(labelled, calibrated)
-    rows = others if len(others) >= _MEASURED_IMAGES else labelled
-    return rows[parity.spread(len(rows), _MEASURED_IMAGES)]
-
-
-def _measure(method: Method, exported: Exported, images: ImageTable, total: int) -> dict[str, Any]:
-    """The field's metric by the model and by the file, on the images that can be decoded."""
-    parts: list[tuple[npt.NDArray[np.int64], Descriptors, Descriptors]] = []
-    kept: list[int] = []
-    for rows, batch in _batches(images, method.preprocessing):
-        for places, some in groups_of(batch):
-            with torch.inference_mode():
-                pair = method.describe(some), exported.describe(some)
-            parts.append((len(kept) + places, *pair))
-        kept += rows
-    if not kept:
-        raise DataError("none of the images can be decoded", where=images.name)
-    form = method.config.form
-    mine = assembled(form, len(kept), [(places, one) for places, one, _ in parts])
-    theirs = assembled(form, len(kept), [(places, other) for places, _, other in parts])
-    labels = images.take(np.array(kept, np.int64)).labels
-    asks = np.arange(len(kept)) % _QUERIES == 0
-    queries, database = np.flatnonzero(asks), np.flatnonzero(~asks)
-
-    def metric(asking: Descriptors, asked: Descriptors) -> Metric:
-        return field_metric(asking.take(queries), labels[queries], asked.take(database), labels[database])
-
-    own, both, alone = metric(mine, mine), metric(theirs, theirs), metric(theirs, mine)
-    return {
-        "measured_on": f"{len(queries)} queries and a database of {len(database)}, of {total} images of "
-        f"{images.name}",
-        "metric": own.name,
-        "policy": own.policy,
-        "model": own.value,
-        "int8": both.value,
-        "int8_queries": alone.value,
-        "loss": own.value - min(both.value, alone.value),
-        "agreement": _agreement(mine, theirs),
-    }
-
-
-def field_metric(
-    queries: Descriptors,
-    query_labels: npt.NDArray[Any],
-    database: Descriptors,
-    database_labels: npt.NDArray[Any],
-) -> Metric:
-    """What the field compares such descriptors by: MAP of codes, recall@1 of vectors and local features."""
-    if isinstance(queries, Codes) and isinstance(database, Codes):
-        return hamming.mean_average_precision(
-            queries.data, query_labels, database.data, database_labels, ties="expected", bits=queries.bits
-        )
-    if isinstance(queries, Vectors) and isinstance(database, Vectors):
-        found = retrieval.evaluate(queries.data, query_labels, database.data, database_labels, ks=(1,))
-        return found["recall@1"]
-    assert isinstance(queries, Local)
-    assert isinstance(database, Local)
-    segment = FeatureSegment(database.offsets, database.data, 0, 0)
-    hits = search_votes([segment], queries, 1, LocalSearchConfig(), images=len(database))
-    rows = hits.rows[:, 0]
-    same = _share_a_label(query_labels, database_labels[np.maximum(rows, 0)]) & (rows >= 0)
-    policy = (
-        "share of all queries whose image with the most votes of local features, all of them compared and "
-        "without geometric verification, has a label of theirs; a query without votes counts 0"
-    )
-    return Metric("recall@1", float(same.mean()), policy)
-
-
-def _share_a_label(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Whether labels [n] or [n, classes] meet row by row: bool [n]."""
-    if one.ndim == 1:
-        return np.asarray(one == other)
-    return np.asarray((one.astype(bool) & other.astype(bool)).any(axis=1))
-
-
-def _agreement(one: Descriptors, other: Descriptors) -> float | None:
-    if isinstance(one, Codes) and isinstance(other, Codes):
-        turned = int(np.unpackbits(one.data ^ other.data).sum())
-        return 1 - turned / (len(one) * one.bits)
-    if isinstance(one, Vectors) and isinstance(other, Vectors):
-        return float(np.einsum("nd,nd->n", one.data, other.data, dtype=np.float64).mean())
-    return None
-
-
-def _batches(
-    images: ImageTable, preprocessing: Preprocessing
-) -> "Iterator[tuple[list[int], torch.Tensor | MixedImages]]":
-    """Rows and prepared images of a table; what cannot be decoded is left out."""
-    for start in range(0, len(images), _BATCH):
-        rows, prepared = [], []
-        for row in range(start, min(start + _BATCH, len(images))):
-            try:
-                prepared.append(prepare(images.image_bytes(row), preprocessing, images.box(row)))
-            except StoreError:
-                raise
-            except DataError:
-                continue
-            rows.append(row)
-        if rows:
-            square = preprocessing.square
-            yield rows, torch.from_numpy(np.stack(prepared)) if square else MixedImages(prepared)

@@ -41,7 +41,7 @@ from ray_retrieval.model_folder import DESCRIPTION, model_of, read_model_descrip
 from ray_retrieval.progress import Advance, Display
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.reuse import reuse
-from ray_retrieval.run_checks import refuse_codes, refuse_unmeasurable
+from ray_retrieval.run_checks import refuse_codes, refuse_engine, refuse_unmeasurable
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder, fingerprint
 from ray_retrieval.train import starting, train
@@ -132,6 +132,8 @@ class Run:
         Raises:
             RetrievalError: if images, labels or weights are missing or do not fit; then nothing is left.
         """
+        if measured:
+            refuse_engine(self.recipe, self.folder)
         existed, begun = self.folder.exists(), self.folder.exists("recipe.yaml")
         try:
             benchmark = self._load_data(measured=measured)

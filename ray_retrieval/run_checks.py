@@ -3,10 +3,11 @@
 from ray_retrieval.cores import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.engines import find_export
 from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.finder import local_index
 from ray_retrieval.methods.delf import DelfConfig
-from ray_retrieval.model_folder import model_of
+from ray_retrieval.model_folder import DESCRIPTION, model_of, read_model_description
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.search import Index
 from ray_retrieval.search.rerank.verification import matched
@@ -62,6 +63,30 @@ def refuse_unmeasurable(recipe: Recipe, benchmark: Benchmark) -> None:
             mend="take a method that makes vectors, or another benchmark",
         )
     _refuse_local_index(recipe, benchmark)
+
+
+def refuse_engine(recipe: Recipe, folder: Folder) -> None:
+    """What encodes must be there before anything is trained.
+
+    Args:
+        recipe: of the run.
+        folder: of the run.
+
+    Raises:
+        ArtefactError: if the run's model has no export for the recipe's engine.
+        RecipeError: if there is no model yet, of which there could be an export; or the engine's package is
+            not installed.
+    """
+    engine, model = recipe.encode.engine, folder / "model"
+    if engine == "torch":
+        return
+    if not model.exists(DESCRIPTION):
+        raise RecipeError(
+            f"{engine} runs an export of a model, and this run has none yet",
+            where="encode.engine",
+            mend=f"leave it out; then export {model} and encode by: ray-retrieval encode --engine {engine}",
+        )
+    find_export(model, read_model_description(model)[1], engine)
 
 
 def _refuse_local_index(recipe: Recipe, benchmark: Benchmark) -> None:

@@ -266,7 +266,8 @@ def _table(*columns: str) -> Table:
 
 def print_export(made: dict[str, Any], folder: str) -> None:
     """Where an export is, how it compares with the model, and what its 8 bits cost."""
-    file, parity, int8 = made["file"], made["parity"], made.get("int8")
+    file, int8 = made["file"], made.get("int8")
+    parity = made["parity"] if int8 is None else made["parity_before_int8"]
     print(f"export  {folder}/{file['file']}, {file['bytes'] / 1e6:,.1f} MB; see {folder}/export.json")
     values = ", ".join(
         f"{name} by {output['max_absolute_error']:.2g} (allowed {output['allowed_error']:.2g})"
@@ -289,6 +290,7 @@ def print_export(made: dict[str, Any], folder: str) -> None:
     if int8 is None:
         return
     print(f"int8    {int8['layers']} operations, calibrated on {int8['calibrated_on']}")
+    print(f"agrees  by {int8['agreement']:.4f} with float32, on {int8['compared_on']}")
     if int8["metric"] is None:
         print("loss    not measured: the images have too few labels")
         return

@@ -1,13 +1,14 @@
 """`--engine` from the command line to the hits."""
 
 import json
+from typing import get_args
 
 import pytest
 from export_parts import made, saved
 from samples import coloured_table
 from test_cli import call, write_embeddings
 
-from ray_retrieval import export, search
+from ray_retrieval import config, engines, export, search
 from ray_retrieval.model import Encoder
 from ray_retrieval.query import Searcher
 from ray_retrieval.search.embeddings import Embeddings
@@ -47,7 +48,23 @@ def test_an_unknown_engine_is_named_with_those_there_are(built, monkeypatch, cap
         monkeypatch, capsys, "encode", built / "model", built, "--out", built / "out", "--engine", "x"
     )
     assert code == 2
-    assert "engine" in err
+    assert "'torch', 'onnx' or 'onnx-int8'" in err
+    assert set(engines.ENGINES) == set(get_args(config.EngineName))
+
+
+def test_an_engine_is_named_once(built, monkeypatch, capsys):
+    twice = ("--engine", "onnx", "--set", "engine=torch")
+    for command in (("encode", built / "model", built, "--out", built / "out"), ("serve", built / "index")):
+        code, _, err = call(monkeypatch, capsys, *command, *twice)
+        assert (code, err.splitlines()) == (
+            *(2, ["error: --engine: the engine is set by --set too (leave one of them out)"]),
+        )
+
+
+def test_serve_looks_for_the_export_before_it_starts(built, monkeypatch, capsys):
+    code, _, err = call(monkeypatch, capsys, "serve", built / "index", "--engine", "onnx-int8")
+    assert code == 2
+    assert "for the engine onnx-int8 in the model's folder" in err
 
 
 def test_a_searcher_has_the_engine_for_its_queries(built, monkeypatch):
@@ -79,7 +96,8 @@ def test_the_command_says_what_8_bits_cost(tmp_path, monkeypatch, capsys):
     assert lines[1].startswith("parity  at most, vectors by ")
     assert lines[2].startswith("note    the model describes images in bf16, the export in float32: cosines")
     assert lines[3].startswith("int8    15 operations, calibrated on 24 of 24 images of ")
-    assert lines[4].startswith("loss    0.0000 of recall@1 (allowed 0.02): ")
+    assert lines[4].endswith(" with float32, on 24 images calibrated on")
+    assert lines[5].startswith("loss    0.0000 of recall@1 (allowed 0.02): ")
     code, _, err = call(
         monkeypatch, capsys, "export", export.default_folder(export.Folder(source), "x", False)
     )

@@ -1,6 +1,7 @@
 """A model in one file answers as the model does, or there is no file."""
 
 import dataclasses
+import errno
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import export_parts
 import numpy as np
 import pytest
 import torch
@@ -35,18 +37,8 @@ IMAGES = coloured_table(10, size=23)  # not the network's size
 
 
 def made(name="greedyhash", bits=16):
-    """A method whose batch normalisation has statistics of its own, as after training."""
-    torch.manual_seed(bits)
-    backbone = BackboneConfig(name="small", weights="none")
-    method = build(METHODS[name][0](bits=bits, backbone=backbone, image={"size": SIZE}), classes=3)
-    for layer in method.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.running_mean.normal_()
-            layer.running_var.uniform_(0.5, 2)
-    with torch.no_grad():  # centred, or a random network gives every image the same code
-        pixels = [prepare(IMAGES.image_bytes(row), method.preprocessing) for row in range(len(IMAGES))]
-        method.hash_layer.bias -= method.eval().relaxed(torch.from_numpy(np.stack(pixels))).mean(dim=0)
-    return method
+    """A method whose codes are balanced over `IMAGES`."""
+    return export_parts.made(name, IMAGES, bits=bits)
 
 
 def run_file(folder, images):
@@ -356,7 +348,7 @@ def test_an_interrupted_export_leaves_nothing(digits, tmp_path, monkeypatch):
     def interrupted(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "write_description", interrupted)
+    monkeypatch.setattr(export, "check_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export.export(digits, tmp_path / "out", form="torch")
     assert not (tmp_path / "out").exists()
@@ -367,10 +359,25 @@ def test_an_interrupted_export_leaves_nothing(digits, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "mine") == ["notes.txt"]
 
 
+@pytest.mark.parametrize("form", ["torch", "onnx"])
+def test_an_earlier_export_stays_where_the_store_is_full(form, digits, tmp_path, monkeypatch):
+    export.export(digits, tmp_path, form="torch")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(_source, target, _chunk):
+        target.write(b"the beginning")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(export.shutil, "copyfileobj", full)
+    with pytest.raises(ArtefactError, match="No space left on device"):
+        export.export(digits, tmp_path, form=form)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 KILLED = """
 import os, signal, sys
 from ray_retrieval import export
-export.write_description = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
+export.check_file = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)
 export.export(sys.argv[1], sys.argv[2], form="torch")
 """
 
@@ -393,6 +400,13 @@ def test_an_export_replaces_one_of_another_form_but_no_other_artefact(digits, tm
     export.export(digits, tmp_path, form="onnx")
     export.export(digits, tmp_path, form="torch")
     assert sorted(os.listdir(tmp_path)) == ["export.json", "model.pt2"]
+    said = json.loads((tmp_path / "export.json").read_text())
+    said["file"]["file"] = "../victim.pt2"
+    (tmp_path / "export.json").write_text(json.dumps(said))
+    (tmp_path.parent / "victim.pt2").write_text("not ours")
+    with pytest.raises(ArtefactError, match=r"names the file '\.\./victim\.pt2'"):
+        export.export(digits, tmp_path, form="torch")
+    assert (tmp_path.parent / "victim.pt2").read_text() == "not ours"
     (tmp_path / "export.json").write_text(json.dumps({"format": "something else"}))
     with pytest.raises(ArtefactError, match="does not describe a export"):
         export.export(digits, tmp_path, form="torch")
@@ -454,6 +468,12 @@ def test_the_command_exports_with_parity_on_the_images_given(tmp_path, monkeypat
         (["nowhere", "--out", "x"], "no model here"),
         (["MODEL", "--out", "x", "--format", "tensorrt"], "'tensorrt', known are: torch, onnx"),
         (["MODEL", "--out", "x", "--images", "nothing"], "nothing"),
+        (["MODEL", "--out", "x", "--root", "nothing"], "--root: it is for the paths of --images"),
+        (["MODEL", "--out", "x", "--max-loss", "0.1"], "--max-loss: it bounds what 8 bits cost"),
+        (["MODEL", "--out", "x", "--int8", "--format", "torch"], "8 bits are for the format onnx"),
+        (["MODEL", "--out", "x", "--int8", "--format", "tensorrt"], "'tensorrt', known are: torch, onnx"),
+        (["nowhere", "--int8"], "no model here"),
+        (["MODEL", "--out", "x", "--int8"], "no recipe beside the model"),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_2(digits, tmp_path, monkeypatch, capsys, arguments, message):

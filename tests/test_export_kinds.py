@@ -18,6 +18,7 @@ from ray_retrieval.methods import METHODS
 from ray_retrieval.methods.gem import scaled_side
 from ray_retrieval.methods.hashing import HashingMethod
 from ray_retrieval.model import Encoder
+from ray_retrieval.storage import Folder
 
 TABLE = coloured_table(12, mixed_sizes=True)
 LARGE = coloured_table(6, size=57)
@@ -299,16 +300,49 @@ def test_a_damaged_export_is_refused(exported, tmp_path):
         Encoder(str(tmp_path / "model"), engine="onnx")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "format version 2, this program reads version 1"),
+        ({"file": {"file": "../model.onnx", "bytes": 1, "sha256": ""}}, r"names the file '\.\./model\.onnx'"),
+        ({"file": None}, "names the file None"),
+    ],
+    ids=["newer", "another folder", "no file"],
+)
+def test_an_export_that_cannot_be_used_is_named_with_the_reason(exported, tmp_path, change, message):
+    folder, _ = exported
+    shutil.copytree(folder / "xbm", tmp_path / "model")
+    path = tmp_path / "model" / "onnx" / "export.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ArtefactError, match=f"onnx cannot be used, .*{message}"):
+        Encoder(str(tmp_path / "model"), engine="onnx")
+
+
+def test_an_engine_is_looked_for_before_the_model_is_loaded(exported, monkeypatch):
+    folder, _ = exported
+
+    def loaded(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(model, "load", loaded)
+    for engine, error in (("tensorrt", RecipeError), ("onnx-int8", ArtefactError)):
+        with pytest.raises(error):
+            Encoder(str(folder / "xbm"), engine=engine)
+
+
 def test_engines_that_cannot_be_are_refused(exported, monkeypatch):
     folder, _ = exported
     source = str(folder / "xbm")
-    with pytest.raises(RecipeError, match="unknown engine 'tensorrt', known are: torch, onnx, onnx-int8"):
-        Encoder(source, engine="tensorrt")
+    for device in ("auto", "cuda"):
+        with pytest.raises(RecipeError, match="unknown engine 'tensorrt', known are: torch, onnx, onnx-int8"):
+            Encoder(source, engine="tensorrt", device=device)
     with pytest.raises(RecipeError, match="runs on the processor, not on cuda"):
         Encoder(source, engine="onnx", device="cuda")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(RecipeError, match=r"needs onnxruntime.*ray_retrieval\[export\]"):
         Encoder(source, engine="onnx")
+    with pytest.raises(RecipeError, match="needs onnxruntime"):  # before anything is started
+        engines.find_export(Folder(source), "any", "onnx")
 
 
 def test_class_probabilities_are_the_models_own(exported):

@@ -7,11 +7,13 @@ import pytest
 from export_parts import made, saved
 from samples import coloured_table
 
-from ray_retrieval import export, parity, quantise
+from ray_retrieval import export, graphs, int8_loss, parity, quantise
 from ray_retrieval.data.table import ImageTable
+from ray_retrieval.data.transforms import Preprocessing
 from ray_retrieval.descriptors import Codes, Local, Vectors
 from ray_retrieval.errors import ArtefactError, ModelError, RecipeError
 from ray_retrieval.metrics import hamming
+from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.model import Encoder
 from ray_retrieval.storage import Folder
 
@@ -35,7 +37,11 @@ def test_the_loss_is_measured_and_said(eight):
     int8 = said["int8"]
     assert (said["precision"], said["form"]["name"]) == ("int8", "onnx")
     assert int8["metric"] == "recall@1"
-    assert "8 queries and a database of 32, of 40 images" in int8["measured_on"]
+    assert int8["measured_on"].startswith("8 queries and a database of 32, of 40 images of ")
+    assert int8["measured_on"].endswith(", 40 of them calibrated on")
+    assert int8["compared_on"] == "32 images calibrated on"
+    assert "parity" not in said
+    assert said["parity_before_int8"]["images"] == 40
     assert int8["loss"] == int8["model"] - min(int8["int8"], int8["int8_queries"])
     assert int8["loss"] <= int8["max_loss"] == quantise.MAX_LOSS
     assert int8["agreement"] > 0.99
@@ -75,10 +81,10 @@ def test_a_loss_above_the_bound_is_refused_and_nothing_is_left(tmp_path, monkeyp
     source = saved(tmp_path / "model", made("greedyhash", TABLE))
     values = iter([0.9, 0.8, 0.85])
 
-    def metric(*_):
-        return quantise.Metric("map", next(values), "as told")
+    def metric(*_, **__):
+        return Metric("map", next(values), "as told")
 
-    monkeypatch.setattr(quantise, "field_metric", metric)
+    monkeypatch.setattr(int8_loss, "field_metric", metric)
     with pytest.raises(ModelError, match=r"8 bits cost 0\.1000 of map, more than 0\.05: .*--max-loss"):
         export.export(source, images=TABLE, int8=True, max_loss=0.05)
     assert not (Folder(source) / "onnx-int8").exists()
@@ -100,22 +106,79 @@ def test_methods_of_several_sizes_take_it_too(name, tmp_path):
 def test_what_cannot_be_is_refused_before_anything_is_loaded():
     with pytest.raises(RecipeError, match="for the format onnx, not torch"):
         export.export("nowhere", form="torch", int8=True, images=TABLE)
-    with pytest.raises(RecipeError, match=r"there are none.*--images"):
+    with pytest.raises(RecipeError, match=r"--max-loss: .*add --int8"):
+        export.export("nowhere", images=TABLE, max_loss=0.1)
+    for wrong in (5, -1, float("nan")):
+        with pytest.raises(RecipeError, match="--max-loss: a share from 0 to 1"):
+            export.export("nowhere", int8=True, images=TABLE, max_loss=wrong)
+    with pytest.raises(ArtefactError, match="no model here"):
         export.export("nowhere", int8=True)
-    with pytest.raises(RecipeError, match="the images have none"):
-        export.export("nowhere", int8=True, images=unlabelled(TABLE), max_loss=0.1)
 
 
-def test_training_images_come_from_the_recipe_beside_the_model(tmp_path):
+@pytest.mark.parametrize("labelled", [0, 9])
+def test_a_bound_that_cannot_be_measured_is_refused(eight, labelled):
+    source, _ = eight
+    table = unlabelled(TABLE) if labelled == 0 else TABLE.take(np.arange(9))
+    with pytest.raises(RecipeError, match=f"and {labelled or 'none'} of the images have any.*--max-loss"):
+        export.export(source, int8=True, images=table, max_loss=0.1)
+
+
+def test_a_spoilt_file_is_refused_without_labels_too(eight, tmp_path, monkeypatch):
+    import onnx
+
+    source, _ = eight
+    write = quantise._write
+
+    def spoil(given, target, samples):
+        layers = write(given, target, samples)
+        made = onnx.load(target)
+        for entry in made.graph.initializer:
+            if entry.name.endswith("_quantized"):
+                entry.raw_data = (
+                    np.random.default_rng(0).permutation(list(entry.raw_data)).astype(np.uint8).tobytes()
+                )
+        onnx.save(made, target)
+        return layers
+
+    monkeypatch.setattr(quantise, "_write", spoil)
+    with pytest.raises(ModelError, match=r"agrees by .* with float32 .*less than 0\.8"):
+        export.export(source, tmp_path / "out", int8=True, images=unlabelled(TABLE))
+    assert not (tmp_path / "out").exists()
+
+
+def test_agreement_is_the_share_of_equal_bits_or_the_mean_cosine():
+    samples = parity.Samples([np.zeros((3, 8, 8), np.uint8)] * 2, ["a", "b"], "zeros")
+    codes = graphs.graph_of(made("hashnet"))
+
+    def answer(byte, value=1.0):
+        return lambda _: [np.array([[byte, 0]], np.uint8), np.full((1, 13), value, np.float32)]
+
+    assert int8_loss.agreement(answer(3), answer(3), codes, samples) == 1
+    assert int8_loss.agreement(answer(0), answer(3), codes, samples) == pytest.approx(11 / 13)
+    assert np.isnan(int8_loss.agreement(answer(3), answer(3, np.nan), codes, samples))
+    cells = np.array([[1, 0], [0, 1]], np.float32)
+    one, other = (lambda _: [cells]), (lambda _: [cells[[0, 0]]])
+    assert int8_loss.agreement(one, other, graphs.graph_of(made("xbm")), samples) == 0.5
+
+
+def test_images_come_from_the_recipe_beside_the_model(tmp_path):
     with pytest.raises(RecipeError, match=r"no recipe beside the model.*--images"):
-        export.training_images(Folder(tmp_path / "model"))
+        export.benchmark_of(Folder(tmp_path / "model"))
+    small = Preprocessing(size=8)
+    found = export._samples(Folder(tmp_path / "model"), None, small)
+    assert found.source == "20 synthetic images (no recipe beside the model says what it was trained on)"
     recipe = (
         "name: x\noutput: runs/x\ndata: {name: digits}\nmethod: {name: greedyhash, backbone: {name: small}}\n"
     )
     (tmp_path / "recipe.yaml").write_text(recipe)
-    table = export.training_images(Folder(tmp_path / "model"))
-    assert len(table) > 100
-    assert table.has_labels
+    benchmark = export.benchmark_of(Folder(tmp_path / "model"))
+    table, held_out = export._recipe_images(Folder(tmp_path / "model"))
+    assert table.ids == benchmark.train.ids
+    assert held_out is not None
+    assert held_out.ids == benchmark.validation_queries.ids
+    assert len(held_out) >= 100
+    found = export._samples(Folder(tmp_path / "model"), None, small)
+    assert found.source == f"64 of {len(table)} images of {table.name}"
 
 
 def test_metrics_are_those_of_the_field():
@@ -123,12 +186,16 @@ def test_metrics_are_those_of_the_field():
     labels, asked = np.arange(6) % 3, np.arange(9) % 3
     one, other = (Codes(generator.integers(0, 256, (n, 2), dtype=np.uint8), 16) for n in (6, 9))
     wanted = hamming.mean_average_precision(one.data, labels, other.data, asked, ties="expected", bits=16)
-    assert quantise.field_metric(one, labels, other, asked) == wanted
+    assert int8_loss.field_metric(one, labels, other, asked) == wanted
     vectors = np.eye(3, dtype=np.float32)
-    found = quantise.field_metric(
+    found = int8_loss.field_metric(
         Vectors(vectors[labels]), labels, Vectors(vectors[np.roll(asked, 1)]), asked
     )
     assert (found.name, found.value) == ("recall@1", 0)
+    found = int8_loss.field_metric(
+        Vectors(vectors[labels]), labels, Vectors(vectors[np.roll(asked, 1)]), asked, vectors_by="map"
+    )
+    assert found.name.startswith("map")
 
 
 def test_local_features_count_where_the_most_votes_go():
@@ -146,20 +213,20 @@ def test_local_features_count_where_the_most_votes_go():
         )
 
     queries, database = sets([[1, 0], [0, 1]]), sets([[0, 1], [1, 0], [-1, 0]])
-    found = quantise.field_metric(queries, np.array([5, 7]), database, np.array([6, 5, 7]))
+    found = int8_loss.field_metric(queries, np.array([5, 7]), database, np.array([6, 5, 7]))
     assert (found.name, found.value) == ("recall@1", 0.5)
     several = np.array([[1, 0], [0, 1]]), np.array([[0, 1], [1, 1], [0, 0]])
-    assert quantise.field_metric(queries, several[0], database, several[1]).value == 1
+    assert int8_loss.field_metric(queries, several[0], database, several[1]).value == 1
 
 
-@pytest.mark.parametrize(("count", "rows"), [(40, 40), (300, 300), (1500, 1000)])
+@pytest.mark.parametrize(("count", "rows"), [(40, 40), (227, 227), (228, 100), (1500, 1000)])
 def test_the_loss_is_measured_on_images_that_were_not_calibrated_on_where_there_are_enough(count, rows):
     table = coloured_table(3).take(np.arange(count) % 3)
     calibrated = parity.spread(count, 128)
-    found = quantise._measured_rows(table, calibrated)
+    found = int8_loss.measured_rows(table, calibrated)
     assert len(found) == rows
     assert (np.diff(found) > 0).all()
-    assert (count < 1128) or not len(np.intersect1d(found, calibrated))
+    assert (count < 228) or not len(np.intersect1d(found, calibrated))
 
 
 def test_files_for_phones_answer_the_same(eight, tmp_path):

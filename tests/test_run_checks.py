@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from export_parts import made, saved
 from samples import coloured_benchmark
 from search_parts import draw_local, draw_vectors, write
 from test_run import QUICKSTART, run_on
 
 from ray_retrieval import model, recipe, run, search
 from ray_retrieval.data import datasets
-from ray_retrieval.errors import RecipeError
+from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.methods import build
 from ray_retrieval.run_checks import refuse_unmeasurable
 from ray_retrieval.storage import Folder
@@ -52,6 +53,19 @@ def test_a_network_that_is_only_tuned_is_trained_but_not_run(tmp_path, benchmark
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert len(job.prepare().train) == len(benchmark.train)
+
+
+def test_an_engine_whose_export_is_not_there_is_refused_before_training(tmp_path, benchmark):
+    job = run_on(tmp_path / "out", PLAIN, "encode.engine=onnx")
+    with pytest.raises(
+        RecipeError, match=r"encode\.engine: onnx runs an export .* has none yet.*leave it out"
+    ):
+        job.all()
+    assert not (tmp_path / "out").exists()
+    saved(tmp_path / "out" / "model", made("greedyhash"))
+    with pytest.raises(ArtefactError, match=r"no export of model .* for the engine onnx"):
+        job.prepare(measured=True)
+    assert len(job.prepare().train) == len(benchmark.train)  # training alone needs none
 
 
 def test_galleries_that_are_drawn_are_refused_for_local_features(tmp_path, benchmark, monkeypatch):

@@ -146,6 +146,7 @@ def finish(
     parts: list[dict[str, Any]],
     source: str,
     engine: str = "torch",
+    export: str | None = None,
 ) -> None:
     """Make the folder a complete artefact and remove parts of an earlier, longer one.
 
@@ -158,6 +159,7 @@ def finish(
         parts: entries of all parts, in order.
         source: fingerprint of the table of images.
         engine: what computed the descriptors; noted where it was not the model itself.
+        export: sha256 of the file that the engine ran; None for the model itself.
     """
     errors = [error for part in parts for error in part["errors"]]
     rows = [{"id": name, "reason": reason} for name, reason in errors]
@@ -165,7 +167,7 @@ def finish(
         pq.write_table(pa.Table.from_pylist(rows, schema=_ERRORS_SCHEMA), stream)
     body = {
         "model": model,
-        **({} if engine == "torch" else {"engine": engine}),
+        **({} if engine == "torch" else {"engine": engine, "export": export}),
         **form.as_json(),
         "classes": classes,
         "class_names": class_names,
@@ -190,6 +192,7 @@ class Embeddings:
         folder: where it lies.
         model: fingerprint of the model that made it.
         engine: what computed the descriptors: the model itself (`torch`), or an export of it.
+        export: sha256 of the file of that export; None for the model itself.
         form: of the descriptors.
         classes: number of classes that labels count in; 0 without labels.
         class_names: their names, or None.
@@ -203,6 +206,7 @@ class Embeddings:
         self.folder = folder
         self.model: str = description["model"]
         self.engine: str = description.get("engine", "torch")
+        self.export: str | None = description.get("export")
         self.form = Form.from_json(description)
         self.classes: int = description["classes"]
         self.class_names: list[str] | None = description["class_names"]

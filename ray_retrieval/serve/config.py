@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ray_retrieval.config import Config
+from ray_retrieval.config import Config, EngineName
 from ray_retrieval.errors import QueryError
 from ray_retrieval.search.rerank import RerankConfigs
 
@@ -110,7 +110,7 @@ class ServeConfig(Config):
     """Cores that Ray books for an encoder."""
     encoder_gpus: float = Field(0.0, ge=0)
     """GPUs, or a share of one, that Ray books for an encoder; with 0 it encodes on the processor."""
-    engine: Literal["torch", "onnx", "onnx-int8"] = "torch"
+    engine: EngineName = "torch"
     """What encodes: the model itself, or its export, which lies in the model's folder or beside it."""
     shard_cpus: float = Field(0.25, ge=0)
     """Cores that Ray books for a shard group."""

@@ -1,5 +1,7 @@
 """An export encodes in the place of the model, on Ray."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from export_parts import made, saved
@@ -30,4 +32,9 @@ def test_an_export_encodes_in_the_place_of_the_model(local_ray, tmp_path):
     assert (found.engine, found.model) == ("onnx", encoder.fingerprint)
     np.testing.assert_array_equal(found.descriptors.data, wanted.data)
     assert encode([job], config) == 0
-    assert job.key(config, "m", 0, 12) != job.key(EncodeConfig(), "m", 0, 12)
+    assert found.export == job.export.checksum
+    key = job.key(config, "m", 0, 12)
+    job.export = replace(job.export, description={"file": {"sha256": "of another export"}})
+    other = job.key(config, "m", 0, 12)
+    job.export = None
+    assert len({key, other, job.key(EncodeConfig(), "m", 0, 12)}) == 3

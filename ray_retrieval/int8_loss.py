@@ -1,0 +1,180 @@
+"""What the 8 bits of an export cost: by the metric of the field, and in how near its answers are."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ray_retrieval import parity
+from ray_retrieval.data.mixed import MixedImages, groups_of
+from ray_retrieval.data.table import ImageTable
+from ray_retrieval.data.transforms import Preprocessing
+from ray_retrieval.descriptors import Codes, Descriptors, Local, Vectors, assembled
+from ray_retrieval.engines import Exported
+from ray_retrieval.graphs import CodeGraph, Engine, Graph
+from ray_retrieval.methods.base import Method
+from ray_retrieval.metrics import hamming, retrieval
+from ray_retrieval.metrics.metric import Metric
+from ray_retrieval.search.neighbours import FeatureSegment
+from ray_retrieval.search.votes import LocalSearchConfig, search_votes
+
+LEAST_MEASURED = 10
+"""Images with labels that a loss is measured on, at least."""
+ENOUGH = 100
+"""Images from which those that were calibrated on are left out."""
+_MEASURED_IMAGES = 1000
+_QUERIES = 5
+"""One of so many images asks for the others."""
+_BATCH = 16
+_VECTORS_BY = {"gem": "map"}
+"""What the papers of a method measure its vectors by; those of the others: recall@1."""
+
+
+def agreement(one: Engine, other: Engine, graph: Graph, samples: parity.Samples) -> float:
+    """How near the answers of two files of a graph are: 1 where they are equal.
+
+    Of codes the share of equal bits, one half by chance; of vectors and of local features at one scale the
+    mean cosine. NaN where a value is none.
+
+    Args:
+        one: runs the first file.
+        other: runs the second.
+        graph: of both.
+        samples: at least one image, as the graph takes it.
+    """
+    found: list[float] = []
+    for image in samples.images:
+        first, second = one(np.asarray(image)[None]), other(np.asarray(image)[None])
+        if isinstance(graph, CodeGraph):
+            found.append(1 - float(np.unpackbits(np.bitwise_xor(first[0], second[0])).sum()) / first[1].size)
+            if not np.isfinite(second[1]).all():
+                return float("nan")
+        else:
+            found.append(float((first[0].astype(np.float64) * second[0]).sum(axis=-1).mean()))
+    return float(np.mean(found))
+
+
+def measured_rows(images: ImageTable, calibrated: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """At most 1,000 rows with a label, evenly spread; without those calibrated on if 100 others are left."""
+    labelled = labelled_rows(images)
+    others = np.setdiff1d(labelled, calibrated)
+    rows = others if len(others) >= ENOUGH else labelled
+    return rows[parity.spread(len(rows), _MEASURED_IMAGES)] if len(rows) else rows
+
+
+def labelled_rows(images: ImageTable) -> npt.NDArray[np.int64]:
+    """The rows that have a label, int64, ascending."""
+    if not images.has_labels:
+        return np.zeros(0, np.int64)
+    return np.setdiff1d(np.arange(len(images)), images.unlabelled)
+
+
+def measure(
+    method: Method, exported: Exported, images: ImageTable, calibrated: npt.NDArray[np.int64]
+) -> dict[str, Any] | None:
+    """The field's metric by the model and by the file, as `quantise.Int8` has it.
+
+    Args:
+        method: the model, in evaluation mode, on the processor.
+        exported: the file.
+        images: to measure on.
+        calibrated: rows of them that the ranges of the file come from.
+
+    Returns:
+        None where fewer than `LEAST_MEASURED` images have a label and can be decoded.
+
+    Raises:
+        MetricError: of vectors, if no query shares a label with another image.
+    """
+    chosen = measured_rows(images, calibrated)
+    parts: list[tuple[npt.NDArray[np.int64], Descriptors, Descriptors]] = []
+    kept: list[int] = []
+    for rows, batch in _batches(images, chosen, method.preprocessing):
+        for places, some in groups_of(batch):
+            with torch.inference_mode():
+                pair = method.describe(some), exported.describe(some)
+            parts.append((len(kept) + places, *pair))
+        kept += rows
+    if len(kept) < LEAST_MEASURED:
+        return None
+    form = method.config.form
+    mine = assembled(form, len(kept), [(places, one) for places, one, _ in parts])
+    theirs = assembled(form, len(kept), [(places, other) for places, _, other in parts])
+    labels = images.take(np.array(kept, np.int64)).labels
+    asks = np.arange(len(kept)) % _QUERIES == 0
+    queries, database = np.flatnonzero(asks), np.flatnonzero(~asks)
+
+    def metric(asking: Descriptors, asked: Descriptors) -> Metric:
+        return field_metric(
+            asking.take(queries),
+            labels[queries],
+            asked.take(database),
+            labels[database],
+            vectors_by=_VECTORS_BY.get(method.config.name, "recall@1"),
+        )
+
+    own, both, alone = metric(mine, mine), metric(theirs, theirs), metric(theirs, mine)
+    return {
+        "measured_on": f"{len(queries)} queries and a database of {len(database)}, of {len(images)} images "
+        f"of {images.name}, {len(np.intersect1d(kept, calibrated))} of them calibrated on",
+        "metric": own.name,
+        "policy": own.policy,
+        "model": own.value,
+        "int8": both.value,
+        "int8_queries": alone.value,
+        "loss": own.value - min(both.value, alone.value),
+    }
+
+
+def field_metric(
+    queries: Descriptors,
+    query_labels: npt.NDArray[Any],
+    database: Descriptors,
+    database_labels: npt.NDArray[Any],
+    *,
+    vectors_by: str = "recall@1",
+) -> Metric:
+    """What the field compares such descriptors by: MAP of codes, recall@1 of local features.
+
+    Raises:
+        MetricError: of vectors, if no query shares a label with an image of the database.
+    """
+    if isinstance(queries, Codes) and isinstance(database, Codes):
+        return hamming.mean_average_precision(
+            queries.data, query_labels, database.data, database_labels, ties="expected", bits=queries.bits
+        )
+    if isinstance(queries, Vectors) and isinstance(database, Vectors):
+        found = retrieval.evaluate(queries.data, query_labels, database.data, database_labels, ks=(1,))
+        return found[vectors_by]
+    assert isinstance(queries, Local)
+    assert isinstance(database, Local)
+    segment = FeatureSegment(database.offsets, database.data, 0, 0)
+    hits = search_votes([segment], queries, 1, LocalSearchConfig(), images=len(database))
+    rows = hits.rows[:, 0]
+    same = _share_a_label(query_labels, database_labels[np.maximum(rows, 0)]) & (rows >= 0)
+    policy = (
+        "share of all queries whose image with the most votes of local features, all of them compared and "
+        "without geometric verification, has a label of theirs; a query without votes counts 0"
+    )
+    return Metric("recall@1", float(same.mean()), policy)
+
+
+def _share_a_label(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether labels [n] or [n, classes] meet row by row: bool [n]."""
+    if one.ndim == 1:
+        return np.asarray(one == other)
+    return np.asarray((one.astype(bool) & other.astype(bool)).any(axis=1))
+
+
+def _batches(
+    images: ImageTable, rows: npt.NDArray[np.int64], preprocessing: Preprocessing
+) -> "Iterator[tuple[list[int], torch.Tensor | MixedImages]]":
+    """Rows and prepared images; what cannot be decoded is left out."""
+    for start in range(0, len(rows), _BATCH):
+        found = list(parity.decoded(images, rows[start : start + _BATCH], preprocessing, []))
+        if found:
+            kept, prepared = [row for row, _ in found], [image for _, image in found]
+            square = preprocessing.square
+            yield kept, torch.from_numpy(np.stack(prepared)) if square else MixedImages(prepared)
