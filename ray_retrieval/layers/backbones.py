@@ -1,4 +1,7 @@
-"""Convolutional backbones that turn images into feature vectors."""
+"""Convolutional backbones that turn images into feature vectors.
+
+torchvision is imported where a network of its is made: that takes a second, and not all processes make one.
+"""
 
 import bisect
 import os
@@ -10,7 +13,6 @@ from urllib.error import URLError
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from ray_retrieval.config import Config
 from ray_retrieval.errors import ModelError, RecipeError
@@ -134,6 +136,8 @@ def build_backbone(config: BackboneConfig, *, pretrained: bool = True) -> tuple[
                 raise ModelError("the small backbone has no ImageNet weights", mend="set weights to none")
             _load(small, _read_weights(config.weights), where=config.weights, replaced="")
         return small, SmallNet.width
+    from torchvision import models
+
     factory: Callable[..., nn.Module] = getattr(models, config.name)
     network = factory(weights=None)
     name, last = _last_layer(network)
@@ -164,6 +168,8 @@ def build_feature_map(config: BackboneConfig, *, pretrained: bool = True) -> tup
     network, width = build_backbone(config, pretrained=pretrained)
     if isinstance(network, SmallNet):
         return nn.Sequential(*list(network)[:-2]), width
+    from torchvision import models
+
     if isinstance(network, models.ResNet):
         return nn.Sequential(*list(network.children())[:-2]), width
     features: nn.Sequential = network.features  # type: ignore[assignment]
@@ -242,6 +248,8 @@ def _last_layer(network: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def _imagenet_weights(name: str) -> dict[str, Tensor]:
+    from torchvision import models
+
     weights = models.get_model_weights(name)["IMAGENET1K_V1"]
     try:
         return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from ray_retrieval.config import Config
 from ray_retrieval.layers.pooling import l2_normalised
@@ -180,6 +179,8 @@ def resized(images: Tensor, sides: tuple[int, int]) -> Tensor:
 
 def _suppressed(scores: Tensor, boxes: Tensor, iou: float) -> Tensor:
     """Scores [n, cells] with −∞ for each cell whose box [cells, 4] overlaps that of a better one too much."""
+    from torchvision.ops import batched_nms  # see `layers.backbones`
+
     images, cells = torch.nonzero(scores > -math.inf, as_tuple=True)
     kept = batched_nms(boxes[cells], scores[images, cells], images, iou)
     remaining = torch.full_like(scores, -math.inf)

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ray_retrieval.errors import ModelError
 
@@ -111,6 +109,17 @@ def _behind(field: ReceptiveField, module: nn.Module) -> ReceptiveField:
         return field
     if isinstance(module, nn.Sequential):
         return _behind_all(field, module)
+    if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        dilation = _side(module, "dilation") if hasattr(module, "dilation") else 1
+        window = dilation * (_side(module, "kernel_size") - 1) + 1
+        return field.then(window, _side(module, "stride"), _side(module, "padding"))
+    return _behind_block(field, module)
+
+
+def _behind_block(field: ReceptiveField, module: nn.Module) -> ReceptiveField:
+    from torchvision.models.mobilenetv2 import InvertedResidual  # see `layers.backbones`
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
     if isinstance(module, BasicBlock | Bottleneck):
         last = [module.conv3] if isinstance(module, Bottleneck) else []
         inner = _behind_all(field, [module.conv1, module.conv2, *last])
@@ -118,10 +127,6 @@ def _behind(field: ReceptiveField, module: nn.Module) -> ReceptiveField:
     if isinstance(module, InvertedResidual):
         inner = _behind(field, module.conv)
         return _united(inner, field) if module.use_res_connect else inner
-    if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
-        dilation = _side(module, "dilation") if hasattr(module, "dilation") else 1
-        window = dilation * (_side(module, "kernel_size") - 1) + 1
-        return field.then(window, _side(module, "stride"), _side(module, "padding"))
     raise ModelError(f"the receptive field of {type(module).__name__} is not known")
 
 
