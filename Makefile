@@ -22,7 +22,7 @@ run: install
 serve: install
 	$(BIN)/ray-retrieval serve runs/quickstart/index
 
-# Two processes, each of which takes the next file when it is done with one.
+# Two processes: which tests run in which, tests/conftest.py says.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

@@ -1,7 +1,8 @@
-"""One local Ray for all tests of a process that need it, and the order of all tests."""
+"""One local Ray for all tests of a process that need it, and which process runs which tests."""
 
 import os
 from functools import partialmethod
+from typing import Any
 
 import pytest
 
@@ -44,10 +45,27 @@ def local_ray():
     ray.shutdown()
 
 
-_LONG = ("tests/cluster/", "tests/serve/", "tests/browser/")
-"""Folders of what starts a Ray, a server or a browser."""
+_PLACES = {"tests/cluster/": -1, "tests/serve/": 1, "tests/browser/": 2}
+"""Folders of what starts a Ray, a server or a browser: each is run by one process, one test after another."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first: of several processes none is left with one in the end."""
-    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
+    """The longest come first: of two processes one is busy with them while the other does the rest."""
+    items.sort(key=lambda item: _place(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each process whole files, or whole folders of those above."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFolderOrFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            place = _place(nodeid)
+            return str(place) if place else super()._split_scope(nodeid)
+
+    return ByFolderOrFile(config, log)
+
+
+def _place(nodeid: str) -> int:
+    return next((place for folder, place in _PLACES.items() if nodeid.startswith(folder)), 0)

@@ -61,6 +61,7 @@ def connect() -> Iterator[None]:
             ray.init(
                 address="local",
                 num_cpus=max(2, cores()),
+                include_dashboard=False,  # it takes as long to start as the rest
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )

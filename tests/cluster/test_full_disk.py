@@ -78,6 +78,7 @@ def disk(mounted):
     mounted.make_space()
 
 
+@pytest.mark.long
 def test_a_full_disk_during_a_checkpoint(local_ray, disk, cli_call):  # noqa: F811
     run = disk.folder / "run"
     settings = [

@@ -26,7 +26,7 @@ from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import checkpoint_folder, read_history, starting
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.long, pytest.mark.timeout(600)]
 
 WORKERS = 2
 EPOCHS, LONGER = 3, 5
