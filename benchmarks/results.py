@@ -28,7 +28,7 @@ class Run:
     """One run of a script.
 
     Attributes:
-        script: its name, without `.py`.
+        script: its name, without `.py`, and its part where parts are run one by one.
         form: of the run.
         outcome: `skipped` where the script said that it cannot measure here, `failed` where it ended with an
             error or took far too long.
@@ -157,7 +157,7 @@ def book(results: Results, scripts: list[str]) -> str:
     ]
     for script in _all(results, scripts):
         runs = [run for form in ("short", "full") if (run := results.last(script, form))]
-        lines += [_run_row(run) for run in runs] or [f"| `{script}.py` | | never run | | | | |"]
+        lines += [_run_row(run) for run in runs] or [f"| {_command(script)} | | never run | | | | |"]
     lines += ["", "## Claims", "", *_heads("script", "form"), "|" + "---|" * 11]
     for script in _all(results, scripts):
         lines += [_claim_row(claim) for form in ("short", "full") for claim in results.of(script, form)]
@@ -185,8 +185,8 @@ def _machine_table(machine: str, claims: list[Claim]) -> str:
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     busy = "; *: others used it too" if any(claim.busy for claim in claims) else ""
     rows = [
-        f"| {claim.claim} | {claim.peer} | {_number(claim.ratio)} | {_goal(claim)} | `{claim.script}.py`"
-        f"{' --short' if claim.form == 'short' else ''} | {claim.commit}{'*' if claim.busy else ''} |"
+        f"| {claim.claim} | {claim.peer} | {_number(claim.ratio)} | {_goal(claim)} | "
+        f"{_command(claim.script, claim.form)} | {claim.commit}{'*' if claim.busy else ''} |"
         for claim in claims
     ]
     heads = ["| claim | peer or limit | ratio | goal | script | commit |", "|---|---|---|---|---|---|"]
@@ -223,15 +223,21 @@ def _run_row(run: Run) -> str:
         "failed": f"**failed**: {_cell(run.why)}",
     }[run.outcome]
     return (
-        f"| `{run.script}.py` | {run.form} | {said} | {run.seconds / 60:.1f} | {run.date} | {run.commit} | "
-        f"{_others(run)} |"
+        f"| {_command(run.script)} | {run.form} | {said} | {run.seconds / 60:.1f} | {run.date} | "
+        f"{run.commit} | {_others(run)} |"
     )
 
 
 def _claim_row(claim: Claim) -> str:
-    cells = [f"`{claim.script}.py`", claim.form, claim.claim, claim.peer, _number(claim.ratio), _goal(claim)]
+    cells = [_command(claim.script), claim.form, claim.claim, claim.peer, _number(claim.ratio), _goal(claim)]
     cells += [claim.detail, claim.machine, claim.date, claim.commit, _others(claim)]
     return f"| {' | '.join(cells)} |"
+
+
+def _command(script: str, form: Form = "full") -> str:
+    """A script with its part, as it is called."""
+    file, *part = script.split()
+    return f"`{' '.join([f'{file}.py', *part, *(['--short'] if form == 'short' else [])])}`"
 
 
 def _goal(claim: Claim) -> str:

@@ -45,7 +45,7 @@ class Script:
     """A benchmark.
 
     Attributes:
-        name: of the file, without `.py`.
+        name: of the file, without `.py`, and of its part where its parts are run one by one.
         short: minutes that the short form takes on two cores that nothing else uses.
         full: likewise of the full form.
         options: of the full form; the short one has `--short`.
@@ -59,14 +59,23 @@ class Script:
     def minutes(self, form: Form) -> float:
         return self.short if form == "short" else self.full
 
+    @property
+    def file(self) -> str:
+        """Its name alone, without `.py`."""
+        return self.name.split()[0]
+
     def command(self, form: Form, folder: Path) -> list[str]:
         options = ("--short",) if form == "short" else self.options
-        return [sys.executable, str(folder / f"{self.name}.py"), *options]
+        return [sys.executable, str(folder / f"{self.file}.py"), *self.name.split()[1:], *options]
 
 
 SCRIPTS = (
     Script("hamming_map", 0.5, 2),
-    Script("search", 2, 40),
+    Script("search codes", 0.5, 8),
+    Script("search billion-codes", 0, 12),
+    Script("search approximate-codes", 0.5, 12),
+    Script("search vectors", 0.5, 6),
+    Script("search approximate-vectors", 0.5, 22),
     Script("build", 0.7, 4),
     Script("local_search", 0.7, 4),
     Script("geometric_verification", 0.3, 1),
@@ -94,7 +103,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--full", action="store_true", help="the long forms")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="of scripts, without .py")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="of scripts, without .py, or of a part: 'search codes'"
+    )
     parser.add_argument("--resume", action="store_true", help="leave out those that are done at this commit")
     parser.add_argument("--list", action="store_true", help="run nothing, show what there is")
     parser.add_argument("--readme", action="store_true", help="run nothing, write the tables anew")
@@ -103,18 +114,20 @@ def main() -> int:
         write_tables(HERE.parent / "README.md", HERE)
         return 0
     form: Form = "full" if options.full else "short"
-    unknown = set(options.only or []) - {script.name for script in SCRIPTS}
+    unknown = set(options.only or []) - {name for script in SCRIPTS for name in (script.name, script.file)}
     if unknown:
         known = ", ".join(script.name for script in SCRIPTS)
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {known}")
-    chosen = [script for script in SCRIPTS if not options.only or script.name in options.only]
+    chosen = [
+        script for script in SCRIPTS if not options.only or {script.name, script.file} & set(options.only)
+    ]
     if options.resume:
         known_results = results.read(HERE / "results.json")
         chosen = [script for script in chosen if not is_done(known_results, script, form, commit())]
     total = sum(script.minutes(form) for script in chosen)
     if options.list:
         for script in chosen:
-            print(f"{script.name:24}{script.minutes(form):6.1f} min")
+            print(f"{script.name:28}{script.minutes(form):6.1f} min")
     print(f"scripts: {len(chosen)}, {form} form, about {total:.1f} min on two cores", flush=True)
     return 0 if options.list else run_all(chosen, form, HERE)
 

@@ -109,13 +109,23 @@ def test_goals_are_bounds_that_belong_to_what_is_reached(book, ratio, goal, reac
 # The scripts that there are
 
 
+def _parts():
+    """What `search.py` can be told to measure alone."""
+    tree = ast.parse((FOLDER / "search.py").read_text())
+    named = [
+        node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PARTS"
+    ]
+    return ast.literal_eval(named[0].value)
+
+
 def test_every_script_is_known_to_the_runner_and_can_be_short(run):
     with_main = {
         path.stem: path.read_text()
         for path in FOLDER.glob("*.py")
         if '__name__ == "__main__"' in path.read_text() and path.stem != "run"
     }
-    assert {one.name for one in run.SCRIPTS} == set(with_main)
+    assert {one.file for one in run.SCRIPTS} == set(with_main)
+    assert {tuple(one.name.split()[1:]) for one in run.SCRIPTS} <= {(), *((part,) for part in _parts())}
     for name, text in with_main.items():
         assert "arguments(__doc__" in text, f"{name} has no --short of book.arguments"
 
@@ -136,7 +146,7 @@ def test_every_script_claims_something(run):
         return any(of(other, seen) for other in imports)
 
     for one in run.SCRIPTS:
-        assert of(one.name, set()), f"{one.name} claims nothing"
+        assert of(one.file, set()), f"{one.name} claims nothing"
 
 
 def test_short_forms_take_less_than_twenty_minutes(run, results, book):
@@ -349,7 +359,7 @@ def test_the_readme_has_headlines_of_the_full_form_or_else_of_the_short_one(resu
     known.add(a_run(results, "a", form="full"), [record("long one")])
     table = results.readme_table(known, ["b", "a"])
     assert table.index("short two") < table.index("long one")
-    assert "`b.py` --short" in table
+    assert "`b.py --short`" in table
     assert "short one" not in table
     assert "detail" not in table
     assert "Nothing has been measured" in results.readme_table(results.Results(), ["a"])
@@ -364,7 +374,7 @@ def test_the_readme_has_a_table_of_each_machine_with_commits(results):
     assert cores.startswith("On 2 cores, 2026-01-01 to 2026-01-02:\n\n| claim |")
     assert ("one" in cores, "two" in cores, "three" in cores) == (True, False, True)
     assert gpu.startswith("2026-01-01:\n\n")
-    assert gpu.endswith("| two | p | 2 | – | `a.py` --short | def |".replace("`a", "`gpu"))
+    assert gpu.endswith("| two | p | 2 | – | `a.py --short` | def |".replace("`a", "`gpu"))
 
 
 def test_only_what_is_between_the_marks_is_written_anew(results):
