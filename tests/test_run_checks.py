@@ -106,7 +106,9 @@ class TestIndexOfLocalFeatures:
         run_on(tmp_path / "out", GEM, PLAIN, verified_by(local)).prepare(measured=True)
 
     def test_one_that_is_not_there_is_named(self, tmp_path, benchmark):
-        with pytest.raises(RecipeError, match=r"evaluate\.rerank: 'local' names .*nowhere.*missing"):
+        with pytest.raises(
+            RecipeError, match=r"evaluate\.rerank: 'local' names .*nowhere: no index here: no such"
+        ):
             run_on(tmp_path / "out", GEM, PLAIN, verified_by(tmp_path / "nowhere")).all()
         assert not (tmp_path / "out").exists()
         # What is only trained may be verified by an index that is still to be made.

@@ -106,10 +106,10 @@ def test_normalised_scores_have_no_scale_and_no_gradient_along_it(factor, seed):
     scores.requires_grad_()
     pooled = attentive_pooling(features, scores, normalised_scores=True)
     scaled = attentive_pooling(features, factor * scores, normalised_scores=True)
-    torch.testing.assert_close(scaled, pooled)
+    torch.testing.assert_close(scaled, pooled, atol=1e-5, rtol=1e-4)  # the mean has a small number added
     pooled.square().sum().backward()
     along = (scores.grad * scores).sum(dim=(1, 2))
-    assert along.abs().max() < 1e-12
+    assert along.abs().max() < 1e-5
     # Without it the length of the result is the scale.
     plain = attentive_pooling(features, scores)
     torch.testing.assert_close(attentive_pooling(features, factor * scores), factor * plain)

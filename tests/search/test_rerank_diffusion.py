@@ -247,8 +247,10 @@ def test_it_follows_other_steps():
 
 def test_wrong_settings_are_named_with_what_is_known():
     assert rerank_steps(["diffusion"]) == (DiffusionConfig(),)
-    with pytest.raises(RecipeError, match=r"'difusion'.*'diffusion', 'superglobal'"):
+    with pytest.raises(RecipeError, match=r"unknown name 'difusion' \(did you mean 'diffusion'\?\)$"):
         rerank_steps(["difusion"])
+    with pytest.raises(RecipeError, match=r"unknown name 'xyz' \(known here: .*diffusion, superglobal"):
+        rerank_steps(["xyz"])
     with pytest.raises(
         RecipeError, match=r"^--rerank: unknown key 'rerank.1.dept' \(did you mean 'depth'\?\)$"
     ):
