@@ -129,13 +129,27 @@ def index_build(
         typer.echo(f"next    ray-retrieval search {out} {queries}")
 
 
+def _count(text: str) -> int:
+    """Such as 1000000, 1_000_000 or 1e6."""
+    try:
+        value = float(text)
+        count = int(value)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter(f"'{text}' is no number") from None
+    if count < 1 or count != value:
+        raise typer.BadParameter(f"'{text}' is no number of images")
+    return count
+
+
 @index_app.command("plan")
 def index_plan(
     places: Annotated[
         list[str] | None,
         typer.Argument(metavar="[EMBEDDINGS|FILE...]", help="What would be built, as for build."),
     ] = None,
-    rows: Annotated[int | None, typer.Option(min=1, help="Or: so many images,")] = None,
+    rows: Annotated[
+        int | None, typer.Option(parser=_count, metavar="COUNT", help="Or: so many images, such as 1e9,")
+    ] = None,
     bits: Annotated[int | None, typer.Option(min=1, help="with codes of so many bits,")] = None,
     dimension: Annotated[int | None, typer.Option(min=1, help="or vectors of that dimension.")] = None,
     shards: Shards = None,

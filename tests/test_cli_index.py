@@ -175,6 +175,10 @@ def test_a_plan_says_what_an_index_would_take(cli_call, made, index):
     assert plan["known_bytes"] > 0
     code, out, _ = cli_call("index", "plan", "--rows", 10**9, "--bits", 64)
     assert code == 0
+    assert cli_call("index", "plan", "--rows", "1e9", "--bits", 64)[:2] == (0, out)
+    for none in ("0", "1.5", "-3", "many", "inf"):
+        code, _, err = cli_call("index", "plan", "--rows", none, "--bits", 64)
+        assert (code, f"'{none}' is no number" in err) == (2, True)
     assert "8,000.0 MB" in out
     assert "megabytes a million" in out
     plan = ("index", "plan", "--rows", 1000, "--dimension", 128)
