@@ -55,7 +55,9 @@ def measure(backbone: str, options: argparse.Namespace) -> None:
         table = photographs(48)
         sizes = {"torch float32": source.size(model.WEIGHTS)}
         for int8 in (False, True):
-            said = export(source, images=table, int8=int8, max_loss=1.0 if table.has_labels else None)
+            said = export(
+                source, images=table, int8=int8, max_loss=1.0 if int8 and table.has_labels else None
+            )
             sizes["onnx-int8" if int8 else "onnx"] = said["file"]["bytes"]
         runs = engines_of(source)
         generator = np.random.default_rng(0)
