@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py                    MobileNetV2 on 224 pixels, 100,000 codes of 64 bits
     python benchmarks/serving.py --short            a few seconds a row
-    python benchmarks/serving.py --groups 0         gateways search themselves
+    python benchmarks/serving.py --groups 1         shards in a process of their own, not in the gateway
     python benchmarks/serving.py --index runs/quickstart/index --images DIR
 
 `alone` is the model on batches of 16, decoding included, on all cores: in a process of its own for each, or
@@ -89,7 +89,7 @@ class Known:
 def main() -> None:
     parser = arguments(__doc__, "a few seconds a row")
     parser.add_argument("--seconds", type=float, help="of each row")
-    parser.add_argument("--groups", type=int, default=1, help="of shards; 0: in the gateway")
+    parser.add_argument("--groups", type=int, default=0, help="of shards; 0: in the gateway")
     parser.add_argument("--encoders", type=int, default=cores(), help="of the server (%(default)s)")
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--index", help="an index beside its model, instead of the one that is made")

@@ -80,9 +80,10 @@ class ServeConfig(Config):
     thumbnail_cache_bytes: int = Field(64 * 1024**2, ge=0)
     """Memory for thumbnails in each gateway, in bytes."""
 
-    shard_groups: int = Field(1, ge=0)
+    shard_groups: int = Field(0, ge=0)
     """Processes among which the shards of each index are divided; a few large groups are the fastest. With 0
-    the gateways search themselves: the least latency, for an index that one process searches fast enough."""
+    the gateways search themselves, which takes the least time where one process searches fast enough: groups
+    pay for large indices, and on several machines."""
     shard_replicas: int = Field(1, ge=1)
     """Processes that search the same group of shards."""
     gateway_replicas: int = Field(1, ge=1)
@@ -144,6 +145,8 @@ class ServeConfig(Config):
     def _check(self) -> "ServeConfig":
         if self.encoder_replicas_max is not None and self.encoder_replicas_max < self.encoder_replicas:
             raise ValueError("'encoder_replicas_max' is less than 'encoder_replicas'")
+        if self.shard_replicas > 1 and not self.shard_groups:
+            raise ValueError("'shard_replicas' is for groups of shards: set 'shard_groups' to 1 or more")
         if self.encoder_gpus and self.engine != "torch":
             raise ValueError(f"the engine {self.engine} runs on the processor: 'encoder_gpus' has to be 0")
         if NO_RERANKING in self.rerank:

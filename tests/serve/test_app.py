@@ -240,7 +240,13 @@ def test_a_blocking_server_ends_with_a_signal(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_replicas_of_groups_need_a_group() -> None:
+    with pytest.raises(ValueError, match="set 'shard_groups' to 1 or more"):
+        ServeConfig(shard_replicas=2)
+
+
 def test_the_default_server_fits_on_two_cores_and_leaves_one() -> None:
-    assert ServeConfig().cpus() == 1.0
+    assert ServeConfig().cpus() == 0.75
+    assert ServeConfig(shard_groups=1).cpus() == 1.0
     assert ServeConfig(encoder_replicas=2, shard_groups=3).cpus() == 2.0
-    assert ServeConfig(shard_replicas=2).cpus(indexes=2, models=2) == 2.25
+    assert ServeConfig(shard_groups=1, shard_replicas=2).cpus(indexes=2, models=2) == 2.25
