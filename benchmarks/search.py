@@ -86,9 +86,10 @@ def main() -> None:
     with said, tempfile.TemporaryDirectory(dir=options.folder) as made:
         shared = (options.threads, packages, Path(made))
         for part in options.parts or PARTS:
-            if options.short and options.parts == ["billion-codes"]:
-                skipped("a billion codes have no short form")
-            for rows in options.rows or own[part]:
+            sizes = options.rows or own[part]
+            if not sizes:
+                skipped(f"{part} have no short form")
+            for rows in sizes:
                 if part in ("codes", "billion-codes"):
                     for bits in options.bits:
                         search_codes.measure_exact(rows, bits, *shared)
