@@ -15,8 +15,9 @@ import pytest
 import typer
 from test_cli import cli_call  # noqa: F401
 
-from ray_retrieval import cli_submit, submit
+from ray_retrieval import submit
 from ray_retrieval.cli import app
+from ray_retrieval.cli import submit as cli_submit
 from ray_retrieval.cluster import Needs, jobs
 from ray_retrieval.cluster.jobs import Job
 from ray_retrieval.errors import ClusterError, RecipeError
@@ -244,7 +245,7 @@ def test_the_command_line_submits_and_returns_the_exit_code(cli_call, server):  
         told["entrypoint"] == f"python -m ray_retrieval.cli run recipes/quickstart.yaml {OUT} --fresh --json"
     )
     assert told["variables"] == {"A": "b", "RAY_RETRIEVAL_AWAIT": "CPU=0,GPU=4,seconds=1800"}
-    assert {"recipes/quickstart.yaml", "ray_retrieval/cli.py"} <= told["files"]
+    assert {"recipes/quickstart.yaml", "ray_retrieval/cli/__main__.py"} <= told["files"]
     assert told["name"] in err
 
 
