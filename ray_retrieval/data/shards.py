@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_retrieval.data.readers import IMAGE_TYPE
+from ray_retrieval.data.columns import IMAGE_TYPE
 from ray_retrieval.data.table import IntArray
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder

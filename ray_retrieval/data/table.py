@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.data import location, positives, readers
+from ray_retrieval.data.columns import IMAGE_TYPE, canonical_images, canonical_labels
 from ray_retrieval.data.decode import MAX_BYTES
 from ray_retrieval.errors import DataError
 
@@ -52,14 +53,14 @@ class ImageTable:
         ids = table["id"].cast(pa.string())
         _check_ids(ids, name)
         label = table["label"] if "label" in table.column_names else pa.nulls(len(table))
-        label, class_names = readers.canonical_labels(label, class_names, where=name)
+        label, class_names = canonical_labels(label, class_names, where=name)
         rest = table.drop_columns([c for c in ("image", "label") if c in table.column_names])
         rest = rest.set_column(rest.column_names.index("id"), "id", ids).add_column(1, "label", label)
         if "positives" in rest.column_names:
             rest = _with_positives(rest, positives.canonical(rest["positives"], where=name))
         images = _chunked(table["image"])
-        if images.type != readers.IMAGE_TYPE:
-            images = readers.canonical_images(images, "", where=name)
+        if images.type != IMAGE_TYPE:
+            images = canonical_images(images, "", where=name)
         self._assign(
             rest=rest, images=_Images(images), rows=None, name=name, class_names=class_names, classes=classes
         )

@@ -19,9 +19,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from ray_retrieval.config import Config
-from ray_retrieval.data import location, readers
+from ray_retrieval.data import location
 from ray_retrieval.data.benchmark import Benchmark, from_tables
-from ray_retrieval.data.readers import ListFile
+from ray_retrieval.data.columns import images_at
+from ray_retrieval.data.list_files import ListFile, parse_list
 from ray_retrieval.data.splits import REST, Split, SplitPlan, load_or_draw
 from ray_retrieval.data.table import BoolArray, ImageTable, IntArray
 from ray_retrieval.errors import DataError
@@ -146,7 +147,7 @@ def read_part(file: str, root: str) -> Listed:
         raise DataError(
             "no such list", where=file, mend="`ray-retrieval datasets NAME` says where it comes from"
         )
-    found = Listed.of(readers.parse_list(file))
+    found = Listed.of(parse_list(file))
     return Listed(strip_prefixes(found.names, location.expand(root)), found.label, found.classes)
 
 
@@ -302,7 +303,7 @@ def _one_table(
     _, first = np.unique(number, return_index=True)
     ids = codes.dictionary
     root = location.expand(config.root)
-    images = readers.images_at([location.join(root, name) for name in ids.to_pylist()])
+    images = images_at([location.join(root, name) for name in ids.to_pylist()])
     table = pa.table({"id": ids, "image": images, "label": labels.take(pa.array(first))})
     class_names = list(protocol.class_names) if protocol.class_names else None
     base = ImageTable(table, name=protocol.title, class_names=class_names, classes=parts["database"].classes)
@@ -387,7 +388,7 @@ def drawn_parts(
             f"{sum(counts.values()):,} images are expected, there are {len(listed.names):,}", where=where
         )
     ids = pa.array(listed.names, pa.string())
-    images = readers.images_at(ids)
+    images = images_at(ids)
     table = ImageTable(
         pa.table({"id": ids, "image": images, "label": listed.label}), name=where, classes=listed.classes
     )

@@ -29,6 +29,7 @@ from ray_retrieval.config import Config
 from ray_retrieval.cores import cores
 from ray_retrieval.data import location, readers
 from ray_retrieval.data.benchmark import Benchmark, from_tables, overlap
+from ray_retrieval.data.columns import IMAGE_TYPE
 from ray_retrieval.data.datasets.disjoint import LEAST, tables_of
 from ray_retrieval.data.decode import decode
 from ray_retrieval.data.rendering import Geometry, Photometry, render
@@ -50,7 +51,7 @@ _AT_ONCE = 64
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("image", readers.IMAGE_TYPE),
+        ("image", IMAGE_TYPE),
         ("photograph", pa.string()),
         ("view", pa.int64()),
         ("homography", pa.list_(pa.float64())),
@@ -197,7 +198,7 @@ def sample_photographs() -> ImageTable:
             ) from None
         names += files
     images = pa.StructArray.from_arrays(
-        [pa.array(data, pa.large_binary()), pa.nulls(len(data), pa.string())], fields=list(readers.IMAGE_TYPE)
+        [pa.array(data, pa.large_binary()), pa.nulls(len(data), pa.string())], fields=list(IMAGE_TYPE)
     )
     return ImageTable(pa.table({"id": names, "image": images}), name="sample pictures")
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ray_retrieval.data import location
 from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.columns import lists_of_classes
 from ray_retrieval.data.datasets.lists import (
     Listed,
     ListFilesConfig,
@@ -25,7 +26,6 @@ from ray_retrieval.data.datasets.lists import (
     list_files,
     read_parts,
 )
-from ray_retrieval.data.readers import lists_of_classes
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
 
