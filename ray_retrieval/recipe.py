@@ -37,6 +37,7 @@ from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.cells import cells_in
 from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationConfig
 from ray_retrieval.search.votes import LocalSearchConfig
+from ray_retrieval.storage import split_query
 from ray_retrieval.tuning.config import SHARED, TuneConfig
 
 # What may differ between two runs that give the same model: how fast it is made, and what comes after.
@@ -481,8 +482,8 @@ def _studied(merged: DictConfig, *, where: object) -> dict[str, list[int]]:
 
 def _below(output: str, name: str) -> str:
     """A folder inside an output folder; a URI's `?options` stay at its end."""
-    base, question, options = output.partition("?") if "://" in output else (output, "", "")
-    return f"{base.rstrip('/')}/{name}{question}{options}"
+    base, options = split_query(output)
+    return f"{base.rstrip('/')}/{name}{options}"
 
 
 def dump(recipe: Recipe) -> str:

@@ -30,6 +30,7 @@ from ray_retrieval.data import location
 from ray_retrieval.data.columns import canonical_images, canonical_labels, images_at, is_text
 from ray_retrieval.data.list_files import parse_list
 from ray_retrieval.errors import DataError
+from ray_retrieval.storage import split_query
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation", "query", "queries", "gallery"})
@@ -313,9 +314,9 @@ def _known_forms() -> str:
 
 def _matching(pattern: str) -> tuple[str, list[str]]:
     """The folder before the first wildcard, and the names below it that match, sorted."""
-    path, question, query = pattern.partition("?") if location.is_uri(pattern) else (pattern, "", "")
+    path, query = split_query(pattern)
     base = re.split(r"[*\[]", path, maxsplit=1)[0].rsplit("/", 1)[0] or "/"
-    folder = f"{base}{question}{query}"
+    folder = f"{base}{query}"
     if location.find(folder).type != fs.FileType.Directory:
         raise DataError("the folder of this pattern is not there", where=pattern, mend="check the path")
     inner = path[len(base.rstrip("/")) + 1 :]
@@ -349,4 +350,4 @@ def _refuse_missing(paths: Sequence[str], where: str) -> None:
 
 
 def _suffix(name: str) -> str:
-    return posixpath.splitext(name.partition("?")[0] if location.is_uri(name) else name)[1].lower()
+    return posixpath.splitext(split_query(name)[0])[1].lower()

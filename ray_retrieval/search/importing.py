@@ -37,7 +37,7 @@ from ray_retrieval.search.vector_files import (
     bare,
     is_folder,
 )
-from ray_retrieval.storage import digest, fingerprint
+from ray_retrieval.storage import digest, fingerprint, split_query
 
 Place = str | Path
 Array = npt.NDArray[Any]
@@ -177,7 +177,7 @@ def _opened(file: "Place | Array", column: str | None) -> VectorFile:
         return ExportedFile(place)
     if is_folder(place):
         raise DataError("a folder, and no export of an index", where=place, mend="give the files in it")
-    suffix = Path(place.partition("?")[0]).suffix
+    suffix = Path(split_query(place)[0]).suffix
     if suffix not in SUFFIXES:
         raise DataError(
             f"no file of descriptors: its name ends in '{suffix}'",
