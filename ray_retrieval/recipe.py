@@ -374,7 +374,7 @@ def rerank_steps(texts: list[str]) -> tuple[AnyRerankConfig, ...] | None:
     Raises:
         RecipeError: if one is unknown or has a wrong setting.
     """
-    where = "--rerank"
+    where = "`rerank`"
     if not texts:
         return None
     if texts == ["none"]:

@@ -19,6 +19,7 @@ from ray_retrieval import cli, model, search
 from ray_retrieval.data.table import open_images
 from ray_retrieval.data.transforms import prepare
 from ray_retrieval.descriptors import Form
+from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
 from ray_retrieval.model import Encoder
@@ -432,6 +433,15 @@ def test_fresh_deletes_nothing_that_is_no_run(cli_call, tmp_path):
     assert code == 2
     assert "is no run" in err
     assert (tmp_path / "letters.txt").read_text() == "dear"
+
+
+def test_parameters_are_told_as_the_options_of_the_command(cli_call, monkeypatch):
+    def refuse(*_, **__):
+        raise RecipeError("`form` is wrong", where="`normalise`", mend="leave out `fresh` or `nothing`")
+
+    monkeypatch.setattr("ray_retrieval.search.Index.open", refuse)
+    said = "error: --normalise: --format is wrong (leave out --fresh or `nothing`)\n"
+    assert cli_call("index", "export", "x", "--out", "y") == (2, "", said)
 
 
 def test_the_version_is_that_of_the_package(monkeypatch, capsys):

@@ -201,7 +201,7 @@ def test_parameters_do_not_depend_on_interruptions(tmp_path):
 )
 def test_another_search_in_the_folder_is_refused(tmp_path, change, named):
     begun(tmp_path).next()
-    with pytest.raises(RecipeError, match=f"holds another search .*{named}.*--fresh"):
+    with pytest.raises(RecipeError, match=f"holds another search .*{named}.*`fresh`"):
         begun(tmp_path, **change)
 
 
@@ -220,7 +220,7 @@ def test_folders_of_others_are_left_alone(tmp_path, name):
     mine.write_text('{"mine": true}')
     with pytest.raises((RecipeError, ArtefactError), match=r"that is no search|does not describe"):
         begun(tmp_path)
-    with pytest.raises(RecipeError, match="--fresh does not delete it"):
+    with pytest.raises(RecipeError, match="`fresh` does not delete it"):
         ledger.remove(Folder(tmp_path / "search"))
     assert mine.read_text() == '{"mine": true}'
     mine.unlink()

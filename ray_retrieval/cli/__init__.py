@@ -1,5 +1,6 @@
 """The command line: one sub-command per verb. Parsing and printing only."""
 
+import re
 import sys
 import traceback
 from typing import Annotated, Any
@@ -68,7 +69,8 @@ def main() -> None:
     except (RetrievalError, _UsageError) as error:
         if len(arguments) < len(sys.argv) - 1:
             traceback.print_exc()
-        if said := _misuse(error) if isinstance(error, _UsageError) else str(error):
+        said = _misuse(error) if isinstance(error, _UsageError) else _with_options(str(error), arguments)
+        if said:
             typer.echo(f"error: {said}", err=True)
         sys.exit(2)
     except typer.Abort:
@@ -78,6 +80,25 @@ def main() -> None:
         same = "without --fresh the same command" if "--fresh" in arguments else "the same command"
         typer.echo(f"interrupted; {same} goes on where this one stopped", err=True)
     sys.exit(code)
+
+
+def _with_options(said: str, arguments: list[str]) -> str:
+    """What is wrong, with parameters of the library, such as `max_loss`, as the options that set them."""
+    command: Any = typer.main.get_command(app)
+    options = _options(command)
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word, command)
+    options |= _options(command)
+    return re.sub(r"`(\w+)`", lambda name: options.get(name[1], name[0]), said)
+
+
+def _options(command: Any) -> dict[str, str]:
+    """The option of each parameter, of a command and all those below it."""
+    found = {}
+    for inner in getattr(command, "commands", {}).values():
+        found |= _options(inner)
+    mine = [one for one in command.params if one.param_type_name == "option"]
+    return found | {one.name: max(one.opts, key=len) for one in mine}
 
 
 def _misuse(error: Any) -> str:

@@ -46,7 +46,7 @@ def search(
     column: Column = None,
     ids: Ids = None,
     model_name: ModelName = "",
-    settings: Annotated[
+    effort: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Of an approximate search, e.g. nprobe=64."),
     ] = None,
@@ -66,7 +66,7 @@ def search(
     from ray_retrieval.search.effort import Effort
 
     steps = rerank_steps(rerank or [])
-    effort = from_settings(Effort, settings) if settings else None
+    harder = from_settings(Effort, effort) if effort else None
     told = {"bits": bits, "normalise": normalise, "column": column, "ids": ids, "model_name": model_name}
     if bool(images) == (vectors is not None):
         raise RecipeError(
@@ -80,13 +80,13 @@ def search(
             if value is not None:
                 raise RecipeError("it is for query images", where=option, mend="leave it out")
         names, answers, form = answers_to(
-            index, vectors, k, where=where, rerank=steps, gpu=gpu, effort=effort, **told
+            index, vectors, k, where=where, rerank=steps, gpu=gpu, effort=harder, **told
         )
         print_answers("vector", names, answers, form, as_json)
         return
     refuse_settings(told)
     queries = images or []
-    searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine or "torch", effort=effort)
+    searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine or "torch", effort=harder)
     answers = searcher.answers(queries, k, box=box, where=where)
     if picture is not None:
         examples = [

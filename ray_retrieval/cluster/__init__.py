@@ -90,7 +90,7 @@ def resources() -> dict[str, float]:
 
 def fewer_or_more(most: int) -> str:
     """How to mend that more was asked for than a cluster has, which is enough for `most`."""
-    grow = "let the cluster grow first: submit --cpus or --gpus"
+    grow = "let the cluster grow first: submit with `cpus` or `gpus`"
     return f"set it to {most} or fewer, or {grow}" if most else grow
 
 

@@ -190,7 +190,7 @@ class JobServer:
             raise ClusterError(
                 f"no cluster answers: {error.strerror or _first_line(error)}",
                 where=self.address,
-                mend="forward its port (`ray dashboard cluster.yaml`), or give its --address",
+                mend="forward its port (`ray dashboard cluster.yaml`), or give its `address`",
             ) from None
         except (RuntimeError, ValueError) as error:
             if name is not None and "does not exist" in str(error):

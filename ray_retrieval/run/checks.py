@@ -25,7 +25,7 @@ def refuse_what_is_no_run(folder: Folder) -> None:
     """Raise RecipeError if there is something in the folder that no run left: it must not be deleted."""
     if folder.names() and not folder.exists("recipe.yaml"):
         raise RecipeError(
-            "the output folder holds something that is no run, so --fresh does not delete it",
+            "the output folder holds something that is no run, so `fresh` does not delete it",
             where=folder,
             mend="choose another output=…",
         )
@@ -50,7 +50,7 @@ def refuse_another_recipe(recipe: Recipe, folder: Folder) -> None:
         raise RecipeError(
             f"the folder holds a run of another recipe ({'; '.join(changed[:3])}{more})",
             where=folder,
-            mend="choose another output=… or delete that run with --fresh",
+            mend="choose another output=… or delete that run with `fresh`",
         )
 
 

@@ -86,7 +86,7 @@ class Training:
                 raise RecipeError(
                     f"this run was begun with another model than {config.start} now is",
                     where=self.folder,
-                    mend="choose another output=… or delete the run with --fresh",
+                    mend="choose another output=… or delete the run with `fresh`",
                 )
             return
         if config.start is None or config.length[0]:
@@ -158,14 +158,14 @@ class Training:
             raise RecipeError(
                 f"this run was begun from another model than {self.config.start} now is",
                 where=self.folder,
-                mend="bring it back, choose another output=… or delete the run with --fresh",
+                mend="bring it back, choose another output=… or delete the run with `fresh`",
             )
         key = self.key(benchmark)
         if begun.get("key", key) != key:
             raise RecipeError(
                 "the training or validation images are not those that this run was begun with",
                 where=self.folder,
-                mend="bring them back, choose another output=… or delete the run with --fresh",
+                mend="bring them back, choose another output=… or delete the run with `fresh`",
             )
 
     def _start(self) -> str | None:

@@ -249,14 +249,16 @@ def chosen(asked: str | None, names: Sequence[str], fitting: Sequence[str], wher
     listed = ", ".join(names) or "none"
     if asked is not None:
         if asked not in names:
-            raise DataError(f"no column '{asked}'; there are: {listed}", where=where, mend="see --column")
+            raise DataError(
+                f"no column '{asked}'; there are: {listed}", where=where, mend="name one of them as `column`"
+            )
         return asked
     if len(fitting) != 1:
         found = f"{len(fitting)} columns may hold the descriptors: {', '.join(fitting)}"
         raise DataError(
             found if fitting else f"no column holds descriptors; there are: {listed}",
             where=where,
-            mend="name the one that is meant with --column",
+            mend="name the one that is meant as `column`",
         )
     return fitting[0]
 
