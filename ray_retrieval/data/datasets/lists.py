@@ -11,6 +11,7 @@ there, a tenth of the training images is held out for both; with fewer than 1,00
 validation.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -363,6 +364,38 @@ def _groups(labels: IntArray | BoolArray, wanted: int) -> IntArray | BoolArray:
     """
     many = labels.ndim == 1 and len(np.unique(labels)) > wanted
     return np.zeros(len(labels), np.int64) if many else labels
+
+
+def listed_or_drawn(
+    config: ListFilesConfig,
+    annotated: Callable[[str], Listed],
+    counts: Mapping[str, int | None],
+    *,
+    seed: int,
+    splits: Folder,
+    where: str,
+) -> tuple[dict[str, Listed], list[str]]:
+    """The parts by their lists, or drawn by the seed where none of the lists is there.
+
+    Args:
+        config: of the benchmark.
+        annotated: all images of the data set, given the root.
+        counts: how many of each part are drawn.
+        seed: as of `drawn_parts`.
+        splits: as of `drawn_parts`.
+        where: as of `drawn_parts`.
+
+    Returns:
+        The parts, and notes for whoever reads the numbers: some where they are drawn, else none.
+
+    Raises:
+        DataError: as `read_parts`, `annotated` and `drawn_parts`.
+    """
+    if any(location.exists(file) for file in list_files(config).values()):
+        return read_parts(config), []
+    wanted = {part: count or 0 for part, count in counts.items()}
+    parts, note = drawn_parts(annotated(config.root), wanted, seed=seed, splits=splits, where=where)
+    return parts, [note]
 
 
 def drawn_parts(
