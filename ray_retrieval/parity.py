@@ -174,7 +174,7 @@ def decoded(
 
 
 def spread(rows: int, limit: int) -> npt.NDArray[np.int64]:
-    """At most `limit` row numbers, evenly spaced, the first and the last among them."""
+    """int64 [m], ascending: at most `limit` of all rows, evenly spaced, the first and the last among them."""
     return np.unique(np.linspace(0, rows - 1, min(limit, rows)).round().astype(np.int64))
 
 

@@ -16,7 +16,11 @@ IMAGE_TYPE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
 
 
 def images_at(paths: pa.Array | Sequence[str]) -> pa.StructArray:
-    """A column of images that are read where they lie, as `IMAGE_TYPE`: paths or URIs."""
+    """A column of images that are read where they lie, as `IMAGE_TYPE`.
+
+    Args:
+        paths: string [n], paths or URIs.
+    """
     places = (paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())).cast(pa.string())
     return pa.StructArray.from_arrays(
         [pa.nulls(len(places), pa.large_binary()), places], fields=list(IMAGE_TYPE)
@@ -69,7 +73,7 @@ def canonical_labels(
     splits of Hugging Face, and becomes null.
 
     Args:
-        column: integers, strings, or lists of either; or all null.
+        column: [n], integers, strings, or lists of either; or all null.
         names: the class names that the numbers stand for, if known.
         where: what to name in an error.
         separators: characters that separate several labels in one string.

@@ -111,7 +111,7 @@ class ImageTable:
 
     @property
     def path_column(self) -> pa.ChunkedArray:
-        """`paths` as an Arrow column: string, without a Python object for each row."""
+        """`paths` as an Arrow column: string [n], without a Python object for each row."""
         column = self._images.paths
         return column if self._rows is None else column.take(pa.array(self._rows))
 
@@ -129,7 +129,7 @@ class ImageTable:
 
     @functools.cached_property
     def unlabelled(self) -> IntArray:
-        """int64, ascending: the rows without a label, or with an empty list of labels."""
+        """int64 [m], ascending: the rows without a label, or with an empty list of labels."""
         none = self._label.is_null()
         if self.is_multilabel:
             none = pc.or_kleene(none, pc.equal(pc.list_value_length(self._label), 0))
@@ -175,7 +175,7 @@ class ImageTable:
         return values
 
     def column(self, name: str) -> pa.Array | None:
-        """A further column in row order; None where the table has none of that name."""
+        """A further column [n] in row order; None where the table has none of that name."""
         return _one_array(self._rest[name]) if name in self._rest.column_names else None
 
     @functools.cached_property
@@ -310,7 +310,7 @@ class ImageTable:
         return lengths if self._rows is None else lengths[self._rows]
 
     def inline_bytes(self, rows: IntArray) -> pa.ChunkedArray:
-        """large_binary: the bytes of some rows that lie in the table itself, null for the others."""
+        """large_binary [m]: the bytes of rows int64 [m] that lie in the table itself, null for the others."""
         return self._images.bytes.take(pa.array(rows if self._rows is None else self._rows[rows]))
 
     @functools.cached_property

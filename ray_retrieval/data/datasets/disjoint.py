@@ -215,6 +215,11 @@ def tables_of(base: ImageTable, roles: Mapping[str, IntArray], title: str) -> di
 
     The classes of each are numbered from 0: those of train for themselves, those of queries and database
     together. Queries and database that are the same rows are the same object.
+
+    Args:
+        base: all images.
+        roles: role → int64 [m], rows of them, for each of `ROLES`.
+        title: what the benchmark is called.
     """
     train = _named(base.take(roles["train"]).renumbered(), title, "train")
     queries, database = _searched(base, roles["queries"], roles["database"], title, "test")

@@ -102,7 +102,7 @@ class Pairs:
     boxes: list[list[float] | None] | None = None
 
     def positives(self) -> pa.Array:
-        """list<int64>: the positives of each photograph."""
+        """list<int64> [n]: the positives of each photograph, ascending."""
         counts = np.bincount(self.pairs[:, 0], minlength=len(self.names))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(self.pairs[:, 1], pa.int64()))
