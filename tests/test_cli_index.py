@@ -102,7 +102,7 @@ def test_a_recall_to_reach(cli_call, made, tmp_path):
     cells = ("--search", "BIVF6", "--set", "recall_queries=24")
     code, _, err = cli_call(*build, *cells, "--set", "nprobe=1", "--recall", "1")
     assert code == 2
-    assert "nearest, 1 is asked for (--set nprobe=" in err
+    assert "nearest, 1 is asked for (nprobe=" in err
     assert not (tmp_path / "index" / "CURRENT").exists()
     info = said(cli_call, *build, *cells, "--set", "nprobe=6", "--recall", "1")
     assert (info["search"], info["factory"], info["nprobe"]) == ("approximate", "BIVF6", 6)
