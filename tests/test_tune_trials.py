@@ -8,8 +8,10 @@ from tuning_parts import SPACE, begun, recipes
 
 from ray_retrieval import recipe
 from ray_retrieval.errors import ArtefactError, ClusterError, DataError, RecipeError
-from ray_retrieval.run import Run
+from ray_retrieval.progress import Display
+from ray_retrieval.run.training import Training
 from ray_retrieval.storage import Folder
+from ray_retrieval.train import train
 from ray_retrieval.tuning import ledger
 from ray_retrieval.tuning import trials as tuning_trials
 from ray_retrieval.tuning.config import TuneConfig
@@ -67,7 +69,8 @@ def test_the_model_that_a_trial_starts_from_need_not_be_where_it_trains(tmp_path
     trials.next()
     noted = Folder(tmp_path / "search/trials/0000").read_json("training.json")
     assert noted == {"start": "print of /somewhere/model"}
-    assert Run(trials.recipe(trials._ledger.trials[0]))._start() == "print of /somewhere/model"
+    training = Training(trials.recipe(trials._ledger.trials[0]), train, Display(quiet=True))
+    assert training.start_fingerprint() == "print of /somewhere/model"
 
 
 def test_the_last_model_counts_where_it_is_selected(tmp_path):

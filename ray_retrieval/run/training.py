@@ -105,7 +105,7 @@ class Training:
         """
         self._refuse_another_beginning(benchmark)
         key = self.key(benchmark)
-        self.folder.write_json("training.json", {"key": key, "start": self._start()})
+        self.folder.write_json("training.json", {"key": key, "start": self.start_fingerprint()})
         length, unit = self.recipe.train.length
         metric = self.recipe.train.validation.metric
         earlier = read_history(self.folder)
@@ -131,9 +131,21 @@ class Training:
     def key(self, benchmark: Benchmark) -> str:
         """A fingerprint of what determines the model: the recipe, the training images, and the start."""
         tables = (getattr(benchmark, role) for role in TRAINED_ON)
-        start = self._start()
+        start = self.start_fingerprint()
         before = [] if start is None else [start]
         return fingerprint([self.recipe.of_the_model(), *(table.fingerprint for table in tables), *before])
+
+    def start_fingerprint(self) -> str | None:
+        """Of the model that the training starts from, None where there is none; if it is gone, as when begun.
+
+        Raises:
+            ArtefactError: if it is not there, and the training has not been begun from it.
+        """
+        start = self.config.start
+        if start is None:
+            return None
+        known: str | None = None if Folder(start).exists(DESCRIPTION) else self._begun().get("start")
+        return known or read_model_description(Folder(start))[1]
 
     def is_complete(self, benchmark: Benchmark) -> bool:
         """Whether `model/` is what the training would give.
@@ -153,7 +165,7 @@ class Training:
 
     def _refuse_another_beginning(self, benchmark: Benchmark) -> None:
         """Raise RecipeError if the training was begun here with other images, or from another model."""
-        begun, start = self._begun(), self._start()
+        begun, start = self._begun(), self.start_fingerprint()
         if begun.get("start", start) != start:
             raise RecipeError(
                 f"this run was begun from another model than {self.config.start} now is",
@@ -167,18 +179,6 @@ class Training:
                 where=self.folder,
                 mend="bring them back, choose another output=… or delete the run with `fresh`",
             )
-
-    def _start(self) -> str | None:
-        """Fingerprint of the model that the training starts from; if that is gone, as it was when begun.
-
-        Raises:
-            ArtefactError: if it is not there, and the training has not been begun from it.
-        """
-        start = self.config.start
-        if start is None:
-            return None
-        known: str | None = None if Folder(start).exists(DESCRIPTION) else self._begun().get("start")
-        return known or read_model_description(Folder(start))[1]
 
     def _begun(self) -> dict[str, Any]:
         """`key` and `start` of the training that was begun here; empty before."""
