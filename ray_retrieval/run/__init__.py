@@ -161,10 +161,6 @@ class Run:
                 return self._stages[number + 1 :]
         return self._stages
 
-    def training_key(self, benchmark: Benchmark) -> str:
-        """A fingerprint of what determines the model: the recipe, the training images, and the start."""
-        return self._own.key(benchmark)
-
     def require_model(self) -> None:
         """Raise RecipeError if the recipe has not been trained."""
         if not self._own.exists():

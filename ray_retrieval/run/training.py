@@ -101,7 +101,7 @@ class Training:
         """Train, or go on from the newest checkpoint.
 
         Raises:
-            RecipeError: as `_refuse_another_beginning`.
+            RecipeError: if it was begun here with other images, or from another model.
         """
         self._refuse_another_beginning(benchmark)
         key = self.key(benchmark)
@@ -151,7 +151,7 @@ class Training:
         """Whether `model/` is what the training would give.
 
         Raises:
-            RecipeError: as `_refuse_another_beginning`.
+            RecipeError: if it was begun here with other images, or from another model.
         """
         start = self.config.start
         known = start is None or "start" in self._begun() or Folder(start).exists(DESCRIPTION)
