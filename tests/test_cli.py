@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,23 +27,6 @@ from ray_retrieval.search import embeddings
 from ray_retrieval.storage import Folder
 
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "quickstart.yaml"
-
-
-def call(monkeypatch, capsys, *arguments):
-    """Exit code, stdout, stderr of the command line."""
-    monkeypatch.setattr(sys, "argv", ["ray-retrieval", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    shown = capsys.readouterr()
-    return code, shown.out, shown.err
-
-
-@pytest.fixture
-def cli_call(monkeypatch, capsys):
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
 
 
 def save_model(folder, seed=0):
@@ -444,5 +426,5 @@ def test_parameters_are_told_as_the_options_of_the_command(cli_call, monkeypatch
     assert cli_call("index", "export", "x", "--out", "y") == (2, "", said)
 
 
-def test_the_version_is_that_of_the_package(monkeypatch, capsys):
-    assert call(monkeypatch, capsys, "--version") == (0, f"ray_retrieval {ray_retrieval.__version__}\n", "")
+def test_the_version_is_that_of_the_package(cli_call):
+    assert cli_call("--version") == (0, f"ray_retrieval {ray_retrieval.__version__}\n", "")

@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 from samples import coloured_table
 from search_parts import files_in
-from test_cli import call, save_model, write_embeddings
+from test_cli import save_model, write_embeddings
 
 from ray_retrieval import search
 from ray_retrieval.model import Encoder
 from ray_retrieval.query import Searcher
-
-
-@pytest.fixture
-def cli_call(monkeypatch, capsys):
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from samples import coloured_table
-from test_cli import call, save_model
+from test_cli import save_model
 from test_cli_index import said
 
 from ray_retrieval import embed
@@ -19,11 +19,6 @@ from ray_retrieval.search import Index
 
 PAGE = Path(__file__).parents[1] / "docs" / "guides" / "index_of_images.md"
 HEADING = "## An index over vectors that you already have"
-
-
-@pytest.fixture
-def cli_call(monkeypatch, capsys):
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
 
 
 def draw(count, dimension=6, seed=0):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import typer
-from test_cli import cli_call  # noqa: F401
 
 from ray_retrieval import submit
 from ray_retrieval.cli import app
@@ -234,7 +233,7 @@ def server(monkeypatch):
     return made
 
 
-def test_the_command_line_submits_and_returns_the_exit_code(cli_call, server):  # noqa: F811
+def test_the_command_line_submits_and_returns_the_exit_code(cli_call, server):
     server.last = job("FAILED", 1)
     code, out, err = cli_call(
         "submit", "--env", "A=b", "--gpus", "4", "--", "run", QUICKSTART, OUT, "--fresh", "--json"
@@ -249,7 +248,7 @@ def test_the_command_line_submits_and_returns_the_exit_code(cli_call, server):  
     assert told["name"] in err
 
 
-def test_without_waiting_the_name_is_all_that_is_printed(cli_call, server):  # noqa: F811
+def test_without_waiting_the_name_is_all_that_is_printed(cli_call, server):
     code, out, _ = cli_call("submit", "start", "--no-wait", "--name", "n", "--debug", "run", QUICKSTART, OUT)
     assert (code, out.strip()) == (0, server.submitted[0]["name"])
     assert server.submitted[0]["entrypoint"].endswith(" --debug")
@@ -258,7 +257,7 @@ def test_without_waiting_the_name_is_all_that_is_printed(cli_call, server):  # n
 
 
 @pytest.mark.parametrize("wrong", [["rum"], ["run"], ["run", QUICKSTART, "--frsh"], ["index", "buid"]])
-def test_a_line_that_the_verb_would_refuse_is_not_submitted(cli_call, server, wrong):  # noqa: F811
+def test_a_line_that_the_verb_would_refuse_is_not_submitted(cli_call, server, wrong):
     code, _, _ = cli_call("submit", "--", *wrong)
     assert code == 2
     assert server.submitted == []
@@ -267,7 +266,7 @@ def test_a_line_that_the_verb_would_refuse_is_not_submitted(cli_call, server, wr
 @pytest.mark.parametrize(
     ("answer", "code"), [(None, 3), ("y\n", 3), ("\n", 3), ("n\n", 130)], ids=["nobody", "yes", "enter", "no"]
 )
-def test_an_interrupt_asks_whether_the_job_goes_on(cli_call, server, monkeypatch, answer, code):  # noqa: F811
+def test_an_interrupt_asks_whether_the_job_goes_on(cli_call, server, monkeypatch, answer, code):
     def interrupted(name, show, *, seen=0):
         raise KeyboardInterrupt
 
