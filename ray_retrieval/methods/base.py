@@ -331,7 +331,11 @@ class Method(nn.Module, ABC):
         return {}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take back what `training_state` gave."""
+        """Take back what `training_state` gave.
+
+        Raises:
+            ValueError: if there is some, and the method has none.
+        """
         if state:
             raise ValueError(f"{type(self).__name__} has no training state, got {sorted(state)}")
 

@@ -249,7 +249,7 @@ class Delf(Method):
         return _widely(self.global_projection, self.global_pooling(top))
 
     def started_from(self, lacking: list[str]) -> None:
-        """Refuse a start that lacks what this stage leaves as it is."""
+        """Raise ModelError for a start that lacks what this stage leaves as it is."""
         names = [name for name in lacking if name.startswith(_OF_THE_HEAD)]
         if self.config.stage == "attention" and names:
             raise ModelError(
@@ -455,7 +455,11 @@ class Delf(Method):
         return (features - self.centre) @ self.components.T
 
     def after_training(self, encode: Encode) -> None:
-        """Learn the principal components, and the threshold, of the features that are chosen."""
+        """Learn the principal components, and the threshold, of the features that are chosen.
+
+        Raises:
+            DataError: if no feature of the training images is.
+        """
         if self.attention is None:
             return
         rng = np.random.default_rng(_SEED)

@@ -207,7 +207,11 @@ class Xbm(Method):
             )
 
     def plan(self, table: ImageTable, batch_size: int, clock: Clock) -> list[Rows]:
-        """P × K batches; see `data.samplers.pk_plan`."""
+        """P × K batches; see `data.samplers.pk_plan`.
+
+        Raises:
+            RecipeError: if the classes cannot fill a batch, or a batch is no multiple of K.
+        """
         images = self.config.images_per_class
         labels = np.asarray(table.labels, np.int64)
         usable = usable_classes(labels, images, self.config.remainder)

@@ -51,7 +51,16 @@ def form_of(files: Sequence[VectorFile], bits: int | None) -> Form:
 
 
 def stated(values: Sequence[Value | None], what: str, where: object) -> Value | None:
-    """What all files say of something; None where they say nothing."""
+    """What all files say of something; None where they say nothing.
+
+    Args:
+        values: of each file.
+        what: they are, for errors.
+        where: the files, for errors.
+
+    Raises:
+        DataError: if they differ.
+    """
     if any(value != values[0] for value in values):
         raise DataError(f"the files are of different {what}", where=where, mend="build them one by one")
     return values[0]
