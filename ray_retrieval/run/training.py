@@ -12,9 +12,9 @@ from ray_retrieval.methods.base import Clock
 from ray_retrieval.model_folder import DESCRIPTION, read_model_description
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
-from ray_retrieval.reuse import reuse
 from ray_retrieval.run.checks import refuse_another_recipe
 from ray_retrieval.run.images import TRAINED_ON
+from ray_retrieval.run.reuse import reuse
 from ray_retrieval.run.timings import timed
 from ray_retrieval.storage import Folder, fingerprint
 from ray_retrieval.train import starting
