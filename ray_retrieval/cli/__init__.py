@@ -94,7 +94,7 @@ def _with_options(said: str, arguments: list[str]) -> str:
 
 def _options(command: Any) -> dict[str, str]:
     """The option of each parameter, of a command and all those below it."""
-    found = {}
+    found: dict[str, str] = {}
     for inner in getattr(command, "commands", {}).values():
         found |= _options(inner)
     mine = [one for one in command.params if one.param_type_name == "option"]
