@@ -30,6 +30,11 @@ def images_at(paths: pa.Array | Sequence[str]) -> pa.StructArray:
 def canonical_images(column: pa.ChunkedArray, root: str, *, where: str) -> pa.ChunkedArray:
     """An image column as `IMAGE_TYPE`; the bytes are not copied. Paths without bytes become absolute.
 
+    Args:
+        column: [n], structs of bytes and path, or binary, or paths.
+        root: the folder that relative paths start from.
+        where: what to name in an error.
+
     Raises:
         DataError: if the column's type holds no image.
     """
