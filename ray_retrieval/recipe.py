@@ -497,3 +497,9 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
         keys = [*old, *(key for key in new if key not in old)]
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{prefix}.{key}")]
     return [] if old == new else [f"{prefix.lstrip('.')}: {old} → {new}"]
+
+
+def in_few_words(changed: list[str]) -> str:
+    """The first three of what `differences` found, and how many more there are."""
+    more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f"{'; '.join(changed[:3])}{more}"

@@ -46,9 +46,8 @@ def refuse_another_recipe(recipe: Recipe, folder: Folder) -> None:
         old = {}  # written by another release: its keys are not ours
     changed = recipes.differences(old, recipe.of_the_model())
     if changed:
-        more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise RecipeError(
-            f"the folder holds a run of another recipe ({'; '.join(changed[:3])}{more})",
+            f"the folder holds a run of another recipe ({recipes.in_few_words(changed)})",
             where=folder,
             mend="choose another output=… or delete that run with `fresh`",
         )

@@ -97,9 +97,8 @@ class Ledger:
         old = read_description(self.folder, STUDY, kind=_KIND, version=_VERSION)
         changed = recipes.differences({key: old.get(key) for key in self.identity}, self.identity)
         if changed:
-            more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise RecipeError(
-                f"the folder holds another search ({'; '.join(changed[:3])}{more})",
+                f"the folder holds another search ({recipes.in_few_words(changed)})",
                 where=self.folder,
                 mend="choose another output=… or delete that search with `fresh`",
             )
