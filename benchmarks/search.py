@@ -42,6 +42,7 @@ from book import arguments, measuring, skipped
 from databases import usual_factory
 from peers import installed
 
+from ray_retrieval.config import read_count
 from ray_retrieval.cores import cores
 
 PARTS = ("codes", "billion-codes", "approximate-codes", "vectors", "approximate-vectors")
@@ -61,15 +62,12 @@ SHORT = {
 }
 
 
-def count(text: str) -> int:
-    """Such as 1e8."""
-    return int(float(text))
-
-
 def main() -> None:
     parser = arguments(__doc__, "fewer rows, dimensions and tables")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; default all")
-    parser.add_argument("--rows", type=count, nargs="+", help="of the database, instead of the part's own")
+    parser.add_argument(
+        "--rows", type=read_count, nargs="+", help="of the database, instead of the part's own"
+    )
     parser.add_argument("--bits", type=int, nargs="+", default=[64], help="of codes; multiples of 8")
     parser.add_argument("--dimensions", type=int, nargs="+", help="of vectors; default 128 and 512")
     parser.add_argument("--factory", help="of our approximate search of vectors; default IVF…,PQ…x4fs")

@@ -130,15 +130,12 @@ def index_build(
 
 
 def _count(text: str) -> int:
-    """Such as 1000000, 1_000_000 or 1e6."""
+    from ray_retrieval.config import read_count
+
     try:
-        value = float(text)
-        count = int(value)
-    except (ValueError, OverflowError):
-        raise typer.BadParameter(f"'{text}' is no number") from None
-    if count < 1 or count != value:
-        raise typer.BadParameter(f"'{text}' is no number of images")
-    return count
+        return read_count(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 @index_app.command("plan")

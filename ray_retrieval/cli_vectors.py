@@ -40,10 +40,11 @@ def holds_descriptors(place: str, column: str | None = None) -> bool:
     from ray_retrieval.search.export_files import is_export
     from ray_retrieval.search.table_files import columns_of_descriptors, open_table
     from ray_retrieval.search.vector_files import SUFFIXES
+    from ray_retrieval.storage import split_query
 
     if is_export(place):
         return True
-    suffix = Path(place.partition("?")[0]).suffix
+    suffix = Path(split_query(place)[0]).suffix
     if suffix != ".parquet":
         return suffix in SUFFIXES
     schema = open_table(place).schema

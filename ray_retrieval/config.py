@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ray_retrieval.errors import RecipeError
 
 ConfigType = TypeVar("ConfigType", bound="Config")
+_SCIENTIFIC = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 EngineName = Literal["torch", "onnx", "onnx-int8"]
 """What computes descriptors: the model itself, or an export of it on the processor; see `engines`."""
 
@@ -20,6 +21,27 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True
     )
+
+
+def read_number(value: Any) -> Any:
+    """The number that `1e-3` means, which YAML reads as text, because it has no point; all else as it is."""
+    return float(value) if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) else value
+
+
+def read_count(text: str) -> int:
+    """A whole number from 1 on, written as 1000000, 1_000_000 or 1e6.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        value = float(text)
+        count = int(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"'{text}' is no number") from None
+    if count < 1 or count != value:
+        raise ValueError(f"'{text}' is no number that is whole and above 0")
+    return count
 
 
 def validate(kind: type[ConfigType], values: Any, *, where: object = None) -> ConfigType:

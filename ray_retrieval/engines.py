@@ -115,7 +115,10 @@ class Exported:
         self._graph, self._run = graph_of(method), run
 
     def describe(self, images: Tensor) -> Descriptors:
-        """As `Method.describe`. What is smaller than the file takes goes through the model itself."""
+        """As `Method.describe`, of uint8 [n, 3, h, w] on the processor.
+
+        Images that are smaller than the file takes go through the model itself.
+        """
         with torch.inference_mode():
             if not isinstance(self._graph, LevelGraph) and min(images.shape[2:]) < self._graph.least_side:
                 return self._graph.method.describe(images)

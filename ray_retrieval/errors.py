@@ -11,8 +11,9 @@
     ├── QueryError       a query image or its parameters cannot be served
     └── ClusterError     Ray cannot give what was asked for
 
-Each says what is wrong, where, and the mend. The command line prints it in one line and exits with 2;
-the server answers with its `status` and a JSON body. Anything else that escapes is a bug.
+Each says what is wrong, where, and the mend. A parameter is called by its name in backticks, a recipe's key
+by its dotted name. The command line prints it in one line, parameters as the options that set them, and exits
+with 2; the server answers with its `status` and a JSON body. Anything else that escapes is a bug.
 """
 
 

@@ -94,13 +94,13 @@ def _check_asked(form: str, *, int8: bool, max_loss: float | None) -> None:
     if form not in FORMS:
         raise RecipeError(f"unknown export format {form!r}, known are: {', '.join(FORMS)}")
     if int8 and form != "onnx":
-        raise RecipeError(f"8 bits are for the format onnx, not {form}", mend="leave out --int8")
+        raise RecipeError(f"8 bits are for the format onnx, not {form}", mend="leave out `int8`")
     if max_loss is not None and not int8:
         raise RecipeError(
-            "it bounds what 8 bits cost", where="--max-loss", mend="add --int8, or leave it out"
+            "it bounds what 8 bits cost", where="`max_loss`", mend="add `int8`, or leave it out"
         )
     if max_loss is not None and not 0 <= max_loss <= 1:  # so that NaN is refused
-        raise RecipeError(f"a share from 0 to 1 is expected, got {max_loss:g}", where="--max-loss")
+        raise RecipeError(f"a share from 0 to 1 is expected, got {max_loss:g}", where="`max_loss`")
     chosen = FORMS[form]
     missing = [package for package in chosen.packages if importlib.util.find_spec(package) is None]
     if missing:
@@ -127,7 +127,7 @@ def benchmark_of(model: Folder) -> Benchmark:
         raise RecipeError(
             "no recipe beside the model says what it was trained on",
             where=run.uri_of("recipe.yaml"),
-            mend="give images with --images",
+            mend="give `images`",
         )
     recipe = recipes.load(run.uri_of("recipe.yaml"))
     return datasets.load(recipe.data, seed=recipe.seed, splits=run / "split")

@@ -44,7 +44,7 @@ def _effort_of(index: Index, asked: Effort) -> Effort:
     elif local is not None:
         built = local.config.effort
     else:
-        raise RecipeError("the index compares all rows", where=index.folder, mend="leave out --set")
+        raise RecipeError("the index compares all rows", where=index.folder, mend="leave out `effort`")
     return built.model_copy(update={name: getattr(asked, name) for name in asked.model_fields_set})
 
 

@@ -101,7 +101,11 @@ class Graph(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The outputs, of images as `input` says."""
+        """The tensors that `outputs` names, in that order.
+
+        Args:
+            images: of the shape and type that `input` says.
+        """
 
     @abstractmethod
     def descriptors(self, run: Engine, images: Tensor) -> Descriptors:
@@ -121,7 +125,7 @@ class Graph(nn.Module, ABC):
         return axes
 
     def example(self) -> Tensor:
-        """Images to trace the graph with; of free sides, none is equal to another."""
+        """Two images to trace the graph with, [2, 3, h, w] of `input`'s type; free sides differ."""
         shape = (2, 3, self.preprocessing.size, self.preprocessing.size)
         if self.any_size:
             height = max(64, 2 * self.least_side)
@@ -308,6 +312,12 @@ def trace(method: Method) -> ExportedProgram:
 def packed(relaxed: Tensor) -> Tensor:
     """`layers.sign.pack_signs` in operations that every engine has, for any number of images.
 
+    Args:
+        relaxed: float [n, bits].
+
+    Returns:
+        uint8 [n, ceil(bits / 8)], bit 0 the highest of the first byte, 1 where the value is at least 0.
+
     Sums of bytes are missing from ONNX, and a length taken by `len` would be built into the graph.
     """
     bits = relaxed.shape[1]
@@ -318,7 +328,15 @@ def packed(relaxed: Tensor) -> Tensor:
 
 
 def answers(graph: Graph, images: Array) -> list[Array]:
-    """What the model itself gives for each output, codes by the way that descriptors are made."""
+    """What the model itself gives for each output, codes by the way that descriptors are made.
+
+    Args:
+        graph: of the model, in evaluation mode, on the processor.
+        images: of the shape and type that `graph.input` says.
+
+    Returns:
+        An array for each of `graph.outputs`, of its shape and type.
+    """
     with torch.inference_mode():
         given = torch.from_numpy(images)
         found = [output.numpy() for output in graph(given)]

@@ -57,7 +57,15 @@ def agreement(one: Engine, other: Engine, graph: Graph, samples: parity.Samples)
 
 
 def measured_rows(images: ImageTable, calibrated: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """At most 1,000 rows with a label, evenly spread; without those calibrated on if 100 others are left."""
+    """At most 1,000 rows with a label, evenly spread; without those calibrated on if 100 others are left.
+
+    Args:
+        images: to measure on.
+        calibrated: int64 [m], rows of them that the ranges of the file come from.
+
+    Returns:
+        int64 [k], ascending; empty where no image has a label.
+    """
     labelled = labelled_rows(images)
     others = np.setdiff1d(labelled, calibrated)
     rows = others if len(others) >= ENOUGH else labelled
@@ -65,7 +73,7 @@ def measured_rows(images: ImageTable, calibrated: npt.NDArray[np.int64]) -> npt.
 
 
 def labelled_rows(images: ImageTable) -> npt.NDArray[np.int64]:
-    """The rows that have a label, int64, ascending."""
+    """int64 [m], ascending: the rows that have a label."""
     if not images.has_labels:
         return np.zeros(0, np.int64)
     return np.setdiff1d(np.arange(len(images)), images.unlabelled)
@@ -80,7 +88,7 @@ def measure(
         method: the model, in evaluation mode, on the processor.
         exported: the file.
         images: to measure on.
-        calibrated: rows of them that the ranges of the file come from.
+        calibrated: int64 [m], rows of them that the ranges of the file come from.
 
     Returns:
         None where fewer than `LEAST_MEASURED` images have a label and can be decoded.
@@ -137,6 +145,13 @@ def field_metric(
     vectors_by: str = "recall@1",
 ) -> Metric:
     """What the field compares such descriptors by: MAP of codes, recall@1 of local features.
+
+    Args:
+        queries: descriptors of n images.
+        query_labels: int64 [n], or bool multi-hot [n, classes].
+        database: descriptors of m images, of the same form.
+        database_labels: as the queries'.
+        vectors_by: the key of the metric of vectors, among those of `metrics.retrieval.evaluate` with k = 1.
 
     Raises:
         MetricError: of vectors, if no query shares a label with an image of the database.

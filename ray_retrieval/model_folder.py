@@ -6,8 +6,8 @@ from ray_retrieval.errors import ArtefactError
 from ray_retrieval.storage import Folder, fingerprint, read_description
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
-NAME_MODEL = "name the model's folder with --model"
-"""What to do on the command line where the model of an index is not beside it."""
+NAME_MODEL = "name the model's folder as `model`"
+"""What to do where the model of an index is not beside it."""
 
 
 def read_model_description(folder: Folder) -> tuple[dict[str, Any], str]:
@@ -36,7 +36,7 @@ def model_of(
         raise ArtefactError(
             f"what it holds was made elsewhere ({fingerprint}): no model is known to describe an image with",
             where=index,
-            mend="search with --vectors FILE, or build it with --model MODEL if that model made it",
+            mend="search with `vectors`, or build it anew with the `model` that made them, if one did",
         )
     parent = index.parent
     found = {}

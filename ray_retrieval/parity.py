@@ -174,12 +174,16 @@ def decoded(
 
 
 def spread(rows: int, limit: int) -> npt.NDArray[np.int64]:
-    """At most `limit` row numbers, evenly spaced, the first and the last among them."""
+    """int64 [m], ascending: at most `limit` of all rows, evenly spaced, the first and the last among them."""
     return np.unique(np.linspace(0, rows - 1, min(limit, rows)).round().astype(np.int64))
 
 
 def fed(graph: Graph, samples: Samples) -> Samples:
-    """The samples as the graph takes them; of local features, each at one of the scales of the pyramid."""
+    """The samples as the graph takes them; of local features, each at one of the scales of the pyramid.
+
+    Raises:
+        DataError: if all images are smaller than the graph takes.
+    """
     least = graph.least_side if graph.any_size else 1
     rows = [row for row, image in enumerate(samples.images) if min(image.shape[1:]) >= least]
     if not rows:

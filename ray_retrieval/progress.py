@@ -88,6 +88,18 @@ def _rate(done: int, seconds: float) -> str:
     return f"{rate:,.0f}/s" if rate >= 1 else f"{1 / max(rate, 1e-9):.0f} s each"
 
 
+def counted(advance: Advance) -> Callable[[int], None]:
+    """Shows the progress of what tells how much of it is done so far, rather than how much more."""
+    before = 0
+
+    def progress(done: int) -> None:
+        nonlocal before
+        advance(done - before, "")
+        before = done
+
+    return progress
+
+
 @contextmanager
 def rows_written(name: str, rows: int) -> Iterator[Callable[[int], None]]:
     """Show progress of what counts the rows that are done so far.
@@ -97,11 +109,4 @@ def rows_written(name: str, rows: int) -> Iterator[Callable[[int], None]]:
         rows: how many there are.
     """
     with Display().task(name, rows, "rows") as advance:
-        before = 0
-
-        def progress(done: int) -> None:
-            nonlocal before
-            advance(done - before, "")
-            before = done
-
-        yield progress
+        yield counted(advance)

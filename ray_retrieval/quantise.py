@@ -81,7 +81,7 @@ def check(images: ImageTable, max_loss: float | None) -> None:
             f"a loss is measured on {int8_loss.LEAST_MEASURED} images with labels or more, and "
             f"{labelled or 'none'} of the images have any",
             where=images.name,
-            mend="give images with labels (folders of classes, say), or leave out --max-loss",
+            mend="give images with labels (folders of classes, say), or leave out `max_loss`",
         )
 
 
@@ -133,8 +133,8 @@ def quantise(
             f"8 bits cost {made.loss:.4f} of {made.metric}, more than {allowed:g}: {made.model:.4f} by the "
             f"model, {made.int8:.4f} by the file, {made.int8_queries:.4f} with queries by the file alone",
             where=asked.name,
-            mend="calibrate on more images like the database's, allow more with --max-loss, or leave out "
-            "--int8",
+            mend="calibrate on more images like the database's, allow more as `max_loss`, or leave out "
+            "`int8`",
         )
     return made
 
@@ -159,7 +159,7 @@ def _refuse_far(made: Int8, target: Path) -> None:
             f"{LEAST_AGREEMENT:g}",
             where=target.name,
             mend="calibrate on more images like the database's, give images with labels to measure what it "
-            "costs, or leave out --int8",
+            "costs, or leave out `int8`",
         )
 
 

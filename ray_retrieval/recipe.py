@@ -37,6 +37,7 @@ from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.cells import cells_in
 from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationConfig
 from ray_retrieval.search.votes import LocalSearchConfig
+from ray_retrieval.storage import split_query
 from ray_retrieval.tuning.config import SHARED, TuneConfig
 
 # What may differ between two runs that give the same model: how fast it is made, and what comes after.
@@ -373,7 +374,7 @@ def rerank_steps(texts: list[str]) -> tuple[AnyRerankConfig, ...] | None:
     Raises:
         RecipeError: if one is unknown or has a wrong setting.
     """
-    where = "--rerank"
+    where = "`rerank`"
     if not texts:
         return None
     if texts == ["none"]:
@@ -481,8 +482,8 @@ def _studied(merged: DictConfig, *, where: object) -> dict[str, list[int]]:
 
 def _below(output: str, name: str) -> str:
     """A folder inside an output folder; a URI's `?options` stay at its end."""
-    base, question, options = output.partition("?") if "://" in output else (output, "", "")
-    return f"{base.rstrip('/')}/{name}{question}{options}"
+    base, options = split_query(output)
+    return f"{base.rstrip('/')}/{name}{options}"
 
 
 def dump(recipe: Recipe) -> str:
@@ -496,3 +497,9 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
         keys = [*old, *(key for key in new if key not in old)]
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{prefix}.{key}")]
     return [] if old == new else [f"{prefix.lstrip('.')}: {old} → {new}"]
+
+
+def in_few_words(changed: list[str]) -> str:
+    """The first three of what `differences` found, and how many more there are."""
+    more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f"{'; '.join(changed[:3])}{more}"

@@ -15,7 +15,7 @@ from ray_retrieval.charts import as_number
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ArtefactError, RetrievalError
 from ray_retrieval.recipe import Recipe
-from ray_retrieval.storage import Folder, fingerprint, missing
+from ray_retrieval.storage import Folder, fingerprint, missing, split_query
 
 _DEPTH = 3
 """Levels of folders below a given one in which runs are looked for: a study of sizes and seeds has two."""
@@ -137,7 +137,7 @@ def common_folder(folders: Sequence[Folder]) -> Folder:
     Raises:
         ArtefactError: if they have only the root of a file system in common, or not even that.
     """
-    bases, options = zip(*(_address(folder) for folder in folders), strict=True)
+    bases, options = zip(*(split_query(folder.uri) for folder in folders), strict=True)
     levels = zip(*(base.split("/")[:-1] for base in bases), strict=False)
     same = [level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels)]
     if len(same) < (3 if "://" in bases[0] else 2):
@@ -145,12 +145,6 @@ def common_folder(folders: Sequence[Folder]) -> Folder:
             "no folder contains all of these", where=", ".join(bases), mend="choose other ones"
         )
     return Folder("/".join(same) + options[0])
-
-
-def _address(folder: Folder) -> tuple[str, str]:
-    """A folder's address and the `?options` of a URI."""
-    base, question, options = folder.uri.partition("?") if "://" in folder.uri else (folder.uri, "", "")
-    return base, question + options
 
 
 def finite(value: Any) -> float | None:

@@ -83,17 +83,12 @@ class Folder:
     @property
     def parent(self) -> "Folder":
         """The folder that this one lies in."""
-        base, query = self._split()
+        base, query = split_query(self.uri)
         return Folder(f"{base.rpartition('/')[0] or '/'}{query}")
-
-    def _split(self) -> tuple[str, str]:
-        """Address and query (`?endpoint_override=…`) of a URI; a local path is all address."""
-        base, question, query = self.uri.partition("?") if "://" in self.uri else (self.uri, "", "")
-        return base, question + query
 
     def uri_of(self, name: str) -> str:
         """Path or URI of a file or folder inside; of this one without a name."""
-        base, query = self._split()
+        base, query = split_query(self.uri)
         return f"{base}/{name}{query}" if name else self.uri
 
     def __str__(self) -> str:
@@ -303,6 +298,14 @@ def refusal(error: OSError, where: object) -> ArtefactError:
     )
 
 
+def split_query(location: str) -> tuple[str, str]:
+    """Address and query (`?endpoint_override=…`, its mark included) of a URI; a local path is all address."""
+    if "://" not in location:
+        return location, ""
+    address, mark, query = location.partition("?")
+    return address, mark + query
+
+
 def store_at(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem that a `scheme://` URI lies on, and its path there; one client for each bucket.
 
@@ -312,11 +315,11 @@ def store_at(uri: str) -> tuple[fs.FileSystem, str]:
         ArtefactError: if the scheme is unknown, the store cannot be reached, or the URI holds a password.
     """
     refuse_password(uri)
-    base, question, query = uri.partition("?")
+    base, query = split_query(uri)
     scheme, _, rest = base.partition("://")
     authority, _, inside = rest.partition("/")
     try:
-        filesystem, root = _client(f"{scheme}://{authority}{question}{query}")
+        filesystem, root = _client(f"{scheme}://{authority}{query}")
     except (pyarrow.ArrowException, OSError, ImportError) as error:
         raise ArtefactError(
             f"cannot be opened: {error}", where=uri, mend="use a local path, s3:// or gs://"

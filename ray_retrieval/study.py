@@ -10,7 +10,8 @@ from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.results import common_folder
-from ray_retrieval.run import Run, refuse_what_is_no_run
+from ray_retrieval.run import Run
+from ray_retrieval.run.checks import refuse_what_is_no_run
 from ray_retrieval.storage import Folder
 
 

@@ -164,9 +164,7 @@ def variables(settings: Sequence[str]) -> dict[str, str]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals and key not in os.environ:
-            raise RecipeError(
-                "this variable is not set here", where=f"--env {key}", mend=f"--env {key}=VALUE"
-            )
+            raise RecipeError("this variable is not set here", where=key, mend=f"give its value: {key}=VALUE")
         found[key] = value if equals else os.environ[key]
     return found
 
@@ -185,7 +183,7 @@ def _exit_code(job: Any) -> int:
 
 def _unique(stem: str, given: str | None) -> str:
     if given is not None and not re.fullmatch("[A-Za-z0-9_-]+", given):
-        raise RecipeError("a job's name is of letters, digits, '-' and '_'", where=f"--name {given}")
+        raise RecipeError(f"a job's name is of letters, digits, '-' and '_', got '{given}'", where="`name`")
     return f"{re.sub('[^A-Za-z0-9_-]+', '-', stem)}-{uuid.uuid4().hex[:8]}"
 
 

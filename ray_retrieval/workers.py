@@ -13,7 +13,11 @@ from torch import Tensor
 
 
 def sum_over_workers(value: Tensor) -> Tensor:
-    """Sum over all workers, the same on each; its gradient is the sum of the gradients of all workers."""
+    """Sum over all workers, the same on each; its gradient is the sum of the gradients of all workers.
+
+    Args:
+        value: [...], of the same shape and type on all; without other workers it is returned as it is.
+    """
     if not several():
         return value
     summed: Tensor = _Sum.apply(value)  # type: ignore[no-untyped-call]

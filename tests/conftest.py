@@ -1,4 +1,4 @@
-"""One local Ray for all tests of a process that need it, and which process runs which tests."""
+"""A local Ray for the tests of a process that need it, who runs which tests, and the command line."""
 
 import os
 import sys
@@ -75,3 +75,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 def _place(nodeid: str) -> int:
     return next((place for folder, place in _PLACES.items() if nodeid.startswith(folder)), 0)
+
+
+@pytest.fixture
+def cli_call(monkeypatch, capsys):
+    """The command line, given the words of a line: exit code, stdout, stderr."""
+    from ray_retrieval import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ray-retrieval", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return call

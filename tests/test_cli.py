@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from ray_retrieval import cli, model, search
 from ray_retrieval.data.table import open_images
 from ray_retrieval.data.transforms import prepare
 from ray_retrieval.descriptors import Form
+from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
 from ray_retrieval.model import Encoder
@@ -27,23 +27,6 @@ from ray_retrieval.search import embeddings
 from ray_retrieval.storage import Folder
 
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "quickstart.yaml"
-
-
-def call(monkeypatch, capsys, *arguments):
-    """Exit code, stdout, stderr of the command line."""
-    monkeypatch.setattr(sys, "argv", ["ray-retrieval", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    shown = capsys.readouterr()
-    return code, shown.out, shown.err
-
-
-@pytest.fixture
-def cli_call(monkeypatch, capsys):
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
 
 
 def save_model(folder, seed=0):
@@ -434,5 +417,14 @@ def test_fresh_deletes_nothing_that_is_no_run(cli_call, tmp_path):
     assert (tmp_path / "letters.txt").read_text() == "dear"
 
 
-def test_the_version_is_that_of_the_package(monkeypatch, capsys):
-    assert call(monkeypatch, capsys, "--version") == (0, f"ray_retrieval {ray_retrieval.__version__}\n", "")
+def test_parameters_are_told_as_the_options_of_the_command(cli_call, monkeypatch):
+    def refuse(*_, **__):
+        raise RecipeError("`form` is wrong", where="`normalise`", mend="leave out `fresh` or `nothing`")
+
+    monkeypatch.setattr("ray_retrieval.search.Index.open", refuse)
+    said = "error: --normalise: --format is wrong (leave out --fresh or `nothing`)\n"
+    assert cli_call("index", "export", "x", "--out", "y") == (2, "", said)
+
+
+def test_the_version_is_that_of_the_package(cli_call):
+    assert cli_call("--version") == (0, f"ray_retrieval {ray_retrieval.__version__}\n", "")

@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 from samples import coloured_table
 from search_parts import files_in
-from test_cli import call, save_model, write_embeddings
+from test_cli import save_model, write_embeddings
 
 from ray_retrieval import search
 from ray_retrieval.model import Encoder
 from ray_retrieval.query import Searcher
-
-
-@pytest.fixture
-def cli_call(monkeypatch, capsys):
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +97,7 @@ def test_a_recall_to_reach(cli_call, made, tmp_path):
     cells = ("--search", "BIVF6", "--set", "recall_queries=24")
     code, _, err = cli_call(*build, *cells, "--set", "nprobe=1", "--recall", "1")
     assert code == 2
-    assert "nearest, 1 is asked for (--set nprobe=" in err
+    assert "nearest, 1 is asked for (nprobe=" in err
     assert not (tmp_path / "index" / "CURRENT").exists()
     info = said(cli_call, *build, *cells, "--set", "nprobe=6", "--recall", "1")
     assert (info["search"], info["factory"], info["nprobe"]) == ("approximate", "BIVF6", 6)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from samples import coloured_table
-from test_cli import call, save_model
+from test_cli import save_model
 from test_cli_index import said
 
 from ray_retrieval import embed
@@ -19,11 +19,6 @@ from ray_retrieval.search import Index
 
 PAGE = Path(__file__).parents[1] / "docs" / "guides" / "index_of_images.md"
 HEADING = "## An index over vectors that you already have"
-
-
-@pytest.fixture
-def cli_call(monkeypatch, capsys):
-    return lambda *arguments: call(monkeypatch, capsys, *arguments)
 
 
 def draw(count, dimension=6, seed=0):
@@ -74,7 +69,7 @@ def test_an_image_is_no_query_of_vectors_made_elsewhere(cli_call, tmp_path):
         code, out, err = cli_call(*arguments)
         assert (code, out) == (2, "")
         assert "what it holds was made elsewhere (elsewhere:lsh:" in err
-        assert "search with --vectors FILE, or build it with --model MODEL" in err
+        assert "search with --vectors, or build it anew with the --model" in err
     code, out, _ = cli_call("search", index, "--vectors", tmp_path / "codes.npy", "-k", 1)
     assert code == 0
     assert out.count("0 bits") == 10
@@ -150,6 +145,10 @@ def test_a_table_of_paths_is_one_of_images(tmp_path):
         assert holds_descriptors(str(tmp_path / "a.parquet")) == expected, names
 
 
+def test_a_local_path_may_hold_a_question_mark():
+    assert holds_descriptors("/of/what?.npy")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -179,7 +178,7 @@ def test_a_table_of_paths_is_one_of_images(tmp_path):
             "--bits: it is for files of descriptors",
         ),
         (["index", "build", "a.csv", "FILE", "--out", "OUT"], "its name ends in '.csv'"),
-        (["index", "add", "INDEX", "FILE", "--normalise"], "--model-name NAME"),
+        (["index", "add", "INDEX", "FILE", "--normalise"], "as the index does: --model-name"),
         (["index", "add", "INDEX", "photos", "--ids", "x"], "--ids: it is for files of descriptors"),
         (["index", "export", "INDEX", "--out", "OUT", "--format", "csv"], "no format 'csv'"),
     ],

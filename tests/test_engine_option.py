@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 from export_parts import made, saved
 from samples import coloured_table
-from test_cli import call, write_embeddings
+from test_cli import write_embeddings
 
 from ray_retrieval import config, engines, export, search
 from ray_retrieval.model import Encoder
@@ -28,41 +28,39 @@ def built(tmp_path_factory):
     return folder
 
 
-def test_search_runs_the_export_once_there_is_one(built, monkeypatch, capsys):
+def test_search_runs_the_export_once_there_is_one(cli_call, built):
     arguments = ("search", built / "index", built / "query.png", "-k", "3", "--json")
-    code, out, err = call(monkeypatch, capsys, *arguments, "--engine", "onnx")
+    code, out, err = cli_call(*arguments, "--engine", "onnx")
     assert (code, out) == (2, "")
     assert f"make it: ray-retrieval export {built}/model)" in err
     assert len(err.strip().splitlines()) == 1
-    assert call(monkeypatch, capsys, "export", built / "model")[0] == 0
-    own = call(monkeypatch, capsys, *arguments)
-    assert call(monkeypatch, capsys, *arguments, "--engine", "onnx") == own
+    assert cli_call("export", built / "model")[0] == 0
+    own = cli_call(*arguments)
+    assert cli_call(*arguments, "--engine", "onnx") == own
     assert json.loads(own[1])["queries"][0]["hits"][0]["id"] == "image-0007"
 
 
-def test_an_unknown_engine_is_named_with_those_there_are(built, monkeypatch, capsys):
-    code, _, err = call(monkeypatch, capsys, "search", built / "index", built / "query.png", "--engine", "x")
+def test_an_unknown_engine_is_named_with_those_there_are(cli_call, built):
+    code, _, err = cli_call("search", built / "index", built / "query.png", "--engine", "x")
     assert code == 2
     assert "unknown engine 'x', known are: torch, onnx, onnx-int8" in err
-    code, _, err = call(
-        monkeypatch, capsys, "encode", built / "model", built, "--out", built / "out", "--engine", "x"
-    )
+    code, _, err = cli_call("encode", built / "model", built, "--out", built / "out", "--engine", "x")
     assert code == 2
     assert "'torch', 'onnx' or 'onnx-int8'" in err
     assert set(engines.ENGINES) == set(get_args(config.EngineName))
 
 
-def test_an_engine_is_named_once(built, monkeypatch, capsys):
+def test_an_engine_is_named_once(cli_call, built):
     twice = ("--engine", "onnx", "--set", "engine=torch")
     for command in (("encode", built / "model", built, "--out", built / "out"), ("serve", built / "index")):
-        code, _, err = call(monkeypatch, capsys, *command, *twice)
+        code, _, err = cli_call(*command, *twice)
         assert (code, err.splitlines()) == (
             *(2, ["error: --engine: the engine is set by --set too (leave one of them out)"]),
         )
 
 
-def test_serve_looks_for_the_export_before_it_starts(built, monkeypatch, capsys):
-    code, _, err = call(monkeypatch, capsys, "serve", built / "index", "--engine", "onnx-int8")
+def test_serve_looks_for_the_export_before_it_starts(cli_call, built):
+    code, _, err = cli_call("serve", built / "index", "--engine", "onnx-int8")
     assert code == 2
     assert "for the engine onnx-int8 in the model's folder" in err
 
@@ -80,7 +78,7 @@ def test_a_searcher_has_the_engine_for_its_queries(built, monkeypatch):
     assert asked == ["onnx-int8"]
 
 
-def test_the_command_says_what_8_bits_cost(tmp_path, monkeypatch, capsys):
+def test_the_command_says_what_8_bits_cost(cli_call, tmp_path, monkeypatch):
     table = coloured_table(24, size=24)
     source = saved(tmp_path / "model", made("xbm"), precision="bf16")
     (tmp_path / "images").mkdir()
@@ -89,7 +87,7 @@ def test_the_command_says_what_8_bits_cost(tmp_path, monkeypatch, capsys):
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(table.image_bytes(row))
     monkeypatch.chdir(tmp_path)
-    code, out, _ = call(monkeypatch, capsys, "export", source, "--int8", "--images", tmp_path / "images")
+    code, out, _ = cli_call("export", source, "--int8", "--images", tmp_path / "images")
     assert code == 0
     lines = out.splitlines()
     assert lines[0].startswith("export  model/onnx-int8/model.onnx, 0.3 MB")
@@ -98,9 +96,7 @@ def test_the_command_says_what_8_bits_cost(tmp_path, monkeypatch, capsys):
     assert lines[3].startswith("int8    15 operations, calibrated on 24 of 24 images of ")
     assert lines[4].endswith(" with float32, on 24 images calibrated on")
     assert lines[5].startswith("loss    0.0000 of recall@1 (allowed 0.02): ")
-    code, _, err = call(
-        monkeypatch, capsys, "export", export.default_folder(export.Folder(source), "x", False)
-    )
+    code, _, err = cli_call("export", export.default_folder(export.Folder(source), "x", False))
     assert code == 2
     assert "no model here" in err
 

@@ -19,7 +19,7 @@ from export_parts import saved
 from PIL import Image
 from samples import coloured_table, png
 
-from ray_retrieval import cli, engines, export, graphs, model, parity
+from ray_retrieval import engines, export, graphs, model, parity
 from ray_retrieval.data.table import ImageTable, open_images
 from ray_retrieval.data.transforms import Preprocessing, prepare
 from ray_retrieval.errors import ArtefactError, DataError, ModelError, RecipeError
@@ -427,18 +427,7 @@ def test_missing_packages_are_named_with_the_extra(digits, tmp_path, monkeypatch
 # The command
 
 
-def call(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["ray-retrieval", "export", *map(str, arguments)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = stop.code or 0
-    shown = capsys.readouterr()
-    return code, shown.out, shown.err
-
-
-def test_the_command_exports_with_parity_on_the_images_given(tmp_path, monkeypatch, capsys):
+def test_the_command_exports_with_parity_on_the_images_given(cli_call, tmp_path):
     source = saved(tmp_path / "model", made(), precision="bf16")
     (tmp_path / "images").mkdir()
     for row in range(10):
@@ -446,14 +435,14 @@ def test_the_command_exports_with_parity_on_the_images_given(tmp_path, monkeypat
         Image.open(io.BytesIO(IMAGES.image_bytes(row))).save(stream, format="JPEG")
         (tmp_path / "images" / f"{row}.jpg").write_bytes(stream.getvalue())
     arguments = (source, "--format", "torch", "--out", tmp_path / "out", "--images", tmp_path / "images")
-    code, out, _ = call(monkeypatch, capsys, *arguments)
+    code, out, _ = cli_call("export", *arguments)
     assert code == 0
     lines = out.splitlines()
     assert lines[0].startswith(f"export  {tmp_path}/out/model.pt2, 1.3 MB")
     assert lines[1].startswith("parity  0 of 160 bits differ")
     assert "10 of 10 images of" in lines[1]
     assert lines[2].startswith("note    the model describes images in bf16, the export in float32: ")
-    code, out, _ = call(monkeypatch, capsys, *arguments, "--json")
+    code, out, _ = cli_call("export", *arguments, "--json")
     said = json.loads(out)
     assert code == 0
     assert said.pop("folder") == str(tmp_path / "out")
@@ -476,10 +465,10 @@ def test_the_command_exports_with_parity_on_the_images_given(tmp_path, monkeypat
         (["MODEL", "--out", "x", "--int8"], "no recipe beside the model"),
     ],
 )
-def test_mistakes_end_in_one_line_and_code_2(digits, tmp_path, monkeypatch, capsys, arguments, message):
+def test_mistakes_end_in_one_line_and_code_2(cli_call, digits, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     given = [digits if argument == "MODEL" else argument for argument in arguments]
-    code, out, err = call(monkeypatch, capsys, *given)
+    code, out, err = cli_call("export", *given)
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert message in err

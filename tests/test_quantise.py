@@ -85,7 +85,7 @@ def test_a_loss_above_the_bound_is_refused_and_nothing_is_left(tmp_path, monkeyp
         return Metric("map", next(values), "as told")
 
     monkeypatch.setattr(int8_loss, "field_metric", metric)
-    with pytest.raises(ModelError, match=r"8 bits cost 0\.1000 of map, more than 0\.05: .*--max-loss"):
+    with pytest.raises(ModelError, match=r"8 bits cost 0\.1000 of map, more than 0\.05: .*`max_loss`"):
         export.export(source, images=TABLE, int8=True, max_loss=0.05)
     assert not (Folder(source) / "onnx-int8").exists()
 
@@ -106,10 +106,10 @@ def test_methods_of_several_sizes_take_it_too(name, tmp_path):
 def test_what_cannot_be_is_refused_before_anything_is_loaded():
     with pytest.raises(RecipeError, match="for the format onnx, not torch"):
         export.export("nowhere", form="torch", int8=True, images=TABLE)
-    with pytest.raises(RecipeError, match=r"--max-loss: .*add --int8"):
+    with pytest.raises(RecipeError, match=r"`max_loss`: .*add `int8`"):
         export.export("nowhere", images=TABLE, max_loss=0.1)
     for wrong in (5, -1, float("nan")):
-        with pytest.raises(RecipeError, match="--max-loss: a share from 0 to 1"):
+        with pytest.raises(RecipeError, match="`max_loss`: a share from 0 to 1"):
             export.export("nowhere", int8=True, images=TABLE, max_loss=wrong)
     with pytest.raises(ArtefactError, match="no model here"):
         export.export("nowhere", int8=True)
@@ -119,7 +119,7 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded():
 def test_a_bound_that_cannot_be_measured_is_refused(eight, labelled):
     source, _ = eight
     table = unlabelled(TABLE) if labelled == 0 else TABLE.take(np.arange(9))
-    with pytest.raises(RecipeError, match=f"and {labelled or 'none'} of the images have any.*--max-loss"):
+    with pytest.raises(RecipeError, match=f"and {labelled or 'none'} of the images have any.*`max_loss`"):
         export.export(source, int8=True, images=table, max_loss=0.1)
 
 
@@ -162,7 +162,7 @@ def test_agreement_is_the_share_of_equal_bits_or_the_mean_cosine():
 
 
 def test_images_come_from_the_recipe_beside_the_model(tmp_path):
-    with pytest.raises(RecipeError, match=r"no recipe beside the model.*--images"):
+    with pytest.raises(RecipeError, match=r"no recipe beside the model.*`images`"):
         export.benchmark_of(Folder(tmp_path / "model"))
     small = Preprocessing(size=8)
     found = export._samples(Folder(tmp_path / "model"), None, small)

@@ -184,7 +184,7 @@ def test_the_command_says_what_it_found_and_what_it_did_not(built, encoders, mon
 
 def test_advice_on_a_missing_model_fits_the_index_it_is_of(built):
     """The command line has an option for the model of the index, none for that of `local`."""
-    with pytest.raises(ArtefactError, match=r"made by model model-l.*with --model"):
+    with pytest.raises(ArtefactError, match=r"made by model model-l.*as `model`"):
         Searcher(str(built / "delf"))
     with pytest.raises(ArtefactError, match=r"made by model model-l.*put the folder of the model .* beside"):
         model_of(Folder(built / "delf"))

@@ -14,8 +14,8 @@ from ray_retrieval.data.datasets.landmarks import no_images
 from ray_retrieval.errors import ArtefactError, DataError, ModelError, RecipeError
 from ray_retrieval.methods import METHODS, build
 from ray_retrieval.recipe import Recipe
-from ray_retrieval.reuse import reuse
 from ray_retrieval.run import Run
+from ray_retrieval.run.reuse import reuse
 from ray_retrieval.storage import Folder
 
 GEM = {

@@ -8,6 +8,8 @@ from samples import coloured_table
 from ray_retrieval import recipe as recipes
 from ray_retrieval.errors import ArtefactError, ModelError, RecipeError
 from ray_retrieval.run import Run
+from ray_retrieval.run.training import Training
+from ray_retrieval.train import train as train_model
 
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "quickstart.yaml"
 
@@ -44,7 +46,9 @@ def test_a_run_goes_on_with_the_images_it_was_begun_with_or_not_at_all(tmp_path)
     data = f"data={{name: images, database: {database}, train: {train}}}"
     run = run_on(tmp_path / "out", data)
     benchmark = run.prepare()
-    run.folder.write_json("training.json", {"key": run.training_key(benchmark)})
+    run.folder.write_json(
+        "training.json", {"key": Training(run.recipe, train_model, run.display).key(benchmark)}
+    )
     (train / "b" / "99.png").write_bytes((train / "b" / "01.png").read_bytes())
     again = run_on(tmp_path / "out", data)
     with pytest.raises(RecipeError, match="not those that this run was begun with"):

@@ -10,11 +10,12 @@ from samples import coloured_benchmark
 from search_parts import draw_local, draw_vectors, write
 from test_run import QUICKSTART, run_on
 
-from ray_retrieval import model, recipe, run, search
+from ray_retrieval import model, recipe, search
 from ray_retrieval.data import datasets
 from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.methods import build
-from ray_retrieval.run_checks import refuse_unmeasurable
+from ray_retrieval.run import images
+from ray_retrieval.run.checks import refuse_unmeasurable
 from ray_retrieval.storage import Folder
 
 DELF = (
@@ -138,7 +139,7 @@ class TestIndexOfLocalFeatures:
 def test_images_that_were_decoded_before_are_not_looked_at_again(tmp_path, benchmark, monkeypatch, decoded):
     looked = []
     monkeypatch.setattr(datasets, "load", lambda *_, **__: replace(benchmark, decoded=decoded))
-    monkeypatch.setattr(run, "check_images", lambda table, **_: looked.append(table.name) or [])
+    monkeypatch.setattr(images, "check_images", lambda table, **_: looked.append(table.name) or [])
     made = run_on(tmp_path / "out", PLAIN).prepare()
     assert looked == ([] if decoded else ["database", "validation"])
     assert len(made.train) == len(benchmark.train)

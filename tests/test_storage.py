@@ -10,6 +10,7 @@ from ray_retrieval.storage import (
     fingerprint,
     meant_by,
     read_description,
+    split_query,
     write_description,
 )
 
@@ -136,3 +137,12 @@ def test_broken_json_is_named(tmp_path):
 def test_fingerprints_ignore_the_order_of_keys_but_not_values():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_only_a_uri_has_a_query():
+    assert split_query("s3://b/k?endpoint_override=h:9&scheme=http") == (
+        "s3://b/k",
+        "?endpoint_override=h:9&scheme=http",
+    )
+    assert split_query("s3://b/k") == ("s3://b/k", "")
+    assert split_query("/photos/what?.npy") == ("/photos/what?.npy", "")

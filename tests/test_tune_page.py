@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import spearmanr
 from tuning_parts import SPACE, config, recipes
 
+from ray_retrieval.cli.tables import print_trials
 from ray_retrieval.storage import Folder
-from ray_retrieval.tables import print_trials
 from ray_retrieval.tuning import charts, importance, page
 from ray_retrieval.tuning.config import Range
 from ray_retrieval.tuning.ledger import Trial

@@ -8,8 +8,10 @@ from tuning_parts import SPACE, begun, recipes
 
 from ray_retrieval import recipe
 from ray_retrieval.errors import ArtefactError, ClusterError, DataError, RecipeError
-from ray_retrieval.run import Run
+from ray_retrieval.progress import Display
+from ray_retrieval.run.training import Training
 from ray_retrieval.storage import Folder
+from ray_retrieval.train import train
 from ray_retrieval.tuning import ledger
 from ray_retrieval.tuning import trials as tuning_trials
 from ray_retrieval.tuning.config import TuneConfig
@@ -67,7 +69,8 @@ def test_the_model_that_a_trial_starts_from_need_not_be_where_it_trains(tmp_path
     trials.next()
     noted = Folder(tmp_path / "search/trials/0000").read_json("training.json")
     assert noted == {"start": "print of /somewhere/model"}
-    assert Run(trials.recipe(trials._ledger.trials[0]))._start() == "print of /somewhere/model"
+    training = Training(trials.recipe(trials._ledger.trials[0]), train, Display(quiet=True))
+    assert training.start_fingerprint() == "print of /somewhere/model"
 
 
 def test_the_last_model_counts_where_it_is_selected(tmp_path):
@@ -201,7 +204,7 @@ def test_parameters_do_not_depend_on_interruptions(tmp_path):
 )
 def test_another_search_in_the_folder_is_refused(tmp_path, change, named):
     begun(tmp_path).next()
-    with pytest.raises(RecipeError, match=f"holds another search .*{named}.*--fresh"):
+    with pytest.raises(RecipeError, match=f"holds another search .*{named}.*`fresh`"):
         begun(tmp_path, **change)
 
 
@@ -220,7 +223,7 @@ def test_folders_of_others_are_left_alone(tmp_path, name):
     mine.write_text('{"mine": true}')
     with pytest.raises((RecipeError, ArtefactError), match=r"that is no search|does not describe"):
         begun(tmp_path)
-    with pytest.raises(RecipeError, match="--fresh does not delete it"):
+    with pytest.raises(RecipeError, match="`fresh` does not delete it"):
         ledger.remove(Folder(tmp_path / "search"))
     assert mine.read_text() == '{"mine": true}'
     mine.unlink()

@@ -15,6 +15,7 @@ import ray
 import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from ray_retrieval.cluster.meanwhile import quiet
 from ray_retrieval.cores import cores
 from ray_retrieval.errors import ClusterError, RecipeError, RetrievalError
 from ray_retrieval.progress import Display
@@ -54,8 +55,20 @@ def connect() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     for name, value in (SETTINGS if address else SETTINGS | ALONE).items():
         os.environ.setdefault(name, value)
-    for noisy in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what they log as errors is raised as well
+    # What they log as errors is raised as well.
+    with quiet("ray.data", "ray.train", "ray.tune", below=logging.CRITICAL):
+        _start(address)
+        try:
+            if wanted := os.environ.get(AWAIT):
+                await_nodes(Needs.read(wanted))
+            with redirect_stdout(sys.stderr):
+                yield
+        finally:
+            ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    """Join a cluster, or start a local Ray."""
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -71,13 +84,6 @@ def connect() -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"RAY_ADDRESS={address}" if address else "local Ray"
         raise ClusterError(f"Ray did not start: {str(error).splitlines()[0]}", where=where) from error
-    try:
-        if wanted := os.environ.get(AWAIT):
-            await_nodes(Needs.read(wanted))
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        ray.shutdown()
 
 
 def resources() -> dict[str, float]:
@@ -88,7 +94,7 @@ def resources() -> dict[str, float]:
 
 def fewer_or_more(most: int) -> str:
     """How to mend that more was asked for than a cluster has, which is enough for `most`."""
-    grow = "let the cluster grow first: submit --cpus or --gpus"
+    grow = "let the cluster grow first: submit with `cpus` or `gpus`"
     return f"set it to {most} or fewer, or {grow}" if most else grow
 
 

@@ -15,13 +15,19 @@ from urllib.parse import urlsplit
 import ray.exceptions
 
 from ray_retrieval.cluster import SETTINGS
+from ray_retrieval.cluster.meanwhile import environment, quiet
 from ray_retrieval.errors import ClusterError
 
 # What jobs are submitted to when nothing else is said: the dashboard, here or forwarded to here.
 _DASHBOARD = "http://127.0.0.1:8265"
 _ANSWER_S = 10.0  # for a connection
 _STOP_S = "60"  # from asking a job to end until it is killed; a server has to take its processes down
-_PACKAGING = "_private.runtime_env.packaging"
+_NOISY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Loggers that tell each step on the terminal."""
 _NO_AGENT = "No available agent"
 _START_S = 60.0  # for a head that has just started, until it takes jobs
 
@@ -64,14 +70,13 @@ class JobServer:
             address = f"http://{address}"
         named = (os.environ.get(name) for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"))
         self.address = (address or next(filter(None, named), _DASHBOARD)).rstrip("/")
-        with self._answering(), _variable("RAY_API_SERVER_ADDRESS", self.address):
+        with self._answering():
             _knock(self.address)
-            from ray.job_submission import JobSubmissionClient
+        from ray.job_submission import JobSubmissionClient  # it sets the levels of its loggers
 
-            # Ray asks the environment first, whatever it is told.
+        # Ray asks the environment first, whatever it is told.
+        with self._answering(), environment({"RAY_API_SERVER_ADDRESS": self.address}):
             self._client = JobSubmissionClient(self.address)
-        for noisy in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", _PACKAGING):
-            logging.getLogger(f"ray.{noisy}").setLevel(logging.ERROR)  # each step, told on the terminal
 
     def submit(
         self,
@@ -96,12 +101,12 @@ class JobServer:
         Raises:
             ClusterError: if the cluster does not take it.
         """
-        environment: dict[str, Any] = {
+        runtime: dict[str, Any] = {
             "working_dir": str(folder),
             "env_vars": {**SETTINGS, "RAY_JOB_STOP_WAIT_TIME_S": _STOP_S, **variables},
         }
         if pip:
-            environment["pip"] = list(pip)
+            runtime["pip"] = list(pip)
         deadline = time.monotonic() + _START_S
         while True:
             try:
@@ -109,7 +114,7 @@ class JobServer:
                     self._client.submit_job(
                         entrypoint=entrypoint,
                         submission_id=name,
-                        runtime_env=environment,
+                        runtime_env=runtime,
                         metadata={"job_name": name, "command": command},
                     )
                 return
@@ -165,14 +170,15 @@ class JobServer:
                     shown = position
                     show(further)
 
-        with suppress(OSError, RuntimeError, aiohttp.ClientError):
+        with quiet(*_NOISY, below=logging.ERROR), suppress(OSError, RuntimeError, aiohttp.ClientError):
             asyncio.run(read())
         return shown
 
     @contextmanager
     def _answering(self, name: str | None = None) -> Iterator[None]:
         try:
-            yield
+            with quiet(*_NOISY, below=logging.ERROR):
+                yield
         except ray.exceptions.AuthenticationError as error:
             said = "asks for a token" if "required" in str(error) else "does not accept the token"
             raise ClusterError(
@@ -184,7 +190,7 @@ class JobServer:
             raise ClusterError(
                 f"no cluster answers: {error.strerror or _first_line(error)}",
                 where=self.address,
-                mend="forward its port (`ray dashboard cluster.yaml`), or give its --address",
+                mend="forward its port (`ray dashboard cluster.yaml`), or give its `address`",
             ) from None
         except (RuntimeError, ValueError) as error:
             if name is not None and "does not exist" in str(error):
@@ -215,20 +221,6 @@ def _knock(address: str) -> None:
     if url.scheme in ("http", "https") and url.hostname:
         port = url.port or {"http": 80, "https": 443}[url.scheme]
         socket.create_connection((url.hostname, port), timeout=_ANSWER_S).close()
-
-
-@contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    """Set an environment variable while the block runs."""
-    former = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if former is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = former
 
 
 def _first_line(error: BaseException) -> str:

@@ -174,7 +174,17 @@ def from_tables(
     gallery_draws: tuple[IntArray, ...] = (),
     notes: list[str],
 ) -> Benchmark:
-    """A benchmark from its five tables by role; queries that are the database become the same table."""
+    """A benchmark from its five tables by role; queries that are the database become the same table.
+
+    Args:
+        name: what it is called.
+        tables: role → table, one for each of `ROLES`.
+        k: as of `Benchmark`, like all that follows.
+        queries_in_database: whether the queries are images of the database.
+        ks: cut-offs of the metrics.
+        gallery_draws: int64 [m] each, ascending: the rows of the database that are one drawn gallery.
+        notes: for whoever reads the numbers.
+    """
     train, validation_queries, validation_database, queries, database = (tables[role] for role in ROLES)
     if queries_in_database and queries.fingerprint == database.fingerprint:
         queries = database
@@ -194,7 +204,7 @@ def from_tables(
 
 
 def overlap(table: ImageTable, other: ImageTable) -> IntArray:
-    """int64, ascending: the rows of `table` whose image is in `other` too.
+    """int64 [m], ascending: the rows of `table` whose image is in `other` too.
 
     Images that lie in the tables are the same where their bytes are; images elsewhere where their paths are.
     Files are not opened: a copy under another name goes unnoticed. Ids do not count, as two folders may use

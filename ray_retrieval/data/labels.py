@@ -40,6 +40,9 @@ def sharing_pairs(labels: npt.NDArray[Any]) -> int:
 def positive_pair_rate(labels: npt.NDArray[Any]) -> float:
     """Share of all ordered pairs of rows, each with itself included, that share a label; 0 without rows.
 
+    Args:
+        labels: as of `sharing_pairs`.
+
     Reference: the number that the class weights of HashNet's authors follow, (n₀ + n₁)/n₁ = 1/rate.
     """
     return sharing_pairs(labels) / len(labels) ** 2 if len(labels) else 0.0

@@ -14,7 +14,7 @@ import pyarrow
 from pyarrow import fs
 
 from ray_retrieval.errors import ArtefactError, DataError, StoreError
-from ray_retrieval.storage import byte_range, store_at
+from ray_retrieval.storage import byte_range, split_query, store_at
 
 
 def expand(location: str) -> str:
@@ -35,8 +35,8 @@ def join(folder: str, name: str) -> str:
     if is_uri(name) or os.path.isabs(name):
         return name
     if is_uri(folder):
-        base, question, query = folder.partition("?")
-        return f"{base}/{posixpath.normpath(name)}{question}{query}"
+        base, query = split_query(folder)
+        return f"{base}/{posixpath.normpath(name)}{query}"
     return os.path.normpath(os.path.join(folder, name))
 
 
@@ -44,13 +44,13 @@ def parent(location: str) -> str:
     """The folder that holds a file; that of a URI with a query has the query too."""
     if not is_uri(location):
         return os.path.dirname(location)
-    base, question, query = location.partition("?")
-    return f"{posixpath.dirname(base)}{question}{query}"
+    base, query = split_query(location)
+    return f"{posixpath.dirname(base)}{query}"
 
 
 def name_of(location: str) -> str:
     """The last part of a path or URI, without the query of a URI."""
-    return (location.partition("?")[0] if is_uri(location) else location).rpartition("/")[2]
+    return split_query(location)[0].rpartition("/")[2]
 
 
 def find(location: str) -> fs.FileInfo:

@@ -58,6 +58,9 @@ def groups_of(images: Images, limit: int | None = None) -> list[tuple[Positions,
     Args:
         images: the batch.
         limit: images of a pass, at most; None: any number.
+
+    Returns:
+        Of each pass the positions, int64 [m], and the images, uint8 [m, 3, h, w].
     """
     groups = images.groups if isinstance(images, MixedImages) else [(np.arange(len(images)), images)]
     size = limit or max(1, len(images))

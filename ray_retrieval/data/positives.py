@@ -20,7 +20,7 @@ IntArray = npt.NDArray[np.int64]
 
 
 def canonical(column: pa.ChunkedArray, *, where: str) -> pa.ListArray:
-    """list<int64>, without a null.
+    """list<int64> [n], without a null.
 
     Args:
         column: lists of whole numbers, one a row of the table; null for none.
@@ -71,12 +71,17 @@ def taken(positives: pa.ListArray, rows: IntArray) -> pa.ListArray:
 
 
 def shifted(positives: pa.ListArray, rows: int) -> pa.ListArray:
-    """The positives of a table that comes to stand behind that many rows."""
+    """list<int64> [n]: the positives of a table that comes to stand behind that many rows.
+
+    Args:
+        positives: canonical, of the whole table.
+        rows: of what stands before.
+    """
     return _made(_lengths(positives), np.asarray(positives.flatten()) + rows)
 
 
 def digest(positives: pa.ListArray, state: Any) -> None:
-    """Feed canonical positives to a hash."""
+    """Feed canonical positives, list<int64> [n], to a hash, whose `update` is called."""
     state.update(b"positives")
     state.update(_lengths(positives).astype("<i8").tobytes())
     state.update(np.asarray(positives.flatten()).astype("<i8").tobytes())

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -28,10 +27,10 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from ray_retrieval.data import location
+from ray_retrieval.data.columns import canonical_images, canonical_labels, images_at, is_text
+from ray_retrieval.data.list_files import parse_list
 from ray_retrieval.errors import DataError
-
-IMAGE_TYPE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
-"""Type of the column `image`: the file's bytes, or where it lies."""
+from ray_retrieval.storage import split_query
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation", "query", "queries", "gallery"})
@@ -117,99 +116,15 @@ def read_list(file: str, root: str | None = None) -> Rows:
     """A text file with one image a line: `path`, `path class` or `path 0 0 1 … 0` (multi-hot).
 
     Paths are relative to `root`, or else to the list's own folder; the id of an image is its path as it
-    stands in the list. A path may hold spaces as long as its last word is no number. Blank lines are skipped.
+    stands in the list.
 
     Raises:
-        DataError: naming the line, if it has more or fewer labels than the first one, or others than 0 and 1;
-            or if an image is missing.
+        DataError: as `parse_list`; or if an image is missing.
     """
     found = parse_list(file)
     base = root or location.parent(file)
     _refuse_missing(paths := [location.join(base, name) for name in found.names], file)
     return Rows(_table(pa.array(found.names), found.label, paths=pa.array(paths)), classes=found.classes)
-
-
-@dataclass(frozen=True)
-class ListFile:
-    """The lines of a list.
-
-    Attributes:
-        names: the paths as they stand there.
-        label: int64, list<int64> or null, one a line.
-        classes: the width of multi-hot labels; None for others.
-    """
-
-    names: list[str]
-    label: pa.Array
-    classes: int | None = None
-
-
-def parse_list(file: str) -> ListFile:
-    """A list's paths and labels in any form of `read_list`, whether its images are there or not.
-
-    Raises:
-        DataError: as `read_list`, but for missing images.
-    """
-    numbered = [
-        (number, line.strip())
-        for number, line in enumerate(_text(file).splitlines(), 1)
-        if line and not line.isspace()
-    ]
-    if not numbered:
-        raise DataError("the list is empty", where=file)
-    lines = [line for _, line in numbered]
-    first = lines[0].split()
-    count = 0
-    while count < len(first) - 1 and _is_number(first[-1 - count]):
-        count += 1
-    names, values = _digits(lines, count) or _words(numbered, count, file)
-    if count == 0:
-        return ListFile(names, pa.nulls(len(names)))
-    if count == 1:
-        return ListFile(names, pa.array(values[:, 0]))
-    wrong = np.flatnonzero((values > 1).any(axis=1))
-    if len(wrong):
-        raise DataError(
-            f"line {numbered[wrong[0]][0]} has a label other than 0 and 1",
-            where=file,
-            mend="multi-hot labels are 0 or 1; a single class index stands alone behind the path",
-        )
-    return ListFile(names, lists_of_classes(values.astype(bool)), count)
-
-
-def _digits(lines: list[str], count: int) -> tuple[list[str], npt.NDArray[np.int64]] | None:
-    """Names and multi-hot labels of lines that end in ` 0 1 … 0`, at once; None if one does not."""
-    width = 2 * count
-    if count < 2 or min(map(len, lines)) <= width:
-        return None
-    tails = "".join([line[-width:] for line in lines])
-    if not tails.isascii():
-        return None
-    tail = np.frombuffer(tails.encode(), np.uint8).reshape(-1, width)
-    values = tail[:, 1::2].astype(np.int64) - ord("0")
-    if (tail[:, ::2] != ord(" ")).any() or (values < 0).any() or (values > 1).any():
-        return None
-    names = [line[:-width] for line in lines]
-    # A number before the labels is a label too many, or the end of a name: the slow way tells.
-    return None if any(name[-1].isspace() or name[-1].isdigit() for name in names) else (names, values)
-
-
-def _words(numbered: list[tuple[int, str]], count: int, file: str) -> tuple[list[str], npt.NDArray[np.int64]]:
-    """Names and labels word by word, int64 [n, count]."""
-    names, tails = [], []
-    for number, line in numbered:
-        head, *tail = line.rsplit(None, count) if count else [line]
-        complete = len(tail) == count and (count == 0 or _is_number("".join(tail)))
-        words = head.split()
-        if not complete or (len(words) > 1 and _is_number(words[-1])):
-            raise DataError(
-                f"line {number} has not the {count} labels that line {numbered[0][0]} has",
-                where=file,
-                mend="give every line a path, or a path and as many labels as the others",
-            )
-        names.append(head)
-        tails.append(tail)
-    return names, np.array(tails, dtype=np.int64).reshape(len(names), count)
 
 
 def read_csv(file: str, root: str | None = None) -> Rows:
@@ -325,7 +240,7 @@ def _ids(column: pa.ChunkedArray, pieces: Sequence[tuple[str, pa.Table]]) -> pa.
     paths: Any = None
     if pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
         paths = pc.struct_field(column, "path")
-    elif _is_text(column.type):
+    elif is_text(column.type):
         paths = column
     if paths is not None and paths.null_count == 0 and pc.count_distinct(paths).as_py() == len(paths):
         return paths
@@ -334,131 +249,6 @@ def _ids(column: pa.ChunkedArray, pieces: Sequence[tuple[str, pa.Table]]) -> pa.
         stem = posixpath.splitext(location.name_of(file.replace(os.sep, "/")))[0]
         names += [f"{stem}-{row:07d}" for row in range(len(piece))]
     return pa.array(names)
-
-
-def images_at(paths: pa.Array | Sequence[str]) -> pa.StructArray:
-    """A column of images that are read where they lie, as `IMAGE_TYPE`: paths or URIs."""
-    places = (paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())).cast(pa.string())
-    return pa.StructArray.from_arrays(
-        [pa.nulls(len(places), pa.large_binary()), places], fields=list(IMAGE_TYPE)
-    )
-
-
-def canonical_images(column: pa.ChunkedArray, root: str, *, where: str) -> pa.ChunkedArray:
-    """An image column as `IMAGE_TYPE`; the bytes are not copied. Paths without bytes become absolute.
-
-    Raises:
-        DataError: if the column's type holds no image.
-    """
-    chunks = [_canonical_image_chunk(chunk, root, where) for chunk in column.chunks]
-    return pa.chunked_array(chunks, IMAGE_TYPE)
-
-
-def _canonical_image_chunk(chunk: pa.Array, root: str, where: str) -> pa.Array:
-    data: Any = pa.nulls(len(chunk), pa.large_binary())
-    path: Any = pa.nulls(len(chunk), pa.string())
-    kind = chunk.type
-    if pa.types.is_struct(kind) and {field.name for field in kind} & {"bytes", "path"}:
-        # flatten() also carries the struct's own nulls into its children.
-        children = dict(zip([field.name for field in kind], chunk.flatten(), strict=True))
-        data = children["bytes"].cast(pa.large_binary()) if "bytes" in children else data
-        path = children["path"].cast(pa.string()) if "path" in children else path
-    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        data = chunk.cast(pa.large_binary())
-    elif _is_text(kind):
-        path = chunk.cast(pa.string())
-    else:
-        raise DataError(
-            f"the image column is of type {kind}",
-            where=where,
-            mend="make it a struct of bytes and path, or binary, or a path",
-        )
-    if data.null_count:
-        lone = pc.and_(data.is_null(), path.is_valid())
-        if pc.any(lone).as_py():
-            absolute = [location.join(root, name) for name in path.filter(lone).to_pylist()]
-            path = pc.replace_with_mask(path, lone, pa.array(absolute, pa.string()))
-    return pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE))
-
-
-def canonical_labels(
-    column: pa.ChunkedArray, names: list[str] | None, *, where: str, separators: str = ""
-) -> tuple[pa.Array, list[str] | None]:
-    """A label column as int64 or list<int64>, with its class names.
-
-    Numbers stay; names become their rank in sorted order. A negative number means unknown, as in the test
-    splits of Hugging Face, and becomes null.
-
-    Args:
-        column: integers, strings, or lists of either; or all null.
-        names: the class names that the numbers stand for, if known.
-        where: what to name in an error.
-        separators: characters that separate several labels in one string.
-
-    Raises:
-        DataError: if the type is no label, or a number has no name.
-    """
-    label = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(label, pa.ChunkedArray):
-        label = pa.concat_arrays(label.chunks)
-    if pa.types.is_dictionary(label.type):
-        label = label.cast(label.type.value_type)
-    if pa.types.is_null(label.type):
-        return label, names
-    if separators and _is_text(label.type):
-        label = pc.utf8_trim(label, f" {separators}")
-        blank = pc.equal(label, "")
-        label = pc.if_else(pc.fill_null(blank, True), pa.scalar(None, label.type), label)
-        if pc.any(pc.match_substring_regex(label, f"[{separators}]")).as_py():
-            label = pc.split_pattern_regex(label, f"[{separators}]")
-    if pa.types.is_list(label.type) or pa.types.is_large_list(label.type):
-        return _list_labels(label, names, where)
-    numbers, names = _numbers(label, names, where)
-    return pc.if_else(pc.less(numbers, 0), pa.scalar(None, pa.int64()), numbers), names
-
-
-def _list_labels(label: pa.Array, names: list[str] | None, where: str) -> tuple[pa.Array, list[str] | None]:
-    numbers, names = _numbers(label.flatten(), names, where)
-    if len(numbers) and (numbers.null_count or pc.min(numbers).as_py() < 0):
-        raise DataError("a list of labels holds an unknown one", where=where, mend="leave it out of the list")
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(label), 0), dtype=np.int64)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    mask = label.is_null() if label.null_count else None
-    return pa.ListArray.from_arrays(pa.array(offsets), numbers, mask=mask), names
-
-
-def _numbers(label: pa.Array, names: list[str] | None, where: str) -> tuple[pa.Array, list[str] | None]:
-    if pa.types.is_integer(label.type):
-        return label.cast(pa.int64()), _checked_names(label, names, where)
-    if not _is_text(label.type):
-        raise DataError(f"the labels are of type {label.type}", where=where, mend="use integers or names")
-    label = pc.utf8_trim_whitespace(label)
-    if names is None and pc.all(pc.match_substring_regex(label, r"^-?\d{1,18}$")).as_py():
-        return label.cast(pa.int64()), None
-    names = names or sorted(pc.unique(label.drop_null()).to_pylist())
-    index = pc.index_in(label, value_set=pa.array(names, label.type))
-    unknown = label.filter(pc.and_(index.is_null(), label.is_valid()))
-    if len(unknown):
-        raise DataError(f"label '{unknown[0]}' is not among the class names", where=where)
-    return index.cast(pa.int64()), names
-
-
-def _checked_names(label: pa.Array, names: list[str] | None, where: str) -> list[str] | None:
-    highest = pc.max(label).as_py() if len(label) else None
-    if names is not None and highest is not None and highest >= len(names):
-        raise DataError(
-            f"label {highest} has no name: there are {len(names)} class names",
-            where=where,
-            mend="mend either",
-        )
-    return names
-
-
-def lists_of_classes(multi_hot: npt.NDArray[np.bool_]) -> pa.Array:
-    """list<int64> [n]: the classes that each row of a multi-hot array [n, classes] has, ascending."""
-    rows, columns = np.nonzero(multi_hot)
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(multi_hot)))])
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(columns, pa.int64()))
 
 
 def _declared_names(schema: pa.Schema, column: str) -> list[str] | None:
@@ -524,9 +314,9 @@ def _known_forms() -> str:
 
 def _matching(pattern: str) -> tuple[str, list[str]]:
     """The folder before the first wildcard, and the names below it that match, sorted."""
-    path, question, query = pattern.partition("?") if location.is_uri(pattern) else (pattern, "", "")
+    path, query = split_query(pattern)
     base = re.split(r"[*\[]", path, maxsplit=1)[0].rsplit("/", 1)[0] or "/"
-    folder = f"{base}{question}{query}"
+    folder = f"{base}{query}"
     if location.find(folder).type != fs.FileType.Directory:
         raise DataError("the folder of this pattern is not there", where=pattern, mend="check the path")
     inner = path[len(base.rstrip("/")) + 1 :]
@@ -559,22 +349,5 @@ def _refuse_missing(paths: Sequence[str], where: str) -> None:
         )
 
 
-def _text(file: str) -> str:
-    with location.open_file(file) as source:
-        data = bytes(source.read())
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"not a text file in UTF-8: {error}", where=file) from None
-
-
 def _suffix(name: str) -> str:
-    return posixpath.splitext(name.partition("?")[0] if location.is_uri(name) else name)[1].lower()
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    return posixpath.splitext(split_query(name)[0])[1].lower()

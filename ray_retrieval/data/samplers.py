@@ -80,7 +80,13 @@ def pk_plan(
 
 
 def usable_classes(labels: npt.NDArray[np.int64], images: int, remainder: Remainder) -> int:
-    """How many classes can give a batch its K images."""
+    """How many classes can give a batch its K images.
+
+    Args:
+        labels: int64 [n].
+        images: K.
+        remainder: what becomes of the images of a class that fill no K; with `pad` every class can.
+    """
     counts = np.unique(labels, return_counts=True)[1]
     return len(counts) if remainder == "pad" else int((counts >= images).sum())
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_retrieval.data.readers import IMAGE_TYPE
+from ray_retrieval.data.columns import IMAGE_TYPE
 from ray_retrieval.data.table import IntArray
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
@@ -88,7 +88,7 @@ def addresses(name: str, starts: IntArray, lengths: IntArray) -> pa.Array:
 
 
 def in_groups(rows: IntArray) -> Iterator[IntArray]:
-    """Pieces of `ROW_GROUP` rows."""
+    """Pieces of `ROW_GROUP` rows, int64 [m], the last perhaps shorter; none of no rows."""
     for start in range(0, len(rows), ROW_GROUP):
         yield rows[start : start + ROW_GROUP]
 

@@ -255,6 +255,35 @@ def share_of(total: int, share: float, *, least: int) -> int:
     return max(least, int(np.floor(share * total + 0.5))) if share > 0 else 0
 
 
+def held_groups(
+    total: int, test: float, validation: float, *, least: int, kind: str, where: object, mend: str
+) -> dict[str, int]:
+    """How many of all groups are held out, for `draw_groups`: those to test on, then those to validate on.
+
+    Args:
+        total: groups there are.
+        test: share of them to test on.
+        validation: share of the others to validate on; 0 for none, whose role is then left out.
+        least: groups of each role, and of those that remain to train on.
+        kind: what the groups are, for errors.
+        where: of which data, for errors.
+        mend: what to ask for instead, for errors.
+
+    Raises:
+        DataError: if too few remain.
+    """
+    tested = share_of(total, test, least=least)
+    validated = share_of(total - tested, validation, least=least)
+    if total - tested - validated < least:
+        raise DataError(
+            f"there are {total} {kind}, {tested + validated + least} are needed: {tested} to test on, "
+            f"{validated} to validate on, {least} to train on",
+            where=where,
+            mend=mend,
+        )
+    return {"test": tested, **({"validation": validated} if validated else {})}
+
+
 def _shares(share: int | float, counts: IntArray) -> IntArray:
     """int64 [classes]: how many rows of each class a part takes; none of a class that has no row."""
     if isinstance(share, int):

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.data import location, positives, readers
+from ray_retrieval.data.columns import IMAGE_TYPE, canonical_images, canonical_labels
 from ray_retrieval.data.decode import MAX_BYTES
 from ray_retrieval.errors import DataError
 
@@ -52,14 +53,14 @@ class ImageTable:
         ids = table["id"].cast(pa.string())
         _check_ids(ids, name)
         label = table["label"] if "label" in table.column_names else pa.nulls(len(table))
-        label, class_names = readers.canonical_labels(label, class_names, where=name)
+        label, class_names = canonical_labels(label, class_names, where=name)
         rest = table.drop_columns([c for c in ("image", "label") if c in table.column_names])
         rest = rest.set_column(rest.column_names.index("id"), "id", ids).add_column(1, "label", label)
         if "positives" in rest.column_names:
             rest = _with_positives(rest, positives.canonical(rest["positives"], where=name))
         images = _chunked(table["image"])
-        if images.type != readers.IMAGE_TYPE:
-            images = readers.canonical_images(images, "", where=name)
+        if images.type != IMAGE_TYPE:
+            images = canonical_images(images, "", where=name)
         self._assign(
             rest=rest, images=_Images(images), rows=None, name=name, class_names=class_names, classes=classes
         )
@@ -110,7 +111,7 @@ class ImageTable:
 
     @property
     def path_column(self) -> pa.ChunkedArray:
-        """`paths` as an Arrow column: string, without a Python object for each row."""
+        """`paths` as an Arrow column: string [n], without a Python object for each row."""
         column = self._images.paths
         return column if self._rows is None else column.take(pa.array(self._rows))
 
@@ -128,7 +129,7 @@ class ImageTable:
 
     @functools.cached_property
     def unlabelled(self) -> IntArray:
-        """int64, ascending: the rows without a label, or with an empty list of labels."""
+        """int64 [m], ascending: the rows without a label, or with an empty list of labels."""
         none = self._label.is_null()
         if self.is_multilabel:
             none = pc.or_kleene(none, pc.equal(pc.list_value_length(self._label), 0))
@@ -174,7 +175,7 @@ class ImageTable:
         return values
 
     def column(self, name: str) -> pa.Array | None:
-        """A further column in row order; None where the table has none of that name."""
+        """A further column [n] in row order; None where the table has none of that name."""
         return _one_array(self._rest[name]) if name in self._rest.column_names else None
 
     @functools.cached_property
@@ -309,7 +310,7 @@ class ImageTable:
         return lengths if self._rows is None else lengths[self._rows]
 
     def inline_bytes(self, rows: IntArray) -> pa.ChunkedArray:
-        """large_binary: the bytes of some rows that lie in the table itself, null for the others."""
+        """large_binary [m]: the bytes of rows int64 [m] that lie in the table itself, null for the others."""
         return self._images.bytes.take(pa.array(rows if self._rows is None else self._rows[rows]))
 
     @functools.cached_property

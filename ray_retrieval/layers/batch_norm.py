@@ -11,7 +11,10 @@ from ray_retrieval.workers import several, sum_over_workers
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose statistics in training are those of the batches of all workers together."""
+    """`nn.BatchNorm2d` whose statistics in training are those of the batches of all workers together.
+
+    Called on float [n, channels, h, w], it gives the same; statistics are in float32 or wider.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.training or not several():

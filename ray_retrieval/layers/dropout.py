@@ -13,6 +13,8 @@ from torch import Tensor, nn
 class GlobalDropout(nn.Dropout):
     """`nn.Dropout` that draws for the global batch; the workers' generators have to be seeded alike.
 
+    Called on float [n, …], this worker's rows, it gives the same shape and type.
+
     Attributes:
         start: position of this worker's first row in the global batch.
         total: rows of the global batch; 0 draws for the rows at hand alone.

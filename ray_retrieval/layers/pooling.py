@@ -113,7 +113,10 @@ def generalised_mean(features: Tensor, p: Tensor | float) -> Tensor:
 
 
 def l2_normalised(vectors: Tensor, dim: int = -1) -> Tensor:
-    """Vectors divided by (their length + 1e-6) along `dim`, in float32 or wider: one of zeros stays so."""
+    """Vectors [..., d, ...] divided by (their length + 1e-6) along `dim`, as float32 or wider.
+
+    One of zeros stays so.
+    """
     wide = _wide(vectors)
     lengths: Tensor = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
     return wide / (lengths + EPSILON)

@@ -171,7 +171,15 @@ class Pyramid:
 
 
 def resized(images: Tensor, sides: tuple[int, int]) -> Tensor:
-    """Images at another height and width, smoothed before they are made smaller."""
+    """Images at another height and width, smoothed before they are made smaller.
+
+    Args:
+        images: float [n, 3, h, w].
+        sides: height and width in pixels.
+
+    Returns:
+        float [n, 3, height, width] of the same type; the images themselves where they are of these sides.
+    """
     if sides == tuple(images.shape[2:]):
         return images
     return F.interpolate(images, size=sides, mode="bilinear", align_corners=False, antialias=True)

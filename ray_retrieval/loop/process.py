@@ -28,7 +28,7 @@ class Process:
         return np.array_split(rows, self.world)[self.rank]
 
     def add_up(self, value: Tensor) -> None:
-        """Make of a tensor the sum of those of all processes; all call it together."""
+        """Make of a tensor [...], in place, the sum of those of all processes; all call it together."""
         if self.world > 1:
             dist.all_reduce(value)
 

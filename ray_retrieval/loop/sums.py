@@ -32,17 +32,17 @@ class Sums:
         self._norms: dict[str, Tensor] = {}
 
     def add_terms(self, terms: dict[str, Tensor], images: int) -> None:
-        """Add a step's terms, means over so many images of the global batch."""
+        """Add a step's terms, float [] each, means over so many images of the global batch."""
         for name, term in terms.items():
             _add(self._terms, name, term.detach().double() * images)
 
     def add_observations(self, observations: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Add what `Method.observations` gave."""
+        """Add what `Method.observations` gave: name → (sum, what it is a sum of), float [] each."""
         for name, (total, count) in observations.items():
             _add(self._observed, name, torch.stack([total.detach().double(), count.double()]))
 
     def add_gradient_norm(self, norm: Tensor) -> None:
-        """Add the norm of the global gradient, which is the same on all processes."""
+        """Add the norm, float [], of the global gradient, which is the same on all processes."""
         _add(self._norms, "norm", norm.detach().double())
 
     def collect(self, process: Process) -> Collected:

@@ -101,8 +101,9 @@ class CrossBatchMemory:
         return slots
 
     def contents(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(ids, embeddings, labels) of the slots that have been written, in the order of the slots.
+        """(ids, embeddings, labels) of the m slots that have been written, in the order of the slots.
 
+        They are int64 [m], of the memory's type [m, width], and int64 [m] or bool [m, classes].
         Of a ring, and of a full memory, they are views: the next write may change them.
         """
         count = len(self)

@@ -34,7 +34,7 @@ class ClassWeights:
     value: float = 1.0
 
     def of(self, similar: Tensor, dissimilar: Tensor) -> tuple[Tensor, Tensor]:
-        """(w₁, w₀), what one similar and one dissimilar pair count, from the numbers of each.
+        """(w₁, w₀), what one similar and one dissimilar pair count, from the numbers of each; all scalars [].
 
         Where there is no pair of a kind, it has nothing to weight, and the other kind still counts.
         """

@@ -122,6 +122,9 @@ class Batch:
         Over workers, data parallelism averages gradients and the loop averages the terms that it logs. Scaled
         so, both averages (and sums over accumulated parts) are exactly those of the global sum, whatever the
         sizes of the shares.
+
+        Args:
+            part: float [...], summed over the images of this share.
         """
         return part * self.world
 
@@ -205,7 +208,13 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def objective(self, outputs: Outputs, batch: Batch, clock: Clock) -> dict[str, Tensor]:
-        """Named scalar terms whose sum is minimised; averaged over workers they are the global batch's."""
+        """Named terms, float [], whose sum is minimised; averaged over workers they are the global batch's.
+
+        Args:
+            outputs: of `forward`, of this share of the batch.
+            batch: its rows and labels.
+            clock: stage, epoch and step, on which schedules depend.
+        """
 
     @abstractmethod
     def describe(self, images: Tensor) -> Descriptors:
@@ -291,7 +300,7 @@ class Method(nn.Module, ABC):
     def observations(self) -> dict[str, tuple[Tensor, Tensor]]:
         """What is worth watching beside the loss: of the last objective, name → (sum, what it is a sum of).
 
-        Both are scalars, this worker's parts; the record of an epoch has the quotients of what all workers
+        Both are float [], this worker's parts; the record of an epoch has the quotients of what all workers
         and steps add up to. Every worker returns the same names.
         """
         return {}
@@ -322,7 +331,11 @@ class Method(nn.Module, ABC):
         return {}
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take back what `training_state` gave."""
+        """Take back what `training_state` gave.
+
+        Raises:
+            ValueError: if there is some, and the method has none.
+        """
         if state:
             raise ValueError(f"{type(self).__name__} has no training state, got {sorted(state)}")
 
@@ -339,7 +352,7 @@ class Method(nn.Module, ABC):
         """Called on a copy before it is traced: flags in tensors, which have no values then, become plain."""
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Normalised float images in the memory format of the first convolution."""
+        """Images uint8 [n, 3, h, w] normalised, in the type and memory format of the first convolution."""
         parameter = next(self.parameters())
         images = normalise(images, self.preprocessing).to(parameter.dtype)
         return images.contiguous(memory_format=torch.channels_last)

@@ -199,7 +199,14 @@ class Delf(Method):
     # Training
 
     def forward(self, images: Tensor) -> Outputs:
-        """`logits` of the tuned classifier, `attention_logits`, `rebuilding`: what the stage has of them."""
+        """What the stage has of the classifiers' outputs.
+
+        Args:
+            images: uint8 [n, 3, h, w].
+
+        Returns:
+            `logits` [n, classes] of the tuned classifier, `attention_logits` [n, classes], `rebuilding`.
+        """
         return self._classified(self._features(self.normalised(images)))
 
     def _features(self, images: Tensor) -> Tensor:
@@ -242,7 +249,7 @@ class Delf(Method):
         return _widely(self.global_projection, self.global_pooling(top))
 
     def started_from(self, lacking: list[str]) -> None:
-        """Refuse a start that lacks what this stage leaves as it is."""
+        """Raise ModelError for a start that lacks what this stage leaves as it is."""
         names = [name for name in lacking if name.startswith(_OF_THE_HEAD)]
         if self.config.stage == "attention" and names:
             raise ModelError(
@@ -276,7 +283,7 @@ class Delf(Method):
     # What validation looks at
 
     def compared(self, images: Tensor) -> Tensor:
-        """Unit vectors of whole images: what the classifier that the stage trains sees.
+        """Unit vectors [n, d] of images uint8 [n, 3, h, w]: what the classifier that the stage trains sees.
 
         Where a stage trains both, that of the attention; with a global head the global descriptor, which
         makes the shortlists.
@@ -287,7 +294,7 @@ class Delf(Method):
         return l2_normalised(self._global(features))
 
     def class_probabilities(self, images: Tensor) -> Tensor:
-        """Of the classifier that `compared` looks at."""
+        """[n, classes], of images uint8 [n, 3, h, w], by the classifier that `compared` looks at."""
         outputs = self._classified(self._features(self.normalised(images)))
         if self._by_attention:
             return outputs["attention_logits"].softmax(dim=1)
@@ -299,7 +306,7 @@ class Delf(Method):
         return self.attention is not None and (self.classifier is None or self.config.global_head is None)
 
     def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """The scores over each image, brightest where they are highest."""
+        """`attention`: the images, uint8 [n, 3, h, w], brightest where their scores are highest."""
         if self.attention is None:
             return {}
         scores = self.attention(self._features(self.normalised(images)))
@@ -311,7 +318,7 @@ class Delf(Method):
     # Descriptors
 
     def describe(self, images: Tensor) -> Local:
-        """Sets of features of images of one size; locations and sizes are in these images' pixels."""
+        """Sets of features of images uint8 [n, 3, h, w]; locations and sizes are in these images' pixels."""
         gathered: dict[float, list[Tensor]] = {scale: [] for scale in sorted(self.global_scales)}
         found = self._found(images, self._project, threshold=float(self.threshold), gathered=gathered)
 
@@ -448,7 +455,11 @@ class Delf(Method):
         return (features - self.centre) @ self.components.T
 
     def after_training(self, encode: Encode) -> None:
-        """Learn the principal components, and the threshold, of the features that are chosen."""
+        """Learn the principal components, and the threshold, of the features that are chosen.
+
+        Raises:
+            DataError: if no feature of the training images is.
+        """
         if self.attention is None:
             return
         rng = np.random.default_rng(_SEED)

@@ -430,7 +430,11 @@ class Gem(Method):
         return {"vectors": l2_normalised(wide(self.pooling(self._features(self.normalised(images)))))}
 
     def after_training(self, encode: Encode) -> None:
-        """Learn the whitening, from descriptors as `describe` makes them."""
+        """Learn the whitening, from descriptors as `describe` makes them.
+
+        Raises:
+            DataError: if it is learned from pairs, and there is none; or as `learn_by_pairs`.
+        """
         if self.whitening is None:
             return
         config = self.config.whitening

@@ -42,6 +42,9 @@ def learn_by_pairs(
         images: that are described at most.
         encode: as for `Method.before_step`.
         describe: gives `vectors` [n, d] of images.
+
+    Raises:
+        DataError: if a vector holds what is no finite number.
     """
     generator = np.random.default_rng(_SEED)
     if isinstance(pairs, LabelPairs):

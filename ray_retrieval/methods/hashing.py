@@ -55,5 +55,5 @@ class HashingMethod(Method):
 
 
 def wide(values: Tensor) -> Tensor:
-    """The values in float32 or wider: losses are not computed in 16 bits."""
+    """The values [...] in float32 or wider: losses are not computed in 16 bits."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -59,7 +59,13 @@ class PairLossConfig(Config):
     def against(
         self, anchors: Tensor, references: Tensor, pairs: Pairs
     ) -> tuple[AnchorLosses, Tensor | None]:
-        """The losses with references that are constants, and how many negatives push, where it is known."""
+        """The losses with references that are constants, and how many negatives push, where it is known.
+
+        Args:
+            anchors: [n, d], unit vectors.
+            references: [m, d], unit vectors; no gradient goes into them.
+            pairs: gives the masks of positives and of negatives, bool [n, run], for a run of references.
+        """
         return self.losses(anchors @ references.T, *pairs(slice(0, len(references)))), None
 
     def reduced(self, losses: AnchorLosses, batch: Batch) -> Tensor:
@@ -201,7 +207,11 @@ class Xbm(Method):
             )
 
     def plan(self, table: ImageTable, batch_size: int, clock: Clock) -> list[Rows]:
-        """P × K batches; see `data.samplers.pk_plan`."""
+        """P × K batches; see `data.samplers.pk_plan`.
+
+        Raises:
+            RecipeError: if the classes cannot fill a batch, or a batch is no multiple of K.
+        """
         images = self.config.images_per_class
         labels = np.asarray(table.labels, np.int64)
         usable = usable_classes(labels, images, self.config.remainder)

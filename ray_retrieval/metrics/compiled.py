@@ -37,7 +37,7 @@ def _compile(function: Function, **options: Any) -> Function:
 
 
 def frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array contiguous, aligned and read-only, whatever the caller's was.
+    """The array [...] contiguous, aligned and read-only, whatever the caller's was; a view where it can be.
 
     To the compiler, arrays that can and cannot be written to are different types. Memory-mapped and shared
     arrays cannot, so that every array is passed as they are and each kernel is compiled once.

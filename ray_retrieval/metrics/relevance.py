@@ -79,7 +79,11 @@ def checked_labels(labels: npt.NDArray[Any], rows: int, where: str) -> npt.NDArr
 
 
 def relevant_rows(query_labels: npt.NDArray[Any], database_labels: npt.NDArray[Any]) -> RowsOf:
-    """The rows that share a label with each query; for labels as `checked_labels` returns them.
+    """The rows that share a label with each query.
+
+    Args:
+        query_labels: int64 [q], or multi-hot [q, classes], as `checked_labels` returns them.
+        database_labels: int64 [n], or multi-hot [n, classes], likewise.
 
     Raises:
         MetricError: if one is a list of class numbers and the other is not, or their classes differ.

@@ -83,7 +83,7 @@ def add(
             raise DataError(
                 f"{len(outdated):,} of the ids are in the index already: {known}",
                 where=source.where,
-                mend="replace them with --replace, leave out equal images with --skip-duplicates, or rename",
+                mend="replace them with `replace`, leave out equal images with `skip_duplicates`, or rename",
             )
         skipped = 0 if kept is None else len(source) - len(kept)
         if len(source) == skipped:
@@ -175,14 +175,14 @@ def _check_options(source: NewRows, *, numbered: bool, replace: bool, skip_dupli
     if replace and numbered:
         raise RecipeError(
             "rows without ids are like no row that is there, and replace none",
-            where="--replace",
+            where="`replace`",
             mend="remove the old rows by their numbers, and add the new ones",
         )
     codes = source.form.kind is DescriptorKind.CODES and not isinstance(source, EmbeddedRows)
     if skip_duplicates and codes and "path" not in source.schema.names:
         raise RecipeError(
             "equal codes need not be those of equal images, and there are no images to compare",
-            where="--skip-duplicates",
+            where="`skip_duplicates`",
             mend="leave it out, or give a column 'path' that says where the images lie",
         )
 
@@ -199,7 +199,7 @@ def _check_same_kind(index: Index, source: NewRows) -> None:
     mend = "encode the images with the model that made the index"
     if made_elsewhere(source.model):
         named = made_elsewhere(index.model)
-        mend = f"say what made them as the index does: --{'model-name NAME' if named else 'model MODEL'}"
+        mend = f"say what made them as the index does: `{'model_name' if named else 'model'}`"
     raise ArtefactError(
         f"what the index holds was made by {maker(index.model)}, the rows by {maker(source.model)}",
         where=index.folder,

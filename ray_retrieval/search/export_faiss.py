@@ -74,8 +74,8 @@ def check_memory(index: Index, *, approximate: bool) -> None:
     if needed > there:
         raise RecipeError(
             f"it is built in memory: that takes {needed / 1e9:,.1f} GB, and there are {there / 1e9:,.1f} GB",
-            where="--format",
-            mend="export as npy, or as faiss without --approximate, which are written in blocks",
+            where="`form`",
+            mend="export as npy, or as faiss without `approximate`, which are written in blocks",
         )
 
 
@@ -150,7 +150,7 @@ def _check_header(form: Form) -> None:
     if not sound:
         raise RecipeError(
             f"FAISS {faiss.__version__} writes flat indices in another way than is known here",
-            where="--format faiss",
+            where="the format faiss",
             mend="export as npy, and make the index with FAISS",
         )
 

@@ -48,7 +48,7 @@ def write_lance(folder: Folder, name: str, schema: pa.Schema, tables: Iterator[p
         lance: Any = import_module("lance")
     except ImportError:
         raise RecipeError(
-            "Lance's package is missing", where="--format lance", mend="pip install pylance"
+            "Lance's package is missing", where="the format lance", mend="pip install pylance"
         ) from None
     if not folder.is_local:
         raise RecipeError("data sets of Lance are written to local disks", where=folder, mend="copy it then")

@@ -85,7 +85,7 @@ def export(
             it is built in more memory than there is.
     """
     if form not in FORMATS:
-        raise RecipeError(f"no format '{form}'", where="--format", mend=f"known are {', '.join(FORMATS)}")
+        raise RecipeError(f"no format '{form}'", where="`form`", mend=f"known are {', '.join(FORMATS)}")
     index = Index.open(uri, version=version)
     _check_format(index, form, approximate)
     folder, schema = Folder(out), _schema(index, form)
@@ -117,17 +117,17 @@ def _check_format(index: Index, form: str, approximate: bool) -> None:
     kind = index.form.kind
     if kind is DescriptorKind.LOCAL and form not in ("npy", "parquet", "arrow"):
         raise RecipeError(
-            f"sets of local features are no {form}", where="--format", mend="take npy, parquet or arrow"
+            f"sets of local features are no {form}", where="`form`", mend="take npy, parquet or arrow"
         )
     if not approximate:
         return
     if form != "faiss":
-        raise RecipeError("only FAISS's files hold an approximate structure", mend="take --format faiss")
+        raise RecipeError("only FAISS's files hold an approximate structure", mend="take the format faiss")
     if kind is not DescriptorKind.VECTORS or index.manifest.approximate is None:
         raise RecipeError(
             "it has no approximate structure of FAISS",
             where=index.folder,
-            mend="leave out --approximate, or build an index of vectors with --search",
+            mend="leave out `approximate`, or build an index of vectors with an approximate search",
         )
 
 
@@ -205,7 +205,7 @@ def _schema(index: Index, form: str) -> pa.Schema:
         taken = {field.name for field in fields} & set(column_names(index.form))
         if taken:
             raise RecipeError(
-                f"column '{min(taken)}' has the name of that of the descriptors", mend="take --format npy"
+                f"column '{min(taken)}' has the name of that of the descriptors", mend="take the format npy"
             )
         fields += [field for field, _ in descriptor_columns(none)]
     return with_metadata(pa.schema(fields), index.model, index.class_names)

@@ -38,20 +38,29 @@ def form_of(files: Sequence[VectorFile], bits: int | None) -> Form:
             )
     if first.dtype != np.uint8:
         if bits is not None:
-            raise RecipeError(f"{first.dtype} values are no codes", where="--bits", mend="leave it out")
+            raise RecipeError(f"{first.dtype} values are no codes", where="`bits`", mend="leave it out")
         return Form(DescriptorKind.VECTORS, first.width)
     count = bits or stated([file.shape.bits for file in files], "bits", files[0].where) or 8 * first.width
     if (count + 7) // 8 != first.width:
         raise RecipeError(
             f"codes of {count} bits are {(count + 7) // 8} bytes a row, got {first.width}",
             where=files[0].where,
-            mend="give the bits of a code with --bits",
+            mend="give the bits of a code as `bits`",
         )
     return Form(DescriptorKind.CODES, count)
 
 
 def stated(values: Sequence[Value | None], what: str, where: object) -> Value | None:
-    """What all files say of something; None where they say nothing."""
+    """What all files say of something; None where they say nothing.
+
+    Args:
+        values: of each file.
+        what: they are, for errors.
+        where: the files, for errors.
+
+    Raises:
+        DataError: if they differ.
+    """
     if any(value != values[0] for value in values):
         raise DataError(f"the files are of different {what}", where=where, mend="build them one by one")
     return values[0]
@@ -128,7 +137,7 @@ def _codes(data: Array, bits: int, where: object, first: int) -> Codes:
             f"row {first + int(np.argmax(wrong)):,} has more than {bits} bits: the last {spare} of its bytes "
             "are not zero",
             where=where,
-            mend="give the right number with --bits, and pack with numpy.packbits",
+            mend="give the right number as `bits`, and pack with numpy.packbits",
         )
     return Codes(np.ascontiguousarray(data), bits)
 
@@ -149,6 +158,6 @@ def _vectors(data: Array, normalise: bool, where: object, first: int) -> Vectors
         raise DataError(
             f"the vector in row {first + row:,} is of length {lengths[row]:.6g}, not 1",
             where=where,
-            mend="leave the row out" if normalise else "divide each by its length with --normalise",
+            mend="leave the row out" if normalise else "divide each by its length with `normalise`",
         )
     return Vectors((vectors / lengths[:, None]).astype(np.float32) if normalise else vectors)

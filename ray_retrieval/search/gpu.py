@@ -29,7 +29,7 @@ _SPARE = 64
 _QUERIES_AT_ONCE = 1024
 _ROWS_AT_ONCE = 1 << 18
 _UNIT_ROUNDOFF = 2.0**-24  # of float32
-_MEND = "search without --gpu"
+_MEND = "search without `gpu`"
 
 Flat = Callable[[Form], Any]
 """Makes an empty index of FAISS that compares all rows of a form."""

@@ -37,7 +37,7 @@ from ray_retrieval.search.vector_files import (
     bare,
     is_folder,
 )
-from ray_retrieval.storage import digest, fingerprint
+from ray_retrieval.storage import digest, fingerprint, split_query
 
 Place = str | Path
 Array = npt.NDArray[Any]
@@ -91,7 +91,7 @@ def elsewhere(name: str, form: Form) -> str:
     """
     if len(name) > _LONGEST_NAME or not all(letter.isprintable() for letter in name):
         raise RecipeError(
-            f"a name is one line of up to {_LONGEST_NAME} letters", where="--model-name", mend="shorten it"
+            f"a name is one line of up to {_LONGEST_NAME} letters", where="`model_name`", mend="shorten it"
         )
     return f"{_ELSEWHERE}{name}:{fingerprint([name, form.as_json()])}"
 
@@ -177,7 +177,7 @@ def _opened(file: "Place | Array", column: str | None) -> VectorFile:
         return ExportedFile(place)
     if is_folder(place):
         raise DataError("a folder, and no export of an index", where=place, mend="give the files in it")
-    suffix = Path(place.partition("?")[0]).suffix
+    suffix = Path(split_query(place)[0]).suffix
     if suffix not in SUFFIXES:
         raise DataError(
             f"no file of descriptors: its name ends in '{suffix}'",
@@ -219,7 +219,7 @@ class ImportedRows:
         self.where: object = files[0].where if len(files) == 1 else f"{files[0].where} and others"
         self.form = form_of(files, config.bits)
         if config.normalise and self.form.kind is DescriptorKind.CODES:
-            raise RecipeError("codes have no length to divide by", where="--normalise", mend="leave it out")
+            raise RecipeError("codes have no length to divide by", where="`normalise`", mend="leave it out")
         said = None if config.model_name else stated([file.model for file in files], "model", self.where)
         self.model = model or said or elsewhere(config.model_name, self.form)
         self.says_model = bool(model or said or config.model_name)

@@ -127,7 +127,7 @@ def _refusal(tried: Tried, target: float, hits: int, *, reaches: Tried | None, h
     """What was found, and what would find more."""
     if reaches is not None:
         options = " ".join(
-            f"--set {name}={value}"
+            f"{name}={value}"
             for name, value in reaches.effort.model_dump().items()
             if value != getattr(tried.effort, name)
         )

@@ -245,18 +245,30 @@ def load_npy(path: Path, where: str, *, mapped: bool = False) -> npt.NDArray[Any
 
 
 def chosen(asked: str | None, names: Sequence[str], fitting: Sequence[str], where: str) -> str:
-    """The array or column that holds the descriptors."""
+    """The array or column that holds the descriptors.
+
+    Args:
+        asked: the one that is named; None: the only fitting one.
+        names: of all there are.
+        fitting: of those that may hold descriptors.
+        where: the file, for errors.
+
+    Raises:
+        DataError: if the one that is named is not there; or if none is named, and not just one is fitting.
+    """
     listed = ", ".join(names) or "none"
     if asked is not None:
         if asked not in names:
-            raise DataError(f"no column '{asked}'; there are: {listed}", where=where, mend="see --column")
+            raise DataError(
+                f"no column '{asked}'; there are: {listed}", where=where, mend="name one of them as `column`"
+            )
         return asked
     if len(fitting) != 1:
         found = f"{len(fitting)} columns may hold the descriptors: {', '.join(fitting)}"
         raise DataError(
             found if fitting else f"no column holds descriptors; there are: {listed}",
             where=where,
-            mend="name the one that is meant with --column",
+            mend="name the one that is meant as `column`",
         )
     return fitting[0]
 
@@ -310,7 +322,11 @@ def _numbers_header(
 
 @contextmanager
 def readable(where: str, *errors: type[Exception]) -> Iterator[None]:
-    """Say which file cannot be read."""
+    """Say which file cannot be read.
+
+    Raises:
+        DataError: in place of the given errors.
+    """
     try:
         yield
     except errors as error:

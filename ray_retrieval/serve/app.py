@@ -23,6 +23,7 @@ from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from ray_retrieval.cluster import connect, resources
+from ray_retrieval.cluster.meanwhile import quiet
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ClusterError, RecipeError
 from ray_retrieval.model import Encoder
@@ -83,7 +84,8 @@ def run(
     application, models = bound(checked, encoder=encoder), len(checked.models)
     _check_port(config)
     starting()
-    with connect(), _quiet():
+    # Ray Serve tells each of its steps on the terminal.
+    with connect(), quiet("ray.serve", below=logging.WARNING):
         _check_resources(config, len(indexes), models)
         _check_alone()
         try:
@@ -211,15 +213,3 @@ def _wait_for_signal() -> None:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Ray Serve from telling each of its steps on the terminal."""
-    logger = logging.getLogger("ray.serve")
-    former = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(former)

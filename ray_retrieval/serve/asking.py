@@ -56,7 +56,13 @@ def asking(method: Any, part: str, *, again: float = math.inf) -> Ask:
 
 
 def answered(answer: Any, part: str) -> Any:
-    """An answer, if it is one; else what it says is raised, see `asking`."""
+    """An answer, if it is one.
+
+    Raises:
+        PartError: if it came too late for the part that was asked.
+        GoneError: if what was asked for is no longer there.
+        RetrievalError: if the question was wrong.
+    """
     if isinstance(answer, Late):
         raise PartError(part, "late")
     if isinstance(answer, Gone):

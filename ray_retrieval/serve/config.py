@@ -160,9 +160,7 @@ class ServeConfig(Config):
             QueryError: 403 if not.
         """
         if not self.writable:
-            raise QueryError(
-                "this server changes no index", mend="start it with --set writable=true", status=403
-            )
+            raise QueryError("this server changes no index", mend="start it with writable=true", status=403)
 
     def cpus(self, indexes: int = 1, models: int = 1) -> float:
         """Cores that Ray books for a server of so many indices and models."""

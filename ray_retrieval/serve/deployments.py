@@ -19,7 +19,8 @@ from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.gateway import Gateway
 from ray_retrieval.serve.http import create_app
 from ray_retrieval.serve.limits import all_of
-from ray_retrieval.serve.shards import ShardGroup, limit_threads
+from ray_retrieval.serve.replica import limit_threads
+from ray_retrieval.serve.shards import ShardGroup
 from ray_retrieval.serve.wire import Encoded, EncodeJob, GroupAnswer, GroupQuery, ModelKey, VersionKey
 
 _PREPARE_S = 120.0

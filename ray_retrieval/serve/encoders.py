@@ -3,9 +3,7 @@
 This module stands alone so that these processes load no HTTP layer.
 """
 
-import asyncio
 import io
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -18,7 +16,7 @@ from ray_retrieval.errors import RetrievalError
 from ray_retrieval.serve.answers import Box
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.gathering import Gathering
-from ray_retrieval.serve.shards import limit_threads, private_bytes
+from ray_retrieval.serve.replica import Replica, limit_threads
 from ray_retrieval.serve.versions import Kept
 from ray_retrieval.serve.wire import Encoded, EncodeJob, Gone, GoneError, Late, ModelKey, late
 
@@ -52,7 +50,7 @@ EncoderFactory = Callable[..., EncoderLike]
 AnyEncoded = Encoded | Late | Gone
 
 
-class EncoderReplica:
+class EncoderReplica(Replica[ModelKey, EncoderLike]):
     """Encodes query images by the model that each is to be encoded by.
 
     That is one and the same, unless a new model takes the place of another: then both are there for a while.
@@ -69,42 +67,25 @@ class EncoderReplica:
     def __init__(self, model: ModelKey, factory: EncoderFactory, config: ServeConfig) -> None:
         limit_threads(config.encoder_threads)
         self._factory, self._config = factory, config
-        self._encoders: Kept[ModelKey, EncoderLike] = Kept(
-            self._open, idle_s=_IDLE * config.request_timeout_s, close=lambda encoder: encoder.close()
-        )
+        idle_s = _IDLE * config.request_timeout_s
+        super().__init__(Kept(self._open, idle_s=idle_s, close=lambda encoder: encoder.close()))
         # Always the same thread: a pool of torch's own belongs to each thread that calls it.
         thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self._gathering = Gathering(
             self.encode_batch, thread, most=config.encoder_batch, wait_s=config.batch_wait_ms / 1000
         )
-        self._opening = ThreadPoolExecutor(1, thread_name_prefix="open")
-        self._encoders.get(model)
+        self._kept.get(model)
         # The first pass compiles kernels and fills caches.
         blank = EncodeJob(model, _blank_image(), None, float("inf"))
         thread.submit(self.encode_batch, [blank]).result()
 
     async def encode(self, job: EncodeJob) -> AnyEncoded:
         """As `encode_batch`, which gets the images that have come meanwhile."""
-        if not self._encoders.is_open(job.model):
-            # Those that ask for what is loaded do not wait for it.
-            loop = asyncio.get_running_loop()
-            try:
-                await loop.run_in_executor(self._opening, self._encoders.get, job.model)
-            except (GoneError, RetrievalError) as error:
-                return Gone(str(error))
-        return await self._gathering.ask(job)
-
-    async def prepare(self, model: ModelKey) -> float | str:
-        """Load a model before it is asked for; private bytes of this process, or why it cannot be loaded."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._opening, self._encoders.get, model)
+            await self._await_open(job.model)
         except (GoneError, RetrievalError) as error:
-            return str(error)
-        return private_bytes()
-
-    async def ping(self) -> int:
-        """A sign of life: the number of the process."""
-        return os.getpid()
+            return Gone(str(error))
+        return await self._gathering.ask(job)
 
     def encode_batch(self, jobs: list[EncodeJob]) -> list[AnyEncoded]:
         """A descriptor, or the reason for none, for each image that somebody still waits for."""
@@ -117,7 +98,7 @@ class EncoderReplica:
                 together.setdefault((job.model, job.box), []).append(number)
         for (model, box), numbers in together.items():
             try:
-                encoder = self._encoders.get(model)
+                encoder = self._kept.get(model)
             except (GoneError, RetrievalError) as error:
                 answers.update(dict.fromkeys(numbers, Gone(str(error))))
                 continue

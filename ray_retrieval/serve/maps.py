@@ -15,7 +15,7 @@ _PERPLEXITY = 30.0
 
 
 def drawn(rows: int) -> npt.NDArray[np.int64]:
-    """Places among so many rows that are on the map: all, or some at random, always the same."""
+    """int64 [m], ascending: which of so many rows are on the map: all, or some at random, always the same."""
     if rows <= MOST:
         return np.arange(rows)
     return np.sort(np.random.default_rng(SEED).choice(rows, MOST, replace=False))
@@ -39,7 +39,7 @@ def laid_out(descriptors: Descriptors) -> npt.NDArray[Any]:
 
 
 def in_words(data: npt.NDArray[Any]) -> str:
-    """How the map is made."""
+    """How the map of data, [n, …] as `laid_out` gives it, is made."""
     metric = "Hamming" if data.dtype == np.uint8 else "Euclidean"
     settings = f"perplexity {_perplexity(len(data)):g}, seed {SEED}"
     return f"t-SNE of {len(data):,} images, {metric} distance, {settings}"

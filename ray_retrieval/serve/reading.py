@@ -103,7 +103,11 @@ class Reader:
         return self._request(body, [one for one, _ in read]), _notes(note for _, note in read)
 
     async def batch(self, request: Request) -> list[Any]:
-        """The searches of a batch, each still to be checked as a SearchBody."""
+        """The searches of a batch, each still to be checked as a SearchBody.
+
+        Raises:
+            QueryError: if the body is a form or no batch, too large, or too many are asked for.
+        """
         if body_kind(request) == FORM:
             raise QueryError(
                 "a batch is no form", where="Content-Type", mend="send application/json", status=415
@@ -179,7 +183,11 @@ class Reader:
         return images, left_out
 
     async def json(self, request: Request) -> bytes:
-        """A body that is JSON."""
+        """A body that is JSON.
+
+        Raises:
+            QueryError: if it is a form, too large or too slow.
+        """
         if body_kind(request) == FORM:
             raise QueryError("not as a form", where="Content-Type", mend="send application/json", status=415)
         return await self._json(request)

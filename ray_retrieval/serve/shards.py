@@ -3,16 +3,11 @@
 This module stands alone so that these processes load neither the network nor the HTTP layer.
 """
 
-import asyncio
-import os
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
-import pyarrow
 
 from ray_retrieval.descriptors import Descriptors, Local, concatenate
 from ray_retrieval.errors import RetrievalError
@@ -22,6 +17,7 @@ from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.hits import no_hits
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.gathering import Gathering
+from ray_retrieval.serve.replica import Replica
 from ray_retrieval.serve.versions import Kept, open_version
 from ray_retrieval.serve.wire import (
     Gone,
@@ -43,7 +39,7 @@ _IDLE = 2.0
 AnyAnswer = GroupAnswer | Late | Gone | Wrong
 
 
-class ShardGroup:
+class ShardGroup(Replica[VersionKey, Index | None]):
     """Searches some of the shards of an index, in whatever version it is asked for.
 
     Args:
@@ -55,42 +51,23 @@ class ShardGroup:
 
     def __init__(self, group: int, groups: int, config: ServeConfig, key: VersionKey | None = None) -> None:
         self._group, self._groups, self._config = group, groups, config
-        self._versions: Kept[VersionKey, Index | None] = Kept(
-            self._open, idle_s=_IDLE * config.request_timeout_s
-        )
+        super().__init__(Kept(self._open, idle_s=_IDLE * config.request_timeout_s))
         # One scan at a time: it uses all the threads that this process may have.
         thread = ThreadPoolExecutor(1, thread_name_prefix="search")
         self._gathering = Gathering(self.search_batch, thread, most=_SEARCH_BATCH)
-        # Versions are opened beside the searches in others.
-        self._opening = ThreadPoolExecutor(1, thread_name_prefix="open")
         if key is not None:
             with suppress(GoneError):  # Pruned since: the gateways ask for what is there.
-                self._versions.get(key)
+                self._kept.get(key)
 
     async def search(self, query: GroupQuery) -> AnyAnswer:
         """As `search_batch`, which gets the queries that have come meanwhile."""
-        if not self._versions.is_open(query.version):
-            # Those that ask for what is open do not wait for it.
-            loop = asyncio.get_running_loop()
-            try:
-                await loop.run_in_executor(self._opening, self._versions.get, query.version)
-            except GoneError as error:
-                return Gone(str(error))
-            except RetrievalError as error:
-                return wrong(error)
-        return await self._gathering.ask(query)
-
-    async def prepare(self, key: VersionKey) -> float | str:
-        """Open a version before it is asked for; private bytes of this process, or why it cannot be."""
         try:
-            await asyncio.get_running_loop().run_in_executor(self._opening, self._versions.get, key)
-        except (GoneError, RetrievalError) as error:
-            return str(error)
-        return private_bytes()
-
-    async def ping(self) -> int:
-        """A sign of life: the number of the process."""
-        return os.getpid()
+            await self._await_open(query.version)
+        except GoneError as error:
+            return Gone(str(error))
+        except RetrievalError as error:
+            return wrong(error)
+        return await self._gathering.ask(query)
 
     def search_batch(self, queries: list[GroupQuery]) -> list[AnyAnswer]:
         """An answer to each query, in their order; those of one version and filter are searched together."""
@@ -117,7 +94,7 @@ class ShardGroup:
     def _search(
         self, version: VersionKey, where: Filter | None, queries: list[GroupQuery]
     ) -> Sequence[AnyAnswer]:
-        index = self._versions.get(version)
+        index = self._kept.get(version)
         if index is None:
             return [_nothing(query) for query in queries]
         selected = 0
@@ -162,18 +139,3 @@ def _local(query: GroupQuery) -> Local:
     found: Descriptors = query.queries
     assert isinstance(found, Local)
     return found
-
-
-def limit_threads(threads: int) -> None:
-    """Bound the pools of this process. Those of torch and numba are bound by who uses them."""
-    pyarrow.set_cpu_count(threads)
-    pyarrow.set_io_thread_count(max(2, threads))
-
-
-def private_bytes() -> float:
-    """Memory of this process that no other shares, as far as the system tells; 0 where it does not."""
-    try:
-        said = Path("/proc/self/smaps_rollup").read_text()
-    except OSError:
-        return 0.0
-    return 1024.0 * sum(int(number) for number in re.findall(r"Private_Dirty: +(\d+) kB", said))

@@ -8,7 +8,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 
 from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.behind import Addition, Removal, Written
-from ray_retrieval.serve.shards import limit_threads
+from ray_retrieval.serve.replica import limit_threads
 from ray_retrieval.serve.wire import Wrong
 from ray_retrieval.serve.writing import tidy, written_by
 

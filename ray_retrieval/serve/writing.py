@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_retrieval.data.readers import IMAGE_TYPE
+from ray_retrieval.data.columns import IMAGE_TYPE
 from ray_retrieval.descriptors import Descriptors, Form, concatenate
 from ray_retrieval.errors import ConflictError, DataError, QueryError, RetrievalError
 from ray_retrieval.search import Index, add, compact, remove

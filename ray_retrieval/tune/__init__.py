@@ -250,7 +250,7 @@ class Search:
             raise RetrievalError(
                 f"every trial failed; the last one: {errors[-1] if errors else 'none was trained'}",
                 where=report,
-                mend="put right what they say, then the same command with --retry",
+                mend="put right what they say, then search again with `retry`",
             )
         metrics = None
         if best[0].state != "finished":

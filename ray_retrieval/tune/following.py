@@ -1,7 +1,6 @@
 """On the driver: what Tune asks of a search, answered by `tuning.handout`."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from ray_retrieval.cluster.meanwhile import environment, quiet
 from ray_retrieval.tuning.handout import Handout
 
 _SETTINGS = {
@@ -122,20 +122,10 @@ def settings() -> Iterator[None]:
     It gives the AWS keys of this process's environment to every trial, by which they get into Ray's logs and
     its dashboard. As other work on a cluster, trials have what the node or the job has.
     """
-    before = {name: os.environ.get(name) for name in _SETTINGS}
-    os.environ.update(_SETTINGS)
     passed = class_cache.ENV_VARS_TO_PROPAGATE
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in passed if not name.startswith("AWS_")}
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with environment(_SETTINGS), quiet("ray.tune", below=logging.CRITICAL):
+            yield
     finally:
-        logger.setLevel(level)
         class_cache.ENV_VARS_TO_PROPAGATE = passed
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value

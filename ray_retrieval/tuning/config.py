@@ -1,11 +1,10 @@
 """What a recipe says of a search for hyperparameters."""
 
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ray_retrieval.config import Config
+from ray_retrieval.config import Config, read_number
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.loop.validation import MEASURED
 
@@ -24,15 +23,8 @@ SHARED = (
     "max_failures",
 )
 """Fields of `train` that all trials share: they change no model, or how models are compared."""
-_SCIENTIFIC = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
 
-
-def _number(value: Any) -> Any:
-    """The number that `1e-3` means: YAML reads it as text, because it has no point."""
-    return float(value) if isinstance(value, str) and _SCIENTIFIC.fullmatch(value) else value
-
-
-Value = Annotated[Any, BeforeValidator(_number)]
+Value = Annotated[Any, BeforeValidator(read_number)]
 
 
 class Range(Config):

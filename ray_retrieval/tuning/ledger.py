@@ -97,11 +97,10 @@ class Ledger:
         old = read_description(self.folder, STUDY, kind=_KIND, version=_VERSION)
         changed = recipes.differences({key: old.get(key) for key in self.identity}, self.identity)
         if changed:
-            more = f"; and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise RecipeError(
-                f"the folder holds another search ({'; '.join(changed[:3])}{more})",
+                f"the folder holds another search ({recipes.in_few_words(changed)})",
                 where=self.folder,
-                mend="choose another output=… or delete that search with --fresh",
+                mend="choose another output=… or delete that search with `fresh`",
             )
 
     @contextmanager
@@ -137,7 +136,7 @@ class Ledger:
                 "the training or validation images are not those that the search was begun with, so its "
                 "trials would not compare",
                 where=self.folder,
-                mend="bring them back, choose another output=… or delete the search with --fresh",
+                mend="bring them back, choose another output=… or delete the search with `fresh`",
             )
 
     def write(self) -> None:
@@ -181,7 +180,7 @@ def refuse_foreign(folder: Folder) -> None:
     """Raise RecipeError if there is something in a folder that is no search: it must not be deleted."""
     if _is_foreign(folder):
         raise RecipeError(
-            "the output folder holds something that is no search, so --fresh does not delete it",
+            "the output folder holds something that is no search, so `fresh` does not delete it",
             where=folder,
             mend="choose another output=…",
         )

@@ -17,7 +17,7 @@ from loop_parts import LocalReporter, config, trainer
 from ray.train import ControllerError
 from samples import write_images
 from search_parts import draw_codes, draw_images, draw_vectors, files_in, write
-from test_cli import cli_call, save_model  # noqa: F401
+from test_cli import save_model
 
 from ray_retrieval import model
 from ray_retrieval.cluster import reraise
@@ -79,7 +79,7 @@ def disk(mounted):
 
 
 @pytest.mark.long
-def test_a_full_disk_during_a_checkpoint(local_ray, disk, cli_call):  # noqa: F811
+def test_a_full_disk_during_a_checkpoint(local_ray, disk, cli_call):
     run = disk.folder / "run"
     settings = [
         "method.image={size: 16}",
@@ -134,7 +134,7 @@ def test_a_store_that_refuses_ray_itself_is_named():
         reraise(sent, "training", store="run/checkpoints")
 
 
-def test_a_full_disk_while_images_are_encoded(local_ray, disk, cli_call, tmp_path):  # noqa: F811
+def test_a_full_disk_while_images_are_encoded(local_ray, disk, cli_call, tmp_path):
     save_model(tmp_path / "model")
     images, out = write_images(tmp_path / "images", 60), disk.folder / "embeddings"
     command = [

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import ray
-from test_cli import cli_call  # noqa: F401
 
 from ray_retrieval.cluster import Needs, await_nodes
 from ray_retrieval.cluster.jobs import JobServer
@@ -27,7 +26,7 @@ def server(local_ray):
 
 
 @pytest.fixture
-def submit(cli_call, server):  # noqa: F811
+def submit(cli_call, server):
     def call(*arguments):
         return cli_call("submit", "--address", server.address, "--python", sys.executable, *arguments)
 
@@ -35,7 +34,7 @@ def submit(cli_call, server):  # noqa: F811
 
 
 @pytest.mark.long
-def test_a_job_trains_with_what_was_uploaded(submit, cli_call, server, tmp_path):  # noqa: F811
+def test_a_job_trains_with_what_was_uploaded(submit, cli_call, server, tmp_path):
     recipe = tmp_path / "my recipe.yaml"
     recipe.write_text(QUICKSTART.read_text())
     settings = [*SHORT, f"output={tmp_path / 'run'}"]

@@ -116,7 +116,7 @@ def test_the_same_command_again_changes_nothing(finished):
 
 
 def test_a_folder_of_another_recipe_is_refused(finished):
-    with pytest.raises(RecipeError, match=r"train.optimizer.lr: 0.05 → 0.5.*--fresh"):
+    with pytest.raises(RecipeError, match=r"train.optimizer.lr: 0.05 → 0.5.*`fresh`"):
         Run(short_recipe(finished.folder.path, "train.optimizer.lr=0.5"))
 
 

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from s3_parts import BUCKET, CLOSED, KEY, SECRET, Server, commands, python
 from samples import coloured_table, write_images
-from test_cli import cli_call  # noqa: F401
 
 from ray_retrieval import model, storage
 from ray_retrieval.data import datasets, location
@@ -181,7 +180,7 @@ def test_no_key_is_written_anywhere(server, chain, temporary):
 def test_an_index_on_the_store_is_searched_from_a_copy_that_is_fetched_once(
     server,
     chain,
-    cli_call,  # noqa: F811
+    cli_call,
     tmp_path,
 ):
     uri = f"s3://{BUCKET}/run/index"
@@ -197,7 +196,7 @@ def test_an_index_on_the_store_is_searched_from_a_copy_that_is_fetched_once(
     assert not [path for path in read if "/shards/" in path]
 
 
-def test_an_index_is_built_from_the_store_into_the_store(server, chain, cli_call):  # noqa: F811
+def test_an_index_is_built_from_the_store_into_the_store(server, chain, cli_call):
     source, target = f"s3://{BUCKET}/run/embeddings/database", f"s3://{BUCKET}/two"
     code, out, _ = cli_call("index", "build", source, "--out", target, "--shards", "2", "--json")
     assert (code, json.loads(out)["shards"]) == (0, 2)
@@ -209,7 +208,7 @@ def test_an_index_is_built_from_the_store_into_the_store(server, chain, cli_call
         Index.open(target)
 
 
-def test_descriptors_of_images_on_the_store_are_saved_there(server, chain, photos, cli_call):  # noqa: F811
+def test_descriptors_of_images_on_the_store_are_saved_there(server, chain, photos, cli_call):
     images, out = f"s3://{BUCKET}/photos.parquet", f"s3://{BUCKET}/codes.parquet"
     code, said, _ = cli_call("embed", f"s3://{BUCKET}/run/model", images, "--out", out, "--json")
     assert (code, json.loads(said)["rows"]) == (0, 60)
@@ -348,7 +347,7 @@ NO_INDEX, DENIED = "no index here", "the store refuses: .*ACCESS_DENIED"
 )
 def test_a_wrong_bucket_a_missing_object_and_a_denied_one_are_told_in_a_line(
     server,
-    cli_call,  # noqa: F811
+    cli_call,
     tmp_path,
     verb,
     argument,

@@ -191,7 +191,7 @@ def test_records_that_cannot_be_written_end_a_search_with_their_error(
 def test_when_every_trial_failed_the_report_says_of_what(local_ray, photos, tmp_path):
     tune = "{searcher: grid, concurrent: 1, space: {train.optimizer.lr: {grid: [1.0e+30]}}}"
     made = recipes.template(QUICKSTART, settings(photos, tmp_path / "search", tune))
-    with pytest.raises(RetrievalError, match=r"every trial failed.*the loss is not finite.*--retry"):
+    with pytest.raises(RetrievalError, match=r"every trial failed.*the loss is not finite.*`retry`"):
         Search(made).all()
     assert "the loss is not finite" in (tmp_path / "search/report.html").read_text()
     assert Search(made).trials.left == 0

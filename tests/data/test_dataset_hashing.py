@@ -12,7 +12,7 @@ from ray_retrieval.data import datasets
 from ray_retrieval.data.datasets import coco, imagenet100, mirflickr, nuswide, voc2012
 from ray_retrieval.data.datasets.survey import survey
 from ray_retrieval.data.labels import positive_pair_rate
-from ray_retrieval.data.readers import parse_list
+from ray_retrieval.data.list_files import parse_list
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
 

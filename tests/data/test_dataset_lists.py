@@ -9,7 +9,7 @@ from PIL import Image
 from ray_retrieval.config import validate
 from ray_retrieval.data.datasets import lists, load
 from ray_retrieval.data.datasets.lists import ListsConfig, strip_prefixes
-from ray_retrieval.data.readers import parse_list
+from ray_retrieval.data.list_files import parse_list
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.storage import Folder
 
@@ -162,12 +162,12 @@ def test_a_draw_is_saved_and_disjoint(tmp_path):
 
 
 def test_lines_are_read_the_same_at_once_and_word_by_word(tmp_path, monkeypatch):
-    from ray_retrieval.data import readers
+    from ray_retrieval.data import list_files
 
     text = "a b/1.jpg 0 1 1\nc.jpg  1 0 0 \n\nd.jpg 0 0 0\n"
     (tmp_path / "l.txt").write_text(text)
     at_once = parse_list(str(tmp_path / "l.txt"))
-    monkeypatch.setattr(readers, "_digits", lambda lines, count: None)
+    monkeypatch.setattr(list_files, "_digits", lambda lines, count: None)
     by_word = parse_list(str(tmp_path / "l.txt"))
     assert at_once == by_word
     assert at_once.names == ["a b/1.jpg", "c.jpg", "d.jpg"]

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_retrieval.data import readers
+from ray_retrieval.data.columns import canonical_labels
 from ray_retrieval.data.table import open_images
 from ray_retrieval.errors import DataError
 
@@ -284,6 +284,6 @@ def test_unknown_form_lists_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_dictionary_labels_are_decoded() -> None:
-    label, names = readers.canonical_labels(pa.array(["b", "a", "b"]).dictionary_encode(), None, where="t")
+    label, names = canonical_labels(pa.array(["b", "a", "b"]).dictionary_encode(), None, where="t")
     assert label.to_pylist() == [1, 0, 1]
     assert names == ["a", "b"]

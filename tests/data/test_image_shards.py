@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_retrieval.data import location, shards
-from ray_retrieval.data.readers import IMAGE_TYPE
+from ray_retrieval.data.columns import IMAGE_TYPE
 from ray_retrieval.data.table import open_images
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder

@@ -91,5 +91,5 @@ def test_what_a_gpu_does_not_search_is_refused(tmp_path):
 @pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path):
     build(write(tmp_path / "e", draw_codes(9, 16), draw_images(9)), tmp_path / "index")
-    with pytest.raises(QueryError, match=r"FAISS sees no GPU.*without --gpu"):
+    with pytest.raises(QueryError, match=r"FAISS sees no GPU.*without `gpu`"):
         Index.open(tmp_path / "index", gpu=True)

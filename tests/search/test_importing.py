@@ -199,7 +199,7 @@ def test_an_index_of_files_is_that_of_embeddings(tmp_path):
 def test_vectors_are_of_length_1_or_made_so(tmp_path):
     long = VECTORS * np.linspace(0.5, 3, ROWS, dtype=np.float32)[:, None]
     with pytest.raises(
-        DataError, match=r"the array: the vector in row 0 is of length 0.5, not 1 .*--normalise"
+        DataError, match=r"the array: the vector in row 0 is of length 0.5, not 1 .*`normalise`"
     ):
         build(imported(long), tmp_path / "index")
     np.testing.assert_allclose(all_of(imported(long, normalise=True))[1], VECTORS, atol=1e-6)
@@ -267,7 +267,7 @@ def test_what_made_them_is_known_by_a_name(tmp_path):
     assert model.startswith("elsewhere:clip:")
     assert model == elsewhere("clip", imported(VECTORS).form)
     with pytest.raises(
-        ArtefactError, match=r"made by something else \('clip'\), the rows by something else .*--model-name"
+        ArtefactError, match=r"made by something else \('clip'\), the rows by something else .*`model_name`"
     ):
         add(tmp_path / "index", imported(VECTORS, ids=[f"b{row}" for row in range(ROWS)]))
     with pytest.raises(RecipeError, match="one line of up to 80 letters"):
@@ -501,7 +501,7 @@ def broken(folder):
         ("text.feather", {}, "text.feather: cannot be read"),
         ("text.faiss", {}, "text.faiss: FAISS does not read it"),
         ("text.npz", {}, "text.npz: cannot be read"),
-        ("several.npz", {}, "2 columns may hold the descriptors: a, b .*--column"),
+        ("several.npz", {}, "2 columns may hold the descriptors: a, b .*`column`"),
         ("several.npz", {"column": "c"}, "no column 'c'; there are: a, b"),
         ("turned.npz", {}, "column after column"),
         ("ragged.parquet", {}, "column 'v': row 1 holds 1 values, the first row 2"),
@@ -535,7 +535,7 @@ def test_codes_have_as_many_bits_as_is_said(tmp_path):
         imported(CODES, bits=30)
     with pytest.raises(DataError, match=r"row \d+ has more than 18 bits: the last 6 of its bytes"):
         all_of(imported(CODES, bits=18))
-    with pytest.raises(RecipeError, match="--normalise: codes have no length"):
+    with pytest.raises(RecipeError, match="`normalise`: codes have no length"):
         imported(CODES, normalise=True)
     with pytest.raises(DataError, match="3 values of uint8 a row, in the array 6 of float32"):
         imported([VECTORS, CODES])

@@ -83,10 +83,10 @@ def test_a_number_is_not_given_twice_after_a_rollback(index):
 
 
 def test_rows_without_ids_replace_none_and_codes_tell_no_duplicates(index):
-    with pytest.raises(RecipeError, match=r"--replace: rows without ids are like no row"):
+    with pytest.raises(RecipeError, match=r"`replace`: rows without ids are like no row"):
         added(index, Bare(draw_codes(5, BITS)), replace=True)
     with pytest.raises(
-        RecipeError, match=r"--skip-duplicates: equal codes need not be those of equal images"
+        RecipeError, match=r"`skip_duplicates`: equal codes need not be those of equal images"
     ):
         added(index, Bare(draw_codes(5, BITS)), skip_duplicates=True)
     assert Index.open(index).rows == 50

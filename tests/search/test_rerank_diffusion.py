@@ -252,7 +252,7 @@ def test_wrong_settings_are_named_with_what_is_known():
     with pytest.raises(RecipeError, match=r"unknown name 'xyz' \(known here: .*diffusion, superglobal"):
         rerank_steps(["xyz"])
     with pytest.raises(
-        RecipeError, match=r"^--rerank: unknown key 'rerank.1.dept' \(did you mean 'depth'\?\)$"
+        RecipeError, match=r"^`rerank`: unknown key 'rerank.1.dept' \(did you mean 'depth'\?\)$"
     ):
         rerank_steps(["query_expansion", "{name: diffusion, dept: 5}"])
     with pytest.raises(RecipeError, match=r"'rerank.0.alpha': input should be less than 1, got 1"):

@@ -83,7 +83,7 @@ def test_a_stated_kind_is_measured_and_refused_with_a_hint():
     with pytest.raises(RecipeError) as caught:
         settle(config, 0.8, [structure], recall_of, 10)
     needed = next(nprobe for nprobe in (128, 256, 512, 1024) if recall_of(Effort(nprobe=nprobe)) >= 0.8)
-    assert caught.value.mend == f"--set nprobe={needed} finds {recall_of(Effort(nprobe=needed)):.4f}"
+    assert caught.value.mend == f"nprobe={needed} finds {recall_of(Effort(nprobe=needed)):.4f}"
     assert caught.value.where == "recall_target"
     with pytest.raises(RecipeError) as caught:
         settle(config, 0.999, [structure], recall_of, 10)

@@ -146,7 +146,7 @@ def test_searches_do_not_wait_for_a_version_that_is_opened(
         assert go_on.wait(10)
         return open_it(key, known)
 
-    monkeypatch.setattr(group._versions, "_make", slowly)
+    monkeypatch.setattr(group._kept, "_make", slowly)
 
     async def work() -> None:
         waiting = asyncio.create_task(group.search(GroupQuery(second, codes, 3, None, FAR)))

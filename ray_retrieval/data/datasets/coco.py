@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from ray_retrieval.data import location
 from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.columns import lists_of_classes
 from ray_retrieval.data.datasets.lists import (
     PARTS,
     Listed,
@@ -33,7 +34,6 @@ from ray_retrieval.data.datasets.lists import (
     list_files,
     read_part,
 )
-from ray_retrieval.data.readers import lists_of_classes
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
 

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from ray_retrieval.config import Config
 from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.columns import IMAGE_TYPE
 from ray_retrieval.data.decode import png
-from ray_retrieval.data.readers import IMAGE_TYPE
 from ray_retrieval.data.splits import REST, Split, SplitPlan, load_or_draw
 from ray_retrieval.data.table import ImageTable, IntArray
 from ray_retrieval.storage import Folder

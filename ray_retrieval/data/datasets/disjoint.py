@@ -18,8 +18,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from ray_retrieval.config import Config
-from ray_retrieval.data import location, readers
+from ray_retrieval.data import location
 from ray_retrieval.data.benchmark import Benchmark, from_tables
+from ray_retrieval.data.columns import images_at
 from ray_retrieval.data.datasets.lists import PARTS, Listed
 from ray_retrieval.data.splits import REST, draw_groups, draw_one_each, load_or_draw, share_of
 from ray_retrieval.data.table import ImageTable, IntArray
@@ -214,6 +215,11 @@ def tables_of(base: ImageTable, roles: Mapping[str, IntArray], title: str) -> di
 
     The classes of each are numbered from 0: those of train for themselves, those of queries and database
     together. Queries and database that are the same rows are the same object.
+
+    Args:
+        base: all images.
+        roles: role → int64 [m], rows of them, for each of `ROLES`.
+        title: what the benchmark is called.
     """
     train = _named(base.take(roles["train"]).renumbered(), title, "train")
     queries, database = _searched(base, roles["queries"], roles["database"], title, "test")
@@ -306,7 +312,7 @@ def _one_table(parts: Parts, root: str, title: str) -> tuple[ImageTable, dict[st
     """All images, and the rows of each part."""
     found = _different(parts)
     names = [name for listed in found for name in listed.names]
-    images = readers.images_at([location.join(root, name) for name in names])
+    images = images_at([location.join(root, name) for name in names])
     label = pa.concat_arrays([listed.label for listed in found])
     base = ImageTable(
         pa.table({"id": names, "image": images, "label": label}), name=title, class_names=parts.class_names

@@ -27,8 +27,9 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config
-from ray_retrieval.data import location, readers
+from ray_retrieval.data import location
 from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.columns import IMAGE_TYPE, images_at
 from ray_retrieval.data.datasets import landmarks
 from ray_retrieval.data.datasets.gldv2_build import DESCRIPTION, KIND, VERSION, entries_of
 from ray_retrieval.data.datasets.gldv2_plan import PARTS
@@ -156,7 +157,7 @@ def _table(folder: Folder, part: str, names: list[str]) -> ImageTable:
     # Addresses are below the folder. Joined at once: a step of Python for each of 1.3 million takes seconds.
     before, _, after = location.join(folder.uri, "*").rpartition("*")
     path = pc.binary_join_element_wise(before, pc.struct_field(rows["image"], "path"), after, "")
-    images = pa.chunked_array([readers.images_at(chunk) for chunk in path.chunks], readers.IMAGE_TYPE)
+    images = pa.chunked_array([images_at(chunk) for chunk in path.chunks], IMAGE_TYPE)
     table = pa.table({"id": rows["id"], "label": rows["label"], "image": images})
     return ImageTable(table, name=f"{TITLE}: {part}", class_names=names)
 

@@ -33,9 +33,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ray_retrieval.data import location, shards
+from ray_retrieval.data.columns import IMAGE_TYPE, images_at
 from ray_retrieval.data.datasets.gldv2_plan import PARTS, Plan
 from ray_retrieval.data.decode import MAX_BYTES, decode
-from ray_retrieval.data.readers import IMAGE_TYPE, images_at
 from ray_retrieval.data.table import IntArray
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description

@@ -84,7 +84,7 @@ class Plan:
     shards: int
 
     def paths(self, rows: IntArray) -> list[str]:
-        """Where photographs lie below the folder of the collection: `train/0/1/2/0123….jpg`."""
+        """Where photographs, rows int64 [m], lie in the collection's folder: `train/0/1/2/0123….jpg`."""
         names = [name.decode() for name in self.ids[rows].tolist()]
         return [f"train/{name[0]}/{name[1]}/{name[2]}/{name}.jpg" for name in names]
 

@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from ray_retrieval.config import Config
 from ray_retrieval.data.benchmark import Benchmark, from_tables, overlap
 from ray_retrieval.data.datasets.disjoint import LEAST, lone_classes, tables_of
-from ray_retrieval.data.splits import REST, Split, SplitPlan, draw_groups, load_or_draw, share_of
+from ray_retrieval.data.splits import REST, Split, SplitPlan, draw_groups, held_groups, load_or_draw
 from ray_retrieval.data.table import ImageTable, IntArray, open_images
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
@@ -150,7 +150,16 @@ def _by_classes(config: ImagesConfig, base: ImageTable, seed: int, splits: Folde
         groups, kind, least = base.labels, "classes", LEAST
         if config.split_by is not None:
             groups, kind, least = _groups(base, config.split_by), f"groups by {config.split_by}", 1
-        drawn = draw_groups(groups, _group_counts(config, groups, kind, least, base.name), seed)
+        counts = held_groups(
+            len(np.unique(groups)),
+            config.test_classes,
+            config.validation_classes,
+            least=least,
+            kind=kind,
+            where=base.name,
+            mend="ask for fewer test_classes, or validation_classes=0",
+        )
+        drawn = draw_groups(groups, counts, seed)
         validation = drawn.get("validation", np.zeros(0, dtype=np.int64))
         return {
             "train": drawn[REST],
@@ -197,23 +206,6 @@ def _groups(base: ImageTable, column: str) -> npt.NDArray[Any]:
                 mend="give a column that has one value for all images of a class",
             )
     return np.array(values)
-
-
-def _group_counts(
-    config: ImagesConfig, groups: npt.NDArray[Any], kind: str, least: int, where: str
-) -> dict[str, int]:
-    """How many groups are tested and validated on; at least `least` remain."""
-    total = len(np.unique(groups))
-    test = share_of(total, config.test_classes, least=least)
-    validation = share_of(total - test, config.validation_classes, least=least)
-    if total - test - validation < least:
-        raise DataError(
-            f"there are {total} {kind}, {test + validation + least} are needed: {test} to test on, "
-            f"{validation} to validate on, {least} to train on",
-            where=where,
-            mend="ask for fewer test_classes, or validation_classes=0",
-        )
-    return {"test": test, **({"validation": validation} if validation else {})}
 
 
 def _open_all(config: ImagesConfig) -> dict[str, ImageTable]:

@@ -30,8 +30,9 @@ import numpy as np
 import pyarrow as pa
 
 from ray_retrieval.config import Config
-from ray_retrieval.data import location, readers
+from ray_retrieval.data import location
 from ray_retrieval.data.benchmark import Benchmark, overlap
+from ray_retrieval.data.columns import IMAGE_TYPE, images_at
 from ray_retrieval.data.datasets.lists import Listed
 from ray_retrieval.data.download import SOURCES, fetch
 from ray_retrieval.data.pickles import read_pickle
@@ -307,7 +308,7 @@ def needs_of(name: LandmarksName) -> list[str]:
 
 def no_images(name: str) -> ImageTable:
     """A table without a row."""
-    images = pa.array([], readers.IMAGE_TYPE)
+    images = pa.array([], IMAGE_TYPE)
     return ImageTable(pa.table({"id": pa.array([], pa.string()), "image": images}), name=name)
 
 
@@ -362,7 +363,7 @@ def _table(
     ids: list[str], names: list[str], root: str, published: Published, part: str, **columns: pa.Array
 ) -> ImageTable:
     paths = [location.join(location.expand(root), _image(published, name)) for name in names]
-    images = readers.images_at(paths)
+    images = images_at(paths)
     table = pa.table({"id": pa.array(ids, pa.string()), "image": images, **columns})
     return ImageTable(table, name=f"{published.title}: {part}")
 

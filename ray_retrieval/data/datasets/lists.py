@@ -11,6 +11,7 @@ there, a tenth of the training images is held out for both; with fewer than 1,00
 validation.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,9 +20,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from ray_retrieval.config import Config
-from ray_retrieval.data import location, readers
+from ray_retrieval.data import location
 from ray_retrieval.data.benchmark import Benchmark, from_tables
-from ray_retrieval.data.readers import ListFile
+from ray_retrieval.data.columns import images_at
+from ray_retrieval.data.list_files import ListFile, parse_list
 from ray_retrieval.data.splits import REST, Split, SplitPlan, load_or_draw
 from ray_retrieval.data.table import BoolArray, ImageTable, IntArray
 from ray_retrieval.errors import DataError
@@ -146,7 +148,7 @@ def read_part(file: str, root: str) -> Listed:
         raise DataError(
             "no such list", where=file, mend="`ray-retrieval datasets NAME` says where it comes from"
         )
-    found = Listed.of(readers.parse_list(file))
+    found = Listed.of(parse_list(file))
     return Listed(strip_prefixes(found.names, location.expand(root)), found.label, found.classes)
 
 
@@ -302,7 +304,7 @@ def _one_table(
     _, first = np.unique(number, return_index=True)
     ids = codes.dictionary
     root = location.expand(config.root)
-    images = readers.images_at([location.join(root, name) for name in ids.to_pylist()])
+    images = images_at([location.join(root, name) for name in ids.to_pylist()])
     table = pa.table({"id": ids, "image": images, "label": labels.take(pa.array(first))})
     class_names = list(protocol.class_names) if protocol.class_names else None
     base = ImageTable(table, name=protocol.title, class_names=class_names, classes=parts["database"].classes)
@@ -364,6 +366,38 @@ def _groups(labels: IntArray | BoolArray, wanted: int) -> IntArray | BoolArray:
     return np.zeros(len(labels), np.int64) if many else labels
 
 
+def listed_or_drawn(
+    config: ListFilesConfig,
+    annotated: Callable[[str], Listed],
+    counts: Mapping[str, int | None],
+    *,
+    seed: int,
+    splits: Folder,
+    where: str,
+) -> tuple[dict[str, Listed], list[str]]:
+    """The parts by their lists, or drawn by the seed where none of the lists is there.
+
+    Args:
+        config: of the benchmark.
+        annotated: all images of the data set, given the root.
+        counts: how many of each part are drawn.
+        seed: as of `drawn_parts`.
+        splits: as of `drawn_parts`.
+        where: as of `drawn_parts`.
+
+    Returns:
+        The parts, and notes for whoever reads the numbers: some where they are drawn, else none.
+
+    Raises:
+        DataError: as `read_parts`, `annotated` and `drawn_parts`.
+    """
+    if any(location.exists(file) for file in list_files(config).values()):
+        return read_parts(config), []
+    wanted = {part: count or 0 for part, count in counts.items()}
+    parts, note = drawn_parts(annotated(config.root), wanted, seed=seed, splits=splits, where=where)
+    return parts, [note]
+
+
 def drawn_parts(
     listed: Listed, counts: dict[str, int], *, seed: int, splits: Folder, where: str
 ) -> tuple[dict[str, Listed], str]:
@@ -387,7 +421,7 @@ def drawn_parts(
             f"{sum(counts.values()):,} images are expected, there are {len(listed.names):,}", where=where
         )
     ids = pa.array(listed.names, pa.string())
-    images = readers.images_at(ids)
+    images = images_at(ids)
     table = ImageTable(
         pa.table({"id": ids, "image": images, "label": listed.label}), name=where, classes=listed.classes
     )

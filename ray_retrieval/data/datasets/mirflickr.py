@@ -17,19 +17,18 @@ import numpy as np
 
 from ray_retrieval.data import location
 from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.columns import lists_of_classes
 from ray_retrieval.data.datasets.lists import (
     Listed,
     ListFilesConfig,
     Protocol,
-    drawn_parts,
     from_parts,
-    list_files,
-    read_parts,
+    listed_or_drawn,
 )
-from ray_retrieval.data.readers import lists_of_classes
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
 
+TITLE = "MIRFlickr-25k"
 IMAGES, CLASSES = 25_000, 38
 COUNTS: dict[str, int | None] = {"train": 4_000, "queries": 1_000, "database": 20_000}
 
@@ -50,16 +49,8 @@ def load(config: MirFlickrConfig, *, seed: int, splits: Folder) -> Benchmark:
         DataError: if lists and annotations are missing, or images are.
         ArtefactError: if the saved split is damaged.
     """
-    notes = []
-    if any(location.exists(file) for file in list_files(config).values()):
-        parts = read_parts(config)
-    else:
-        counts = {part: count or 0 for part, count in COUNTS.items()}
-        parts, note = drawn_parts(
-            annotated(config.root), counts, seed=seed, splits=splits, where="MIRFlickr-25k"
-        )
-        notes.append(note)
-    protocol = Protocol("MIRFlickr-25k", None, COUNTS, CLASSES)
+    parts, notes = listed_or_drawn(config, annotated, COUNTS, seed=seed, splits=splits, where=TITLE)
+    protocol = Protocol(TITLE, None, COUNTS, CLASSES)
     return from_parts(config, parts, protocol, seed=seed, splits=splits, notes=notes)
 
 

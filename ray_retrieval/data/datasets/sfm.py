@@ -31,8 +31,9 @@ import pyarrow as pa
 from pydantic import model_validator
 
 from ray_retrieval.config import Config
-from ray_retrieval.data import location, readers
+from ray_retrieval.data import location
 from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.columns import images_at
 from ray_retrieval.data.datasets import landmarks
 from ray_retrieval.data.datasets.landmarks import Distractors, LandmarksName
 from ray_retrieval.data.datasets.lists import Listed
@@ -101,7 +102,7 @@ class Pairs:
     boxes: list[list[float] | None] | None = None
 
     def positives(self) -> pa.Array:
-        """list<int64>: the positives of each photograph."""
+        """list<int64> [n]: the positives of each photograph, ascending."""
         counts = np.bincount(self.pairs[:, 0], minlength=len(self.names))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(self.pairs[:, 1], pa.int64()))
@@ -323,7 +324,7 @@ def _table(found: Pairs, config: SfmConfig, part: str) -> ImageTable:
     """The photographs of a part, whether they are there or not."""
     root = location.expand(config.root)
     paths = [location.join(root, name) for name in found.names]
-    images = readers.images_at(paths)
+    images = images_at(paths)
     numbers, class_names = _numbered(found.clusters)
     columns = {
         "id": pa.array(found.cids, pa.string()),

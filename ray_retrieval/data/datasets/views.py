@@ -29,10 +29,11 @@ from ray_retrieval.config import Config
 from ray_retrieval.cores import cores
 from ray_retrieval.data import location, readers
 from ray_retrieval.data.benchmark import Benchmark, from_tables, overlap
+from ray_retrieval.data.columns import IMAGE_TYPE
 from ray_retrieval.data.datasets.disjoint import LEAST, tables_of
 from ray_retrieval.data.decode import decode
 from ray_retrieval.data.rendering import Geometry, Photometry, render
-from ray_retrieval.data.splits import REST, draw_groups, load_or_draw, share_of
+from ray_retrieval.data.splits import REST, draw_groups, held_groups, load_or_draw
 from ray_retrieval.data.table import ImageTable, IntArray, concatenate, open_images
 from ray_retrieval.errors import DataError, StoreError
 from ray_retrieval.storage import (
@@ -50,7 +51,7 @@ _AT_ONCE = 64
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
-        ("image", readers.IMAGE_TYPE),
+        ("image", IMAGE_TYPE),
         ("photograph", pa.string()),
         ("view", pa.int64()),
         ("homography", pa.list_(pa.float64())),
@@ -126,7 +127,16 @@ def load(config: ViewsConfig, *, seed: int, splits: Folder) -> Benchmark:
     instances, view = np.asarray(base.labels[:count]), np.asarray(base.table["view"])[:count]
 
     def draw(seed: int) -> dict[str, IntArray]:
-        drawn = draw_groups(instances, _instance_counts(config, len(np.unique(instances))), seed)
+        counts = held_groups(
+            len(np.unique(instances)),
+            config.test_instances,
+            config.validation_instances,
+            least=LEAST,
+            kind="photographs",
+            where=config.images,
+            mend="add photographs, or ask for fewer by test_instances and validation_instances",
+        )
+        drawn = draw_groups(instances, counts, seed)
         roles = {"train": drawn[REST]}
         for part, prefix in (("test", ""), ("validation", "validation_")):
             rows = drawn.get(part, np.zeros(0, np.int64))
@@ -197,7 +207,7 @@ def sample_photographs() -> ImageTable:
             ) from None
         names += files
     images = pa.StructArray.from_arrays(
-        [pa.array(data, pa.large_binary()), pa.nulls(len(data), pa.string())], fields=list(readers.IMAGE_TYPE)
+        [pa.array(data, pa.large_binary()), pa.nulls(len(data), pa.string())], fields=list(IMAGE_TYPE)
     )
     return ImageTable(pa.table({"id": names, "image": images}), name="sample pictures")
 
@@ -226,20 +236,6 @@ def _prefixed(table: ImageTable) -> ImageTable:
     ids = pa.array([f"distractor/{name}" for name in table.ids])
     images = table.table["image"]
     return ImageTable(pa.table({"id": ids, "image": images}), name=table.name)
-
-
-def _instance_counts(config: ViewsConfig, total: int) -> dict[str, int]:
-    """How many instances are tested and validated on; two at least remain to learn from."""
-    test = share_of(total, config.test_instances, least=LEAST)
-    validation = share_of(total - test, config.validation_instances, least=LEAST)
-    if total - test - validation < LEAST:
-        raise DataError(
-            f"there are {total} photographs, {test + validation + LEAST} are needed: {test} to test on, "
-            f"{validation} to validate on, {LEAST} to learn from",
-            where=config.images,
-            mend="add photographs, or ask for fewer by test_instances and validation_instances",
-        )
-    return {"test": test, **({"validation": validation} if validation else {})}
 
 
 def _in_words(config: ViewsConfig, roles: dict[str, IntArray]) -> str:

@@ -16,19 +16,18 @@ import numpy as np
 
 from ray_retrieval.data import location
 from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.columns import lists_of_classes
 from ray_retrieval.data.datasets.lists import (
     Listed,
     ListFilesConfig,
     Protocol,
-    drawn_parts,
     from_parts,
-    list_files,
-    read_parts,
+    listed_or_drawn,
 )
-from ray_retrieval.data.readers import lists_of_classes
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
 
+TITLE = "PASCAL VOC 2012"
 _NAMES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
     "pottedplant sheep sofa train tvmonitor"
@@ -53,17 +52,9 @@ def load(config: Voc2012Config, *, seed: int, splits: Folder) -> Benchmark:
         DataError: if lists and image sets are missing, or images are.
         ArtefactError: if the saved split is damaged.
     """
-    notes = []
-    if any(location.exists(file) for file in list_files(config).values()):
-        parts, names = read_parts(config), None  # whose columns they are, their lists do not say
-    else:
-        counts = {part: count or 0 for part, count in COUNTS.items()}
-        parts, note = drawn_parts(
-            annotated(config.root), counts, seed=seed, splits=splits, where="PASCAL VOC 2012"
-        )
-        names = CLASS_NAMES
-        notes.append(note)
-    protocol = Protocol("PASCAL VOC 2012", None, COUNTS, len(CLASS_NAMES), names)
+    parts, notes = listed_or_drawn(config, annotated, COUNTS, seed=seed, splits=splits, where=TITLE)
+    names = CLASS_NAMES if notes else None  # lists do not say whose columns theirs are
+    protocol = Protocol(TITLE, None, COUNTS, len(CLASS_NAMES), names)
     return from_parts(config, parts, protocol, seed=seed, splits=splits, notes=notes)
 
 

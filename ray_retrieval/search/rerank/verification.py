@@ -198,10 +198,10 @@ def scores(inliers: Rows, count: int, depth: int) -> Floats:
 
 
 def inliers_of(distances: Floats, depth: int) -> Rows:
-    """int64: the inliers that `scores` has made distances of, or `NOT_VERIFIED`.
+    """int64 [...]: the inliers that `scores` has made distances of, or `NOT_VERIFIED`.
 
     Args:
-        distances: float32, of any shape, as a step returns them; infinity where there is no row.
+        distances: float32 [...], of any shape, as a step returns them; infinity where there is no row.
         depth: of the step.
     """
     found = np.where(np.isfinite(distances), -distances.astype(np.float64), 0)

@@ -1,4 +1,4 @@
-"""Results of several runs as tables for a terminal."""
+"""What commands print of results, as tables for a terminal."""
 
 from typing import Any
 
@@ -14,6 +14,24 @@ from ray_retrieval.printing import print_json
 def number(value: float | None) -> str:
     """Four places, or a dash where there is no value."""
     return "–" if value is None else f"{value:.4f}"
+
+
+def print_metrics(metrics: dict[str, Any]) -> None:
+    """A short table of the models measured, and the policy of its main number."""
+    models = metrics["models"]
+    table = _table("metric", *(f"{name} (epoch {model['epoch']})" for name, model in models.items()))
+    validated = dict.fromkeys(name for model in models.values() for name in model["validation"])
+    for name in validated:
+        table.add_row(f"validation {name}", *(number(m["validation"].get(name)) for m in models.values()))
+    first = next(iter(models.values()))["test"]
+    for row, entry in enumerate(first):
+        table.add_row(entry["name"], *(number(model["test"][row]["value"]) for model in models.values()))
+    console = Console(highlight=False)
+    console.print(table)
+    print_published(metrics["published"], console)
+    console.print(f"{first[0]['name']}: {escape(first[0]['policy'])}.", style="dim")
+    for note in next(iter(models.values()))["notes"]:
+        console.print(f"note: {escape(note)}.", style="dim")
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:
@@ -156,14 +174,6 @@ def print_prediction(prediction: dict[str, Any], far: str) -> None:
         console.print(f"note: {escape(note)}.")
 
 
-def _measured(found: dict[str, Any]) -> str:
-    """What papers report of a benchmark."""
-    if found["protocols"]:
-        names = ["MAP", *(f"mP@{k}" for k in found["ks"])]
-        return f"{', '.join(names)}: {', '.join(found['protocols'])}"
-    return ", ".join([f"MAP@{_count(found['k'], 'all')}", *(f"recall@{k:,}" for k in found["ks"])])
-
-
 def print_datasets(surveys: list[dict[str, Any]]) -> None:
     """Every benchmark on a line."""
     table = _table("benchmark", "classes", "MAP@", "queries", "database", "train", "files")
@@ -229,41 +239,6 @@ def print_survey(found: dict[str, Any]) -> None:
         console.print(f"{overlap['images']:,} images of {first} are in {second}")
 
 
-def _count(value: int | None, unknown: str = "–") -> str:
-    return unknown if value is None else f"{value:,}"
-
-
-def _size(run: dict[str, Any]) -> str:
-    return f"{run['size']} {run['unit']}"
-
-
-def _main_metrics(runs: list[dict[str, Any]]) -> list[str]:
-    """Few enough for a terminal: of codes the MAP and precision within a radius, of vectors also the MAPs."""
-    names = list(dict.fromkeys(metric["name"] for run in runs for metric in run["metrics"]))
-    shown = [name for name in names[1:] if name in ("map", "map@r") or name.startswith("precision@radius")]
-    return [*names[:1], *shown]
-
-
-def _with_deviation(mean: float | None, deviation: float | None) -> str:
-    return (
-        number(mean)
-        if deviation is None
-        else f"{number(mean)}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(deviation)}"
-    )
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for place, column in enumerate(columns):
-        table.add_column(
-            column,
-            justify="left" if place == 0 else "right",
-            overflow="fold",
-            min_width=10 if place == 0 else None,
-        )
-    return table
-
-
 def print_export(made: dict[str, Any], folder: str) -> None:
     """Where an export is, how it compares with the model, and what its 8 bits cost."""
     file, int8 = made["file"], made.get("int8")
@@ -300,3 +275,46 @@ def print_export(made: dict[str, Any], folder: str) -> None:
         "file alone"
     )
     print(f"        {int8['policy']}; {int8['measured_on']}")
+
+
+def _measured(found: dict[str, Any]) -> str:
+    """What papers report of a benchmark."""
+    if found["protocols"]:
+        names = ["MAP", *(f"mP@{k}" for k in found["ks"])]
+        return f"{', '.join(names)}: {', '.join(found['protocols'])}"
+    return ", ".join([f"MAP@{_count(found['k'], 'all')}", *(f"recall@{k:,}" for k in found["ks"])])
+
+
+def _count(value: int | None, unknown: str = "–") -> str:
+    return unknown if value is None else f"{value:,}"
+
+
+def _size(run: dict[str, Any]) -> str:
+    return f"{run['size']} {run['unit']}"
+
+
+def _main_metrics(runs: list[dict[str, Any]]) -> list[str]:
+    """Few enough for a terminal: of codes the MAP and precision within a radius, of vectors also the MAPs."""
+    names = list(dict.fromkeys(metric["name"] for run in runs for metric in run["metrics"]))
+    shown = [name for name in names[1:] if name in ("map", "map@r") or name.startswith("precision@radius")]
+    return [*names[:1], *shown]
+
+
+def _with_deviation(mean: float | None, deviation: float | None) -> str:
+    return (
+        number(mean)
+        if deviation is None
+        else f"{number(mean)}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(deviation)}"
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(
+            column,
+            justify="left" if place == 0 else "right",
+            overflow="fold",
+            min_width=10 if place == 0 else None,
+        )
+    return table

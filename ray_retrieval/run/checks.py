@@ -1,10 +1,17 @@
-"""What is refused before a run starts: a method, a benchmark and a way to measure that do not go together."""
+"""What is refused before a run starts.
 
+A folder that is another's; a method, a benchmark and a way to measure that do not go together.
+"""
+
+import yaml
+
+from ray_retrieval import recipe as recipes
+from ray_retrieval.config import validate
 from ray_retrieval.cores import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.engines import find_export
-from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.errors import ArtefactError, RecipeError, RetrievalError
 from ray_retrieval.finder import local_index
 from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.model_folder import DESCRIPTION, model_of, read_model_description
@@ -12,6 +19,38 @@ from ray_retrieval.recipe import Recipe
 from ray_retrieval.search import Index
 from ray_retrieval.search.rerank.verification import matched
 from ray_retrieval.storage import Folder
+
+
+def refuse_what_is_no_run(folder: Folder) -> None:
+    """Raise RecipeError if there is something in the folder that no run left: it must not be deleted."""
+    if folder.names() and not folder.exists("recipe.yaml"):
+        raise RecipeError(
+            "the output folder holds something that is no run, so `fresh` does not delete it",
+            where=folder,
+            mend="choose another output=…",
+        )
+
+
+def refuse_another_recipe(recipe: Recipe, folder: Folder) -> None:
+    """An output folder belongs to one model; only what does not change it may differ.
+
+    Raises:
+        RecipeError: if the folder holds a run of a recipe that gives another model, naming what differs.
+    """
+    if not folder.exists("recipe.yaml"):
+        return
+    text = folder.read_bytes("recipe.yaml").decode()
+    try:
+        old = validate(Recipe, yaml.safe_load(text)).of_the_model()
+    except RetrievalError:
+        old = {}  # written by another release: its keys are not ours
+    changed = recipes.differences(old, recipe.of_the_model())
+    if changed:
+        raise RecipeError(
+            f"the folder holds a run of another recipe ({recipes.in_few_words(changed)})",
+            where=folder,
+            mend="choose another output=… or delete that run with `fresh`",
+        )
 
 
 def refuse_codes(recipe: Recipe, benchmark: Benchmark) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ray_retrieval.cli_engine import EngineOption, with_engine
+from ray_retrieval.cli.options import EngineOption, with_engine
 
 IndexesArgument = Annotated[
     list[str] | None,

@@ -1,0 +1,107 @@
+"""The command line: one sub-command per verb. Parsing and printing only."""
+
+import re
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+
+import ray_retrieval
+from ray_retrieval.cli import datasets, export, images, queries, recipes, serve
+from ray_retrieval.cli.submit import submit_app
+from ray_retrieval.cli_index import index_app
+from ray_retrieval.errors import RetrievalError
+
+_INTERRUPTED = 130  # what Typer makes of Ctrl-C
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+"""Click's base of what is wrong with a command line, which Typer does not export."""
+
+app = typer.Typer(
+    name="ray-retrieval",
+    help="Image retrieval by published methods, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (
+    recipes.run,
+    recipes.train,
+    recipes.tune,
+    recipes.evaluate,
+    recipes.compare,
+    datasets.datasets,
+    images.encode,
+    images.embed,
+    queries.search,
+    queries.predict,
+    queries.match,
+    export.export,
+    serve.serve,
+):
+    app.command()(verb)
+app.add_typer(index_app, name="index")
+app.add_typer(datasets.gldv2_app, name="gldv2")
+app.add_typer(submit_app, name="submit")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ray_retrieval {ray_retrieval.__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog="--debug, anywhere on the line, shows the traceback of an error.")
+def verbs(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Image retrieval by published methods, on Ray."""
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 2 the user can mend it, 130 interrupted, 1 a bug."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        code = app(args=arguments, prog_name="ray-retrieval", standalone_mode=False)
+    except (RetrievalError, _UsageError) as error:
+        if len(arguments) < len(sys.argv) - 1:
+            traceback.print_exc()
+        said = _misuse(error) if isinstance(error, _UsageError) else _with_options(str(error), arguments)
+        if said:
+            typer.echo(f"error: {said}", err=True)
+        sys.exit(2)
+    except typer.Abort:
+        typer.echo("aborted", err=True)
+        sys.exit(1)
+    if code == _INTERRUPTED:
+        same = "without --fresh the same command" if "--fresh" in arguments else "the same command"
+        typer.echo(f"interrupted; {same} goes on where this one stopped", err=True)
+    sys.exit(code)
+
+
+def _with_options(said: str, arguments: list[str]) -> str:
+    """What is wrong, with parameters of the library, such as `max_loss`, as the options that set them."""
+    command: Any = typer.main.get_command(app)
+    options = _options(command)
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word, command)
+    options |= _options(command)
+    return re.sub(r"`(\w+)`", lambda name: options.get(name[1], name[0]), said)
+
+
+def _options(command: Any) -> dict[str, str]:
+    """The option of each parameter, of a command and all those below it."""
+    found: dict[str, str] = {}
+    for inner in getattr(command, "commands", {}).values():
+        found |= _options(inner)
+    mine = [one for one in command.params if one.param_type_name == "option"]
+    return found | {one.name: max(one.opts, key=len) for one in mine}
+
+
+def _misuse(error: Any) -> str:
+    """What is wrong with a command line, in one line; nothing of one without words, which prints the help."""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    return f"{said} (see {error.ctx.command_path} --help)" if said and error.ctx else said

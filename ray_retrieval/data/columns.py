@@ -1,0 +1,154 @@
+"""The columns of a table of images: `image` and `label` as every reader and table has them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_retrieval.data import location
+from ray_retrieval.errors import DataError
+
+IMAGE_TYPE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+"""Type of the column `image`: the file's bytes, or where it lies."""
+
+
+def images_at(paths: pa.Array | Sequence[str]) -> pa.StructArray:
+    """A column of images that are read where they lie, as `IMAGE_TYPE`.
+
+    Args:
+        paths: string [n], paths or URIs.
+    """
+    places = (paths if isinstance(paths, pa.Array) else pa.array(paths, pa.string())).cast(pa.string())
+    return pa.StructArray.from_arrays(
+        [pa.nulls(len(places), pa.large_binary()), places], fields=list(IMAGE_TYPE)
+    )
+
+
+def canonical_images(column: pa.ChunkedArray, root: str, *, where: str) -> pa.ChunkedArray:
+    """An image column as `IMAGE_TYPE`; the bytes are not copied. Paths without bytes become absolute.
+
+    Args:
+        column: [n], structs of bytes and path, or binary, or paths.
+        root: the folder that relative paths start from.
+        where: what to name in an error.
+
+    Raises:
+        DataError: if the column's type holds no image.
+    """
+    chunks = [_canonical_image_chunk(chunk, root, where) for chunk in column.chunks]
+    return pa.chunked_array(chunks, IMAGE_TYPE)
+
+
+def _canonical_image_chunk(chunk: pa.Array, root: str, where: str) -> pa.Array:
+    data: Any = pa.nulls(len(chunk), pa.large_binary())
+    path: Any = pa.nulls(len(chunk), pa.string())
+    kind = chunk.type
+    if pa.types.is_struct(kind) and {field.name for field in kind} & {"bytes", "path"}:
+        # flatten() also carries the struct's own nulls into its children.
+        children = dict(zip([field.name for field in kind], chunk.flatten(), strict=True))
+        data = children["bytes"].cast(pa.large_binary()) if "bytes" in children else data
+        path = children["path"].cast(pa.string()) if "path" in children else path
+    elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        data = chunk.cast(pa.large_binary())
+    elif is_text(kind):
+        path = chunk.cast(pa.string())
+    else:
+        raise DataError(
+            f"the image column is of type {kind}",
+            where=where,
+            mend="make it a struct of bytes and path, or binary, or a path",
+        )
+    if data.null_count:
+        lone = pc.and_(data.is_null(), path.is_valid())
+        if pc.any(lone).as_py():
+            absolute = [location.join(root, name) for name in path.filter(lone).to_pylist()]
+            path = pc.replace_with_mask(path, lone, pa.array(absolute, pa.string()))
+    return pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE))
+
+
+def canonical_labels(
+    column: pa.ChunkedArray, names: list[str] | None, *, where: str, separators: str = ""
+) -> tuple[pa.Array, list[str] | None]:
+    """A label column as int64 or list<int64>, with its class names.
+
+    Numbers stay; names become their rank in sorted order. A negative number means unknown, as in the test
+    splits of Hugging Face, and becomes null.
+
+    Args:
+        column: [n], integers, strings, or lists of either; or all null.
+        names: the class names that the numbers stand for, if known.
+        where: what to name in an error.
+        separators: characters that separate several labels in one string.
+
+    Raises:
+        DataError: if the type is no label, or a number has no name.
+    """
+    label = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(label, pa.ChunkedArray):
+        label = pa.concat_arrays(label.chunks)
+    if pa.types.is_dictionary(label.type):
+        label = label.cast(label.type.value_type)
+    if pa.types.is_null(label.type):
+        return label, names
+    if separators and is_text(label.type):
+        label = pc.utf8_trim(label, f" {separators}")
+        blank = pc.equal(label, "")
+        label = pc.if_else(pc.fill_null(blank, True), pa.scalar(None, label.type), label)
+        if pc.any(pc.match_substring_regex(label, f"[{separators}]")).as_py():
+            label = pc.split_pattern_regex(label, f"[{separators}]")
+    if pa.types.is_list(label.type) or pa.types.is_large_list(label.type):
+        return _list_labels(label, names, where)
+    numbers, names = _numbers(label, names, where)
+    return pc.if_else(pc.less(numbers, 0), pa.scalar(None, pa.int64()), numbers), names
+
+
+def _list_labels(label: pa.Array, names: list[str] | None, where: str) -> tuple[pa.Array, list[str] | None]:
+    numbers, names = _numbers(label.flatten(), names, where)
+    if len(numbers) and (numbers.null_count or pc.min(numbers).as_py() < 0):
+        raise DataError("a list of labels holds an unknown one", where=where, mend="leave it out of the list")
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(label), 0), dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    mask = label.is_null() if label.null_count else None
+    return pa.ListArray.from_arrays(pa.array(offsets), numbers, mask=mask), names
+
+
+def _numbers(label: pa.Array, names: list[str] | None, where: str) -> tuple[pa.Array, list[str] | None]:
+    if pa.types.is_integer(label.type):
+        return label.cast(pa.int64()), _checked_names(label, names, where)
+    if not is_text(label.type):
+        raise DataError(f"the labels are of type {label.type}", where=where, mend="use integers or names")
+    label = pc.utf8_trim_whitespace(label)
+    if names is None and pc.all(pc.match_substring_regex(label, r"^-?\d{1,18}$")).as_py():
+        return label.cast(pa.int64()), None
+    names = names or sorted(pc.unique(label.drop_null()).to_pylist())
+    index = pc.index_in(label, value_set=pa.array(names, label.type))
+    unknown = label.filter(pc.and_(index.is_null(), label.is_valid()))
+    if len(unknown):
+        raise DataError(f"label '{unknown[0]}' is not among the class names", where=where)
+    return index.cast(pa.int64()), names
+
+
+def _checked_names(label: pa.Array, names: list[str] | None, where: str) -> list[str] | None:
+    highest = pc.max(label).as_py() if len(label) else None
+    if names is not None and highest is not None and highest >= len(names):
+        raise DataError(
+            f"label {highest} has no name: there are {len(names)} class names",
+            where=where,
+            mend="mend either",
+        )
+    return names
+
+
+def lists_of_classes(multi_hot: npt.NDArray[np.bool_]) -> pa.Array:
+    """list<int64> [n]: the classes that each row of a multi-hot array [n, classes] has, ascending."""
+    rows, columns = np.nonzero(multi_hot)
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(multi_hot)))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(columns, pa.int64()))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column's type is text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

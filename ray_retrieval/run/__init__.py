@@ -1,0 +1,224 @@
+"""The main job: train, encode, index, evaluate, report.
+
+Every stage leaves an artefact, and a stage whose artefact is complete is not run again, so a run that was
+killed goes on where it stood.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ray_retrieval import examples, report, search
+from ray_retrieval import recipe as recipes
+from ray_retrieval.cluster import connect
+from ray_retrieval.cluster.pool import pool_of
+from ray_retrieval.cores import cores
+from ray_retrieval.data import datasets
+from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.encode import encode
+from ray_retrieval.errors import RecipeError, RetrievalError
+from ray_retrieval.evaluation import as_text
+from ray_retrieval.loop import Outcome
+from ray_retrieval.progress import Display
+from ray_retrieval.recipe import Recipe
+from ray_retrieval.run.checks import (
+    refuse_codes,
+    refuse_engine,
+    refuse_unmeasurable,
+    refuse_what_is_no_run,
+)
+from ray_retrieval.run.images import without_broken
+from ray_retrieval.run.measuring import embeddings, encode_jobs, measure, queries_of
+from ray_retrieval.run.timings import timed
+from ray_retrieval.run.training import Training
+from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.storage import Folder
+from ray_retrieval.train import train
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a run left.
+
+    Attributes:
+        folder: where.
+        metrics: what `metrics.json` says.
+        report: path or URI of the report.
+    """
+
+    folder: Folder
+    metrics: dict[str, Any]
+    report: str
+
+
+class Run:
+    """One recipe's run in its output folder.
+
+    Args:
+        recipe: what to do.
+        fresh: delete what an earlier run left there.
+        display: where progress is shown.
+        training: trains a model as `train` does, perhaps in another place.
+
+    Raises:
+        RecipeError: if the folder holds a run of a recipe that gives another model, or, with `fresh`,
+            something that is no run.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        *,
+        fresh: bool = False,
+        display: Display | None = None,
+        training: Callable[..., Outcome] = train,
+    ) -> None:
+        self.recipe, self.folder = recipe, Folder(recipe.output)
+        self.display = display or Display(quiet=True)
+        if fresh:
+            refuse_what_is_no_run(self.folder)
+            self.folder.remove()
+        stages = recipe.stage_recipes()
+        start = (Folder(stages[-1].output) / "model").uri if stages else None
+        self._own = Training(recipe, training, self.display, start=start)
+        self._stages = [Training(stage, training, self.display) for stage in stages]
+
+    def all(self) -> Finished:
+        """Every stage, on the cluster that RAY_ADDRESS names or on a local Ray."""
+        benchmark = self.prepare(measured=True)
+        with connect():
+            self.train(benchmark)
+            self.encode(benchmark)
+            self.index()
+        metrics = self.evaluate(benchmark)
+        return Finished(self.folder, metrics, self.report(benchmark))
+
+    def prepare(self, *, measured: bool = False) -> Benchmark:
+        """Find everything that the run needs before anything is started.
+
+        Args:
+            measured: whether the model is going to be measured too, so that what this needs is looked for.
+
+        Returns:
+            The benchmark without the training images that cannot be decoded, which `errors/` lists.
+
+        Raises:
+            RetrievalError: if images, labels or weights are missing or do not fit; then nothing is left.
+        """
+        if measured:
+            refuse_engine(self.recipe, self.folder)
+        existed, begun = self.folder.exists(), self.folder.exists("recipe.yaml")
+        try:
+            benchmark = self._load_data(measured=measured)
+            if benchmark.untrainable:
+                self._own.take_model(benchmark)
+            elif not self._own.exists():
+                for number, training in enumerate([*self._stages, self._own]):
+                    training.foresee(benchmark, follows=number > 0)
+        except RetrievalError:
+            for name in () if begun else ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
+                self.folder.remove(name)
+            if not existed:
+                self.folder.remove()
+            raise
+        for note in benchmark.notes:
+            self.display.say(f"note: {note}")
+        return benchmark
+
+    def _load_data(self, *, measured: bool) -> Benchmark:
+        with timed(self.folder, "data"):
+            benchmark = datasets.load(self.recipe.data, seed=self.recipe.seed, splits=self.folder / "split")
+            self.folder.write_text("recipe.yaml", recipes.dump(self.recipe))
+            refuse_codes(self.recipe, benchmark)
+            if measured:
+                refuse_unmeasurable(self.recipe, benchmark)
+            return without_broken(benchmark, self.folder, self.display)
+
+    def train(self, benchmark: Benchmark) -> None:
+        """Train, unless `model/` is complete: then the trainings before it need not be there any more.
+
+        Raises:
+            RecipeError: if it was begun with other images, or from another model.
+        """
+        if benchmark.untrainable:
+            self._own.take_model(benchmark)
+            self.display.say(f"train: the model is taken as it is, {benchmark.untrainable}")
+            return
+        if self._own.is_complete(benchmark):
+            self.display.say("train: the model is complete")
+            return
+        for stage in self._stages_to_train(benchmark):
+            self.display.say(f"stage {stage.recipe.name}")
+            stage.folder.write_text("recipe.yaml", recipes.dump(stage.recipe))
+            stage.train(benchmark)
+        self._own.train(benchmark)
+
+    def _stages_to_train(self, benchmark: Benchmark) -> list[Training]:
+        """The trainings before that are not complete, and of which no later one is."""
+        for number in reversed(range(len(self._stages))):
+            if self._stages[number].is_complete(benchmark):
+                return self._stages[number + 1 :]
+        return self._stages
+
+    def require_model(self) -> None:
+        """Raise RecipeError if the recipe has not been trained."""
+        if not self._own.exists():
+            raise RecipeError("no trained model here", where=self.folder, mend="run `train` or `run` first")
+
+    def encode(self, benchmark: Benchmark) -> None:
+        """Encode queries and database with every model that is measured; finished parts are kept.
+
+        Raises:
+            RecipeError: if the model could not be measured afterwards.
+        """
+        refuse_unmeasurable(self.recipe, benchmark)
+        with timed(self.folder, "encode") as stage:
+            jobs = encode_jobs(self.recipe, self.folder, benchmark)
+            with self.display.task("encode", sum(len(job.table) for job in jobs), "images") as advance:
+                stage.worked = encode(jobs, self.recipe.encode, advance=advance) > 0
+
+    def index(self) -> None:
+        """Build the index of the selected model's database."""
+        with timed(self.folder, "index") as stage:
+            stage.worked = not self.folder.exists("index/CURRENT")
+            local = self.recipe.method.form.kind is DescriptorKind.LOCAL
+            with pool_of(self.recipe.index.workers, cores()) as pool:
+                built = search.build(
+                    embeddings(self.folder, "database"),
+                    self.folder / "index",
+                    shards=self.recipe.index.shards,
+                    keep_images=self.recipe.index.keep_images,
+                    approximate=None if local else self.recipe.index,
+                    local=self.recipe.index.local if local else None,
+                    pool=pool,
+                )
+        if built.approximate is not None:
+            found = built.approximate.recall
+            self.display.say(
+                f"index: {built.approximate.factory} finds {found.value:.4f} of the {found.k} nearest "
+                f"({found.queries:,} queries)"
+            )
+
+    def evaluate(self, benchmark: Benchmark) -> dict[str, Any]:
+        """Measure every model on the test queries and write `metrics.json`.
+
+        Returns:
+            What that file says.
+        """
+        if self.recipe.method.form.kind is DescriptorKind.LOCAL:
+            self.index()
+        with timed(self.folder, "evaluate"):
+            metrics = measure(self.recipe, self.folder, benchmark, self.display)
+        self.folder.write_json("metrics.json", metrics)
+        if benchmark.ground_truth is not None:
+            self.folder.write_text("mAP.txt", as_text(metrics["models"][metrics["selected"]]["test"]))
+        return metrics
+
+    def report(self, benchmark: Benchmark) -> str:
+        """Write `report.html`; returns where."""
+        shown = self.recipe.report
+        queries = Embeddings.open(embeddings(self.folder, queries_of(benchmark)))
+        index = search.Index.open(self.folder / "index", threads=cores(), model=queries.model)
+        found = examples.of_benchmark(benchmark, queries, index, count=shown.examples, hits=shown.hits)
+        return report.write(self.folder, found)
