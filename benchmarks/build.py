@@ -9,8 +9,7 @@ writes shards of descriptors and of what is known of the rows, each with its che
 the approximate search; that stands against FAISS. In the lines with recall it measures what that search
 finds as well, as every build does, by an exact search for 1,000 rows (in the others for one). A line with
 workers is the command `ray-retrieval index build --workers N`, with its start and that of a local Ray; the
-others are threads of one process. Both cut the database in as many shards as they have threads or workers,
-and train on one thread, so that what comes out does not depend on their number.
+others are threads of one process. Both cut the database in as many shards as they have threads or workers.
 
 FAISS reads a mapped `.npy` file, trains, adds and writes one file, with a factory string that is the same;
 `IndexFlatL2` and `IndexBinaryFlat` stand against the exact search. It trains on as many rows as ours does,

@@ -212,7 +212,7 @@ def _fill_all(
     kind, folder = kind_of(form), f"approximate/{key}"
 
     def train() -> bytes:
-        return kind.train(factory, descriptors_of(shards, sample), _TRAINING_SEED)
+        return kind.train(factory, descriptors_of(shards, sample), _TRAINING_SEED, pool.threads)
 
     def prepare() -> Fill:
         known = index.read_bytes(trained.file)

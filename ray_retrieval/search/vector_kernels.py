@@ -105,6 +105,23 @@ def largest_norm_error(vectors: Floats) -> tuple[float, int]:
 
 
 @compiled
+def add_up(vectors: Floats, groups: Rows, sums: Doubles, counts: Rows) -> None:
+    """Add each row to the sum of its group, one after another.
+
+    Args:
+        vectors: float32 [n, d].
+        groups: int64 [n].
+        sums: float64 [groups, d], changed.
+        counts: int64 [groups], of rows, changed.
+    """
+    for row in range(len(vectors)):
+        group = groups[row]
+        counts[group] += 1
+        for place in range(vectors.shape[1]):
+            sums[group, place] += vectors[row, place]
+
+
+@compiled
 def _distance(query: Floats, row: Floats) -> np.float32:
     """The sum of squared differences, in float64 and a fixed order, rounded to float32.
 
