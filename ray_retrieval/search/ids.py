@@ -96,7 +96,7 @@ def found_again(
     for ids in blocks() if len(rows) else ():
         own = np.empty(len(ids), np.uint64)
         _hash(ids, own)
-        first, last = (np.searchsorted(row_hashes, own, side) for side in ("left", "right"))
+        first, last = np.searchsorted(row_hashes, own), np.searchsorted(row_hashes, own, "right")
         counts = last - first
         place = np.repeat(np.arange(len(ids)), counts)
         ends = np.cumsum(counts)

@@ -205,7 +205,7 @@ class ImportedRows:
         next_id: of rows that an index has numbered, the number that the next one gets; else None.
     """
 
-    engines = ()
+    engines: tuple[str, ...] = ()
 
     def __init__(
         self,

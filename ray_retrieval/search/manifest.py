@@ -375,7 +375,7 @@ def read_version(index: Folder, number: int) -> Manifest:
 def as_file(manifest: Manifest) -> tuple[bytes, Manifest]:
     """The bytes of a version's file, and the version with the pointer to it."""
     # What earlier releases do not know is left out where it says nothing, so that they read the index still.
-    unsaid = set() if manifest.engines else {"engines"}
+    unsaid: set[str] = set() if manifest.engines else {"engines"}
     data = described(kind=_KIND, version=_VERSION, body=manifest.model_dump(mode="json", exclude=unsaid))
     checksum = digest(data)
     pointer = _line(_name(manifest.number, checksum), checksum)

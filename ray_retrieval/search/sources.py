@@ -112,7 +112,7 @@ class EmbeddedRows:
     ) -> None:
         self.form, self.embeddings, self._labels = embeddings.form, embeddings, labels
         self.model, self.class_names = embeddings.model, embeddings.class_names
-        self.engines = () if embeddings.engine == "torch" else (embeddings.engine,)
+        self.engines: tuple[str, ...] = () if embeddings.engine == "torch" else (embeddings.engine,)
         self.where: object = embeddings.folder
         self.next_id: int | None = None
         self._kept = kept
