@@ -1,5 +1,6 @@
 """Approximate searches side by side, each at the least effort that finds as much as is asked for."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,6 +17,8 @@ from timing import latency, seconds
 from ray_retrieval.descriptors import Codes, Vectors
 from ray_retrieval.search import Index, build
 from ray_retrieval.search.approximate import ApproximateConfig, Effort
+from ray_retrieval.search.structure_kinds import opened_structures
+from ray_retrieval.search.tuning import ladders
 from ray_retrieval.storage import Folder
 
 TARGETS = (0.9, 0.95, 0.99)
@@ -24,8 +27,6 @@ K = 10
 
 Recall = Callable[[npt.NDArray[Any], npt.NDArray[np.int64]], float]
 """The share of the exact hits among distances [q, k] and rows [q, k]."""
-
-_NPROBE = tuple(2**power for power in range(2, 11))
 
 
 def compare(
@@ -76,14 +77,19 @@ def compare(
                     headline=True,
                 )
             print(
-                f"{name}{effort:8}{found:8.3f}{1e6 * one:9.0f}{1e6 * alone:9.0f}{1e6 * shared:9.0f}{ratio}",
+                f"{name}{system.said(effort):>8}{found:8.3f}{1e6 * one:9.0f}{1e6 * alone:9.0f}"
+                f"{1e6 * shared:9.0f}{ratio}",
                 flush=True,
             )
         del system
 
 
 def ours(descriptors: Codes | Vectors, config: ApproximateConfig, folder: Path, threads: int) -> Peer:
-    """An index built for an approximate search, through embeddings of these descriptors."""
+    """An index built for an approximate search, through embeddings of these descriptors.
+
+    Its efforts are those that `auto` tries, in the order of what they cost: cells visited, and where the
+    structure holds vectors compressed, candidates a hit that are compared again.
+    """
     source, out = Folder(folder) / "embeddings", Folder(folder) / "index"
     embedded(source, descriptors)
     started = time.perf_counter()
@@ -95,13 +101,23 @@ def ours(descriptors: Codes | Vectors, config: ApproximateConfig, folder: Path, 
         raise SystemExit(f"'{config.search}' chose the exact search: take more rows")
     size = sum(file.bytes for file in made.files if file is not None) / len(descriptors.data)
     kind = type(descriptors)
+    structures = list(opened_structures(out, list(opened[1].shards.values()), made.files).values())
+
+    def cost(effort: Effort) -> float:
+        return sum(structure.cost(effort, K) for structure in structures)
+
+    efforts = sorted(itertools.chain(*ladders(structures[0], Effort())), key=cost)
 
     def search(queries: npt.NDArray[Any], k: int, effort: int, used: int) -> tuple[Any, Any]:
         asked = Codes(queries, descriptors.bits) if isinstance(descriptors, Codes) else kind(queries)
-        hits = opened[used].search(asked, k, effort=Effort(nprobe=effort))
+        hits = opened[used].search(asked, k, effort=efforts[effort])
         return hits.distances, hits.rows
 
-    return Peer(f"ours {made.factory}", search, _NPROBE, size, built_s)
+    def said(effort: int) -> str:
+        one = efforts[effort]
+        return str(one.nprobe) if one.k_factor is None else f"{one.nprobe} x{one.k_factor}"
+
+    return Peer(f"ours {made.factory}", search, tuple(range(len(efforts))), size, built_s, said=said)
 
 
 def _least_efforts(

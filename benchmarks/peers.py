@@ -35,6 +35,7 @@ class Peer:
         row_bytes: that it holds in memory for a row.
         built_s: seconds that building took.
         at_once: queries that it needs at a time to be as fast as it gets.
+        said: of an effort, where it is not said by its number.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Peer:
     row_bytes: float
     built_s: float
     at_once: int = 1
+    said: Callable[[int], str] = str
 
 
 def installed() -> dict[str, Any]:

@@ -26,11 +26,12 @@ of `--factory`, by default the kind that `auto` takes for a million, against hns
 128 candidates when a row is added) and the exact search.
 
 The approximate ones are compared at equal recall: for each share of the exact nearest 10 each takes the
-least effort (cells that are visited, or length of a graph's list), of powers of two, that finds as much for
-1,000 queries that are not in the database. `one us` is the median of queries asked alone on one thread, `us
-on 1` the time of a query in a batch of 1,000, `ratio` that time over ours. Other times are the shortest of
-several. FAISS shares queries among threads, but not the rows of one query. Let nothing else run beside it:
-the threads of FAISS wait in loops, and take many times longer where they do not have a core each.
+least effort that finds as much for 1,000 queries that are not in the database: length of a graph's list;
+cells that are visited, of ours with the candidates of a hit that are compared again (x4, x16 or x64), as
+`auto` tries them. `one us` is the median of queries asked alone on one thread, `us on 1` the time of a query
+in a batch of 1,000, `ratio` that time over ours. Other times are the shortest of several. FAISS shares
+queries among threads, but not the rows of one query. Let nothing else run beside it: the threads of FAISS
+wait in loops, and take many times longer where they do not have a core each.
 """
 
 import tempfile

@@ -191,6 +191,12 @@ def index_plan(
     typer.echo(
         f"{count:,} images; bytes a row are megabytes a million. Mapped files are shared by all processes."
     )
+    for kind in found:
+        if kind.auto and kind.train_rows:
+            typer.echo(
+                f"{kind.kind} is trained on {kind.train_rows:,} images drawn at random, "
+                f"{kind.training / 1e6:,.1f} MB of memory while it is built"
+            )
     if not any(kind.auto for kind in found):
         why = "nothing that it takes fits the memory" if how == "auto" else "what it takes is not known here"
         typer.echo(f"{how}: {why}")

@@ -175,6 +175,7 @@ def test_a_plan_says_what_an_index_would_take(cli_call, made, index):
         code, _, err = cli_call("index", "plan", "--rows", none, "--bits", 64)
         assert (code, f"'{none}' is no number" in err) == (2, True)
     assert "8,000.0 MB" in out
+    assert "BIVF2048 is trained on 131,072 images drawn at random, 2.1 MB of memory" in out
     assert "megabytes a million" in out
     plan = ("index", "plan", "--rows", 1000, "--dimension", 128)
     assert [kind["kind"] for kind in said(cli_call, *plan, "--memory", "1MB")["kinds"] if kind["auto"]] == [

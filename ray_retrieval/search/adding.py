@@ -3,17 +3,16 @@
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, DataError, RecipeError
 from ray_retrieval.search.building import Progress, opened_rows, write_shards
-from ray_retrieval.search.changes import Change, Where, changing, ids_of, published, rows_with
+from ray_retrieval.search.changes import Change, Where, changing, ids_of, published, rows_again
 from ray_retrieval.search.column_values import fit
 from ray_retrieval.search.deletes import write_deletes
 from ray_retrieval.search.duplicates import duplicates
 from ray_retrieval.search.hits import NO_ROW
-from ray_retrieval.search.ids import check_once, first_of
+from ray_retrieval.search.ids import Blocks, check_once, first_of, hashes_of
 from ray_retrieval.search.importing import made_elsewhere, maker
 from ray_retrieval.search.index import Index
 from ray_retrieval.search.manifest import Manifest
@@ -68,16 +67,18 @@ def add(
     index, source, pool = Folder(uri), opened_rows(rows), pool or Threads(threads)
     with changing(index, "add", pool.threads) as (opened, previous, _):
         _check_same_kind(opened, source)
-        ids, kept, outdated = source.ids(), None, np.zeros(0, np.int64)
-        _check_same_ids(opened, numbered=ids is None)
-        _check_options(source, numbered=ids is None, replace=replace, skip_duplicates=skip_duplicates)
+        kept, outdated = None, np.zeros(0, np.int64)
+        numbered = source.id_blocks() is None
+        _check_same_ids(opened, numbered=numbered)
+        _check_options(source, numbered=numbered, replace=replace, skip_duplicates=skip_duplicates)
         if skip_duplicates:
-            replaced = _replaced(opened, ids) if replace and ids is not None else None
+            replaced = _replaced(opened, source) if replace else None
             kept = np.flatnonzero(~duplicates(opened, source, replaced))
-        if ids is not None:
-            ids = ids if kept is None else ids.take(pa.array(kept))
-            check_once(lambda: [ids], len(ids), source.where)
-            outdated = rows_with(opened, ids)
+        if not numbered:
+            left = source if kept is None else source.some(kept, None)
+            hashes = hashes_of(_ids(left), len(left))
+            check_once(_ids(left), hashes, source.where)
+            outdated = np.sort(rows_again(opened, _ids(left), hashes)[1])
         if len(outdated) and not replace:
             known = first_of(ids_of(opened, outdated[:10]), len(outdated))
             raise DataError(
@@ -106,7 +107,7 @@ def add(
 
 def _appended(
     opened: Index,
-    rows: RowSource,
+    rows: NewRows,
     outdated: Rows,
     *,
     class_names: tuple[str, ...] | None,
@@ -146,6 +147,7 @@ def _appended(
             "next_row": next_row,
             "next_id": None if first_id is None else first_id + len(rows),
             "embeddings": fingerprint([previous.embeddings, rows.fingerprint, len(outdated)]),
+            "engines": tuple(sorted({*previous.engines, *rows.engines})),
             "class_names": class_names,
             "shards": (*previous.shards, *entries),
             "approximate": approximate,
@@ -161,13 +163,17 @@ def _labelled(schema: pa.Schema) -> bool:
     return "label" in schema.names and not pa.types.is_null(schema.field("label").type)
 
 
-def _replaced(index: Index, ids: pa.Array) -> Rows:
+def _ids(rows: NewRows) -> Blocks:
+    """The ids of rows that have some."""
+    return lambda: rows.id_blocks() or ()
+
+
+def _replaced(index: Index, source: NewRows) -> Rows:
     """int64 [n]: the row of the index that has each id, `NO_ROW` where none has."""
-    rows = rows_with(index, ids)
-    known = index.records(rows)["id"].combine_chunks()
-    places = pc.index_in(ids, value_set=known.cast(pa.large_string()))
-    found = np.append(rows, NO_ROW)[pc.fill_null(places, len(rows)).to_numpy()]
-    return np.asarray(found, np.int64)
+    found = np.full(len(source), NO_ROW, np.int64)
+    places, rows = rows_again(index, _ids(source), hashes_of(_ids(source), len(source)))
+    found[places] = rows
+    return found
 
 
 def _check_options(source: NewRows, *, numbered: bool, replace: bool, skip_duplicates: bool) -> None:

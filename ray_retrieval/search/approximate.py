@@ -58,8 +58,8 @@ class ApproximateConfig(Config):
     train_rows: int = Field(default=131_072, ge=1)
     """Rows drawn at random to train on, at most."""
     memory: ByteSize | None = Field(default=None, gt=0)
-    """Of the structure that `auto` chooses, over all shards; codes and vectors themselves stay on disk and do
-    not count."""
+    """Of the structure that `auto` chooses, over all shards, and of the rows that it is trained on; codes and
+    vectors themselves stay on disk and do not count."""
     recall_queries: int = Field(default=1000, ge=1)
     """Rows drawn at random as queries, to compare the hits with those of the exact search."""
 

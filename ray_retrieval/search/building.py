@@ -1,15 +1,17 @@
 """Building an index from rows: shards, and what an approximate search needs beside them."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.embeddings import Embeddings
-from ray_retrieval.search.ids import check_once
+from ray_retrieval.search.ids import check_once, hashes_of
 from ray_retrieval.search.lock import writing_alone
 from ray_retrieval.search.manifest import CURRENT, Manifest, ShardEntry, read_current
 from ray_retrieval.search.pool import Advance, Pool, Threads
@@ -81,7 +83,11 @@ def build(
     config, count = approximate or ApproximateConfig(), _count_of(len(source), shards)
     choice = chosen_search(form, len(source), count, config)
     if not numbered:
-        check_once(lambda: source.id_blocks() or (), len(source), source.where)
+
+        def ids() -> Iterable[pa.Array]:
+            return source.id_blocks() or ()
+
+        check_once(ids, hashes_of(ids, len(source)), source.where)
     with writing_alone(index, "build"):
         previous = read_current(index) if index.exists(CURRENT) else None
         if previous is not None and previous.model != source.model:
@@ -125,6 +131,7 @@ def build(
             next_id=(source.next_id or len(source)) if numbered else None,
             model=source.model,
             embeddings=source.fingerprint,
+            engines=source.engines,
             class_names=None if source.class_names is None else tuple(source.class_names),
             shards=entries,
             approximate=structure,

@@ -7,7 +7,7 @@ Rows are added in `adding`, and what is left is written anew in `compaction`.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +18,13 @@ import pyarrow as pa
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search.deletes import write_deletes
 from ray_retrieval.search.filters import Filter
-from ray_retrieval.search.ids import first_of
+from ray_retrieval.search.ids import Blocks, Hashes, first_of, found_again, hashes_of
 from ray_retrieval.search.index import Index
-from ray_retrieval.search.lock import writing_alone
+from ray_retrieval.search.lock import seems_free, writing_alone
 from ray_retrieval.search.manifest import Manifest, read_current
 from ray_retrieval.search.publishing import publish
 from ray_retrieval.search.retention import Pruned
+from ray_retrieval.search.rows import numbers_in
 from ray_retrieval.search.selection import is_among
 from ray_retrieval.search.selftest import tested
 from ray_retrieval.search.shard import Shard
@@ -77,7 +78,7 @@ def remove(
         uri: the index directory.
         ids: of the rows.
         where: the filter instead; see `filters`.
-        dry_run: only say how many rows it would be.
+        dry_run: only say how many rows it would be, also while somebody else is writing.
         threads: for the self-test's searches.
 
     Raises:
@@ -91,7 +92,7 @@ def remove(
             where=index,
             mend="name ids, a file of ids, or a filter",
         )
-    with changing(index, "remove", threads) as (opened, previous, _):
+    with changing(index, "remove", threads, dry_run=dry_run) as (opened, previous, _):
         rows = (
             opened.living(where) if where is not None else rows_with(opened, pa.array(ids, pa.large_string()))
         )
@@ -150,19 +151,51 @@ def rollback(uri: Where, to: int | None = None) -> Change:
 
 
 def rows_with(index: Index, ids: pa.Array) -> Rows:
-    """The rows of an opened index, ascending, that have one of some ids and were not removed."""
-    found = [np.zeros(0, np.int64)]
+    """The rows of an opened index, ascending, that have one of some ids, which are text, and are there."""
+    if not pa.types.is_int64(index.schema.field("id").type):
+        ids = ids.cast(pa.large_string())
+        _, rows = rows_again(index, lambda: [ids], hashes_of(lambda: [ids], len(ids)))
+        return np.unique(rows)
+    numbers, found = np.unique(np.array(numbers_in(ids.to_pylist()), np.int64)), [np.zeros(0, np.int64)]
     for shard in index.shards.values():
-        found.append(shard.rows.places_with(ids) + shard.entry.first_row)
+        found.append(shard.rows.places_of_numbers(numbers) + shard.entry.first_row)
     rows = np.concatenate(found)
     return rows[~is_among(rows, index.removed())]
 
 
+def rows_again(index: Index, ids: Blocks, hashes: Hashes) -> tuple[Rows, Rows]:
+    """Which of some ids an opened index has, whose ids are text: see `ids.found_again`.
+
+    Args:
+        index: opened.
+        ids: gives them.
+        hashes: of all of them.
+
+    Returns:
+        Their places, ascending, and the row that has each and was not removed, both int64 [n].
+    """
+    known = (
+        (shard.entry.first_row + place, some)
+        for shard in index.shards.values()
+        for place, some in shard.rows.ids()
+    )
+
+    def texts(rows: Rows) -> pa.Array:
+        return index.records(rows)["id"].cast(pa.large_string()).combine_chunks()
+
+    return found_again(ids, hashes, known, texts, index.removed())
+
+
 @contextmanager
-def changing(index: Folder, operation: str, threads: int) -> Iterator[tuple[Index, Manifest, bool]]:
-    """The current version, opened, while nobody else writes; and whether a lock makes sure of that."""
+def changing(
+    index: Folder, operation: str, threads: int, *, dry_run: bool = False
+) -> Iterator[tuple[Index, Manifest, bool]]:
+    """The current version, opened, while nobody else writes; and whether a lock makes sure of that.
+
+    Where it is only tried, the lock is not taken: who may only read the index can try it, too.
+    """
     read_current(index)  # Where there is no index, no folder is made for its lock.
-    with writing_alone(index, operation) as alone:
+    with nullcontext(seems_free(index)) if dry_run else writing_alone(index, operation) as alone:
         opened = Index.open(index, threads=threads)
         yield opened, opened.manifest, alone
 

@@ -91,6 +91,7 @@ def describe(index: Index) -> dict[str, Any]:
         "columns": index.schema.names,
         "classes": None if manifest.class_names is None else len(manifest.class_names),
         "model": manifest.model,
+        **({"engines": list(manifest.engines)} if manifest.engines else {}),
         "embeddings": manifest.embeddings,
     }
 

@@ -115,6 +115,23 @@ def choose_for_codes(
     )
 
 
+def most_to_train_on(form: Form, config: ApproximateConfig) -> int:
+    """Rows that a structure is trained on, at most: so many as are asked for, and as the memory holds.
+
+    Args:
+        form: of the descriptors.
+        config: what is asked for.
+    """
+    if config.memory is None:
+        return config.train_rows
+    return max(1, min(config.train_rows, config.memory // training_bytes(form, 1)))
+
+
+def training_bytes(form: Form, rows: int) -> int:
+    """Memory that so many rows take to train on: they are drawn, and once more put into another order."""
+    return 2 * rows * (8 * words_per_row(form.size) if form.kind is DescriptorKind.CODES else 4 * form.size)
+
+
 def choose(form: Form, rows: int, config: ApproximateConfig, shards: int = 1) -> Choice:
     """What is asked for, or what `auto` comes to.
 
@@ -133,7 +150,8 @@ def choose(form: Form, rows: int, config: ApproximateConfig, shards: int = 1) ->
     if config.recall_target == 1:
         return Choice(None, "only the exact search finds all that is near")
     chosen = choose_for_codes if form.kind is DescriptorKind.CODES else choose_for_vectors
-    return chosen(rows, form.size, config.memory, shards=shards, train_rows=config.train_rows)
+    train_rows = most_to_train_on(form, config)
+    return chosen(rows, form.size, config.memory, shards=shards, train_rows=train_rows)
 
 
 def _bytes_of(factory: str, rows: int, size: int, shards: int) -> int:

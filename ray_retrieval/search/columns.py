@@ -88,7 +88,10 @@ def own_metadata(schema: pa.Schema, where: object) -> tuple[str | None, list[str
 
 
 def descriptors_in(table: pa.Table, form: Form) -> Descriptors:
-    """The descriptors of a table that has the columns that `descriptor_columns` made."""
+    """The descriptors of a table that has the columns that `descriptor_columns` made.
+
+    They are read-only where they are no copy.
+    """
     if form.kind is DescriptorKind.CODES:
         return Codes(_packed_codes(table["code"], (form.size + 7) // 8), form.size)
     if form.kind is DescriptorKind.VECTORS:
@@ -130,7 +133,8 @@ def _lists(offsets: npt.NDArray[np.int64], values: pa.Array) -> pa.Array:
 
 def _numbers(column: pa.ChunkedArray, dtype: type[Any]) -> npt.NDArray[Any]:
     """The numbers of a column of lists, of whatever depth, one after another."""
-    return np.concatenate([np.zeros(0, dtype), *(np.asarray(_flat(chunk)) for chunk in column.chunks)])
+    parts = [np.asarray(_flat(chunk)) for chunk in column.chunks]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, dtype), *parts])
 
 
 def _flat(lists: pa.Array) -> pa.Array:

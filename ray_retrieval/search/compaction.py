@@ -49,7 +49,7 @@ def compact(
         shards: write all rows anew, in so many parts of nearly equal size.
         keep: versions to keep, at least 1; the space of what was removed is free once those are gone that
             have it still.
-        dry_run: only say what it would do.
+        dry_run: only say what it would do, also while somebody else is writing.
         threads: processor threads: a shard, or file beside one, each; and for measuring.
         pool: who writes the files instead; the same ones, whoever it is.
         progress: called with the number of rows written so far.
@@ -59,7 +59,7 @@ def compact(
         QueryError: if `keep` < 1.
     """
     index, pool = Folder(uri), pool or Threads(threads)
-    with changing(index, "compact", pool.threads) as (opened, previous, alone):
+    with changing(index, "compact", pool.threads, dry_run=dry_run) as (opened, previous, alone):
         layout = _layout(opened, shards)
         built = previous.approximate
         stale = built is not None and built.recall.rows != previous.next_row

@@ -72,12 +72,11 @@ def duplicates(index: Index, new_rows: NewRows, replaced: Rows | None = None) ->
             replaces a row is a duplicate only if it is the same image as that one; the others are compared
             with what the index holds then.
     """
-    old = _of_index(index)
     new = _of_embeddings(new_rows.embeddings) if isinstance(new_rows, EmbeddedRows) else _of_others(new_rows)
     if replaced is None:
         replaced = np.full(len(new.lengths), NO_ROW)
-    rows = index.living()
-    candidates = np.flatnonzero(np.isin(old.lengths, new.lengths) & old.comparable)
+    rows, old = _of_index(index, np.unique(new.lengths))
+    candidates = np.flatnonzero(old.comparable)
     held = {int(rows[place]): old.key(int(place)) for place in candidates}
     lengths, counts = np.unique(new.lengths, return_counts=True)
     alike = np.isin(new.lengths, np.union1d(old.lengths, lengths[counts > 1])) & new.comparable
@@ -100,18 +99,21 @@ def duplicates(index: Index, new_rows: NewRows, replaced: Rows | None = None) ->
     return found
 
 
-def _of_index(index: Index) -> _Contents:
-    rows = index.living()
-    lengths = np.full(len(rows), _UNKNOWN, np.int64)
-    shard_of, place_of = index.located(rows)
-    for number in np.unique(shard_of).tolist():
-        own, shard = np.flatnonzero(shard_of == number), index.shards[number]
-        held = shard.image_lengths()[place_of[own]]
+def _of_index(index: Index, lengths: Rows) -> tuple[Rows, _Contents]:
+    """The rows of an index whose images have one of some lengths, int64 [n], and their content."""
+    found, known = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for number, shard in enumerate(index.shards.values()):
+        places = index.selection().places(number)
+        held = shard.image_lengths()[places]
         if "path" in shard.rows.schema.names:
             paths = shard.rows.column("path")
-            for position, place in zip(own[held == _UNKNOWN], place_of[own][held == _UNKNOWN], strict=True):
-                held[np.searchsorted(own, position)] = _length_of(paths[int(place)].as_py())
-        lengths[own] = held
+            for place in np.flatnonzero(held == _UNKNOWN):
+                held[place] = _length_of(paths[int(places[place])].as_py())
+        some = np.isin(held, lengths)
+        found.append(places[some] + shard.entry.first_row)
+        known.append(held[some])
+    rows = np.concatenate(found)
+    shard_of, place_of = index.located(rows)
 
     def image(place: int) -> bytes | None:
         held = index.shards[int(shard_of[place])].image(int(place_of[place]))
@@ -120,7 +122,9 @@ def _of_index(index: Index) -> _Contents:
         path = index.records(rows[place : place + 1])["path"][0].as_py()
         return None if path is None else read_image(path)
 
-    return _Contents(index.form, lengths, image, lambda places: index.descriptors(rows[places]))
+    return rows, _Contents(
+        index.form, np.concatenate(known), image, lambda places: index.descriptors(rows[places])
+    )
 
 
 def _of_embeddings(embeddings: Embeddings) -> _Contents:

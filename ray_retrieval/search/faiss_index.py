@@ -19,6 +19,7 @@ import numpy.typing as npt
 from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.hits import NO_ROW, Hits, no_hits
+from ray_retrieval.search.kmeans import centres_of
 from ray_retrieval.search.vector_kernels import Floats
 
 faiss: Any = untyped_faiss  # Its own types leave out half of what is there.
@@ -30,13 +31,14 @@ _ROWS_AT_ONCE = 1 << 16
 _MEND = "take another factory string, or 'auto'; see FAISS's wiki, 'The index factory'"
 
 
-def train(factory: str, sample: Floats, seed: int) -> bytes:
+def train(factory: str, sample: Floats, seed: int, *, threads: int = 1) -> bytes:
     """An empty index that has been trained, in FAISS's file format; the same for the same arguments.
 
     Args:
         factory: string of FAISS.
         sample: float32 [m, d], rows drawn from the whole database.
         seed: of the order in which the sample is seen.
+        threads: for the cells of an inverted file, if there are any.
 
     Raises:
         RecipeError: if the string is not one of FAISS's, does not fit the dimension or the squared Euclidean
@@ -46,12 +48,29 @@ def train(factory: str, sample: Floats, seed: int) -> bytes:
     shuffled = sample[np.random.default_rng(seed).permutation(count)]
     index = untrained(factory, dimension, count)
     with one_faiss_thread(), _refusing(factory):
+        _train_cells(index, shuffled, threads)
         index.train(shuffled)
         trained: bytes = faiss.serialize_index(index).tobytes()
         # Some kinds only say now that they cannot be filled, or searched.
         index.add(shuffled[:ROWS_PER_CELL])
         candidates(index, shuffled[:1], 1, Effort())
     return trained
+
+
+def _train_cells(index: Any, sample: Floats, threads: int) -> None:
+    """Give an inverted file its cells, which FAISS then takes; none where they are found in another way."""
+    ivf = faiss.downcast_index(index)
+    if not isinstance(ivf, faiss.IndexIVF):
+        return
+    if isinstance(coarse := faiss.downcast_index(ivf.quantizer), faiss.IndexFlat) and coarse.ntotal == 0:
+        some = sample[: ivf.nlist * ivf.cp.max_points_per_centroid]
+        coarse.add(centres_of(some, ivf.nlist, _nearest, threads=threads))
+
+
+def _nearest(centres: Floats, rows: Floats) -> npt.NDArray[np.int64]:
+    flat = faiss.IndexFlatL2(centres.shape[1])
+    flat.add(centres)
+    return candidates(flat, rows, 1, Effort()).rows[:, 0]
 
 
 def untrained(factory: str, dimension: int, rows: int) -> Any:

@@ -11,7 +11,8 @@
 Words and quoted text mean the same, but that a quoted one is never a keyword. The values of `label` are
 names of classes, or their numbers; what is the name of one class and the number of another is the name. An
 `id` is text, also where rows are known by numbers: '5' is the row 5, and '05' and other text are none. A
-number that a column cannot hold equals none of its values. A column of lists, such as the label of images
+number that a column cannot hold equals none of its values. A date and time without an offset, such as +01:00
+or Z, is one of the column's time zone, where it has one. A column of lists, such as the label of images
 of several classes, equals a value if any of its items does. As in SQL, a condition on what is null is neither
 true nor false, and neither is its opposite; what is not true does not pass.
 """
@@ -21,6 +22,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.errors import QueryError
-from ray_retrieval.search.integers import compared, holds
+from ray_retrieval.search.integers import Number, compared, in_units, those_of, whole
 from ray_retrieval.search.rows import numbers_in
 
 Mask = npt.NDArray[np.bool_]
@@ -39,6 +41,7 @@ _TOKEN = re.compile(
     r"""|(?P<word>[^\s()<>=!,'"]+))"""
 )
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_OFFSET = re.compile(r"\d[T ]\d\d.*(Z|[+-]\d\d(:?\d\d)?)$")
 _KEYWORDS = frozenset({"and", "or", "not", "in", "is", "null"})
 _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     "<": pc.less,
@@ -334,11 +337,11 @@ class _Masks:
         if condition.column == "id" and pa.types.is_integer(items.type):
             known = tuple(value for value in known if value.number is not None or numbers_in([value.text]))
         values = [self._value(condition.column, value, items.type) for value in known]
-        if pa.types.is_integer(items.type):
-            possible = pa.array([int(value) for value in values if holds(items.type, value)], items.type)
+        if whole(items.type):
+            possible = those_of(items.type, values)
         else:
-            possible = pa.array(values).cast(items.type)
-        found = pc.is_in(items, value_set=possible)
+            possible = _of_type(pa.array(values), items.type)
+        found = pc.is_in(_comparable(items), value_set=_comparable(possible))
         if _is_list(column.type):
             parents = np.asarray(pc.list_parent_indices(column))
             among = np.zeros(len(column), np.bool_)
@@ -353,10 +356,11 @@ class _Masks:
                 mend="compare it by =, != or in",
             )
         value = self._value(condition.column, condition.value, column.type)
-        if pa.types.is_integer(column.type):
-            return compared(column, condition.sign, value)
+        if whole(column.type):
+            return compared(_comparable(column), condition.sign, value)
         # A number that the column's type rounds is rounded as those in the column were, as for `=`.
-        return _COMPARISONS[condition.sign](column, pa.scalar(value).cast(column.type))
+        limit = _comparable(_of_type(pa.array([value]), column.type))[0]
+        return _COMPARISONS[condition.sign](_comparable(column), limit)
 
     def _value(self, name: str, value: Value, kind: pa.DataType) -> Any:
         """What a value means in a column whose values, or items of lists, are of a kind."""
@@ -364,12 +368,12 @@ class _Masks:
             return self._class_number(value)
         if pa.types.is_boolean(kind) and value.text.lower() in ("true", "false"):
             return value.text.lower() == "true"
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        if whole(kind) or pa.types.is_floating(kind):
             if name == "id" and numbers_in([value.text]):
                 return int(value.text)
             if value.number is None:
                 raise QueryError(f"column '{name}' holds numbers, '{value.text}' is none")
-            return float(value.number) if pa.types.is_floating(kind) else value.number
+            return _as_number(value, kind)
         if pa.types.is_null(kind):
             return None
         if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_temporal(kind):
@@ -388,6 +392,39 @@ class _Masks:
         near = difflib.get_close_matches(value.text, self._class_names, n=1, cutoff=0.5)
         known = f"did you mean '{near[0]}'?" if near else "name a class of the index, or give its number"
         raise QueryError(f"the index has no class '{value.text}'", mend=known)
+
+
+def _as_number(value: Value, kind: pa.DataType) -> Number:
+    """A value that is a number, for a column of numbers."""
+    assert value.number is not None, "it is a number"
+    if pa.types.is_decimal(kind):
+        return in_units(kind, Decimal(value.text))
+    return float(value.number) if pa.types.is_floating(kind) else value.number
+
+
+def _of_type(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Values as they are written, as those of a column's type."""
+    if not pa.types.is_timestamp(kind) or kind.tz is None or not pa.types.is_string(values.type):
+        return values.cast(kind)
+    return pa.chunked_array(
+        [
+            text.cast(kind)
+            if _OFFSET.search(text[0].as_py())
+            else pc.assume_timezone(text.cast(pa.timestamp(kind.unit)), kind.tz)
+            for text in (values.slice(place, 1) for place in range(len(values)))
+        ],
+        kind,
+    ).combine_chunks()
+
+
+def _comparable(column: pa.Array) -> pa.Array:
+    """A column as a type whose values Arrow compares; each is the same."""
+    kind = column.type
+    if pa.types.is_float16(kind):
+        return column.cast(pa.float32())
+    if pa.types.is_decimal(kind) and kind.bit_width < 128:
+        return column.cast(pa.decimal128(kind.precision, kind.scale))
+    return column
 
 
 def _is_list(kind: pa.DataType) -> bool:

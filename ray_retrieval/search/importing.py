@@ -205,6 +205,8 @@ class ImportedRows:
         next_id: of rows that an index has numbered, the number that the next one gets; else None.
     """
 
+    engines: tuple[str, ...] = ()
+
     def __init__(
         self,
         files: Sequence[VectorFile],

@@ -60,6 +60,11 @@ def writing_alone(index: Folder, operation: str) -> Iterator[bool]:
         os.close(file)
 
 
+def seems_free(index: Folder) -> bool:
+    """Whether an index has a lock that nobody seems to hold, as a reader sees it: it is not taken."""
+    return fcntl is not None and index.is_local and not index.exists(LOCK)
+
+
 def _locked(index: Folder) -> int | None:
     """The lock's file, open and locked; None where there are no locks."""
     if fcntl is None or not index.is_local:

@@ -211,6 +211,8 @@ class Manifest(Config):
     embeddings: str
     """Fingerprint of the embeddings that the index was built from; of another one that stands for all that
     happened, once rows were added, removed or compacted."""
+    engines: tuple[str, ...] = ()
+    """What computed descriptors in the model's place, where something did, such as `onnx-int8`, in order."""
     class_names: tuple[str, ...] | None
     shards: tuple[ShardEntry, ...]
     """In ascending order of rows."""
@@ -281,6 +283,20 @@ class Manifest(Config):
     def sha256(self) -> str:
         """Of the published manifest's file."""
         return self.pointer.partition(" ")[2].strip()
+
+    def otherwise_encoded(self, engine: str) -> str | None:
+        """In words, that rows were encoded in 8 bits and queries are not; None where it is not so.
+
+        Args:
+            engine: what computes the queries' descriptors, as for `model.Encoder`.
+        """
+        others = [own for own in self.engines if own != engine and own.endswith("int8")]
+        if not others:
+            return None
+        return (
+            f"rows were encoded by {', '.join(others)}, the queries by {engine}: what that costs was not "
+            f"measured; search with --engine {others[0]}, or encode the images by {engine}"
+        )
 
     def needed(self) -> Iterator[tuple[str, int | None]]:
         """Every file that it needs, from the index's folder, with its bytes where they are known."""
@@ -358,7 +374,9 @@ def read_version(index: Folder, number: int) -> Manifest:
 
 def as_file(manifest: Manifest) -> tuple[bytes, Manifest]:
     """The bytes of a version's file, and the version with the pointer to it."""
-    data = described(kind=_KIND, version=_VERSION, body=manifest.model_dump(mode="json"))
+    # What earlier releases do not know is left out where it says nothing, so that they read the index still.
+    unsaid: set[str] = set() if manifest.engines else {"engines"}
+    data = described(kind=_KIND, version=_VERSION, body=manifest.model_dump(mode="json", exclude=unsaid))
     checksum = digest(data)
     pointer = _line(_name(manifest.number, checksum), checksum)
     return data, manifest.model_copy(update={"pointer": pointer})

@@ -9,7 +9,7 @@ rows (ids, labels, paths) and images come on top; see `known_bytes`.
 
 import itertools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ray_retrieval.descriptors import DescriptorKind, Form
@@ -22,6 +22,8 @@ from ray_retrieval.search.choosing import (
     choose,
     choose_for_codes,
     choose_for_vectors,
+    most_to_train_on,
+    training_bytes,
 )
 from ray_retrieval.search.scan import words_per_row
 from ray_retrieval.search.sources import RowSource
@@ -43,6 +45,8 @@ class Footprint:
         private: bytes of memory of each process that has it open, without those of a search.
         rows: of the index.
         auto: whether it is what `auto` chooses, or what is asked for.
+        train_rows: drawn at random to train on, while it is built; 0 without training.
+        training: bytes of memory that these take then.
     """
 
     kind: str
@@ -50,6 +54,8 @@ class Footprint:
     private: int
     rows: int
     auto: bool = False
+    train_rows: int = 0
+    training: int = 0
 
     @property
     def bytes_per_row(self) -> float:
@@ -106,7 +112,9 @@ def plan(
     for factory in kinds:
         taken = structure_bytes(factory, rows, form.size, shards)
         if taken is not None:
-            found.append(_beside(factory, stored, taken, rows, auto=factory == chosen))
+            some = min(rows, most_to_train_on(form, asked))
+            beside = _beside(factory, stored, taken, rows, auto=factory == chosen)
+            found.append(replace(beside, train_rows=some, training=training_bytes(form, some)))
     return found
 
 

@@ -4,6 +4,7 @@ import itertools
 import re
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from pyarrow import fs
 
 from ray_retrieval.errors import ArtefactError, QueryError
-from ray_retrieval.search.lock import writing_alone
+from ray_retrieval.search.lock import seems_free, writing_alone
 from ray_retrieval.search.manifest import (
     CURRENT,
     Manifest,
@@ -83,7 +84,7 @@ def prune(uri: str | Path | Folder, keep: int = 2, *, dry_run: bool = False) -> 
     Args:
         uri: the index directory.
         keep: how many versions stay, at least 1.
-        dry_run: only say what would be deleted.
+        dry_run: only say what would be deleted, also while somebody else is writing.
 
     Raises:
         ArtefactError: if there is no index, the manifest of a version that stays is damaged, or somebody is
@@ -94,7 +95,7 @@ def prune(uri: str | Path | Folder, keep: int = 2, *, dry_run: bool = False) -> 
     begun = _only_begun(index)
     if not begun:
         read_current(index)
-    with writing_alone(index, "prune") as alone:
+    with nullcontext(seems_free(index)) if dry_run else writing_alone(index, "prune") as alone:
         if begun and _only_begun(index):
             return _collect_begun(index, begun, alone=alone, dry_run=dry_run)
         return collect(index, keep, alone=alone, dry_run=dry_run)

@@ -144,7 +144,7 @@ class KnownRows:
     def place_of(self, identifier: str) -> int | None:
         """Place of the row with that id, or None; where ids are text, the first call sorts them."""
         if self.numbered:
-            found = self._places_of_numbers(np.array(numbers_in([identifier]), np.int64))
+            found = self.places_of_numbers(np.array(numbers_in([identifier]), np.int64))
             return int(found[0]) if len(found) else None
         ids, order = self.column("id"), self._order
         place = bisect.bisect_left(order, identifier, key=lambda place: ids[place].as_py())
@@ -152,15 +152,11 @@ class KnownRows:
             return None
         return int(order[place])
 
-    def places_with(self, ids: pa.Array) -> Places:
-        """int64, ascending: places of the rows that have one of some ids, which are text."""
-        if self.numbered:
-            return self._places_of_numbers(np.unique(np.array(numbers_in(ids.to_pylist()), np.int64)))
-        ids, found = ids.cast(pa.large_string()), [np.zeros(0, np.int64)]
+    def ids(self) -> Iterator[tuple[int, pa.Array]]:
+        """The stored ids as text, some at a time, each with the place of the first of them."""
         for batch, start in zip(self._batches, self._starts, strict=False):
-            there = pc.is_in(batch["id"].cast(pa.large_string()), value_set=ids)
-            found.append(np.flatnonzero(there.to_numpy(zero_copy_only=False)) + start)
-        return np.concatenate(found)
+            for cut in range(0, len(batch), _BATCH_ROWS):
+                yield start + cut, batch["id"].slice(cut, _BATCH_ROWS).cast(pa.large_string())
 
     def ids_at(self, places: Places) -> Places:
         """int64 [n]: numbers by which the rows at some places are known, where they are numbers."""
@@ -168,8 +164,8 @@ class KnownRows:
             return places + self._first_id
         return np.asarray(self.take(places)["id"], np.int64)
 
-    def _places_of_numbers(self, numbers: Places) -> Places:
-        """Places of the rows with some ids, where ids are numbers and ascend."""
+    def places_of_numbers(self, numbers: Places) -> Places:
+        """int64, ascending: places of the rows with some ids, ascending, where ids are numbers."""
         if self._first_id is not None:
             places = numbers - self._first_id
             return places[(places >= 0) & (places < self._rows)]

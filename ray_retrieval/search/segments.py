@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -85,11 +85,14 @@ class _RowWriter:
 
     def add(self, descriptors: Descriptors) -> None:
         if isinstance(descriptors, Codes):
-            self.stream.write(to_words(descriptors.data, descriptors.bits).tobytes())
+            self._write(to_words(descriptors.data, descriptors.bits))
             return
         assert isinstance(descriptors, Vectors)
         self.norm_error = max(self.norm_error, norm_error(descriptors.data))
-        self.stream.write(np.ascontiguousarray(descriptors.data).tobytes())
+        self._write(descriptors.data)
+
+    def _write(self, rows: npt.NDArray[Any]) -> None:
+        self.stream.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
 
 
 def open_segment(

@@ -68,6 +68,7 @@ class NewRows(RowSource, Protocol):
 
     Attributes:
         model: fingerprint of what made the descriptors.
+        engines: what computed them in the model's place, where something did.
         class_names: of the classes that labels count in, where they have names.
         where: where the rows lie, for errors.
         next_id: where the rows come from an index that numbered them, the number after all that it has given;
@@ -75,16 +76,13 @@ class NewRows(RowSource, Protocol):
     """
 
     model: str
+    engines: tuple[str, ...]
     class_names: list[str] | None
     where: object
     next_id: int | None
 
-    def ids(self) -> "pa.Array | None":
-        """The ids of all rows, large_string, in their order; None where they are numbers."""
-        ...
-
     def id_blocks(self) -> "Iterator[pa.Array] | None":
-        """The same ids, some at a time."""
+        """The ids of all rows, large_string, in their order, some at a time; None where they are numbers."""
         ...
 
     def some(self, kept: "Rows | None", labels: "Rows | None") -> "NewRows":
@@ -114,6 +112,7 @@ class EmbeddedRows:
     ) -> None:
         self.form, self.embeddings, self._labels = embeddings.form, embeddings, labels
         self.model, self.class_names = embeddings.model, embeddings.class_names
+        self.engines: tuple[str, ...] = () if embeddings.engine == "torch" else (embeddings.engine,)
         self.where: object = embeddings.folder
         self.next_id: int | None = None
         self._kept = kept
@@ -127,9 +126,6 @@ class EmbeddedRows:
 
     def __len__(self) -> int:
         return self.embeddings.rows if self._kept is None else len(self._kept)
-
-    def ids(self) -> pa.Array:
-        return pa.chunked_array(list(self.id_blocks()), pa.large_string()).combine_chunks()
 
     def id_blocks(self) -> Iterator[pa.Array]:
         for number, places in self._parts(0, len(self)):

@@ -21,21 +21,21 @@ class Kind(NamedTuple):
     suffix: of their files.
     check: raises RecipeError where a factory string is none of so many bits or dimensions, or asks for more
         than so many rows to train on.
-    train: from a factory string, a sample and a seed: what all of them are filled from.
+    train: from a factory string, a sample and a seed, on so many threads: what all of them are filled from.
     fill: writes one, from that and a shard's rows.
     open: one that was filled with these rows, of so many bits.
     """
 
     suffix: str
     check: Callable[[str, int, int], object]
-    train: Callable[[str, Descriptors, int], bytes]
+    train: Callable[[str, Descriptors, int, int], bytes]
     fill: Callable[[bytes, AnySegment, Callable[[bytes], object]], None]
     open: Callable[[Path, AnySegment, int], Structure]
 
 
-def _train_vectors(factory: str, sample: Descriptors, seed: int) -> bytes:
+def _train_vectors(factory: str, sample: Descriptors, seed: int, threads: int) -> bytes:
     assert isinstance(sample, Vectors)
-    return faiss_index.train(factory, sample.data, seed)
+    return faiss_index.train(factory, sample.data, seed, threads=threads)
 
 
 def _fill_vectors(trained: bytes, rows: AnySegment, write: Callable[[bytes], object]) -> None:
@@ -52,7 +52,7 @@ def _check_codes(factory: str, _: int, rows: int) -> None:
     faiss_index.check_sample(factory, cells.cells_in(factory), rows)
 
 
-def _train_codes(factory: str, sample: Descriptors, seed: int) -> bytes:
+def _train_codes(factory: str, sample: Descriptors, seed: int, _: int) -> bytes:
     assert isinstance(sample, Codes)
     return cells.train(factory, sample, seed)
 

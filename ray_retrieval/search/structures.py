@@ -17,7 +17,7 @@ from ray_retrieval.search.approximate import (
     recall,
     search_approximate,
 )
-from ray_retrieval.search.choosing import RECALL_TARGET, WORTH, Choice, choose
+from ray_retrieval.search.choosing import RECALL_TARGET, WORTH, Choice, choose, most_to_train_on
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.files import (
     FILES_VERSION,
@@ -66,7 +66,7 @@ def chosen_search(form: Form, rows: int, shards: int, config: ApproximateConfig)
         )
     choice = choose(form, rows, config, shards)
     if choice.factory is not None:
-        kind_of(form).check(choice.factory, form.size, min(rows, config.train_rows))
+        kind_of(form).check(choice.factory, form.size, min(rows, most_to_train_on(form, config)))
     return choice
 
 
@@ -100,8 +100,9 @@ def build_structure(
     factory, why = choice
     if factory is None:
         return None, why
-    key = fingerprint([FILES_VERSION, factory, config.train_rows, [shard.entry.folder for shard in shards]])
-    sample = _sample(rows, config.train_rows)
+    train_rows = most_to_train_on(form, config)
+    key = fingerprint([FILES_VERSION, factory, train_rows, [shard.entry.folder for shard in shards]])
+    sample = _sample(rows, train_rows)
     trained, files = _fill_all(index, shards, form, sample, factory, key, pool)
     queries = _recall_queries(rows, sample, config.recall_queries)
     target = config.recall_target or (RECALL_TARGET if config.search == "auto" else None)
@@ -211,7 +212,7 @@ def _fill_all(
     kind, folder = kind_of(form), f"approximate/{key}"
 
     def train() -> bytes:
-        return kind.train(factory, descriptors_of(shards, sample), _TRAINING_SEED)
+        return kind.train(factory, descriptors_of(shards, sample), _TRAINING_SEED, pool.threads)
 
     def prepare() -> Fill:
         known = index.read_bytes(trained.file)

@@ -150,6 +150,7 @@ def _in_words(effort: Effort) -> str:
 
 
 def _up_to(cells: int) -> Iterator[int]:
-    """Powers of two below a number, and the number."""
-    yield from (2**power for power in range(max(0, cells - 1).bit_length()))
+    """Powers of two below a number, half as much again of each, and the number."""
+    powers = (2**power for power in range(cells.bit_length()))
+    yield from sorted({value for power in powers for value in (power, 3 * power // 2) if value < cells})
     yield cells

@@ -84,6 +84,43 @@ sum after another takes ten times as long. The processor has no say in the order
 """
 
 
+@compiled_in_any_order
+def largest_norm_error(vectors: Floats) -> tuple[float, int]:
+    """The largest | |x|² - 1 | of the rows x, and the first row where it is no finite number, or -1.
+
+    Args:
+        vectors: float32 [n, d].
+    """
+    largest = 0.0
+    for row in range(len(vectors)):
+        square = 0.0
+        for place in range(vectors.shape[1]):
+            value = np.float64(vectors[row, place])
+            square += value * value
+        error = abs(square - 1.0)
+        if not error < np.inf:
+            return largest, row
+        largest = max(largest, error)
+    return largest, -1
+
+
+@compiled
+def add_up(vectors: Floats, groups: Rows, sums: Doubles, counts: Rows) -> None:
+    """Add each row to the sum of its group, one after another.
+
+    Args:
+        vectors: float32 [n, d].
+        groups: int64 [n].
+        sums: float64 [groups, d], changed.
+        counts: int64 [groups], of rows, changed.
+    """
+    for row in range(len(vectors)):
+        group = groups[row]
+        counts[group] += 1
+        for place in range(vectors.shape[1]):
+            sums[group, place] += vectors[row, place]
+
+
 @compiled
 def _distance(query: Floats, row: Floats) -> np.float32:
     """The sum of squared differences, in float64 and a fixed order, rounded to float32.

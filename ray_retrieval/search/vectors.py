@@ -37,6 +37,7 @@ from ray_retrieval.search.vector_kernels import (
     collect,
     collect_for_few,
     distances_of,
+    largest_norm_error,
     write_hits,
 )
 
@@ -46,7 +47,6 @@ _FEW = 24  # Up to so many queries our own product is faster than that of BLAS, 
 _PANEL_BYTES = 1 << 18  # of a panel that stays in the second-level cache while few queries pass over it
 _SMALLEST_WORK = 1 << 20  # products of two numbers; for fewer, waking a thread costs more than it saves
 _BUFFERED_HITS = 1 << 23  # of one group of queries: bounds its memory to 64 MiB
-_ROWS_AT_ONCE = 1 << 14
 _UNIT_ROUNDOFF = 2.0**-24
 _LONGEST = 1e6  # Far below it, float32 products and sums do not overflow.
 
@@ -91,18 +91,13 @@ def norm_error(vectors: Floats) -> float:
         ArtefactError: if the array is of another type or shape, or a row holds what is no finite number.
     """
     _check(vectors, "vectors")
-    largest = 0.0
-    for start in range(0, len(vectors), _ROWS_AT_ONCE):
-        some = vectors[start : start + _ROWS_AT_ONCE]
-        errors = np.abs(np.einsum("nd,nd->n", some, some, dtype=np.float64) - 1)
-        wrong = np.flatnonzero(~np.isfinite(errors))
-        if len(wrong):
-            raise ArtefactError(
-                f"the vector in row {start + wrong[0]:,} holds what is no finite number",
-                mend="encode again; if it stays, training has diverged",
-            )
-        largest = max(largest, float(errors.max()))
-    return largest
+    largest, wrong = largest_norm_error(frozen(vectors))
+    if wrong >= 0:
+        raise ArtefactError(
+            f"the vector in row {wrong:,} holds what is no finite number",
+            mend="encode again; if it stays, training has diverged",
+        )
+    return float(largest)
 
 
 def search_vectors(segments: Sequence[VectorSegment], queries: Floats, k: int, *, threads: int = 1) -> Hits:

@@ -3,6 +3,7 @@
 Nothing is started here: `app.run` does, or Ray Serve with the file that `serve_config` makes.
 """
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ from ray_retrieval.serve.wire import ModelKey, VersionKey
 from ray_retrieval.serve.writers import WriterReplica
 from ray_retrieval.storage import Folder
 
+_log = logging.getLogger(__name__)
 NAME = "ray-retrieval"
 """Name of the application on Ray Serve."""
 LATER_S = 10.0
@@ -218,6 +220,9 @@ def _checked(name: str, served: ServedIndex, config: ServeConfig) -> _Checked:
             mend="take letters, digits, '-', '_' and, not at the beginning, '.': NAME=INDEX",
         )
     index = Index.open(Folder(served.index))
+    unmeasured = index.manifest.otherwise_encoded(config.engine)
+    if unmeasured is not None:
+        _log.warning("%s: %s", name, unmeasured)
     key = key_of(Folder(served.index).uri, index.manifest)
     model = model_key(served, key)
     shards = len(index.manifest.shards)

@@ -23,6 +23,7 @@ class Bare:
     step: int = 7
     class_names: list[str] | None = None
     model: str = MODEL
+    engines: tuple = ()
     where: str = "bare rows"
     next_id: int | None = None
 
@@ -41,14 +42,10 @@ class Bare:
     def __len__(self):
         return len(self.descriptors)
 
-    def ids(self):
+    def id_blocks(self):
         if "id" not in self.schema.names:
             return None
-        return self.columns["id"].cast(pa.large_string()).combine_chunks()
-
-    def id_blocks(self):
-        ids = self.ids()
-        return None if ids is None else iter([ids])
+        return iter([self.columns["id"].cast(pa.large_string()).combine_chunks()])
 
     def tables(self, start, stop):
         for first in range(start, stop, self.step):
@@ -78,12 +75,10 @@ class CodesFile:
 
     schema = pa.schema([])
     fingerprint = "codes-in-a-file"
-    class_names, model, where, next_id = None, MODEL, "a file", None
+    class_names, model, where, next_id, engines = None, MODEL, "a file", None, ()
 
-    def ids(self):
+    def id_blocks(self):
         return None
-
-    id_blocks = ids
 
     def __len__(self):
         return self.rows

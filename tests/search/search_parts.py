@@ -85,6 +85,7 @@ def write(
     skip=frozenset(),
     class_names=None,
     keep_images=True,
+    engine="torch",
 ):
     """Write embeddings as an encoder does: finished parts are kept, a fresh start goes on."""
     folder = Folder(folder)
@@ -114,6 +115,8 @@ def write(
         class_names=class_names,
         parts=parts,
         source="table-a",
+        engine=engine,
+        export=None if engine == "torch" else "0" * 64,
     )
     return folder
 

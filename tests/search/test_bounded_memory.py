@@ -77,7 +77,7 @@ def test_rows_that_earlier_releases_wrote_are_read():
     assert known.schema.names == ["row", "id"]
     assert known.take(np.array([2, 0])).to_pylist() == [{"row": 7, "id": "b"}, {"row": 5, "id": "c"}]
     assert [known.place_of(name) for name in "abcd"] == [1, 2, 0, None]
-    assert known.places_with(pa.array(["b", "c", "x"])).tolist() == [0, 2]
+    assert [(place, ids.to_pylist()) for place, ids in known.ids()] == [(0, ["c", "a", "b"])]
     assert not known.numbered
     for wrong in ([batch.slice(0, 2)], []):
         with pytest.raises(ValueError, match="it should hold"):

@@ -1,6 +1,7 @@
 """Filters: what they mean, against a naive reading of each row, and what is no filter."""
 
 import datetime
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from ray_retrieval.errors import QueryError
 from ray_retrieval.search.filters import Among, Either, Every, Filter, IsNull, Not, Ordered, Value
 
+_SMALL = getattr(pa, "decimal32", pa.decimal128)  # older releases of pyarrow have none so small
 NAMES = ["cat", "dog", "red fox", "7"]
 ROWS = pa.RecordBatch.from_pydict(
     {
@@ -103,7 +105,7 @@ def test_a_number_means_the_same_below_above_and_equal():
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.sampled_from([pa.float32(), pa.float64(), pa.int8(), pa.uint8(), pa.int64()]),
+    st.sampled_from([pa.float16(), pa.float32(), pa.float64(), pa.int8(), pa.uint8(), pa.int64()]),
     st.lists(st.integers(0, 100), min_size=1, max_size=6),
     st.integers(0, 100),
 )
@@ -155,6 +157,48 @@ def test_integers_are_compared_with_any_number(data, kind):
     assert passing(f"value in ({text}, {held[0]}, 1e300)", rows) == [
         place for place, value in enumerate(held) if value in (asked, held[0])
     ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.sampled_from([_SMALL(5, 2), pa.decimal128(38, 0), pa.decimal256(60, 40)]))
+def test_decimals_are_compared_with_any_number(data, kind):
+    """Also with those that have more digits, or are far beyond what their type can hold."""
+    most = 10**kind.precision - 1
+    units = data.draw(st.lists(st.integers(-most, most), min_size=1, max_size=5))
+    exact = [Decimal((number < 0, tuple(map(int, str(abs(number)))), -kind.scale)) for number in units]
+    rows = pa.RecordBatch.from_pydict({"value": pa.array([*exact, None], kind)})
+    texts = [*map(str, exact), f"{exact[0]:f}", "0.015", "-7", "1e999999999", "-1e999999999", "1e-999999999"]
+    text = data.draw(st.sampled_from(texts))
+    asked = Decimal(text)
+    for sign, truth in {
+        "<": [value < asked for value in exact],
+        "<=": [value <= asked for value in exact],
+        "=": [value == asked for value in exact],
+        "!=": [value != asked for value in exact],
+        ">=": [value >= asked for value in exact],
+        ">": [value > asked for value in exact],
+    }.items():
+        assert passing(f"value {sign} {text}", rows) == np.flatnonzero(truth).tolist()
+    assert passing(f"value in ({text}, {exact[0]:f})", rows) == [
+        place for place, value in enumerate(exact) if value in (asked, exact[0])
+    ]
+
+
+def test_a_time_without_an_offset_is_of_the_columns_zone():
+    """In Berlin it is 01:00 of the first of January when it is midnight in UTC."""
+    times = [datetime.datetime(2024, 1, 1, hour, tzinfo=datetime.timezone.utc) for hour in (0, 1, 2)]
+    rows = pa.RecordBatch.from_pydict({"at": pa.array([*times, None], pa.timestamp("us", "Europe/Berlin"))})
+    for text, expected in {
+        "at = '2024-01-01T01:00:00'": [0],
+        "at = '2024-01-01T00:00:00Z'": [0],
+        "at in ('2024-01-01 01:00:00Z', '2024-01-01 03:00:00')": [1, 2],
+        "at > '2024-01-01T03:00:00+02:00'": [2],
+        "at < 2024-01-01": [],
+        "at >= 2024-01-01 and at < '2024-01-01 02:30'": [0, 1],
+    }.items():
+        assert passing(text, rows) == expected, text
+    with pytest.raises(QueryError, match="column 'at' holds timestamp"):
+        passing("at = soon", rows)
 
 
 def test_digits_are_names_of_classes_before_they_are_numbers():

@@ -13,7 +13,7 @@ from search_parts import assert_same, draw_codes, draw_images, draw_vectors, fil
 from soak_parts import survives_kills
 
 from ray_retrieval.descriptors import Codes, Vectors
-from ray_retrieval.errors import ArtefactError, DataError, QueryError
+from ray_retrieval.errors import ArtefactError, ConflictError, DataError, QueryError
 from ray_retrieval.search import (
     NO_ROW,
     Index,
@@ -26,6 +26,7 @@ from ray_retrieval.search import (
     versions,
 )
 from ray_retrieval.search.lock import writing_alone
+from ray_retrieval.search.manifest import read_current
 from ray_retrieval.storage import Folder
 
 ROWS, MORE, BITS = 60, 14, 12
@@ -246,7 +247,38 @@ def test_what_does_not_fit_is_refused(made, index, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_an_index_knows_what_encoded_its_rows(index, tmp_path):
+    assert "engines" not in Index.open(index).info()
+    assert b"engines" not in (index / read_current(Folder(index)).name).read_bytes()
+    for start, engine in ((60, "onnx-int8"), (63, "onnx"), (66, "torch")):
+        more = write(tmp_path / engine, draw_codes(3, BITS), images_of(3, start), engine=engine)
+        add(index, more)
+    opened = Index.open(index)
+    assert opened.info()["engines"] == ["onnx", "onnx-int8"]
+    said = opened.manifest.otherwise_encoded("torch")
+    assert said.startswith("rows were encoded by onnx-int8, the queries by torch")
+    assert opened.manifest.otherwise_encoded("onnx-int8") is None
+    rollback(index, 1)
+    assert Index.open(index).manifest.otherwise_encoded("torch") is None
+    build(tmp_path / "onnx", tmp_path / "anew")
+    assert Index.open(tmp_path / "anew").info()["engines"] == ["onnx"]
+
+
 # Removing and compacting
+
+
+def test_what_is_only_tried_needs_no_lock(index):
+    removed = remove(index, ["image-0007"])
+    with writing_alone(Folder(index), "add"):
+        held = (index / ".lock").read_bytes()
+        assert remove(index, ["image-0008"], dry_run=True).removed == 1
+        assert compact(index, dry_run=True).changed
+        assert prune(index, 1, dry_run=True).versions == [1]
+        assert (index / ".lock").read_bytes() == held
+        for change in (lambda: remove(index, ["image-0008"]), lambda: compact(index), lambda: prune(index)):
+            with pytest.raises(ConflictError, match="another writer is at work"):
+                change()
+    assert read_current(Folder(index)) == removed.manifest
 
 
 def test_removed_rows_are_as_if_they_had_never_been(made, index, queries):

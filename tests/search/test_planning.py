@@ -12,7 +12,7 @@ from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.planning import descriptor_bytes, known_bytes, plan
 from ray_retrieval.search.sources import EmbeddedRows
-from ray_retrieval.search.structure_sizes import structure_bytes
+from ray_retrieval.search.structure_sizes import cells_of_kind, structure_bytes
 from ray_retrieval.search.votes import LocalSearchConfig
 
 
@@ -103,6 +103,22 @@ def test_what_auto_takes_is_marked_and_memory_is_looked_at():
     assert [kind for kind in plan(form, 10**8, config=nothing) if kind.auto] == []
     for few in (nothing, ApproximateConfig(search="auto", memory=10**6)):
         assert [kind.kind for kind in plan(form, 1000, config=few) if kind.auto] == ["exact"]
+
+
+def test_rows_to_train_on_do_not_grow_with_all_rows_and_fit_the_memory():
+    form = Form(DescriptorKind.VECTORS, 2048)
+    planned = [
+        next(
+            kind
+            for kind in plan(form, rows, config=ApproximateConfig(search="auto", memory=memory))
+            if kind.auto
+        )
+        for rows, memory in ((10**7, None), (10**9, None), (10**6, 600 * 10**6))
+    ]
+    assert [kind.train_rows for kind in planned] == [131_072, 131_072, 600 * 10**6 // (2 * 4 * 2048)]
+    assert planned[1].training == 2 * 131_072 * 4 * 2048
+    assert planned[2].training <= 600 * 10**6
+    assert 39 * cells_of_kind(planned[2].kind) <= planned[2].train_rows
 
 
 def test_what_is_asked_for_is_planned():
