@@ -92,9 +92,10 @@ class ShortWay:
 
     def _gateway(self, scope: Any) -> tuple[str, Any] | None:
         """The prefix of the gateways' route and a handle of them, if the request is one for them."""
-        if self._proxy is None or scope["path"].startswith("/-/"):
+        path = scope["path"][len(scope.get("root_path", "")) :]
+        if self._proxy is None or path.startswith("/-/"):
             return None
-        matched = self._proxy.proxy_router.match_route(scope["path"])
+        matched = self._proxy.proxy_router.match_route(path)
         if matched is None:
             return None
         prefix, handle, _ = matched

@@ -29,16 +29,20 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 class Proxy:
     """Ray Serve's proxy: it counts what is asked of it, and hands out a gateway."""
 
-    def __init__(self, *, name: str = NAME, fails: Exception | None = None, waits: bool = False) -> None:
+    def __init__(
+        self, *, name: str = NAME, route: str = "/", fails: Exception | None = None, waits: bool = False
+    ) -> None:
         self.proxy_router, self.request_timeout_s = self, 0.05
         self.deployment_id = SimpleNamespace(app_name=name, name=GATEWAY)
         self.fails, self.waits = fails, waits
         self.own: list[bytes] = []
+        self.route, self.matched = route, list[str]()
         self.asked: list[Any] = []
         self.ongoing = self.cancelled = 0
 
     def match_route(self, path: str) -> Any:
-        return "/", self, False
+        self.matched.append(path)
+        return self.route, self, False
 
     def options(self, **named: Any) -> "Proxy":
         assert named == {"method_name": "whole", "stream": False, "_by_reference": False}
@@ -88,6 +92,7 @@ def asked(
     headers: tuple[tuple[bytes, bytes], ...] = (FORM,),
     pause_s: float = 0,
     leaves: bool = False,
+    root: str = "",
 ) -> list[Any]:
     """What is sent to a client that sends its body in pieces."""
 
@@ -106,7 +111,13 @@ def asked(
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": list(headers)}
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": root + path,
+            "root_path": root,
+            "headers": list(headers),
+        }
         await ShortWay(Between(proxy))(scope, receive, send)
         assert proxy.ongoing == 0
         return sent
@@ -131,6 +142,15 @@ def test_what_changes_nothing_is_asked_whole(method: str, path: str) -> None:
     assert (start["status"], body["body"]) == (207, path.encode() + b" abc")
     assert start["headers"] == [(b"x", b"mine"), (b"x-request-id", b"mine")]
     assert not proxy.own
+
+
+def test_the_prefixes_of_a_route_are_told_apart_from_the_path() -> None:
+    proxy = Proxy(route="/images")
+    asked(proxy, root="/outer", path="/images/v1/search")
+    assert [(one["path"], one["root_path"]) for one in proxy.asked] == [
+        ("/outer/images/v1/search", "/outer/images")
+    ]
+    assert proxy.matched == ["/images/v1/search"]
 
 
 def test_a_request_without_a_name_gets_one() -> None:
