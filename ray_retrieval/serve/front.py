@@ -66,7 +66,7 @@ class ShortWay:
         proxy: Any = app
         while not hasattr(proxy, "proxy_router") and hasattr(proxy, "_app"):
             proxy = proxy._app
-        self._proxy = proxy if hasattr(proxy, "proxy_router") else None
+        self._proxy: Any = proxy if hasattr(proxy, "proxy_router") else None
 
     async def __call__(self, scope: Any, receive: Asgi, send: Asgi) -> None:
         found = self._gateway(scope) if scope["type"] == "http" and _is_safe(scope) else None
