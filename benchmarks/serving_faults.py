@@ -1,14 +1,16 @@
 """A server under load that loses processes and changes its index: no wrong answer, and how many are lost.
 
-    python benchmarks/serving_faults.py --minutes 10        rounds of half a minute, each with a fresh index
+    python benchmarks/serving_faults.py --minutes 10        rounds of a minute, each with a fresh index
     python benchmarks/serving_faults.py --minutes 1
 
 Clients search one after another through HTTP, while an encoder is killed (SIGKILL), then a process of one of
 two groups of shards, and three versions are published: an image is added by the endpoint, one removed as by
-the command line, and the index compacted. Each answer is compared with what its version finds in this
-process, all shards searched at once. `lost` are searches that began within a second of the event or after it,
-and got no answer or another status than 200; `recovered` is when the last such search, or one that took more
-than 5 s, ended. What encodes is a stand-in without a network: it is the server that is looked at.
+the command line, and the index compacted. Then come other models: one with its index in the same folders, as
+of a run that is made anew, and one of other folders, by deploying the server once more. Each answer is
+compared with what its version finds in this process, all shards searched at once. `lost` are searches that
+began within a second of the event or after it, and got no answer or another status than 200; `recovered` is
+when the last such search, or one that took more than 5 s, ended. What encodes is a stand-in without a
+network: it is the server that is looked at.
 
 The rounds are those of tests/serve/fault_parts.py, which the tests run once.
 """
@@ -31,12 +33,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "serve"))
 
 import serving_parts
 from fault_parts import Outcome, faults
-from serving_parts import AverageHash, make_index
+from ray import serve
+from serving_parts import NotedHash, Served, make_index
 
 from ray_retrieval.serve.app import run
+from ray_retrieval.serve.application import build
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
+from ray_retrieval.serve.front import NAME
 
-_ROUND_S = 30.0
+_ROUND_S = 30.0  # and what the new models take
 RECOVERED_S = 30  # at most, after an event
 
 
@@ -45,19 +50,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="10 unless told")
     parser.add_argument("--clients", type=int, default=8)
     options = parser.parse_args()
-    minutes = options.minutes or (_ROUND_S / 60 if options.short else 10)
+    minutes = options.minutes or (0 if options.short else 10)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     ray.cloudpickle.register_pickle_by_value(serving_parts)  # type: ignore[no-untyped-call]
     ray.init(
         num_cpus=4, num_gpus=0, object_store_memory=256 << 20, log_to_driver=False, logging_level="ERROR"
     )
     outcomes: list[Outcome] = []
-    loaded = 0.0
     with measuring(f"clients: {options.clients}"):
-        while loaded < 60 * minutes:
+        begun = time.monotonic()
+        while not outcomes or time.monotonic() - begun < 60 * minutes:
             outcomes.append(_round(options.clients))
-            loaded += _ROUND_S
-            print(f"{loaded / 60:.1f} min: {_in_words(outcomes)}", flush=True)
+            print(f"{(time.monotonic() - begun) / 60:.1f} min: {_in_words(outcomes)}", flush=True)
         _print(outcomes)
     _claim(outcomes)
     if any(outcome.wrong for outcome in outcomes):
@@ -66,7 +70,8 @@ def main() -> None:
 
 def _round(clients: int) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
-        made = make_index(Path(folder))
+        (Path(folder) / "more").mkdir()
+        made = make_index(Path(folder), encoder=NotedHash)
         config = ServeConfig(
             port=_free_port(),
             shard_groups=2,
@@ -75,10 +80,24 @@ def _round(clients: int) -> Outcome:
             writable=True,
             poll_s=0.5,
         )
-        given = {"x": ServedIndex(index=made.index, model=made.model)}
-        with run(given, config, encoder=AverageHash) as url:
-            served = dataclasses.replace(made, url=url)
-            return faults(served, seconds=_ROUND_S, clients=clients, say=lambda _: None)
+
+        def deploy(other: Served) -> None:
+            application = build(_given(other), config, encoder=NotedHash)
+            serve.run_many([serve.RunTarget(application, name=NAME, route_prefix="/")])
+
+        with run(_given(made), config, encoder=NotedHash) as url:
+            return faults(
+                dataclasses.replace(made, url=url),
+                Path(folder) / "more",
+                seconds=_ROUND_S,
+                clients=clients,
+                deploy=deploy,
+                say=lambda _: None,
+            )
+
+
+def _given(served: Served) -> dict[str, ServedIndex]:
+    return {"x": ServedIndex(index=served.index, model=served.model)}
 
 
 def _claim(outcomes: list[Outcome]) -> None:

@@ -87,6 +87,9 @@ def search(
     refuse_settings(told)
     queries = images or []
     searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine or "torch", effort=harder)
+    unmeasured = searcher.index.manifest.otherwise_encoded(engine or "torch")
+    if unmeasured is not None:
+        typer.echo(f"warning {unmeasured}", err=True)
     answers = searcher.answers(queries, k, box=box, where=where)
     if picture is not None:
         examples = [

@@ -27,9 +27,10 @@ from ray_retrieval.cluster.meanwhile import quiet
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ClusterError, RecipeError
 from ray_retrieval.model import Encoder
-from ray_retrieval.serve.application import LATER_S, NAME, bound, build, check
+from ray_retrieval.serve.application import LATER_S, SHORT_WAY, VARIABLES, bound, build, check
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.encoders import EncoderFactory
+from ray_retrieval.serve.front import NAME
 
 _SHUTDOWN_S = 30.0
 
@@ -97,6 +98,7 @@ def run(
                     "request_timeout_s": config.request_timeout_s + LATER_S,
                 },
                 logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
+                controller_options={"runtime_env": {"env_vars": {**VARIABLES, **SHORT_WAY}}},
             )
             url = _url(config)
             _deploy(application, config, url)

@@ -24,6 +24,7 @@ from ray_retrieval.search.rerank import GeometricVerificationConfig
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.deployments import GatewayReplica, Handles
 from ray_retrieval.serve.encoders import EncoderFactory, EncoderReplica
+from ray_retrieval.serve.front import GATEWAY, NAME
 from ray_retrieval.serve.keys import check_exposure
 from ray_retrieval.serve.rerankings import beside, check_offered
 from ray_retrieval.serve.rolling import model_key
@@ -34,10 +35,23 @@ from ray_retrieval.serve.writers import WriterReplica
 from ray_retrieval.storage import Folder
 
 _log = logging.getLogger(__name__)
-NAME = "ray-retrieval"
-"""Name of the application on Ray Serve."""
 LATER_S = 10.0
 """So much later than the gateway gives up, Ray does: the gateway says so in JSON."""
+
+VARIABLES = {
+    # All that takes long is done in threads here, so one event loop does, and no request changes threads.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # Proxies ask gateways by gRPC instead of tasks of actors, which cost more.
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+    # Requests and answers are bounded here.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
+}
+"""The environment of Ray Serve's own processes, which the server's processes inherit; without it a server
+does the same, and slower."""
+
+SHORT_WAY = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_retrieval.serve.front:middlewares"}
+"""Likewise, where every process of Ray Serve can import this package; without that no proxy would start."""
 
 _SLACK = 64
 """Requests that a gateway takes beside its searches: the page, thumbnails, health, and refusals in JSON."""
@@ -127,7 +141,7 @@ def bound(checked: Checked, *, encoder: EncoderFactory = Encoder) -> Application
     # By their folders, where another model may lie some day.
     others = {model.uri: encoders[model.fingerprint] for model in checked.beside}
     requests = config.max_ongoing + config.max_queued
-    gateways = _deployment(GatewayReplica, "Gateway", config.gateway_cpus, 1, config.gateway_replicas)
+    gateways = _deployment(GatewayReplica, GATEWAY, config.gateway_cpus, 1, config.gateway_replicas)
     gateways = gateways.options(max_ongoing_requests=requests + _SLACK, max_queued_requests=requests + _SLACK)
     served = {name: ServedIndex(index=one.key.uri, model=one.given) for name, one in found.items()}
     return gateways.bind(served, handles, others, config)
@@ -176,6 +190,7 @@ def serve_config(indexes: Mapping[str, ServedIndex], config: ServeConfig) -> dic
             "request_timeout_s": config.request_timeout_s + LATER_S,
         },
         "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "controller_options": {"runtime_env": {"env_vars": dict(VARIABLES)}},
         "applications": [
             {
                 "name": NAME,
@@ -290,9 +305,8 @@ def _deployment(
         "OMP_NUM_THREADS": str(threads),
         # Waiting threads that spin take the cores from the other processes of the server.
         "OMP_WAIT_POLICY": "PASSIVE",
-        # All that takes long is done in threads here, so one event loop does, and no request changes threads.
-        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        # Of a controller that runs already they may be others.
+        **VARIABLES,
     }
     plain: Any = serve.deployment(kind)
     many: dict[str, Any] = {"num_replicas": replicas}

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
@@ -13,7 +14,7 @@ from ray_retrieval.serve.behind import PartError
 from ray_retrieval.serve.wire import Gone, GoneError, Late, Wrong
 
 _NOBODY = (ReplicaUnavailableError, DeploymentUnavailableError)
-_GONE = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, *_NOBODY)
+_GONE = (RayActorError, WorkerCrashedError, NodeDiedError, ObjectLostError, grpc.aio.AioRpcError, *_NOBODY)
 _AGAIN_S = 0.1
 
 Ask = Callable[[Any, float], Awaitable[Any]]
@@ -38,7 +39,7 @@ def asking(method: Any, part: str, *, again: float = math.inf) -> Ask:
         while True:
             response = method.remote(question)
             try:
-                answer = await asyncio.wait_for(_result(response), max(0.0, deadline - time.monotonic()))
+                answer = await _result(response, max(0.0, deadline - time.monotonic()))
                 break
             except BackPressureError:
                 raise PartError(part, "busy") from None
@@ -72,13 +73,26 @@ def answered(answer: Any, part: str) -> Any:
     return answer
 
 
-async def _result(response: Any) -> Any:
-    """The answer; whoever works for it is told where it is no longer waited for."""
+async def _result(response: Any, timeout_s: float) -> Any:
+    """The answer; whoever works for it is told where it is no longer waited for.
+
+    Raises:
+        TimeoutError: if there is none in time.
+        RayActorError: among others, if the process that worked for it broke it off.
+    """
+    answer = asyncio.ensure_future(response)
     try:
-        return await response
-    except asyncio.CancelledError:
-        response.cancel()
-        raise
+        await asyncio.wait({answer}, timeout=timeout_s)
+        if answer.cancelled():
+            # Nobody here has done so: a process that ends breaks off what it works on.
+            raise RayActorError
+        if not answer.done():
+            raise asyncio.TimeoutError
+        return answer.result()
+    finally:
+        if not answer.done():
+            answer.cancel()
+            response.cancel()
 
 
 def pinging(method: Any, part: str) -> Callable[[float], Awaitable[Any]]:
@@ -86,7 +100,7 @@ def pinging(method: Any, part: str) -> Callable[[float], Awaitable[Any]]:
 
     async def ping(timeout_s: float) -> Any:
         try:
-            return await asyncio.wait_for(_result(method.remote()), timeout_s)
+            return await _result(method.remote(), timeout_s)
         except BackPressureError:
             raise PartError(part, "busy") from None
         except _GONE:

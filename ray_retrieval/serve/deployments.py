@@ -12,7 +12,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
-from ray_retrieval.serve import maps
+from ray_retrieval.serve import front, maps
 from ray_retrieval.serve.asking import Ask, answered, asking, everywhere, pinging
 from ray_retrieval.serve.behind import PartError, Parts
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
@@ -60,27 +60,32 @@ class GatewayReplica:
         config: ServeConfig,
     ) -> None:
         limit_threads(1)
-        self._config = config
         parts = {name: parts_of(handles[name], encoders, config) for name in indexes}
         self._gateway = Gateway(indexes, parts, config)
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
         # The proxy of Ray Serve names each request and its answer.
-        return create_app(self._gateway, self._config, self._gateway.measured.request, names_answers=False)
+        self._app = create_app(self._gateway, config, self._gateway.measured.request, names_answers=False)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._app
+
+    async def whole(self, asked: dict[str, Any], body: bytes) -> front.Whole:
+        """The answer to a request that came by the short way, see `front`."""
+        return await front.whole(self._app, asked, body)
 
 
 def parts_of(handles: Handles, encoders: Mapping[str, Any], config: ServeConfig) -> Parts:
     """What stands behind one index, as functions."""
     # A process may have died of the very image: once more, and no other dies of it.
-    own = asking(handles.encoder.encode, "encoder", again=1)
-    others = {uri: asking(one.encode, "encoder", again=1) for uri, one in encoders.items()}
+    own = asking(direct(handles.encoder).encode, "encoder", again=1)
+    others = {uri: asking(direct(one).encode, "encoder", again=1) for uri, one in encoders.items()}
 
     async def encode(job: EncodeJob, timeout_s: float) -> Encoded:
         found: Encoded = await others.get(job.model.uri, own)(job, timeout_s)
         return found
 
     pings = {"encoder": pinging(handles.encoder.ping, "encoder")}
-    groups: list[Ask] = [asking(group.search, "group") for group in handles.groups]
+    groups: list[Ask] = [asking(direct(group).search, "group") for group in handles.groups]
     pings |= {f"group {number}": pinging(group.ping, "group") for number, group in enumerate(handles.groups)}
     here = None
     if not groups:
@@ -112,6 +117,11 @@ def parts_of(handles: Handles, encoders: Mapping[str, Any], config: ServeConfig)
         lay_out=_laid_out,
         pings=pings,
     )
+
+
+def direct(handle: Any) -> Any:
+    """A handle that asks by gRPC: it costs less than tasks of actors, whose answers are objects of Ray."""
+    return handle.options(_by_reference=False)
 
 
 def asking_here(group: ShardGroup) -> Ask:

@@ -19,6 +19,7 @@ from starlette.datastructures import MutableHeaders
 
 from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.front import READS
 from ray_retrieval.serve.keys import Keys, is_loopback
 from ray_retrieval.serve.limits import RateLimit
 from ray_retrieval.serve.problems import answer_of, answer_of_bug
@@ -28,7 +29,6 @@ Asgi = Callable[..., Awaitable[Any]]
 Observe = Callable[[str, str, int, float], None]
 """Told of each request: its method, the template of its route, the status and the seconds that it took."""
 
-API = "/v1"
 REQUEST_ID = "X-Request-ID"
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -37,8 +37,6 @@ _METRICS = "/metrics"
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
 """What is answered without a key, beside the files of the page."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_READS = frozenset(f"{API}/{name}" for name in ("search", "search/batch", "embed", "match"))
-"""What is asked by POST and changes nothing."""
 _GONE = 499
 """Told where the client went away before there was an answer, as nginx has it."""
 _PICTURES = ("/thumbnail", "/original")
@@ -279,7 +277,7 @@ def _is_open(scope: Scope) -> bool:
 
 
 def _is_change(scope: Scope) -> bool:
-    return scope["method"] not in _SAFE and _path(scope) not in _READS
+    return scope["method"] not in _SAFE and _path(scope) not in READS
 
 
 def _address(scope: Scope) -> str:

@@ -15,7 +15,8 @@ from ray_retrieval.serve.answers import (
 )
 from ray_retrieval.serve.backend import NewImage
 from ray_retrieval.serve.bodies import RemoveBody, parsed
-from ray_retrieval.serve.middleware import API, charge
+from ray_retrieval.serve.front import API
+from ray_retrieval.serve.middleware import charge
 from ray_retrieval.serve.openapi import ADD, IMAGE_FILE, REMOVE
 from ray_retrieval.serve.parts import HttpParts, as_json, picture
 from ray_retrieval.serve.thumbnails import LARGEST, SMALLEST

@@ -19,8 +19,9 @@ from ray_retrieval.serve.answers import (
 )
 from ray_retrieval.serve.backend import ImageExample, PhotographExample, SearchRequest
 from ray_retrieval.serve.bodies import SearchBody, checked
+from ray_retrieval.serve.front import API
 from ray_retrieval.serve.limits import all_of, before
-from ray_retrieval.serve.middleware import API, charge
+from ray_retrieval.serve.middleware import charge
 from ray_retrieval.serve.openapi import BATCH, EMBED, MATCH, PICTURE, SEARCH
 from ray_retrieval.serve.parts import HttpParts, as_json
 

@@ -1,10 +1,9 @@
 import dataclasses
-import shutil
 import socket
 from collections.abc import Iterator
 
 import pytest
-from serving_parts import AverageHash, Served, make_index
+from serving_parts import NotedHash, Served, make_index
 
 
 @pytest.fixture(scope="session")
@@ -14,8 +13,8 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> Served:
 
 
 @pytest.fixture(scope="module")
-def served(local_ray: None, indexed: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A copy of the index behind a running server of two groups of shards, which may change it."""
+def served(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """An index and its model behind a running server of two groups of shards, which may change them."""
     import ray.cloudpickle
     import serving_parts
 
@@ -24,8 +23,8 @@ def served(local_ray: None, indexed: Served, tmp_path_factory: pytest.TempPathFa
 
     # Replicas cannot import what lies in the tests' folder.
     ray.cloudpickle.register_pickle_by_value(serving_parts)  # type: ignore[no-untyped-call]
-    index = str(tmp_path_factory.mktemp("served") / "index")
-    shutil.copytree(indexed.index, index)
+    folder = tmp_path_factory.mktemp("served")
+    own = make_index(folder, encoder=NotedHash)
     config = ServeConfig(
         port=free_port(),
         shard_groups=2,
@@ -36,9 +35,9 @@ def served(local_ray: None, indexed: Served, tmp_path_factory: pytest.TempPathFa
         poll_s=0.5,
         request_timeout_s=90,  # a busy machine takes long to start a process anew
     )
-    given = {"x": ServedIndex(index=index, model=indexed.model)}
-    with run(given, config, encoder=AverageHash) as url:
-        yield dataclasses.replace(indexed, url=url, index=index)
+    given = {"x": ServedIndex(index=own.index, model=own.model)}
+    with run(given, config, encoder=NotedHash) as url:
+        yield dataclasses.replace(own, url=url)
 
 
 def free_port() -> int:

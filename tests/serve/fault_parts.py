@@ -4,6 +4,7 @@ Used by the tests for some seconds, and by benchmarks/serving_faults.py for minu
 """
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -11,41 +12,47 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
-from serving_parts import AverageHash, Served, picture
+from serving_parts import NotedHash, Served, make_index, picture
 
 from ray_retrieval.search import Index, compact, remove
-from ray_retrieval.serve.application import NAME
-from ray_retrieval.serve.versions import current_key
+from ray_retrieval.serve.front import NAME
 
 K = 10
 SEEDS = 200
 SLOW_S = 5.0
+_NONE = ("", 0)
+
+
+Version = tuple[str, int]
+"""Fingerprint of the model, and number, of a version of an index."""
 
 
 class Oracle:
     """What each version of an index finds for a picture, all shards searched at once in this process."""
 
-    def __init__(self, served: Served) -> None:
-        self._uri, self._encoder = served.index, AverageHash(served.model)
-        self._indices: dict[int, Index] = {}
-        self._known: dict[tuple[int, int], list[tuple[str, int, int]]] = {}
+    def __init__(self) -> None:
+        self._indices: dict[Version, tuple[Index, NotedHash]] = {}
+        self._known: dict[tuple[Version, int], list[tuple[str, int, int]]] = {}
 
-    def open(self, version: int) -> None:
-        """Hold a version, so that it can be asked when its files have gone."""
-        if version not in self._indices:
-            self._indices[version] = Index.open(self._uri, version=version)
+    def open(self, served: Served) -> Version:
+        """Hold the version that is current, so that it can be asked when its files have gone."""
+        encoder, index = NotedHash(served.model), Index.open(served.index)
+        version = encoder.fingerprint, index.version
+        self._indices[version] = index, encoder
+        return version
 
-    def hits(self, version: int, seed: int) -> list[tuple[str, int, int]]:
+    def hits(self, version: Version, seed: int) -> list[tuple[str, int, int]]:
         """Id, row and distance of each hit."""
         if (version, seed) not in self._known:
-            self.open(version)
-            codes, _ = self._encoder.encode([picture(seed)])
-            found = self._indices[version].search(codes, K)
+            index, encoder = self._indices[version]
+            codes, _ = encoder.encode([picture(seed)])
+            found = index.search(codes, K)
             rows = found.rows[0][found.rows[0] >= 0]
-            ids = self._indices[version].records(rows)["id"].to_pylist()
+            ids = index.records(rows)["id"].to_pylist()
             both = zip(ids, rows.tolist(), found.distances[0].tolist(), strict=False)
             self._known[version, seed] = list(both)
         return self._known[version, seed]
@@ -59,7 +66,7 @@ class Asked:
     seconds: float
     status: int
     seed: int
-    version: int
+    version: Version
     hits: list[tuple[str, int, int]]
 
 
@@ -94,6 +101,13 @@ class Load:
         assert self._pool is not None
         self._pool.shutdown(wait=True)
 
+    def until(self, version: Version, *, seconds: float = 120) -> None:
+        """Wait until a search is answered from a version."""
+        deadline = time.monotonic() + seconds
+        while not any(one.version == version for one in self.asked[-self.clients :]):
+            assert time.monotonic() < deadline, f"{version} is not served"
+            time.sleep(0.1)
+
     def _client(self, number: int) -> None:
         seed = number
         with httpx.Client(base_url=self.url, timeout=100) as client:
@@ -107,13 +121,14 @@ class Load:
             files, data = {"image": picture(seed)}, {"k": str(K)}
             answer = client.post("/v1/search", files=files, data=data)
         except httpx.HTTPError:
-            return Asked(start, time.monotonic() - start, 0, seed, 0, [])
+            return Asked(start, time.monotonic() - start, 0, seed, _NONE, [])
         took = time.monotonic() - start
         if answer.status_code != 200:
-            return Asked(start, took, answer.status_code, seed, 0, [])
+            return Asked(start, took, answer.status_code, seed, _NONE, [])
         body: Any = answer.json()
         hits = [(hit["id"], hit["row"], hit["distance"]) for hit in body["hits"]]
-        return Asked(start, took, 200, seed, body["index"]["version"], hits)
+        version = body["index"]["model"], body["index"]["version"]
+        return Asked(start, took, 200, seed, version, hits)
 
 
 @dataclass
@@ -130,24 +145,36 @@ class Outcome:
     asked: list[Asked]
     wrong: list[Asked]
     events: list[Event]
-    versions: set[int]
+    versions: set[Version]
 
     @property
     def statuses(self) -> Counter[int]:
         return Counter(one.status for one in self.asked)
 
 
-def faults(served: Served, *, seconds: float, clients: int, say: Callable[[str], None] = print) -> Outcome:
-    """Kill an encoder and a group of shards, and publish three versions, all under load.
+def faults(
+    served: Served,
+    folder: Path,
+    *,
+    seconds: float,
+    clients: int,
+    deploy: Callable[[Served], None] | None = None,
+    say: Callable[[str], None] = print,
+) -> Outcome:
+    """Kill an encoder and a group of shards, publish three versions and new models, all under load.
 
     Args:
-        served: a running, writable server with the application's usual name; its index is called `x`.
-        seconds: in all, shared out evenly between the events.
+        served: a running, writable server with the application's usual name; its index is called `x`, and it
+            is the only one of its folders.
+        folder: an empty one, for indices of other models.
+        seconds: in all, shared out evenly between the events; waiting for what they bring comes on top.
         clients: that search at once.
+        deploy: has another index served under the same name, and returns when it is.
         say: is told what happens.
     """
-    oracle, events = Oracle(served), []
-    oracle.open(1)
+    oracle, events = Oracle(), []
+    oracle.open(served)
+    anew, other = (make_index(folder / name, encoder=NotedHash, note=name) for name in ("anew", "other"))
 
     def killed(deployment: str) -> None:
         from ray import serve
@@ -163,20 +190,41 @@ def faults(served: Served, *, seconds: float, clients: int, say: Callable[[str],
             assert answer.status_code == 200, answer.text
             assert answer.json()["index"]["version"] == 2
 
+    def renewed() -> None:
+        version = oracle.open(anew)
+        for source, target in ((anew.model, served.model), (anew.index, served.index)):
+            shutil.rmtree(target)  # as a run does that is made anew: the model first
+            shutil.move(source, target)
+        load.until(version)
+
+    def deployed(deploy: Callable[[Served], None]) -> None:
+        version = oracle.open(other)
+        deploy(other)
+        load.until(version)
+
+    def publish(change: Callable[[], Any]) -> None:
+        change()
+        oracle.open(served)  # Compaction deletes old versions.
+
     steps: list[tuple[str, Callable[[], Any]]] = [
         ("an encoder is killed", lambda: killed("Encoder-x")),
         ("a group of shards is killed", lambda: killed("Shards-x-1")),
-        ("a version with a new image, by the endpoint", added),
-        ("a version without an image, by the command line", lambda: remove(served.index, [served.ids[7]])),
-        ("a version that is compacted", lambda: compact(served.index)),
+        ("a version with a new image, by the endpoint", lambda: publish(added)),
+        (
+            "a version without an image, by the command line",
+            lambda: publish(lambda: remove(served.index, [served.ids[7]])),
+        ),
+        ("a version that is compacted", lambda: publish(lambda: compact(served.index))),
+        ("a new model and its index in the same folders", renewed),
     ]
+    if deploy is not None:
+        steps.append(("a server of another model and index is deployed", lambda: deployed(deploy)))
     with Load(served.url, clients) as load:
         for name, step in steps:
             time.sleep(seconds / (len(steps) + 1))
             say(name)
             events.append(Event(name, time.monotonic()))
             step()
-            oracle.open(current_key(served.index).number)  # Compaction deletes old versions.
         time.sleep(seconds / (len(steps) + 1))
     good = [one for one in load.asked if one.status == 200]
     wrong = [one for one in good if one.hits != oracle.hits(one.version, one.seed)]

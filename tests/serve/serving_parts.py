@@ -55,6 +55,18 @@ class AverageHash:
     def close(self) -> None: ...
 
 
+class NotedHash(AverageHash):
+    """Codes that depend on the note of the model."""
+
+    def __init__(self, model: str, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._turned = int(self.fingerprint[:2], 16)
+
+    def encode(self, images: list[bytes], box: Any = None) -> tuple[Codes, dict[int, str]]:
+        codes, failures = super().encode(images)
+        return Codes(codes.data ^ self._turned, BITS), failures
+
+
 class GreyVector:
     """Encodes an image as an 8 x 8 grid of grey values around their mean, scaled to length 1."""
 

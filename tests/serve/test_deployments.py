@@ -214,6 +214,19 @@ def test_a_replica_that_died_is_asked_again_until_time_is_up() -> None:
     assert 2 <= dead.calls <= 4
 
 
+def test_what_a_process_breaks_off_as_it_ends_is_asked_again() -> None:
+    class Ending(Method):
+        async def remote(self, value: int) -> int:
+            self.calls += 1
+            if self.calls < 3:
+                raise asyncio.CancelledError
+            return value
+
+    method = Ending()
+    assert asyncio.run(asking(method, "group")(7, 30)) == 7
+    assert method.calls == 3
+
+
 def test_an_image_that_processes_die_of_is_asked_once_more_at_most() -> None:
     deadly = Method(*(RayActorError() for _ in range(9)))
     with pytest.raises(PartError, match="dead"):
@@ -278,6 +291,9 @@ class Handle:
         self.encoded: list[ModelKey] = []
         self.prepared: list[Any] = []
         self.encode, self.search, self.ping = self, self, self
+
+    def options(self, *, _by_reference: bool) -> "Handle":
+        return self
 
     async def remote(self, job: EncodeJob) -> Encoded:
         self.encoded.append(job.model)

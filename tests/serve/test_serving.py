@@ -3,13 +3,14 @@
 import http.client
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from fault_parts import faults
-from serving_parts import AverageHash, Served, picture, pixels
+from serving_parts import NotedHash, Served, picture, pixels
 
 from ray_retrieval.search import Index
 
@@ -27,7 +28,7 @@ class Oracle:
 
     def __init__(self, served: Served) -> None:
         self.index = Index.open(served.index)
-        self.encoder = AverageHash(served.model)
+        self.encoder = NotedHash(served.model)
 
     def hits(self, image: bytes, k: int) -> list[tuple[str, int, int]]:
         codes, failures = self.encoder.encode([image])
@@ -59,6 +60,14 @@ def test_served_hits_equal_a_direct_search(client: httpx.Client, oracle: Oracle,
         found = hits_of(search(client, picture(seed), k))
         assert found == oracle.hits(picture(seed), k)
         assert len(found) == min(k, oracle.index.rows)
+
+
+def test_searches_go_the_short_way_and_changes_do_not(client: httpx.Client) -> None:
+    # Ray Serve names requests with hyphens.
+    assert "-" not in search(client, picture(1)).headers["x-request-id"]
+    changed = client.post("/v1/indexes/x/remove", json={"ids": ["nobody"]})
+    assert changed.status_code == 404
+    assert "-" in changed.headers["x-request-id"]
 
 
 def test_forty_uploads_at_once_get_each_its_own_answer(client: httpx.Client, oracle: Oracle) -> None:
@@ -145,12 +154,16 @@ def test_no_path_leads_out_of_the_index(served: Served, path: str) -> None:
     connection.close()
 
 
-def test_lost_processes_and_new_versions_give_no_wrong_answer(client: httpx.Client, served: Served) -> None:
-    outcome = faults(served, seconds=24, clients=6, say=lambda _: None)
+def test_lost_processes_new_versions_and_new_models_give_no_wrong_answer(
+    client: httpx.Client, served: Served, tmp_path: Path
+) -> None:
+    before = client.get("/v1/indexes").json()["indexes"][0]["model"]
+    outcome = faults(served, tmp_path, seconds=24, clients=6, say=lambda _: None)
     said: Any = (outcome.statuses, outcome.events)
     assert not outcome.wrong, said
     # The processes that died had searches of at most all clients; they are asked again, so none is lost.
     assert set(outcome.statuses) <= {200}, said
-    assert outcome.versions >= {1, 4}, said
+    assert outcome.versions >= {(before, 1), (before, 4)}, said
+    assert len({model for model, _ in outcome.versions}) == 2, said
     assert all(event.recovered_s < 30 for event in outcome.events), said
-    assert client.get("/readyz").json()["versions"] == {"x": 4}
+    assert client.get("/readyz").json()["versions"] == {"x": 1}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from gateway_parts import Behind, gateway_over, image, rows, search, soon
-from serving_parts import AverageHash, Served, make_index, picture
+from serving_parts import AverageHash, NotedHash, Served, make_index, picture
 
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search import Index, remove
@@ -442,18 +442,6 @@ def test_an_encoder_runs_the_engine_that_is_set(indexed: Served) -> None:
     key = ModelKey(indexed.model, AverageHash(indexed.model).fingerprint)
     EncoderReplica(key, factory, ServeConfig(engine="onnx"))
     assert asked == ["onnx"]
-
-
-class NotedHash(AverageHash):
-    """Codes that depend on the note of the model."""
-
-    def __init__(self, model: str, **options: Any) -> None:
-        super().__init__(model, **options)
-        self._turned = int(self.fingerprint[:2], 16)
-
-    def encode(self, images: list[bytes], box: Any = None) -> Any:
-        codes, failures = super().encode(images)
-        return dataclasses.replace(codes, data=codes.data ^ self._turned), failures
 
 
 def test_a_new_model_is_rolled_in_under_load_without_a_mixture(tmp_path: Path) -> None:
