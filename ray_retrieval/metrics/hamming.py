@@ -52,6 +52,7 @@ from ray_retrieval.metrics.shards import (
     count_inputs,
     count_rows,
     default_threads,
+    order_inputs,
     order_rows,
 )
 
@@ -170,6 +171,9 @@ def evaluate_shards(
 ) -> HammingReport:
     """`evaluate` over a database in parts, one after another: the same report, bit for bit.
 
+    What is held besides is the counts by distance, 16 bytes a query and bit, twice where there are several
+    parts, and a few MiB, however many and however long the rows are.
+
     Args:
         query_codes: uint8 [queries, ceil(bits / 8)].
         query_labels: int64 [queries] or 0/1 [queries, classes].
@@ -186,31 +190,18 @@ def evaluate_shards(
     Raises:
         MetricError: if codes, labels or options do not fit each other, or there is no query or no row.
     """
-    first = [
+    total = sum_of(
         count_rows(query_codes, query_labels, *shard, bits=bits, threads=threads, progress=progress)
         for shard in shards
-    ]
-    total = sum_of(first)
-    at = _asked(k, at, radius, total.rows)
-    orders: list[RowOrder] = []
-    earlier = None
-    for shard, counts in zip(shards, first, strict=True):
-        orders.append(
-            order_rows(
-                query_codes,
-                query_labels,
-                *shard,
-                total=total,
-                earlier=earlier,
-                k=k,
-                at=at,
-                bits=bits,
-                threads=threads,
-                progress=progress,
-            )
-        )
-        earlier = counts if earlier is None else earlier + counts
-    return report_of(total, sum_of(orders), radius=radius)
+    )
+    at, used, several = _asked(k, at, radius, total.rows), default_threads(threads), len(shards) > 1
+    earlier = np.zeros((total.queries if several else 1, total.bits + 1, 2), np.int64)
+
+    def ordered(codes: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> RowOrder:
+        inputs = prepare(query_codes, query_labels, codes, labels, bits, may_be_empty=True)
+        return order_inputs(inputs, total, earlier, k, at, used, progress, move_on=several)
+
+    return report_of(total, sum_of(ordered(*shard) for shard in shards), radius=radius)
 
 
 def _asked(k: int | None, at: Sequence[int] | None, radius: int, rows: int) -> list[int]:

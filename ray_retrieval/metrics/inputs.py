@@ -17,11 +17,11 @@ _ROWS_AT_ONCE = 1 << 14
 
 
 class Inputs(NamedTuple):
-    """Codes and labels as the kernels take them, all read-only; see `kernels.score`."""
+    """Queries and labels as the kernels take them, all read-only, and codes; see `kernels.score`."""
 
     query_words: npt.NDArray[np.uint64]
     query_labels: npt.NDArray[np.uint64]
-    words: npt.NDArray[np.uint64]
+    codes: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.uint64]
     single: bool
     bits: int
@@ -32,7 +32,17 @@ class Inputs(NamedTuple):
 
     @property
     def rows(self) -> int:
-        return int(self.words.shape[1])
+        return len(self.codes)
+
+    def words_of(self, rows: slice) -> npt.NDArray[np.uint64]:
+        """uint64 [code words, n]: the codes of some rows, copied unless a code is one whole word."""
+        return frozen(_code_words(self.codes[rows], self.bits).T)
+
+    def labels_of(self, rows: slice) -> npt.NDArray[np.uint64]:
+        """What the labels say of some rows, which begin at a multiple of 64."""
+        if self.single:
+            return frozen(self.labels[:, rows])
+        return frozen(self.labels[:, rows.start // 64 : -(-rows.stop // 64)])
 
 
 def prepare(
@@ -86,7 +96,7 @@ def prepare(
     return Inputs(
         query_words=frozen(_code_words(query_codes, bits)),
         query_labels=frozen(wanted),
-        words=frozen(_code_words(database_codes, bits).T),
+        codes=database_codes,
         labels=frozen(labels),
         single=single,
         bits=bits,
@@ -97,8 +107,8 @@ def prepare(
 
 
 def _code_words(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint64]:
-    """uint64 [n, words]: the codes padded to whole words, with zeros beyond the bits. No copy if they fit."""
-    if codes.shape[1] != 8 or bits != 64:
+    """uint64 [n, words]: the codes in whole words, with zeros beyond the bits; no copy if they fit."""
+    if codes.shape[1] % 8 or bits != 8 * codes.shape[1]:
         width, last = -(-bits // 8), bits % 8
         padded = np.zeros((len(codes), 8 * -(-bits // 64)), np.uint8)
         padded[:, :width] = codes[:, :width]

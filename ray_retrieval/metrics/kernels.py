@@ -31,7 +31,7 @@ Numbers = npt.NDArray[np.uint16]
 # Rows that go through all steps while their keys are in the nearest cache. At most 65,535, so that the rows
 # of one distance and the relevant ones among them are counted in the two halves of a 32-bit word; and a
 # multiple of 64.
-_CHUNK = 4096
+CHUNK = 4096
 _WIDEST_BYTE_KEY = 127  # bits
 _ONE = np.uint64(1)
 
@@ -127,15 +127,15 @@ def _rank(
         keys: of the shard's rows.
         rows: number of them.
         total: int64 [bits + 1, 2], rows of all shards by distance and relevance.
-        earlier: likewise, of the shards before this one.
+        earlier: likewise, of the shards before this one; this one's are added, as far as they are ranked.
         k: 1…rows of all shards.
         scale: units in 1.
         relevant_at: uint8 [depth + 2]; set to 1 at the ranks 1…depth of relevant rows, else to 0. What is
             ranked beyond goes to the last place.
         state: uint32 [bits + 1], scratch: rows of the chunk at each distance so far, and above them, from bit
             16 on, the relevant ones.
-        states: uint32 [_CHUNK], scratch: the state at each relevant row.
-        buckets: uint16 [_CHUNK], scratch: their distances.
+        states: uint32 [CHUNK], scratch: the state at each relevant row.
+        buckets: uint16 [CHUNK], scratch: their distances.
     """
     # A counting sort that computes the place of each row without moving any: within a distance, rows come
     # in their own order, so the next place of each distance is all there is to remember.
@@ -153,8 +153,8 @@ def _rank(
         hits += total[d, 1]
     relevant_at[:] = 0
     summed, within = 0, 0
-    for start in range(0, rows, _CHUNK):
-        stop = min(rows, start + _CHUNK)
+    for start in range(0, rows, CHUNK):
+        stop = min(rows, start + CHUNK)
         chunk = keys[start:stop]
         state[:] = 0
         kept = np.uint64(0)
@@ -186,8 +186,12 @@ def _rank(
                 rank = place[np.uint64(of[i])] + np.int64(ranked[i] & np.uint32(0xFFFF))
                 relevant_at[np.uint64(min(rank, beyond))] = 1
         for d in range(distances):
-            place[d] += np.int64(state[d] & np.uint32(0xFFFF))
-            found[d] += np.int64(state[d] >> np.uint32(16))
+            ranked_here = np.int64(state[d] & np.uint32(0xFFFF))
+            found_here = np.int64(state[d] >> np.uint32(16))
+            place[d] += ranked_here
+            found[d] += found_here
+            earlier[d, 0] += ranked_here - found_here
+            earlier[d, 1] += found_here
     return summed, within
 
 
@@ -222,16 +226,17 @@ def score(
         single: whether labels are class numbers.
         keys: scratch, from `keys_for`.
         counting: whether to fill `counts`.
-        counts: int64 [queries, bits + 1, 2], filled: rows by distance, not relevant and relevant.
+        counts: int64 [queries, bits + 1, 2], added to: rows by distance, not relevant and relevant.
         ordering: whether to rank in row order, and fill what follows from it.
         total: int64 [queries, bits + 1, 2], the counts of all shards. It may be the memory of `counts`.
-        earlier: int64 [queries, bits + 1, 2], the counts of the shards before this one.
+        earlier: int64 [queries, bits + 1, 2], the counts of the shards before this one; those of this one are
+            added, as far as the ranks of a later one need them.
         k: how many rows of each ranking count.
         scale: 2^`precision_shift(k)`.
         at: int64 [n], ascending ranks.
-        precisions: int64 [queries], filled: sum of precisions at the relevant rows among the first k.
-        hits: int64 [queries], filled: their number.
-        hits_at: int64 [queries, n], filled: relevant rows of this shard up to each rank.
+        precisions: int64 [queries], added to: sum of precisions at the relevant rows among the first k.
+        hits: int64 [queries], added to: their number.
+        hits_at: int64 [queries, n], added to: relevant rows of this shard up to each rank.
     """
     rows = words.shape[1]
     distances = counts.shape[1]
@@ -239,13 +244,13 @@ def score(
     tables = np.zeros((4, 2 * distances), np.uint32)
     relevant_at = np.zeros((at[-1] if len(at) > 0 else 0) + 2, np.uint8)
     state = np.zeros(distances, np.uint32)
-    states, buckets = np.zeros(_CHUNK, np.uint32), np.zeros(_CHUNK, np.uint16)
+    states, buckets = np.zeros(CHUNK, np.uint32), np.zeros(CHUNK, np.uint16)
     for q in range(len(queries)):
         _relevance(relevant, query_labels[q], labels, rows, single)
         tables[:] = 0
-        for start in range(0, rows, _CHUNK):
-            few = min(_CHUNK, rows - start)
-            chunk = keys[start : start + _CHUNK]
+        for start in range(0, rows, CHUNK):
+            few = min(CHUNK, rows - start)
+            chunk = keys[start : start + CHUNK]
             _fill_keys(chunk, start, few, queries[q], words, relevant)
             if counting:
                 _count(chunk[:few], tables)
@@ -254,14 +259,16 @@ def score(
                 for r in range(2):
                     key = 2 * d + r
                     sums = np.int64(tables[0, key]) + np.int64(tables[1, key])
-                    counts[q, d, r] = sums + np.int64(tables[2, key]) + np.int64(tables[3, key])
+                    counts[q, d, r] += sums + np.int64(tables[2, key]) + np.int64(tables[3, key])
         if ordering:
-            precisions[q], hits[q] = _rank(
+            summed, within = _rank(
                 keys, rows, total[q], earlier[q], k, scale, relevant_at, state, states, buckets
             )
+            precisions[q] += summed
+            hits[q] += within
             first, seen = 1, 0
             for i in range(len(at)):
                 for flag in relevant_at[first : at[i] + 1]:
                     seen += flag
-                hits_at[q, i] = seen
+                hits_at[q, i] += seen
                 first = at[i] + 1

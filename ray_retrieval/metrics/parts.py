@@ -1,6 +1,6 @@
 """What each shard of a database contributes to a Hamming evaluation: integers, to be added up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -108,12 +108,14 @@ class RowOrder:
 _Part = TypeVar("_Part", DistanceCounts, RowOrder)
 
 
-def sum_of(parts: Sequence[_Part]) -> _Part:
-    """The sum of the parts of at least one shard.
+def sum_of(parts: Iterable[_Part]) -> _Part:
+    """The sum of the parts of at least one shard, taken one after another.
 
     Raises:
         MetricError: if there is none, or they do not fit each other.
     """
-    if not parts:
+    remaining = iter(parts)
+    first = next(remaining, None)
+    if first is None:
         raise MetricError("there is no shard to add up")
-    return reduce(add, parts)
+    return reduce(add, remaining, first)

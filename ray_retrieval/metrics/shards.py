@@ -18,7 +18,8 @@ is only one shard.
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +33,14 @@ from ray_retrieval.metrics.parts import DistanceCounts, RowOrder
 from ray_retrieval.metrics.threads import Progress, each
 
 Codes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
 Labels = npt.NDArray[Any]
 # Enough queries to outweigh the start of a task, few enough for a lively progress bar.
 _BLOCK = 64
+# Rows are laid out for the kernels so many bytes at a time, and ranked for as many queries as have at most so
+# many bytes of counts, so that neither longer codes nor more rows or queries need more memory.
+_LAID_OUT_BYTES = 1 << 20
+_EARLIER_BYTES = 1 << 19
 
 
 def count_rows(
@@ -100,9 +106,9 @@ def order_rows(
         MetricError: if codes, labels, counts or options do not fit each other.
     """
     inputs = prepare(query_codes, query_labels, codes, labels, bits, may_be_empty=True)
-    if earlier is None:
-        earlier = DistanceCounts(0, np.zeros_like(total.counts))
     shape = (inputs.queries, inputs.bits + 1, 2)
+    if earlier is None:
+        earlier = DistanceCounts(0, np.broadcast_to(np.int64(0), shape))
     if not shape == total.counts.shape == earlier.counts.shape:
         raise MetricError(
             f"{counted(inputs.queries, 'query')} of {inputs.bits} bits, but the counts are "
@@ -115,8 +121,34 @@ def order_rows(
             f"{total.rows:,} in all",
             mend="give the sum over all shards as total, and over those before this one as earlier",
         )
-    pass_ = _Pass(inputs, None, total, earlier, k, checked_ranks(at))
-    pass_.run(default_threads(threads), progress)
+    return order_inputs(inputs, total, earlier.counts, k, at, default_threads(threads), progress)
+
+
+def order_inputs(
+    inputs: Inputs,
+    total: DistanceCounts,
+    earlier: Ints,
+    k: int | None,
+    at: Sequence[int],
+    threads: int,
+    progress: Progress | None = None,
+    *,
+    move_on: bool = False,
+) -> RowOrder:
+    """`order_rows` of what `prepare` made, and of counts that fit it.
+
+    Args:
+        inputs: queries and the rows of the shard.
+        total: of all shards.
+        earlier: int64 [queries or 1, bits + 1, 2], counts of the shards before this one.
+        k: as for `order_rows`, and so are the following.
+        at: ranks.
+        threads: at least 1.
+        progress: told of the queries.
+        move_on: add this shard's counts to `earlier`, as far as the ranks of a later one need them.
+    """
+    pass_ = _Pass(inputs, None, total, earlier, k, checked_ranks(at), move_on=move_on)
+    pass_.run(threads, progress)
     return pass_.order()
 
 
@@ -133,10 +165,37 @@ def count_and_order_inputs(
     """Both passes at once over a database in one shard, as `prepare` made it."""
     counts = DistanceCounts(inputs.rows, np.zeros((inputs.queries, inputs.bits + 1, 2), np.int64))
     # The total is the memory that is being filled: the kernel fills a query's counts before it ranks.
-    earlier = DistanceCounts(0, np.zeros((1, inputs.bits + 1, 2), np.int64))
+    earlier = np.zeros((1, inputs.bits + 1, 2), np.int64)
     pass_ = _Pass(inputs, counts, counts, earlier, k, checked_ranks(at))
     pass_.run(threads, progress)
     return counts, pass_.order()
+
+
+class _Rows(NamedTuple):
+    """Rows as the kernels take them."""
+
+    words: npt.NDArray[np.uint64]
+    labels: npt.NDArray[np.uint64]
+
+
+class _QueriesDone:
+    """Tells of as many queries as the rows that they were compared with make up.
+
+    Args:
+        progress: told.
+        rows: that each query is compared with.
+    """
+
+    def __init__(self, progress: Progress, rows: int) -> None:
+        self._progress, self._rows = progress, max(1, rows)
+        self._compared, self._told = 0, 0
+
+    def __call__(self, compared: int) -> None:
+        self._compared += compared
+        queries = self._compared // self._rows
+        if queries > self._told:
+            self._progress(queries - self._told)
+        self._told = queries
 
 
 class _Pass:
@@ -144,11 +203,13 @@ class _Pass:
 
     Args:
         inputs: queries and rows.
-        counts: filled; None: the rows have been counted.
+        counts: added to; None: the rows have been counted.
         total: counts of all shards; None: the rows are not ranked.
-        earlier: counts of the shards before; of one query, if they are the same for all.
+        earlier: int64 [queries or 1, bits + 1, 2], counts of the shards before, where the rows are ranked; of
+            one query, if they are the same for all.
         k: the cut-off that was asked for.
         at: ranks.
+        move_on: see `order_inputs`.
     """
 
     def __init__(
@@ -156,12 +217,14 @@ class _Pass:
         inputs: Inputs,
         counts: DistanceCounts | None,
         total: DistanceCounts | None,
-        earlier: DistanceCounts | None,
+        earlier: Ints | None,
         k: int | None,
         at: Sequence[int],
+        *,
+        move_on: bool = False,
     ) -> None:
         self.inputs, self.counts, self.total, self.earlier = inputs, counts, total, earlier
-        self.k, self.at = k, tuple(at)
+        self.k, self.at, self.move_on = k, tuple(at), move_on
         self.of_rows = inputs.rows if total is None else total.rows
         self.cut = max(1, cut_off(k, self.of_rows))
         # Beyond the last row there is nothing to find, and no need for room.
@@ -171,39 +234,76 @@ class _Pass:
 
     def run(self, threads: int, progress: Progress | None) -> None:
         """Go over all queries; each block writes to its own part of the results."""
-        queries = self.inputs.queries
-        size = max(1, min(_BLOCK, -(-queries // (4 * threads))))
-        blocks = [slice(start, min(start + size, queries)) for start in range(0, queries, size)]
-        if threads == 1 or len(blocks) == 1:
-            for block in blocks:
-                done = self._block(block)
-                if progress is not None:
-                    progress(done)
-            return
-        each(self._block, blocks, min(threads, len(blocks)), progress, name="hamming")
+        tell = None if progress is None else _QueriesDone(progress, self.inputs.rows)
+        pieces = self._pieces()
+        only = self._laid_out(pieces[0]) if len(pieces) == 1 else None
+        for queries in self._groups(threads):
+            earlier = self._earlier(queries)
+            for piece in pieces:
+                self._compare(queries, only or self._laid_out(piece), earlier, threads, tell)
+            if self.move_on and self.earlier is not None:
+                self.earlier[queries] = earlier
 
-    def _block(self, block: slice) -> int:
-        """Score some queries; their number."""
+    def _compare(
+        self, queries: slice, rows: _Rows, earlier: Ints, threads: int, tell: Progress | None
+    ) -> None:
+        """Score a group of queries in blocks; see `_earlier`."""
+        size = max(1, min(_BLOCK, -(-(queries.stop - queries.start) // (4 * threads))))
+        starts = range(queries.start, queries.stop, size)
+        blocks = [slice(start, min(start + size, queries.stop)) for start in starts]
+        work = partial(self._block, rows, earlier, queries.start)
+        if threads > 1 and len(blocks) > 1:
+            each(work, blocks, min(threads, len(blocks)), tell, name="hamming")
+            return
+        for block in blocks:
+            done = work(block)
+            if tell is not None:
+                tell(done)
+
+    def _pieces(self) -> list[slice]:
+        """The rows that are laid out at once: all, where they are counted and ranked with the same keys."""
+        inputs = self.inputs
+        if self.counts is not None and self.total is not None:
+            return [slice(0, inputs.rows)]
+        words = inputs.query_words.shape[1]
+        most = max(kernels.CHUNK, _LAID_OUT_BYTES // (8 * words) // kernels.CHUNK * kernels.CHUNK)
+        return [slice(start, min(start + most, inputs.rows)) for start in range(0, max(1, inputs.rows), most)]
+
+    def _groups(self, threads: int) -> list[slice]:
+        """The queries for which the counts of earlier rows are held at once."""
+        inputs, most = self.inputs, self.inputs.queries
+        if self.total is not None:
+            most = max(_BLOCK * threads, _EARLIER_BYTES // (16 * (inputs.bits + 1)))
+        return [slice(start, min(start + most, inputs.queries)) for start in range(0, inputs.queries, most)]
+
+    def _earlier(self, queries: slice) -> Ints:
+        """int64 [queries, bits + 1, 2]: counts of what comes before, to be added to."""
+        if self.earlier is None:
+            return np.zeros((queries.stop - queries.start, 1, 2), np.int64)
+        running = np.empty((queries.stop - queries.start, *self.earlier.shape[1:]), np.int64)
+        running[:] = self.earlier[queries] if len(self.earlier) > 1 else self.earlier
+        return running
+
+    def _laid_out(self, rows: slice) -> _Rows:
+        return _Rows(self.inputs.words_of(rows), self.inputs.labels_of(rows))
+
+    def _block(self, rows: _Rows, earlier: Ints, first: int, block: slice) -> int:
+        """Score some queries, whose group begins with the `first`; how many rows were compared with them."""
         inputs, counting, ordering = self.inputs, self.counts is not None, self.total is not None
         queries = inputs.query_words[block]
         scratch = np.zeros((len(queries), inputs.bits + 1, 2), np.int64)
-        earlier = scratch if self.earlier is None else self.earlier.counts
-        if ordering and len(earlier) == 1:
-            earlier = np.broadcast_to(earlier, scratch.shape)
-        elif ordering:
-            earlier = earlier[block]
         kernels.score(
             queries,
             inputs.query_labels[block],
-            inputs.words,
-            inputs.labels,
+            rows.words,
+            rows.labels,
             inputs.single,
-            kernels.keys_for(inputs.rows, inputs.bits),
+            kernels.keys_for(rows.words.shape[1], inputs.bits),
             counting,
             self.counts.counts[block] if self.counts is not None else scratch,
             ordering,
             frozen(self.total.counts[block] if self.total is not None else scratch),
-            frozen(earlier),
+            earlier[block.start - first : block.stop - first],
             self.cut,
             2.0 ** kernels.precision_shift(self.cut),
             self.ranks,
@@ -211,7 +311,7 @@ class _Pass:
             self.hits[block],
             self.hits_at[block],
         )
-        return len(queries)
+        return len(queries) * max(1, rows.words.shape[1])
 
     def order(self) -> RowOrder:
         """What the second pass found."""

@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_retrieval.errors import MetricError
-from ray_retrieval.metrics import kernels
+from ray_retrieval.metrics import kernels, shards
 from ray_retrieval.metrics.hamming import (
     DistanceCounts,
     HammingReport,
@@ -84,9 +85,9 @@ def test_any_cut_into_shards_reports_the_same_to_the_last_bit(
 ) -> None:
     data, bits, cuts = sample
     whole = evaluate(*data, bits=bits, k=k, at=at, radius=3, threads=1)
-    shards = cut(data[2], data[3], cuts)
+    parts = cut(data[2], data[3], cuts)
     options: dict[str, Any] = {"bits": bits, "k": k, "at": at, "radius": 3}
-    assert everything(evaluate_shards(*data[:2], shards, threads=1, **options)) == everything(whole)
+    assert everything(evaluate_shards(*data[:2], parts, threads=1, **options)) == everything(whole)
 
 
 @settings(max_examples=60, deadline=None)
@@ -190,6 +191,38 @@ def test_nothing_depends_on_the_threads_of_each_shard() -> None:
     alone = everything(evaluate_shards(*data[:2], shards, k=100, threads=1))
     for threads in (2, 5):
         assert everything(evaluate_shards(*data[:2], shards, k=100, threads=threads)) == alone
+
+
+@pytest.mark.parametrize("bits", [64, 130])
+@pytest.mark.parametrize("multi", [False, True])
+def test_nothing_depends_on_how_much_is_laid_out_at_once(
+    bits: int, multi: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = random_data(8, queries=150, rows=10_000, bits=bits, multi=multi, distinct=400)
+    options: dict[str, Any] = {"bits": bits, "k": 3000, "at": [5, 9000]}
+    whole = everything(evaluate(*data, **options))
+    for name in ("_LAID_OUT_BYTES", "_EARLIER_BYTES"):  # a chunk of rows, a block of queries
+        monkeypatch.setattr(shards, name, 1)
+    for cuts in ([], [5000, 9001]):
+        for threads in (1, 2):
+            steps: list[int] = []
+            parts = cut(data[2], data[3], cuts)
+            report = evaluate_shards(*data[:2], parts, **options, threads=threads, progress=steps.append)
+            assert everything(report) == whole
+            assert sum(steps) == 2 * len(parts) * 150
+            assert len(steps) > 4 * len(parts)
+
+
+def test_long_codes_are_not_copied_as_a_whole() -> None:
+    codes, labels = np.zeros((150_000, 32), np.uint8), np.zeros(150_000, np.int64)
+    evaluate_shards(codes[:1], labels[:1], [(codes[:9], labels[:9])])  # What is compiled is not counted.
+    tracemalloc.start()
+    try:
+        evaluate_shards(codes[:5], labels[:5], [(codes, labels)], threads=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < codes.nbytes * 2 / 3
 
 
 @pytest.mark.parametrize("bits", [64, 127, 128])
