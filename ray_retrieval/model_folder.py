@@ -1,4 +1,4 @@
-"""What is known of a model from its folder, without its network: this module needs no PyTorch, and FAISS for an index alone."""
+"""What is known of a model from its folder, without its network: no PyTorch, and FAISS for an index alone."""
 
 from typing import Any
 
