@@ -33,6 +33,9 @@ SETTINGS = {
 }
 """Environment variables of Ray that everything here counts on, unless they are set otherwise."""
 
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Those of a local Ray besides: nobody takes its one node away, and each watcher is a process to start."""
+
 
 @contextmanager
 def connect() -> Iterator[None]:
@@ -48,11 +51,11 @@ def connect() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
         return
-    for name, value in SETTINGS.items():
+    address = os.environ.get("RAY_ADDRESS")
+    for name, value in (SETTINGS if address else SETTINGS | ALONE).items():
         os.environ.setdefault(name, value)
     for noisy in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)  # what they log as errors is raised as well
-    address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ray_retrieval.errors import MetricError
 
 Vectors = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 
 QUERIES, ROWS = 128, 1024
 """The shape of every product: a quarter faster than half as many queries; more rows gain nothing."""
@@ -67,6 +68,33 @@ def filled_up(vectors: Vectors, count: int, before: int = 0) -> Vectors:
     filled = np.zeros((count, vectors.shape[1]), np.float32)
     filled[before : before + len(vectors)] = vectors
     return filled
+
+
+def copies_in(vectors: Vectors) -> tuple[Rows, Rows]:
+    """Which rows repeat an earlier one.
+
+    Args:
+        vectors: float32 [n, d].
+
+    Returns:
+        The numbers of such rows, int64 [copies], ascending, and for each the first row that equals it.
+    """
+    weights = np.random.default_rng(0).integers(0, 1 << 64, vectors.shape[1], np.uint64)
+    keys = np.empty(len(vectors), np.uint64)
+    for start in range(0, len(vectors), _ROWS_AT_ONCE):
+        # Sums of whole numbers are the same in any order; adding 0 makes -0 a 0, which it equals.
+        bits = (vectors[start : start + _ROWS_AT_ONCE] + np.float32(0)).view(np.uint32)
+        keys[start : start + len(bits)] = bits.astype(np.uint64) @ weights
+    order = np.argsort(keys, kind="stable")
+    begins = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
+    first = np.empty(len(keys), np.int64)
+    first[order] = np.repeat(order[begins], np.diff(np.r_[begins, len(keys)]))
+    copies = np.flatnonzero(first != np.arange(len(keys)))
+    equal = np.zeros(len(copies), bool)
+    for start in range(0, len(copies), _ROWS_AT_ONCE):
+        some = copies[start : start + _ROWS_AT_ONCE]
+        equal[start : start + len(some)] = (vectors[some] == vectors[first[some]]).all(axis=1)
+    return copies[equal], first[copies[equal]]
 
 
 def checked_vectors(vectors: Vectors, where: str) -> Vectors:

@@ -22,8 +22,8 @@ Which numbers repeat. The similarities are float32 sums that a BLAS library form
 the shape of the product. So every product has one shape, with zeros where the vectors end, and runs in one
 thread: on one machine with one library, the result is the same to the last bit for any number of threads and
 any block. Another processor or library may round otherwise, and so order two rows that are equal but for
-rounding differently. Equal vectors get equal similarities with the libraries that are known to us (tests look
-at it), though BLAS does not promise that.
+rounding differently. Nor do all libraries give equal vectors equal similarities wherever they stand: a row
+that repeats an earlier one is given the similarity of that.
 
 `evaluate_reranked` measures rankings whose first rows another method has put in order (`search.rerank`); the
 other rows follow by similarity. The similarities of the first rows are raised, in their order, above all
@@ -46,7 +46,7 @@ from ray_retrieval.metrics import ranks
 from ray_retrieval.metrics.compiled import frozen
 from ray_retrieval.metrics.inputs import counted
 from ray_retrieval.metrics.metric import Metric
-from ray_retrieval.metrics.products import QUERIES, ROWS, checked_vectors, filled_up
+from ray_retrieval.metrics.products import QUERIES, ROWS, checked_vectors, copies_in, filled_up
 from ray_retrieval.metrics.relevance import (
     Ids,
     RowsOf,
@@ -233,6 +233,7 @@ class _Pass:
         self.tiles = [rows[start : start + ROWS] for start in range(0, whole, ROWS)]
         if whole < len(rows):
             self.tiles.append(filled_up(rows[whole:], ROWS))
+        self.copies, self.originals = copies_in(rows)
 
     def put_first(self, order: Order) -> None:
         """Have each query's ranking begin with some rows, whatever their similarities.
@@ -287,6 +288,8 @@ class _Pass:
                 place = slice(start - block.start, start - block.start + QUERIES)
                 columns = slice(number * ROWS, (number + 1) * ROWS)
                 np.matmul(queries, tile.T, out=similarities[place, columns])
+        for similarity in similarities[: block.stop - block.start] if len(self.copies) else ():
+            similarity[self.copies] = similarity[self.originals]
         self._raise_first(block, similarities)
         relevant, relevant_spans = self.relevant.of(block)
         removed, removed_spans = self.removed.of(block)
