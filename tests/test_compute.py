@@ -37,7 +37,7 @@ def test_memory_of_a_pass_is_used_again_by_the_next() -> None:
 
 def test_settings_of_the_environment_stand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
-    monkeypatch.setattr(compute.ctypes, "CDLL", lambda _name: pytest.fail("the C library was asked"))
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: pytest.fail("the C library was asked"))
     compute.keep_freed_memory()
 
 
