@@ -23,7 +23,7 @@ from workload import photographs
 
 from ray_retrieval import model
 from ray_retrieval.cluster import connect
-from ray_retrieval.compute import pick_device, uses_bf16
+from ray_retrieval.compute import keep_freed_memory, pick_device, uses_bf16
 from ray_retrieval.cores import cores
 from ray_retrieval.encode import EncodeConfig, EncodeJob, encode
 from ray_retrieval.methods import build
@@ -114,6 +114,7 @@ class Pace:
 def describing(uri: str, threads: int, size: int) -> Callable[[], int]:
     """The work of one process: a batch of 64."""
     encoder = Encoder(uri, threads=threads)
+    keep_freed_memory()  # As the pipeline's encoders do.
     images = torch.randint(0, 256, (64, 3, size, size), dtype=torch.uint8)
 
     def work() -> int:

@@ -17,6 +17,7 @@ import ray.data
 from pydantic import Field
 
 from ray_retrieval.cluster import hushed, reraise
+from ray_retrieval.compute import keep_freed_memory
 from ray_retrieval.config import Config, EngineName
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import DescriptorKind, Form
@@ -245,4 +246,6 @@ class _PartEncoder:
                     engine=self._config.engine,
                 )
             }
+            if self._encoders[model].preprocessing.square:
+                keep_freed_memory()
         return self._encoders[model]

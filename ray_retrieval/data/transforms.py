@@ -350,17 +350,23 @@ def apply(images: Tensor, draws: Draws) -> Tensor:
         )
     if not len(draws):
         return images
-    here = draws.to(images.device)
+    colours = [
+        (change, factors)
+        for change, factors in (
+            (_brighter, draws.brightness),
+            (_contrasted, draws.contrast),
+            (_saturated, draws.saturation),
+        )
+        if not torch.equal(factors, torch.ones_like(factors))
+    ]
+    in_place = _leaves_geometry(draws)
+    if in_place and not colours:
+        return images
     pixels = images.to(torch.float32)
-    if not _leaves_geometry(draws):
-        pixels = _resample(pixels, here)
-    for change, factors in (
-        (_brighter, draws.brightness),
-        (_contrasted, draws.contrast),
-        (_saturated, draws.saturation),
-    ):
-        if not torch.equal(factors, torch.ones_like(factors)):
-            pixels = change(pixels, factors.to(images.device).view(-1, 1, 1, 1)).clamp_(0, 255)
+    if not in_place:
+        pixels = _resample(pixels, draws.to(images.device))
+    for change, factors in colours:
+        pixels = change(pixels, factors.to(images.device).view(-1, 1, 1, 1)).clamp_(0, 255)
     return pixels.round_().to(torch.uint8)
 
 

@@ -1,0 +1,51 @@
+import os
+import platform
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from ray_retrieval import compute, encode
+
+PASSES = """
+import resource
+import torch
+from ray_retrieval.compute import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+keep_freed_memory()
+# The heap takes a few turns to grow to what is needed.
+print(min(faults() for _ in range(20)))
+"""
+"""The fewest pages that the system has to find while 64 MiB are asked for, written to and freed."""
+
+
+def test_memory_of_a_pass_is_used_again_by_the_next() -> None:
+    if "glibc" not in platform.libc_ver():
+        pytest.skip("another C library")
+    environment = {name: value for name, value in os.environ.items() if name not in compute._CHOSEN}
+    done = subprocess.run(
+        [sys.executable, "-c", PASSES], check=True, capture_output=True, text=True, env=environment
+    )
+    assert int(done.stdout) < 1000  # of 16,384
+
+
+def test_settings_of_the_environment_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    monkeypatch.setattr("ctypes.CDLL", lambda _name: pytest.fail("the C library was asked"))
+    compute.keep_freed_memory()
+
+
+@pytest.mark.parametrize("square", [True, False])
+def test_encoders_of_images_of_one_size_keep_it(square: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    made = SimpleNamespace(preprocessing=SimpleNamespace(square=square))
+    monkeypatch.setattr(encode, "Encoder", lambda *_given, **_options: made)
+    monkeypatch.setattr(encode, "keep_freed_memory", lambda: kept.append(True))
+    assert encode._PartEncoder([], {}, encode.EncodeConfig(), 1)._encoder("model") is made
+    assert bool(kept) == square
