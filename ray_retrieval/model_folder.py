@@ -1,10 +1,8 @@
-"""What is known of a model from its folder, without its network: this module needs no PyTorch."""
+"""What is known of a model from its folder, without its network: no PyTorch, and FAISS for an index alone."""
 
 from typing import Any
 
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search import Index
-from ray_retrieval.search.importing import made_elsewhere
 from ray_retrieval.storage import Folder, fingerprint, read_description
 
 DESCRIPTION, WEIGHTS = "model.json", "model.safetensors"
@@ -30,6 +28,9 @@ def model_of(
     Raises:
         ArtefactError: if no folder beside the index holds a model of that fingerprint.
     """
+    from ray_retrieval.search import Index  # with FAISS, which takes its time: a training needs none of it
+    from ray_retrieval.search.importing import made_elsewhere
+
     fingerprint = Index.open(index).model
     if made_elsewhere(fingerprint):
         raise ArtefactError(

@@ -15,13 +15,18 @@ os.environ.update(
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_worker_niceness": "0",  # what waits for them is as urgent as the tests of the other process
     }
 )
+# Where it is set, each of Ray's processes compiles the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="session")

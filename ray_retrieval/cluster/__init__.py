@@ -34,6 +34,9 @@ SETTINGS = {
 }
 """Environment variables of Ray that everything here counts on, unless they are set otherwise."""
 
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Those of a local Ray besides: nobody takes its one node away, and each watcher is a process to start."""
+
 
 @contextmanager
 def connect() -> Iterator[None]:
@@ -49,11 +52,12 @@ def connect() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
         return
-    for name, value in SETTINGS.items():
+    address = os.environ.get("RAY_ADDRESS")
+    for name, value in (SETTINGS if address else SETTINGS | ALONE).items():
         os.environ.setdefault(name, value)
     # What they log as errors is raised as well.
     with quiet("ray.data", "ray.train", "ray.tune", below=logging.CRITICAL):
-        _start(os.environ.get("RAY_ADDRESS"))
+        _start(address)
         try:
             if wanted := os.environ.get(AWAIT):
                 await_nodes(Needs.read(wanted))

@@ -251,6 +251,7 @@ def epochs_done(folder):
     return len(history.read_text().splitlines()) if history.exists() else 0
 
 
+@pytest.mark.long
 def test_killed_in_training_and_in_encoding_a_run_ends_like_an_undisturbed_one(finished, tmp_path):
     """Start the same command each time. Of an index killed at any write see search/test_index_versions."""
     cut = tmp_path / "cut"

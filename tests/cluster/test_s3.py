@@ -103,10 +103,10 @@ def running(lines, environment, log):
 
 @pytest.fixture(scope="module")
 def chain(server, photos, temporary):
-    """What a run left that was killed and begun again, beside a search that got a second trial later."""
+    """What a run left that was killed and begun again."""
     log, environment = temporary / "log", server.environment(temporary)
     server.gate.held = f"/{BUCKET}/run/model/"  # however fast it is, it is killed before it has a model
-    with running([[*SEARCH, "tune.trials=1"], RUN], environment, log) as until:
+    with running([RUN], environment, log) as until:
 
         def has_checkpoint(process):
             assert process.poll() is None, log.read_text()
@@ -116,11 +116,15 @@ def chain(server, photos, temporary):
         until(has_checkpoint)
         before = server.read("run/history.jsonl")
     server.gate.held = None
-    first = server.client.head_object(Bucket=BUCKET, Key="search/trials/0000/model/model.safetensors")
-    with running([RUN, [*SEARCH, "tune.trials=2"]], environment, log) as until:
+    whole([RUN], environment, log)
+    assert "report" in log.read_text()
+    return {"before": before, "log": log}
+
+
+def whole(lines, environment, log):
+    """Run commands to their end."""
+    with running(lines, environment, log) as until:
         until(lambda process: process.poll() is not None)
-        assert "report" in log.read_text()
-    return {"before": before, "first": first, "log": log}
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint_on_the_store(server, chain):
@@ -141,11 +145,17 @@ def test_a_run_leaves_every_artefact_on_the_store(server, chain):
     assert server.read("run/report.html").startswith(b"<!doctype html>")
 
 
-def test_a_search_on_the_store_goes_on_with_another_trial(server, chain):
+@pytest.mark.long
+def test_a_search_on_the_store_goes_on_with_another_trial(server, photos, temporary):
+    log, environment = temporary / "log of the search", server.environment(temporary)
+    model_file = {"Bucket": BUCKET, "Key": "search/trials/0000/model/model.safetensors"}
+    whole([[*SEARCH, "tune.trials=1"]], environment, log)
+    before = server.client.head_object(**model_file)
+    whole([[*SEARCH, "tune.trials=2"]], environment, log)
     trials = [json.loads(line) for line in server.read("search/trials.jsonl").splitlines()]
     assert [trial["state"] for trial in trials] == ["finished", "finished"]
-    first = server.client.head_object(Bucket=BUCKET, Key="search/trials/0000/model/model.safetensors")
-    assert (first["ETag"], first["LastModified"]) == (chain["first"]["ETag"], chain["first"]["LastModified"])
+    after = server.client.head_object(**model_file)
+    assert (after["ETag"], after["LastModified"]) == (before["ETag"], before["LastModified"])
     best = max(trials, key=lambda trial: trial["values"]["map"])
     kept, trial = (Folder(f"s3://{BUCKET}/search{place}/model") for place in ("", f"/{_folder(best)}"))
     assert model.load(kept).fingerprint == model.load(trial).fingerprint
@@ -200,7 +210,7 @@ def test_an_index_is_built_from_the_store_into_the_store(server, chain, cli_call
 
 def test_descriptors_of_images_on_the_store_are_saved_there(server, chain, photos, cli_call):
     images, out = f"s3://{BUCKET}/photos.parquet", f"s3://{BUCKET}/codes.parquet"
-    code, said, _ = cli_call("embed", f"s3://{BUCKET}/search/model", images, "--out", out, "--json")
+    code, said, _ = cli_call("embed", f"s3://{BUCKET}/run/model", images, "--out", out, "--json")
     assert (code, json.loads(said)["rows"]) == (0, 60)
     assert pq.read_table(io.BytesIO(server.read("codes.parquet"))).column_names == ["id", "path", "code"]
 

@@ -148,6 +148,7 @@ def kill_a_trial(folder):
         time.sleep(0.02)
 
 
+@pytest.mark.long
 def test_a_trial_whose_process_is_lost_is_tried_again(local_ray, photos, tmp_path):
     pytest.importorskip("optuna")
     folder = tmp_path / "search"
