@@ -13,7 +13,7 @@ from test_cli import save_model
 from test_cli_index import said
 
 from ray_retrieval import embed
-from ray_retrieval.cli_vectors import holds_descriptors
+from ray_retrieval.cli.vectors import holds_descriptors
 from ray_retrieval.model import Encoder
 from ray_retrieval.search import Index
 

@@ -9,8 +9,8 @@ import typer
 
 import ray_retrieval
 from ray_retrieval.cli import datasets, export, images, queries, recipes, serve
+from ray_retrieval.cli.index import index_app
 from ray_retrieval.cli.submit import submit_app
-from ray_retrieval.cli_index import index_app
 from ray_retrieval.errors import RetrievalError
 
 _INTERRUPTED = 130  # what Typer makes of Ctrl-C

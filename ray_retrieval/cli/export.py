@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ray_retrieval.cli.options import ModelArgument, Root
-from ray_retrieval.printing import AsJson, print_json, short
+from ray_retrieval.cli.printing import AsJson, print_json, short
 
 
 def export(

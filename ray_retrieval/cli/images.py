@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ray_retrieval.cli.options import EngineOption, ModelArgument, Root, of_descriptors, with_engine
-from ray_retrieval.printing import AsJson, print_json
+from ray_retrieval.cli.printing import AsJson, print_json
 from ray_retrieval.progress import Display
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from ray_retrieval.cli.options import EngineOption, ModelOption, of_a_picture
-from ray_retrieval.cli_vectors import Bits, Column, Ids, ModelName, Normalise, answers_to, refuse_settings
-from ray_retrieval.printing import AsJson, print_json
+from ray_retrieval.cli.printing import AsJson, print_json
+from ray_retrieval.cli.vectors import Bits, Column, Ids, ModelName, Normalise, answers_to, refuse_settings
 
 
 def search(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ray_retrieval.printing import AsJson, print_json
+from ray_retrieval.cli.printing import AsJson, print_json
 from ray_retrieval.progress import Display
 
 LEFT_RUNNING = 3

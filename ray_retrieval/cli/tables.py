@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ray_retrieval.cli.printing import print_json
 from ray_retrieval.descriptors import Form
-from ray_retrieval.printing import print_json
 
 
 def number(value: float | None) -> str:

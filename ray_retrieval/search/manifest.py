@@ -295,7 +295,7 @@ class Manifest(Config):
             return None
         return (
             f"rows were encoded by {', '.join(others)}, the queries by {engine}: what that costs was not "
-            f"measured; search with --engine {others[0]}, or encode the images by {engine}"
+            f"measured; search with `engine` {others[0]}, or encode the images by {engine}"
         )
 
     def needed(self) -> Iterator[tuple[str, int | None]]:

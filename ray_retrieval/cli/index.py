@@ -8,8 +8,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ray_retrieval.cli_index_export import index_export
-from ray_retrieval.cli_vectors import (
+from ray_retrieval.cli.index_export import index_export
+from ray_retrieval.cli.printing import AsJson, print_json
+from ray_retrieval.cli.vectors import (
     Bits,
     Column,
     Ids,
@@ -20,7 +21,6 @@ from ray_retrieval.cli_vectors import (
     refuse_settings,
     rows_to_index,
 )
-from ray_retrieval.printing import AsJson, print_json
 from ray_retrieval.progress import Display, rows_written
 
 index_app = typer.Typer(help="Build, change, describe and check an index.", no_args_is_help=True)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_retrieval.printing import AsJson, print_json
+from ray_retrieval.cli.printing import AsJson, print_json
 from ray_retrieval.progress import rows_written
 
 
