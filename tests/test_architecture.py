@@ -45,7 +45,7 @@ def test_imports_go_down_only(noun: str) -> None:
     allowed = {
         "search": GROUND | {"metrics"},
         "methods": GROUND | NOUNS,
-        "loop": GROUND | NOUNS | {"methods", "optim", "compute"},
+        "loop": GROUND | NOUNS | {"methods", "compute"},
     }.get(noun, GROUND)
     for path in FILES:
         if room(path) == noun:

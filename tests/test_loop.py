@@ -21,8 +21,8 @@ from ray_retrieval.errors import RecipeError
 from ray_retrieval.loop import Process, read_outcome
 from ray_retrieval.loop import trainer as loop_trainer
 from ray_retrieval.loop.checkpoints import OPTIMIZER
+from ray_retrieval.loop.optim import PlateauSchedule
 from ray_retrieval.methods.base import Clock
-from ray_retrieval.optim import PlateauSchedule
 
 
 def test_training_learns(tmp_path):

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ray_retrieval.methods.base import Clock, ParameterGroup
-from ray_retrieval.optim import (
+from ray_retrieval.loop.optim import (
     ConstantSchedule,
     CosineSchedule,
     LinearSchedule,
@@ -18,6 +17,7 @@ from ray_retrieval.optim import (
     build_optimizer,
     set_learning_rate,
 )
+from ray_retrieval.methods.base import Clock, ParameterGroup
 
 
 def test_step_schedule_drops_after_whole_epochs():

@@ -3,9 +3,9 @@
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.loop.config import TrainConfig
+from ray_retrieval.loop.optim import PlateauSchedule
 from ray_retrieval.loop.validation import has_accuracy, refuse_unmeasured
 from ray_retrieval.methods.base import Method
-from ray_retrieval.optim import PlateauSchedule
 
 
 def refuse_misfits(method: Method, benchmark: Benchmark, config: TrainConfig) -> None:

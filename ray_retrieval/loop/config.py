@@ -7,8 +7,8 @@ from pydantic import ByteSize, Field, model_validator
 from ray_retrieval.compute import Precision
 from ray_retrieval.config import Config
 from ray_retrieval.data.transforms import Augmentation
+from ray_retrieval.loop.optim import OptimizerConfig, ScheduleConfig, StepSchedule
 from ray_retrieval.loop.validation import ValidationConfig
-from ray_retrieval.optim import OptimizerConfig, ScheduleConfig, StepSchedule
 
 
 class CheckpointConfig(Config):

@@ -35,11 +35,11 @@ from ray_retrieval.loop.config import TrainConfig
 from ray_retrieval.loop.describing import Describer, TrainingImages, sources_of
 from ray_retrieval.loop.gradients import Gradients
 from ray_retrieval.loop.monitor import Monitor
+from ray_retrieval.loop.optim import build_optimizer, set_learning_rate
 from ray_retrieval.loop.process import Process
 from ray_retrieval.loop.steplog import Window
 from ray_retrieval.loop.validation import MEASURED, has_accuracy, measure, rows_of_queries
 from ray_retrieval.methods.base import Batch, Clock, Method, Rows
-from ray_retrieval.optim import build_optimizer, set_learning_rate
 from ray_retrieval.storage import Folder
 
 
