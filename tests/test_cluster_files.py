@@ -22,6 +22,7 @@ from ray_retrieval import recipe as recipes
 from ray_retrieval.cluster import AWAIT, Needs
 from ray_retrieval.config import validate
 from ray_retrieval.serve import app
+from ray_retrieval.serve.application import SHORT_WAY, VARIABLES
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 
 ROOT = Path(__file__).parents[1]
@@ -219,3 +220,4 @@ def test_the_service_of_a_manifest_is_one_that_serve_takes():
     assert config.cpus() <= cores * group["minReplicas"]
     assert max(config.gateway_cpus, config.encoder_cpus, config.shard_cpus) <= cores
     assert given["http_options"]["request_timeout_s"] > config.request_timeout_s
+    assert given["controller_options"]["runtime_env"]["env_vars"] == VARIABLES | SHORT_WAY

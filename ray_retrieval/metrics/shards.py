@@ -311,7 +311,7 @@ class _Pass:
             self.hits[block],
             self.hits_at[block],
         )
-        return len(queries) * max(1, rows.words.shape[1])
+        return len(queries) * max(1, int(rows.words.shape[1]))
 
     def order(self) -> RowOrder:
         """What the second pass found."""
