@@ -18,6 +18,7 @@ import torch
 import typer.main
 import yaml
 from methods import test_contract
+from ray.serve.schema import ServeDeploySchema
 from reference_pages import PAGES, command_line, http_interface, recipes
 from typer._click.exceptions import ClickException
 
@@ -27,6 +28,7 @@ from ray_retrieval.config import validate
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.methods import METHODS
 from ray_retrieval.recipe import from_settings, load_study, ready_made
+from ray_retrieval.serve.application import SHORT_WAY
 from ray_retrieval.serve.config import ServeConfig
 
 ROOT = parts.ROOT
@@ -138,7 +140,11 @@ def test_a_program_that_is_marked_so_runs(block, tmp_path):
 
 @pytest.mark.parametrize(
     "block",
-    [b for b in BLOCKS if b.language == "yaml" and not b.mark.startswith("settings of the method")],
+    [
+        b
+        for b in BLOCKS
+        if b.language == "yaml" and not b.mark.startswith(("settings of the method", "part of"))
+    ],
     ids=lambda block: block.name,
 )
 def test_a_part_of_a_recipe_is_valid_in_the_recipe_that_is_named_for_it(block):
@@ -147,6 +153,13 @@ def test_a_part_of_a_recipe_is_valid_in_the_recipe_that_is_named_for_it(block):
     sections = yaml.safe_load(block.code)
     settings = [f"{key}={yaml.safe_dump(value)}" for key, value in sections.items()]
     load_study(ROOT / block.mark.removeprefix("recipe: "), settings)
+
+
+def test_a_part_of_a_file_for_ray_serve_names_the_short_way():
+    (block,) = [block for block in BLOCKS if block.mark == "part of serve.yaml"]
+    whole = yaml.safe_load((ROOT / "jobs/serve.yaml").read_text()) | yaml.safe_load(block.code)
+    known = ServeDeploySchema.model_validate(whole).model_dump(exclude_unset=True, mode="json")
+    assert known["controller_options"]["runtime_env"]["env_vars"] == SHORT_WAY
 
 
 @pytest.fixture(scope="module")

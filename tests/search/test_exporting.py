@@ -111,7 +111,10 @@ def test_the_approximate_structure_as_one_index(made, tmp_path):
     assert said["approximate"]["factory"] == "IVF4,SQ8"
     structure.make_direct_map()
     decoded = structure.reconstruct_n(0, index.rows)
-    np.testing.assert_allclose(decoded, index.descriptors().data, atol=0.05)
+    stored, built = index.descriptors().data, ROWS - 2  # two of the rows that it was built of are removed
+    np.testing.assert_allclose(decoded[:built], stored[:built], atol=0.05)
+    # Rows that were added later may lie beyond the range of the scalars, and are cut at its ends.
+    np.testing.assert_allclose(decoded[built:], stored[built:], atol=0.3)
     with pytest.raises(DataError, match="as a structure of faiss is not read again"):
         imported(tmp_path)
 
