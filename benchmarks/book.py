@@ -140,15 +140,18 @@ def is_busy(used: float) -> bool:
 
 
 def machine() -> str:
-    """One line: cores, architecture, accelerator, and the processor's name where the system tells it."""
+    """One line: cores, architecture, accelerator, the processor's name where the system tells it, its vectors."""
+    import torch
+
     from ray_retrieval.compute import describe_machine
 
+    vectors = torch.backends.cpu.get_cpu_capability()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return describe_machine()
-    return f"{describe_machine()}, {name}"
+        return f"{describe_machine()}, {vectors}"
+    return f"{describe_machine()}, {name}, {vectors}"
 
 
 def _write(record: dict[str, object]) -> None:
