@@ -11,6 +11,7 @@ from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, Worker
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from ray_retrieval.serve.behind import PartError
+from ray_retrieval.serve.limits import give_up
 from ray_retrieval.serve.wire import Gone, GoneError, Late, Wrong
 
 _NOBODY = (ReplicaUnavailableError, DeploymentUnavailableError)
@@ -90,9 +91,7 @@ async def _result(response: Any, timeout_s: float) -> Any:
             raise asyncio.TimeoutError
         return answer.result()
     finally:
-        if not answer.done():
-            answer.cancel()
-            response.cancel()
+        give_up(answer, response)
 
 
 def pinging(method: Any, part: str) -> Callable[[float], Awaitable[Any]]:

@@ -17,6 +17,8 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 
 from ray_retrieval.errors import QueryError
+from ray_retrieval.serve.headers import guard
+from ray_retrieval.serve.limits import give_up
 from ray_retrieval.serve.problems import answer_of
 
 NAME = "ray-retrieval"
@@ -31,6 +33,9 @@ _MOST_BYTES = 2**20
 _SOON_S = 0.25
 """A body that has not come by then is taken in by the gateway, which bounds how long that may take."""
 _REQUEST_ID = b"x-request-id"
+_TO_SERVE = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
+"""Headers that Ray Serve itself obeys."""
+_OF_PROXIES = ("request_timeout_s", "_ongoing_requests_start", "_ongoing_requests_end")
 _SENT = (
     "http_version",
     "scheme",
@@ -66,10 +71,17 @@ class ShortWay:
         proxy: Any = app
         while not hasattr(proxy, "proxy_router") and hasattr(proxy, "_app"):
             proxy = proxy._app
-        self._proxy: Any = proxy if hasattr(proxy, "proxy_router") else None
+        is_known = hasattr(getattr(proxy, "proxy_router", None), "match_route")
+        self._proxy: Any = proxy if is_known and all(hasattr(proxy, name) for name in _OF_PROXIES) else None
+        try:
+            from ray.serve.context import _unset_request_context
+        except ImportError:
+            self._proxy = None
+        else:
+            self._unset_context: Any = _unset_request_context
 
     async def __call__(self, scope: Any, receive: Asgi, send: Asgi) -> None:
-        found = self._gateway(scope) if scope["type"] == "http" and _is_safe(scope) else None
+        found = self._gateway(scope) if scope["type"] == "http" and _may_be_short(scope) else None
         if found is None:
             await self._app(scope, receive, send)
             return
@@ -106,7 +118,7 @@ class ShortWay:
         return prefix, self._handles[handle]
 
     async def _asked(self, prefix: str, handle: Any, scope: Any, body: bytes, receive: Asgi) -> Whole | None:
-        """The gateway's answer; None where there is none, as it died or is full.
+        """The gateway's answer, or that there is none in time; None where it died, is full or is not asked.
 
         Raises:
             ClientDisconnect: if nobody waits any more.
@@ -120,7 +132,23 @@ class ShortWay:
         if prefix != "/":
             asked["root_path"] = scope.get("root_path", "") + prefix
         self._proxy._ongoing_requests_start()
-        response = handle.remote(asked, body)
+        try:
+            answer = await self._answer(handle, asked, body, receive)
+        finally:
+            self._proxy._ongoing_requests_end()
+        if answer is None:
+            return None
+        status, named, content = answer
+        return status, [*named, (_REQUEST_ID, identifier)], content
+
+    async def _answer(self, handle: Any, asked: dict[str, Any], body: bytes, receive: Asgi) -> Whole | None:
+        """As `_asked`, of what is ready to be sent."""
+        try:
+            # A connection's requests may share a context, which makes Ray take one for the one before.
+            self._unset_context()
+            response = handle.remote(asked, body)
+        except Exception:
+            return None
         answer = asyncio.ensure_future(response)
         gone = asyncio.ensure_future(receive())
         try:
@@ -131,18 +159,15 @@ class ShortWay:
                 if gone.done():
                     raise ClientDisconnect
                 late = answer_of(QueryError("no answer in time", mend="try again in a moment", status=503))
-                status, named, content = late.status_code, late.raw_headers, bytes(late.body)
-            elif answer.cancelled() or answer.exception() is not None:
+                guard(late.headers, keep="no-store")
+                return late.status_code, late.raw_headers, bytes(late.body)
+            if answer.cancelled() or answer.exception() is not None:
                 return None
-            else:
-                status, named, content = answer.result()
-            return status, [*named, (_REQUEST_ID, identifier)], content
+            said = answer.result()
+            return said if isinstance(said, tuple) and len(said) == 3 else None
         finally:
             gone.cancel()
-            if not answer.done():
-                answer.cancel()
-                response.cancel()
-            self._proxy._ongoing_requests_end()
+            give_up(answer, response)
 
 
 async def whole(app: Asgi, asked: dict[str, Any], body: bytes) -> Whole:
@@ -169,7 +194,10 @@ async def whole(app: Asgi, asked: dict[str, Any], body: bytes) -> Whole:
     return status, headers, b"".join(parts)
 
 
-def _is_safe(scope: Any) -> bool:
+def _may_be_short(scope: Any) -> bool:
+    """Whether a request changes nothing, and asks nothing of Ray Serve itself."""
+    if not _TO_SERVE.isdisjoint(name for name, _ in scope["headers"]):
+        return False
     return scope["method"] in ("GET", "HEAD", "OPTIONS") or scope["path"].endswith(tuple(READS))
 
 

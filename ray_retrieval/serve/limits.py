@@ -128,6 +128,19 @@ async def all_of(works: Iterable[Coroutine[Any, Any, Answer]]) -> list[Answer]:
             task.cancel()
 
 
+def give_up(answer: "asyncio.Future[Any]", response: Any) -> None:
+    """Wait no longer for a deployment's response; if it is still worked for, that is broken off.
+
+    Args:
+        answer: the future of the response; what it raises is not told any more.
+        response: of Ray Serve.
+    """
+    answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+    if not answer.done():
+        answer.cancel()
+        response.cancel()
+
+
 async def before(deadline: float, timeout_s: float, work: Awaitable[Answer]) -> Answer:
     """The result of `work`, which is given up at `deadline`, a moment of `time.monotonic`.
 

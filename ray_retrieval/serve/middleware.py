@@ -20,6 +20,7 @@ from starlette.datastructures import MutableHeaders
 from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.front import READS
+from ray_retrieval.serve.headers import guard
 from ray_retrieval.serve.keys import Keys, is_loopback
 from ray_retrieval.serve.limits import RateLimit
 from ray_retrieval.serve.problems import answer_of, answer_of_bug
@@ -42,17 +43,6 @@ _GONE = 499
 _PICTURES = ("/thumbnail", "/original")
 _PICTURE_TOKENS = 0.1
 """A page of results shows dozens of thumbnails."""
-
-_PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
-)
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Permissions-Policy": "camera=(self), geolocation=(), microphone=()",
-}
 
 _access = logging.getLogger("ray_retrieval.serve.access")
 
@@ -129,21 +119,14 @@ class Headers:
     """
 
     def __init__(self, app: Asgi, *, shared: bool) -> None:
-        self._app = app
-        self._headers = {
-            **_HEADERS,
-            "Cross-Origin-Resource-Policy": "cross-origin" if shared else "same-origin",
-        }
+        self._app, self._shared = app, shared
 
     async def __call__(self, scope: Scope, receive: Asgi, send: Asgi) -> None:
         keep = "no-cache" if scope["type"] == "http" and _is_open(scope) else "no-store"
 
         async def send_with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers.update(self._headers)
-                headers.setdefault("Content-Security-Policy", _PAGE_POLICY)
-                headers.setdefault("Cache-Control", keep)
+                guard(MutableHeaders(scope=message), keep=keep, shared=self._shared)
             await send(message)
 
         await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)

@@ -15,6 +15,7 @@ import torch
 from ray.exceptions import RayActorError, WorkerCrashedError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from response_parts import Silent, without_complaints
 from serving_parts import AverageHash, GreyVector, Served, make_index, picture
 
 from ray_retrieval import model
@@ -252,23 +253,16 @@ def test_a_part_that_is_full_is_not_asked_again() -> None:
 
 
 def test_a_part_that_is_silent_is_told_that_nobody_waits() -> None:
-    cancelled = []
+    response = Silent()
 
-    class Response:
-        def __await__(self) -> Any:
-            return asyncio.sleep(30).__await__()
-
-        def cancel(self) -> None:
-            cancelled.append(True)
-
-    class Silent:
-        def remote(self, question: int) -> Response:
-            return Response()
+    class Part:
+        def remote(self, question: int) -> Silent:
+            return response
 
     with pytest.raises(PartError) as caught:
-        asyncio.run(asking(Silent(), "encoder")(7, 0.05))
+        asyncio.run(without_complaints(asking(Part(), "encoder")(7, 0.05)))
     assert caught.value.why == "late"
-    assert cancelled == [True]
+    assert response.cancelled()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
+from ray.serve import context
+from response_parts import Silent, without_complaints
 
 from ray_retrieval.serve import front
 from ray_retrieval.serve.front import GATEWAY, NAME, READS, ShortWay, whole
@@ -29,16 +31,26 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 class Proxy:
     """Ray Serve's proxy: it counts what is asked of it, and hands out a gateway."""
 
+    request_timeout_s = 0.05
+
     def __init__(
-        self, *, name: str = NAME, route: str = "/", fails: Exception | None = None, waits: bool = False
+        self,
+        *,
+        name: str = NAME,
+        route: str = "/",
+        fails: BaseException | None = None,
+        waits: bool = False,
+        refuses: bool = False,
+        says: Any = None,
     ) -> None:
-        self.proxy_router, self.request_timeout_s = self, 0.05
+        self.proxy_router = self
         self.deployment_id = SimpleNamespace(app_name=name, name=GATEWAY)
-        self.fails, self.waits = fails, waits
+        self.fails, self.waits, self.refuses, self.says = fails, waits, refuses, says
         self.own: list[bytes] = []
         self.route, self.matched = route, list[str]()
         self.asked: list[Any] = []
-        self.ongoing = self.cancelled = 0
+        self.ongoing = 0
+        self.silent = Silent()
 
     def match_route(self, path: str) -> Any:
         self.matched.append(path)
@@ -49,24 +61,20 @@ class Proxy:
         return self
 
     def remote(self, question: Any, body: bytes) -> Any:
-        proxy = self
+        self.asked.append(question)
+        if self.refuses:
+            raise RuntimeError
+        if self.waits:
+            return self.silent
 
-        class Response:
-            def __await__(self) -> Any:
-                return self.answer().__await__()
+        async def answer() -> Any:
+            if self.fails is not None:
+                raise self.fails
+            if context._get_serve_request_context().is_http_request:
+                return b"pickled"
+            return self.says or await whole(echo, question, body)
 
-            async def answer(self) -> Any:
-                proxy.asked.append(question)
-                if proxy.fails is not None:
-                    raise proxy.fails
-                if proxy.waits:
-                    await asyncio.sleep(30)
-                return await whole(echo, question, body)
-
-            def cancel(self) -> None:
-                proxy.cancelled += 1
-
-        return Response()
+        return answer()
 
     def _ongoing_requests_start(self) -> None:
         self.ongoing += 1
@@ -118,7 +126,7 @@ def asked(
             "root_path": root,
             "headers": list(headers),
         }
-        await ShortWay(Between(proxy))(scope, receive, send)
+        await without_complaints(ShortWay(Between(proxy))(scope, receive, send))
         assert proxy.ongoing == 0
         return sent
 
@@ -168,6 +176,8 @@ def test_a_request_without_a_name_gets_one() -> None:
         {"headers": ((b"content-length", b"2000000"),)},
         {"headers": ((b"content-length", b"many"),)},
         {"headers": ((b"transfer-encoding", b"chunked"),)},
+        {"headers": ((b"x-request-timeout-seconds", b"5"),)},
+        {"headers": ((b"x-request-disconnect-disabled", b"?1"),)},
         {"pause_s": 0.01},
     ],
 )
@@ -186,22 +196,54 @@ def test_other_applications_go_the_usual_way() -> None:
     assert (proxy.own, proxy.asked) == ([b"abc"], [])
 
 
-@pytest.mark.parametrize("fails", [RayActorError(), asyncio.CancelledError()])
-def test_what_a_gateway_died_of_is_asked_once_more_the_usual_way(fails: Any) -> None:
-    proxy = Proxy(fails=fails)
+@pytest.mark.parametrize(
+    "part",
+    [
+        "test_front.Proxy.match_route",
+        "test_front.Proxy.request_timeout_s",
+        "test_front.Proxy._ongoing_requests_start",
+        "test_front.Proxy._ongoing_requests_end",
+        "ray.serve.context._unset_request_context",
+    ],
+)
+def test_of_another_ray_everything_goes_the_usual_way(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    proxy = Proxy()
+    monkeypatch.delattr(part)
+    asked(proxy)
+    assert (proxy.own, proxy.asked) == ([b"abc"], [])
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"fails": RayActorError()}, {"fails": asyncio.CancelledError()}, {"refuses": True}, {"says": b"else"}],
+)
+def test_what_a_gateway_did_not_answer_is_asked_once_more_the_usual_way(fault: dict[str, Any]) -> None:
+    proxy = Proxy(**fault)
     asked(proxy)
     assert (proxy.own, len(proxy.asked)) == ([b"abc"], 1)
+
+
+def test_a_request_is_not_taken_for_the_one_before_on_its_connection() -> None:
+    proxy = Proxy()
+    token = context._serve_request_context.set(context._RequestContext(is_http_request=True))
+    try:
+        start, _ = asked(proxy)
+    finally:
+        context._serve_request_context.reset(token)
+    assert (start["status"], proxy.own) == (207, [])
 
 
 def test_who_has_gone_is_not_worked_for() -> None:
     proxy = Proxy(waits=True)
     assert asked(proxy, leaves=True) == []
-    assert (proxy.cancelled, proxy.own) == (1, [])
+    assert (proxy.silent.cancelled(), proxy.own) == (True, [])
 
 
 def test_a_gateway_that_is_silent_is_given_up() -> None:
     proxy = Proxy(waits=True)
     start, body = asked(proxy)
-    assert (start["status"], proxy.cancelled) == (503, 1)
-    assert (b"retry-after", b"1") in start["headers"]
+    assert (start["status"], proxy.silent.cancelled()) == (503, True)
+    headers = dict(start["headers"])
+    assert (headers[b"retry-after"], headers[b"cache-control"]) == (b"1", b"no-store")
+    assert headers[b"x-content-type-options"] == b"nosniff"
     assert b"no answer in time" in body["body"]
