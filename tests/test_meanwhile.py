@@ -3,7 +3,9 @@
 import logging
 import os
 from contextlib import suppress
+from types import SimpleNamespace
 
+from ray_retrieval import cluster
 from ray_retrieval.cluster.meanwhile import environment, quiet
 
 
@@ -17,6 +19,14 @@ def test_loggers_have_their_levels_back():
     assert (first.level, second.level) == (logging.DEBUG, logging.NOTSET)
 
 
+def test_loggers_that_say_less_are_left_so():
+    own, inherited = logging.getLogger("meanwhile.own"), logging.getLogger("meanwhile.own.inherited")
+    own.setLevel(logging.CRITICAL)
+    with quiet(own.name, inherited.name, below=logging.ERROR):
+        assert not own.isEnabledFor(logging.ERROR)
+        assert not inherited.isEnabledFor(logging.ERROR)
+
+
 def test_variables_have_their_values_back(monkeypatch):
     monkeypatch.setenv("MEANWHILE_OLD", "old")
     monkeypatch.delenv("MEANWHILE_NEW", raising=False)
@@ -25,3 +35,18 @@ def test_variables_have_their_values_back(monkeypatch):
         raise ValueError
     assert os.environ["MEANWHILE_OLD"] == "old"
     assert "MEANWHILE_NEW" not in os.environ
+
+
+def test_what_is_set_for_a_local_ray_ends_with_it(monkeypatch):
+    (name,) = cluster.ALONE
+    ray = SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: None)
+    monkeypatch.setattr(cluster, "ray", ray)
+    monkeypatch.setattr(cluster, "_start", lambda address: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv(name)
+    with cluster.connect():
+        assert os.environ[name] == "0"
+    assert name not in os.environ
+    monkeypatch.setenv(name, "1")
+    with cluster.connect():
+        assert os.environ[name] == "1"

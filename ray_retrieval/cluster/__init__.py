@@ -15,7 +15,7 @@ import ray
 import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from ray_retrieval.cluster.meanwhile import quiet
+from ray_retrieval.cluster.meanwhile import environment, quiet
 from ray_retrieval.cores import cores
 from ray_retrieval.errors import ClusterError, RecipeError, RetrievalError
 from ray_retrieval.progress import Display
@@ -53,10 +53,11 @@ def connect() -> Iterator[None]:
             yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    for name, value in (SETTINGS if address else SETTINGS | ALONE).items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    alone = {} if address else {name: value for name, value in ALONE.items() if name not in os.environ}
     # What they log as errors is raised as well.
-    with quiet("ray.data", "ray.train", "ray.tune", below=logging.CRITICAL):
+    with environment(alone), quiet("ray.data", "ray.train", "ray.tune", below=logging.CRITICAL):
         _start(address)
         try:
             if wanted := os.environ.get(AWAIT):

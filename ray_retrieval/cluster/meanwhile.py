@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(*names: str, below: int) -> Iterator[None]:
-    """Have loggers leave out what is below a level.
+    """Have loggers leave out what is below a level, and what they leave out already.
 
     Args:
         names: of the loggers.
@@ -16,7 +16,7 @@ def quiet(*names: str, below: int) -> Iterator[None]:
     """
     former = {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in former:
-        logger.setLevel(below)
+        logger.setLevel(max(logger.getEffectiveLevel(), below))
     try:
         yield
     finally:
