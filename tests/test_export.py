@@ -62,7 +62,8 @@ def digits(tmp_path_factory):
 
 
 CASES = [
-    *((name, bits, "torch") for name in HASHING for bits in (12, 13, 16, 64)),
+    *((name, 13, "torch") for name in HASHING),
+    *(("hashnet", bits, "torch") for bits in (12, 16, 64)),  # they pack alike
     ("hashnet", 12, "onnx"),
     ("greedyhash_unsupervised", 13, "onnx"),
     ("greedyhash", 64, "onnx"),
