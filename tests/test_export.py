@@ -19,9 +19,10 @@ from export_parts import saved
 from PIL import Image
 from samples import coloured_table, png
 
-from ray_retrieval import engines, export, graphs, model, parity
+from ray_retrieval import engines, export, model
 from ray_retrieval.data.table import ImageTable, open_images
 from ray_retrieval.data.transforms import Preprocessing, prepare
+from ray_retrieval.engines import graphs, parity
 from ray_retrieval.errors import ArtefactError, DataError, ModelError, RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.layers.sign import pack_signs
