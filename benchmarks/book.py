@@ -140,7 +140,7 @@ def is_busy(used: float) -> bool:
 
 
 def machine() -> str:
-    """One line: cores, architecture, accelerator, the processor's name where the system tells it, its vectors."""
+    """One line: cores, architecture, accelerator, the processor if it has a name, its vector instructions."""
     import torch
 
     from ray_retrieval.compute import describe_machine

@@ -246,6 +246,7 @@ class _PartEncoder:
                     engine=self._config.engine,
                 )
             }
-            if self._encoders[model].preprocessing.square:
+            alone = {work.model for work in self._work} <= {model}
+            if alone and self._encoders[model].preprocessing.square:
                 keep_freed_memory()
         return self._encoders[model]

@@ -11,15 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ray_retrieval import int8_loss, parity, quantise
 from ray_retrieval import recipe as recipes
 from ray_retrieval.data import datasets
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing
-from ray_retrieval.engines import DESCRIPTION, FORMS, read_export
+from ray_retrieval.engines import DESCRIPTION, FORMS, int8_loss, parity, quantise, read_export
+from ray_retrieval.engines.graphs import Graph, LevelGraph, graph_of, trace
 from ray_retrieval.errors import RecipeError, RetrievalError
-from ray_retrieval.graphs import Graph, LevelGraph, graph_of, trace
 from ray_retrieval.model import Model, load
 from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.storage import Folder, check_file, described, file_entry

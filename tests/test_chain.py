@@ -20,7 +20,12 @@ PUBLISHED = {
     "hashnet": (16, 32, 48, 64),
     "greedyhash_unsupervised": (16, 32, 64),
 }
-CASES = [(name, bits) for name, lengths in PUBLISHED.items() for bits in lengths]
+CASES = [
+    # The shortest and the longest always; those between are no other in kind.
+    pytest.param(name, bits, marks=[] if bits in (lengths[0], lengths[-1]) else pytest.mark.long)
+    for name, lengths in PUBLISHED.items()
+    for bits in lengths
+]
 
 
 class OneCheckpoint:

@@ -417,12 +417,12 @@ def test_fresh_deletes_nothing_that_is_no_run(cli_call, tmp_path):
     assert (tmp_path / "letters.txt").read_text() == "dear"
 
 
-def test_parameters_are_told_as_the_options_of_the_command(cli_call, monkeypatch):
+def test_parameters_are_told_as_the_options_of_the_command_and_others_by_their_names(cli_call, monkeypatch):
     def refuse(*_, **__):
         raise RecipeError("`form` is wrong", where="`normalise`", mend="leave out `fresh` or `nothing`")
 
     monkeypatch.setattr("ray_retrieval.search.Index.open", refuse)
-    said = "error: --normalise: --format is wrong (leave out --fresh or `nothing`)\n"
+    said = "error: `normalise`: --format is wrong (leave out `fresh` or `nothing`)\n"
     assert cli_call("index", "export", "x", "--out", "y") == (2, "", said)
 
 

@@ -41,11 +41,14 @@ def test_settings_of_the_environment_stand(monkeypatch: pytest.MonkeyPatch) -> N
     compute.keep_freed_memory()
 
 
-@pytest.mark.parametrize("square", [True, False])
-def test_encoders_of_images_of_one_size_keep_it(square: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("square", "other"), [(True, False), (False, False), (True, True)])
+def test_encoders_of_images_of_one_size_keep_it(
+    square: bool, other: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kept: list[bool] = []
     made = SimpleNamespace(preprocessing=SimpleNamespace(square=square))
     monkeypatch.setattr(encode, "Encoder", lambda *_given, **_options: made)
     monkeypatch.setattr(encode, "keep_freed_memory", lambda: kept.append(True))
-    assert encode._PartEncoder([], {}, encode.EncodeConfig(), 1)._encoder("model") is made
-    assert bool(kept) == square
+    work = [encode._Work(model, "out") for model in (["model", "another"] if other else ["model"])]
+    assert encode._PartEncoder(work, {}, encode.EncodeConfig(), 1)._encoder("model") is made
+    assert bool(kept) == (square and not other)

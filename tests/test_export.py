@@ -19,9 +19,10 @@ from export_parts import saved
 from PIL import Image
 from samples import coloured_table, png
 
-from ray_retrieval import engines, export, graphs, model, parity
+from ray_retrieval import engines, export, model
 from ray_retrieval.data.table import ImageTable, open_images
 from ray_retrieval.data.transforms import Preprocessing, prepare
+from ray_retrieval.engines import graphs, parity
 from ray_retrieval.errors import ArtefactError, DataError, ModelError, RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.layers.sign import pack_signs
@@ -62,7 +63,8 @@ def digits(tmp_path_factory):
 
 
 CASES = [
-    *((name, bits, "torch") for name in HASHING for bits in (12, 13, 16, 64)),
+    *((name, 13, "torch") for name in HASHING),
+    *(("hashnet", bits, "torch") for bits in (12, 16, 64)),  # they pack alike
     ("hashnet", 12, "onnx"),
     ("greedyhash_unsupervised", 13, "onnx"),
     ("greedyhash", 64, "onnx"),

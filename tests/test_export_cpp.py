@@ -18,7 +18,7 @@ from samples import png
 
 from ray_retrieval import export
 from ray_retrieval.data.transforms import Preprocessing, prepare
-from ray_retrieval.graphs import graph_of
+from ray_retrieval.engines.graphs import graph_of
 from ray_retrieval.storage import Folder
 
 SOURCES = Path(__file__).parents[1] / "docs" / "cpp"

@@ -10,8 +10,9 @@ import torch
 from export_parts import SETTINGS, made, prepared, saved
 from samples import coloured_table
 
-from ray_retrieval import engines, export, graphs, model, parity
+from ray_retrieval import engines, export, model
 from ray_retrieval.descriptors import Codes, Local, Vectors
+from ray_retrieval.engines import graphs, parity
 from ray_retrieval.errors import ArtefactError, ModelError, RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig, build_feature_map, least_side, side_for_cells
 from ray_retrieval.methods import METHODS

@@ -7,10 +7,11 @@ import pytest
 from export_parts import made, saved
 from samples import coloured_table
 
-from ray_retrieval import export, graphs, int8_loss, parity, quantise
+from ray_retrieval import export
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing
 from ray_retrieval.descriptors import Codes, Local, Vectors
+from ray_retrieval.engines import graphs, int8_loss, parity, quantise
 from ray_retrieval.errors import ArtefactError, ModelError, RecipeError
 from ray_retrieval.metrics import hamming
 from ray_retrieval.metrics.metric import Metric

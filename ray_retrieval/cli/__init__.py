@@ -83,22 +83,12 @@ def main() -> None:
 
 
 def _with_options(said: str, arguments: list[str]) -> str:
-    """What is wrong, with parameters of the library, such as `max_loss`, as the options that set them."""
+    """What is wrong, with parameters of the library, such as `max_loss`, as the command's options."""
     command: Any = typer.main.get_command(app)
-    options = _options(command)
     for word in arguments:
         command = getattr(command, "commands", {}).get(word, command)
-    options |= _options(command)
+    options = {one.name: max(one.opts, key=len) for one in command.params if one.param_type_name == "option"}
     return re.sub(r"`(\w+)`", lambda name: options.get(name[1], name[0]), said)
-
-
-def _options(command: Any) -> dict[str, str]:
-    """The option of each parameter, of a command and all those below it."""
-    found: dict[str, str] = {}
-    for inner in getattr(command, "commands", {}).values():
-        found |= _options(inner)
-    mine = [one for one in command.params if one.param_type_name == "option"]
-    return found | {one.name: max(one.opts, key=len) for one in mine}
 
 
 def _misuse(error: Any) -> str:

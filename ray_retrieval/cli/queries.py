@@ -89,7 +89,7 @@ def search(
     searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine or "torch", effort=harder)
     unmeasured = searcher.index.manifest.otherwise_encoded(engine or "torch")
     if unmeasured is not None:
-        typer.echo(f"warning {unmeasured}", err=True)
+        typer.echo(f"warning {unmeasured}".replace("`engine`", "--engine"), err=True)
     answers = searcher.answers(queries, k, box=box, where=where)
     if picture is not None:
         examples = [

@@ -128,7 +128,10 @@ def most_to_train_on(form: Form, config: ApproximateConfig) -> int:
 
 
 def training_bytes(form: Form, rows: int) -> int:
-    """Memory that so many rows take to train on: they are drawn, and once more put into another order."""
+    """Memory that so many rows take to train on at least: they are drawn, and put into another order.
+
+    FAISS copies some of them once more, such as what is left of them beyond their centres.
+    """
     return 2 * rows * (8 * words_per_row(form.size) if form.kind is DescriptorKind.CODES else 4 * form.size)
 
 

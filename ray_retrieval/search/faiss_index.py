@@ -38,7 +38,7 @@ def train(factory: str, sample: Floats, seed: int, *, threads: int = 1) -> bytes
         factory: string of FAISS.
         sample: float32 [m, d], rows drawn from the whole database.
         seed: of the order in which the sample is seen.
-        threads: for the cells of an inverted file, if there are any.
+        threads: for the cells of an inverted file, if there are any and nothing transforms rows before them.
 
     Raises:
         RecipeError: if the string is not one of FAISS's, does not fit the dimension or the squared Euclidean

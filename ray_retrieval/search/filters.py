@@ -313,9 +313,10 @@ class _Masks:
             if isinstance(condition, Among):
                 return self._among(condition, column)
             return self._ordered(condition, column)
-        except (pa.ArrowException, OverflowError) as error:
+        except (pa.ArrowException, ArithmeticError, ValueError) as error:
+            problem = "a number has too many digits" if isinstance(error, ArithmeticError) else str(error)
             raise QueryError(
-                f"column '{condition.column}' holds {column.type}: {str(error).splitlines()[0]}",
+                f"column '{condition.column}' holds {column.type}: {problem.splitlines()[0]}",
                 mend="compare it with values of that kind",
             ) from None
 
@@ -410,7 +411,9 @@ def _of_type(values: pa.Array, kind: pa.DataType) -> pa.Array:
         [
             text.cast(kind)
             if _OFFSET.search(text[0].as_py())
-            else pc.assume_timezone(text.cast(pa.timestamp(kind.unit)), kind.tz)
+            else pc.assume_timezone(
+                text.cast(pa.timestamp(kind.unit)), kind.tz, ambiguous="earliest", nonexistent="earliest"
+            )
             for text in (values.slice(place, 1) for place in range(len(values)))
         ],
         kind,

@@ -21,6 +21,7 @@ Blocks = Callable[[], Iterable[pa.Array]]
 """Gives ids, large_string, some at a time; the same ones each time."""
 
 _NAMED = 3  # ids in an error
+_READ_AGAIN = 4096  # known rows whose records are in memory at a time
 _LOOKED_AT = 100_000  # ids that may come twice; of more it is not counted how often
 
 
@@ -101,10 +102,11 @@ def found_again(
         place = np.repeat(np.arange(len(ids)), counts)
         ends = np.cumsum(counts)
         row = rows[np.arange(len(place)) - np.repeat(ends - counts, counts) + np.repeat(first, counts)]
-        if len(row):
-            same = np.asarray(pc.equal(ids.take(pa.array(place)), texts(row)))
-            places.append(place[same] + before)
-            found.append(row[same])
+        for start in range(0, len(row), _READ_AGAIN):
+            some = slice(start, start + _READ_AGAIN)
+            same = np.asarray(pc.equal(ids.take(pa.array(place[some])), texts(row[some])))
+            places.append(place[some][same] + before)
+            found.append(row[some][same])
         before += len(ids)
     return np.concatenate(places), np.concatenate(found)
 

@@ -61,7 +61,10 @@ def writing_alone(index: Folder, operation: str) -> Iterator[bool]:
 
 
 def seems_free(index: Folder) -> bool:
-    """Whether an index has a lock that nobody seems to hold, as a reader sees it: it is not taken."""
+    """Whether an index has a lock that nobody seems to hold, as a reader sees it: it is not taken.
+
+    The file of a writer that was killed counts as held until the next writer is done.
+    """
     return fcntl is not None and index.is_local and not index.exists(LOCK)
 
 

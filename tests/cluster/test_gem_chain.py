@@ -31,9 +31,19 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def settings_of(photographs, tmp_path, name, *further):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def finished(local_ray, photographs, folder):
+    return Run(recipes.load(QUICKSTART, settings_of(photographs, folder, "first"))).all()
+
+
+def settings_of(photographs, folder, name, *further):
     return [
-        f"data={{name: views, images: {photographs}, views: 4, size: 24, cache: {tmp_path}/views}}",
+        f"data={{name: views, images: {photographs}, views: 4, size: 24, cache: {folder}/views}}",
         "method={name: gem, image: {size: 24, resize: long_side}, backbone: {name: small, weights: none},"
         " loss: {name: contrastive, negatives: 3, queries: 30, pool: 40, rounds: 2},"
         " whitening: {name: pca}, dimension: 10}",
@@ -47,34 +57,37 @@ def settings_of(photographs, tmp_path, name, *further):
         "train.threads=1",
         "encode.workers=1",
         "report.examples=2",
-        f"output={tmp_path}/{name}",
+        f"output={folder}/{name}",
         *further,
     ]
 
 
-def test_gem_goes_the_whole_way_and_a_model_is_gone_on_from(local_ray, photographs, tmp_path):
-    finished = Run(recipes.load(QUICKSTART, settings_of(photographs, tmp_path, "first"))).all()
+def test_gem_goes_the_whole_way(finished, folder):
     history = read_history(finished.folder)
     assert len(history) == 2
     assert {"tuples"} == set(history[-1]["terms"])
     assert 0 < history[-1]["observed"]["negative_distance"] < 2
-    trained = tmp_path / "first" / "model"
-    made = model.load(str(trained))
+    made = model.load(str(folder / "first" / "model"))
     assert made.form == Form(DescriptorKind.VECTORS, 10)
     assert int(made.method.whitened) == 1
-    embeddings = Embeddings.open(tmp_path / "first" / "embeddings" / "database")
+    embeddings = Embeddings.open(folder / "first" / "embeddings" / "database")
     np.testing.assert_allclose(np.linalg.norm(embeddings.descriptors.data, axis=1), 1, atol=1e-5)
-    searcher = Searcher(f"{tmp_path}/first/index")
+    searcher = Searcher(f"{folder}/first/index")
     (hits,) = searcher.search([embeddings.read_part(0)["image"][0].as_py()["bytes"]], k=3)
     assert hits[0].similarity == pytest.approx(1, abs=1e-4)
-    assert (tmp_path / "first" / "report.html").is_file()
+    assert (folder / "first" / "report.html").is_file()
 
-    # The same network, described at two sizes and whitened for them, without another training.
+
+@pytest.mark.long
+def test_a_model_is_gone_on_from(finished, photographs, folder):
+    """The same network, described at two sizes and whitened for them, without another training."""
+    trained = folder / "first" / "model"
+    made = model.load(str(trained))
     further = [f"train.start={trained}", "train.epochs=0", "method.scales=[1, 0.5]", "train.workers=1"]
-    again = Run(recipes.load(QUICKSTART, settings_of(photographs, tmp_path, "second", *further)))
+    again = Run(recipes.load(QUICKSTART, settings_of(photographs, folder, "second", *further)))
     again.train(again.prepare())
     assert read_history(again.folder) == []
-    other = model.load(str(tmp_path / "second" / "model"))
+    other = model.load(str(folder / "second" / "model"))
     weights, before = other.method.state_dict(), made.method.state_dict()
     assert all(
         np.array_equal(weights[name], before[name]) for name in before if not name.startswith("whitening")
@@ -82,6 +95,9 @@ def test_gem_goes_the_whole_way_and_a_model_is_gone_on_from(local_ray, photograp
     assert not np.array_equal(weights["whitening.weight"], before["whitening.weight"])
     assert other.fingerprint != made.fingerprint
 
+
+def test_a_model_of_another_network_is_not_gone_on_from(finished, folder):
+    trained = folder / "first" / "model"
     with pytest.raises(ModelError, match=r"a model of gem on small: .* tensors"):
         model.start_from(_with_another_backbone(), Folder(trained))
 

@@ -58,7 +58,7 @@ def test_the_least_side_is_the_first_that_leaves_a_map(name):
         assert network(torch.zeros(1, 3, side, side)).shape == (1, channels, 1, 1)
         assert not has_a_map(network, side - 1, 100)
         assert not has_a_map(network, 100, side - 1)
-        assert all(has_a_map(network, side + more, side + 1) for more in range(20))
+        assert all(has_a_map(network, side + more, side + 1) for more in (0, 1, 2, 5, 19))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

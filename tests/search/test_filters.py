@@ -159,6 +159,22 @@ def test_integers_are_compared_with_any_number(data, kind):
     ]
 
 
+@pytest.mark.parametrize("number", ["1e99999999999999999999", "1e-99999999999999999999", "1" * 5000])
+def test_numbers_of_too_many_digits_are_refused(number):
+    rows = pa.RecordBatch.from_pydict({"value": pa.array([Decimal("1.50")], _SMALL(5, 2))})
+    with pytest.raises(QueryError, match=r"column 'value' holds decimal\d+\(5, 2\): \S+"):
+        Filter.parse(f"value > {number}").mask(rows, rows.schema, None)
+
+
+def test_times_that_a_clock_shows_twice_or_never_are_the_earliest():
+    zone = pa.timestamp("s", "Europe/Berlin")
+    # Each an hour from the next: 01:30, 02:30 twice, 03:30.
+    first = int(datetime.datetime(2024, 10, 26, 23, 30, tzinfo=datetime.timezone.utc).timestamp())
+    rows = pa.RecordBatch.from_pydict({"at": pa.array([first + 3600 * n for n in range(4)], zone)})
+    for text, found in {"at >= '2024-10-27 02:30:00'": 3, "at >= '2024-03-31 02:30:00'": 4}.items():
+        assert np.asarray(Filter.parse(text).mask(rows, rows.schema, None)).sum() == found
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.sampled_from([_SMALL(5, 2), pa.decimal128(38, 0), pa.decimal256(60, 40)]))
 def test_decimals_are_compared_with_any_number(data, kind):

@@ -72,6 +72,21 @@ def test_ids_that_are_there_are_found_again(coming, known, removed, alike):
         assert sorted(again(coming, known, sorted(removed))) == expected
 
 
+def test_few_known_rows_are_read_again_at_once(monkeypatch):
+    monkeypatch.setattr(ids, "_READ_AGAIN", 4)
+    names, asked = [f"image-{row}" for row in range(30)], []
+    there = pa.array(names, pa.large_string())
+
+    def texts(rows):
+        asked.append(len(rows))
+        return there.take(rows)
+
+    blocks = blocks_of(names, step=30)
+    places, found = found_again(blocks, hashes_of(blocks, 30), [(0, there)], texts, np.zeros(0, np.int64))
+    assert places.tolist() == found.tolist() == list(range(30))
+    assert max(asked) == 4
+
+
 def test_of_very_many_the_first_are_named(monkeypatch):
     monkeypatch.setattr(ids, "_LOOKED_AT", 2)
     with pytest.raises(DataError, match="5 ids come more than once: "):

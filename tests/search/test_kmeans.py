@@ -42,5 +42,5 @@ def test_an_empty_cell_takes_half_of_the_fullest():
 
 def test_what_is_trained_does_not_depend_on_the_threads():
     sample = draw_vectors(9000, 8, seed=2).data
-    one, three = (faiss_index.train("IVF16,PQ4x4fs", sample, 0, threads=threads) for threads in (1, 3))
+    one, three = (faiss_index.train("IVF64,PQ4x4fs", sample, 0, threads=threads) for threads in (1, 3))
     assert one == three

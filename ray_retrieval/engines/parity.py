@@ -18,8 +18,8 @@ import torch
 from ray_retrieval.compute import autocast
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, prepare
+from ray_retrieval.engines.graphs import Array, CodeGraph, Engine, Graph, LevelGraph, answers, graph_of
 from ray_retrieval.errors import DataError, ModelError, StoreError
-from ray_retrieval.graphs import Array, CodeGraph, Engine, Graph, LevelGraph, answers, graph_of
 from ray_retrieval.layers.pyramid import resized
 from ray_retrieval.methods.base import Method
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from ray_retrieval.descriptors import Descriptors
+from ray_retrieval.engines.graphs import INPUT, Array, Engine, Graph, LevelGraph, graph_of
 from ray_retrieval.errors import ArtefactError, RecipeError
-from ray_retrieval.graphs import INPUT, Array, Engine, Graph, LevelGraph, graph_of
 from ray_retrieval.methods.base import Method
 from ray_retrieval.storage import Folder, check_file, read_description
 

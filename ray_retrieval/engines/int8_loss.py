@@ -7,13 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ray_retrieval import parity
 from ray_retrieval.data.mixed import MixedImages, groups_of
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing
 from ray_retrieval.descriptors import Codes, Descriptors, Local, Vectors, assembled
-from ray_retrieval.engines import Exported
-from ray_retrieval.graphs import CodeGraph, Engine, Graph
+from ray_retrieval.engines import Exported, parity
+from ray_retrieval.engines.graphs import CodeGraph, Engine, Graph
 from ray_retrieval.methods.base import Method
 from ray_retrieval.metrics import hamming, retrieval
 from ray_retrieval.metrics.metric import Metric

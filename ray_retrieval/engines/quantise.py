@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ray_retrieval import int8_loss, parity
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.engines import Exported, onnx_runtime, open_onnx
+from ray_retrieval.engines import Exported, int8_loss, onnx_runtime, open_onnx, parity
+from ray_retrieval.engines.graphs import INPUT, Array, Graph
 from ray_retrieval.errors import DataError, ModelError, RecipeError
-from ray_retrieval.graphs import INPUT, Array, Graph
 
 MAX_LOSS = 0.02
 """Of the metric, from 0 to 1, that 8 bits may cost unless told otherwise."""
