@@ -22,10 +22,9 @@ async def without_complaints(work: Awaitable[Any]) -> Any:
     """The result of some work, of which no error is left that nobody has looked at."""
     complaints: list[str] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, said: complaints.append(said["message"]))
-    try:
-        return await work
-    finally:
-        for _ in range(10):
-            await asyncio.sleep(0)
-        gc.collect(1)
-        assert complaints == []
+    result = await work
+    for _ in range(10):
+        await asyncio.sleep(0)
+    gc.collect(1)
+    assert complaints == []
+    return result
