@@ -1,6 +1,6 @@
 """Run the benchmarks one after another, and write what they claim into one table.
 
-    python benchmarks/run.py                          short forms: under 20 minutes on 2 cores
+    python benchmarks/run.py                          short forms: some 20 minutes on 2 cores
     python benchmarks/run.py --full                   long forms: hours
     python benchmarks/run.py --only mining xbm_step   these alone; other results are kept
     python benchmarks/run.py --resume                 those that are not done at this commit

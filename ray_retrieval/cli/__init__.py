@@ -3,6 +3,8 @@
 import re
 import sys
 import traceback
+from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -83,12 +85,26 @@ def main() -> None:
 
 
 def _with_options(said: str, arguments: list[str]) -> str:
-    """What is wrong, with parameters of the library, such as `max_loss`, as the command's options."""
+    """What is wrong, with parameters of the library, such as `max_loss`, as options.
+
+    Those of the command itself, and those that one other command alone has: it is what the sentence names.
+    """
     command: Any = typer.main.get_command(app)
+    everywhere = [options for _, options in _options(command)]
     for word in arguments:
         command = getattr(command, "commands", {}).get(word, command)
-    options = {one.name: max(one.opts, key=len) for one in command.params if one.param_type_name == "option"}
-    return re.sub(r"`(\w+)`", lambda name: options.get(name[1], name[0]), said)
+    owners = Counter(name for options in everywhere for name in options)
+    known = {name: option for options in everywhere for name, option in options.items() if owners[name] == 1}
+    known |= next(_options(command))[1]
+    return re.sub(r"`(\w+)`", lambda name: known.get(name[1], name[0]), said)
+
+
+def _options(command: Any) -> Iterator[tuple[Any, dict[str, str]]]:
+    """A command and all those below it, each with the option of each of its parameters."""
+    mine = [one for one in command.params if one.param_type_name == "option"]
+    yield command, {one.name: max(one.opts, key=len) for one in mine}
+    for inner in getattr(command, "commands", {}).values():
+        yield from _options(inner)
 
 
 def _misuse(error: Any) -> str:
