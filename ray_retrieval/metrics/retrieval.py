@@ -288,7 +288,7 @@ class _Pass:
                 place = slice(start - block.start, start - block.start + QUERIES)
                 columns = slice(number * ROWS, (number + 1) * ROWS)
                 np.matmul(queries, tile.T, out=similarities[place, columns])
-        for similarity in similarities[: block.stop - block.start] if len(self.copies) else ():
+        for similarity in similarities[: block.stop - block.start]:
             similarity[self.copies] = similarity[self.originals]
         self._raise_first(block, similarities)
         relevant, relevant_spans = self.relevant.of(block)
