@@ -54,6 +54,7 @@ from ray_retrieval.storage import Folder
 ROWS, BITS, K, BATCH = 100_000, 64, 10, 16
 CLIENTS = (1, 8, 64)
 ADDED_MS = 10  # to the median, at most
+WARM_UP = 4.0  # seconds: several batches of each encoder
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Print and claim what each number of clients sees."""
-    seconds = options.seconds or (3 if options.short else 20)
+    seconds = options.seconds or (6 if options.short else 20)
     with tempfile.TemporaryDirectory() as folder:
         if options.index is None:
             uri = _model(Path(folder) / "model")
@@ -237,14 +238,14 @@ def _server(uri: str, index: str, options: argparse.Namespace) -> Iterator[str]:
 
 
 def _measured(url: str, requests: list[bytes], clients: int, seconds: float) -> Row:
-    """What clients see in a process of their own, after a warm-up."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        pool.apply(_clients, (url, requests, clients, min(2.0, seconds)))
+    """What clients see in a process of their own, once they have all been at it for a while."""
+    warm = min(WARM_UP, seconds)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(_clients, (url, requests, 1, 0.0, 0.1))
         before = _busy(os.getpid())
-        latencies, failed, took = pool.apply(_clients, (url, requests, clients, seconds))
+        latencies, answered, failed = pool.apply(_clients, (url, requests, clients, warm, seconds))
         busy = _busy(os.getpid()) - before
-    return Row(latencies, len(latencies) / took, 1000 * busy / max(1, len(latencies)), failed)
+    return Row(latencies, len(latencies) / seconds, 1000 * busy / max(1, answered), failed)
 
 
 def _busy(own: int) -> float:
@@ -260,24 +261,32 @@ def _busy(own: int) -> float:
     return total
 
 
-def _clients(url: str, requests: list[bytes], clients: int, seconds: float) -> tuple[list[float], int, float]:
-    """Latencies in ms of all clients, how many requests failed, and the seconds that it took."""
-    return asyncio.run(_all_clients(url, requests, clients, seconds))
+def _clients(
+    url: str, requests: list[bytes], clients: int, warm: float, seconds: float
+) -> tuple[list[float], int, int]:
+    """What `_all_clients` gives, for a process of its own."""
+    return asyncio.run(_all_clients(url, requests, clients, warm, seconds))
 
 
 async def _all_clients(
-    url: str, requests: list[bytes], clients: int, seconds: float
-) -> tuple[list[float], int, float]:
+    url: str, requests: list[bytes], clients: int, warm: float, seconds: float
+) -> tuple[list[float], int, int]:
+    """Ask for `warm` seconds and then for `seconds` more.
+
+    Returns:
+        Latencies in ms of what was answered in the latter, how many were answered in all, and how many failed.
+    """
     host, port = url.removeprefix("http://").split(":")
     latencies: list[float] = []
-    failed = 0
-    start = time.perf_counter()
+    answered, failed = 0, 0
+    first = time.perf_counter() + warm
+    last = first + seconds
 
     async def client(number: int) -> None:
-        nonlocal failed
+        nonlocal answered, failed
         reader, writer = await asyncio.open_connection(host, int(port))
-        while time.perf_counter() - start < seconds:
-            began = time.perf_counter()
+        began = time.perf_counter()
+        while began < last:
             writer.write(requests[number % len(requests)])
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(
@@ -286,15 +295,18 @@ async def _all_clients(
                 if line.lower().startswith(b"content-length")
             )
             await reader.readexactly(length)
-            if b" 200 " in head.split(b"\r\n", 1)[0]:
-                latencies.append(1000 * (time.perf_counter() - began))
-            else:
+            ended = time.perf_counter()
+            if b" 200 " not in head.split(b"\r\n", 1)[0]:
                 failed += 1
+            elif first <= ended < last:
+                latencies.append(1000 * (ended - began))
+            answered += 1
             number += clients
+            began = ended
         writer.close()
 
     await asyncio.gather(*(client(number) for number in range(clients)))
-    return latencies, failed, time.perf_counter() - start
+    return latencies, answered, failed
 
 
 def _upload(image: bytes) -> bytes:

@@ -19,7 +19,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from ray_retrieval import model
-from ray_retrieval.cluster import fewer_or_more, reraise, resources
+from ray_retrieval.cluster import fewer_or_more, is_alone, reraise, resources
 from ray_retrieval.cores import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import ArtefactError, ClusterError
@@ -49,6 +49,18 @@ CHECKPOINTS_HERE = "checkpoints-here"
 _LIST, _COPY = "checkpoint_manager_snapshot.json", "checkpoints.json"
 """Ray's list of the checkpoints that count, and a copy of it."""
 _TIMEOUT_S = 300  # how long workers wait for a lost one before the group is built anew
+
+
+class _TorchTrainer(TorchTrainer):
+    """Ray's, without the processes that have nothing to do here, each of which takes seconds to start.
+
+    One looks after datasets of Ray, which no training of ours has; another frees the places of a controller
+    that died, which nobody asks for where Ray ends with this process.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        idle = {"DatasetsCallback", "PlacementGroupCleanerCallback"} if is_alone() else {"DatasetsCallback"}
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ not in idle]
 
 
 def train(
@@ -94,7 +106,7 @@ def train(
     inputs = ray.put((for_training(benchmark), method, config, start))
     _mend_list(run / _NAME)
     _copy_list(run / _NAME)
-    trainer = TorchTrainer(
+    trainer = _TorchTrainer(
         _work,
         train_loop_config={"inputs": [inputs], "seed": seed, "run": run.uri},
         scaling_config=ScalingConfig(

@@ -10,6 +10,7 @@ import pytest
 # Before anything imports ray: tests start many small things, and wait for nothing that they do not need.
 os.environ.update(
     {
+        "RAY_RETRIEVAL_ALONE": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_AUTH_MODE": "disabled",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",

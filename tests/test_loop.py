@@ -263,6 +263,7 @@ def worlds_of(group):
 def _train_in_groups(rank, folder):
     """Several processes train the same recipes, in float64: 32 images are 2 × 16 and 4 × 8."""
     torch.set_num_threads(1)
+    gc.freeze()  # what was imported is not looked through for each group
     for number, group in enumerate(GROUPS):
         if number % PROCESSES == rank:  # alone, each of them another group meanwhile
             _train(group, folder, Process())

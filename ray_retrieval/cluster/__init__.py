@@ -34,7 +34,8 @@ SETTINGS = {
 }
 """Environment variables of Ray that everything here counts on, unless they are set otherwise."""
 
-ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+_ALONE = "RAY_RETRIEVAL_ALONE"
+ALONE = {_ALONE: "1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """Those of a local Ray besides: nobody takes its one node away, and each watcher is a process to start."""
 
 
@@ -85,6 +86,11 @@ def _start(address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"RAY_ADDRESS={address}" if address else "local Ray"
         raise ClusterError(f"Ray did not start: {str(error).splitlines()[0]}", where=where) from error
+
+
+def is_alone() -> bool:
+    """Whether the Ray in use is a local one that ends with this process."""
+    return os.environ.get(_ALONE) == "1" and "RAY_ADDRESS" not in os.environ
 
 
 def resources() -> dict[str, float]:

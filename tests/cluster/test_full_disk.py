@@ -82,7 +82,7 @@ def disk(mounted):
 def test_a_full_disk_during_a_checkpoint(local_ray, disk, cli_call):
     run = disk.folder / "run"
     settings = [
-        "method.image={size: 16}",
+        "method.image={size: 8}",
         "train.epochs=4",
         "train.precision=float32",
         "train.threads=1",

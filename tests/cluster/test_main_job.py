@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
 SHORT = [
-    "method.image={size: 16}",
+    "method.image={size: 8}",
     "train.epochs=3",
     "train.precision=float32",
     "train.threads=1",

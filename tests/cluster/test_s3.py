@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "quickstart.yaml"
 SHORT = [
-    *(str(QUICKSTART), "method.image={size: 16}", "encode.workers=1"),
+    *(str(QUICKSTART), "method.image={size: 8}", "encode.workers=1"),
     *("train.batch_size=16", "train.precision=float32", "train.threads=1"),
 ]
 RUN = [

@@ -23,7 +23,7 @@ def test_a_study_of_two_lengths_goes_on_compares_and_predicts(local_ray, tmp_pat
         f"data={{name: images, database: {photos}}}",
         f"output={tmp_path}/study",
         "method.bits=[8, 12]",
-        "method.image={size: 16}",
+        "method.image={size: 8}",
         "train.epochs=1",
         "train.batch_size=16",
         "train.precision=float32",

@@ -40,7 +40,7 @@ def settings(photos, folder, tune, *more):
         f"data={{name: images, database: {photos}}}",
         f"output={folder}",
         "method.bits=8",
-        "method.image={size: 16}",
+        "method.image={size: 8}",
         "train.epochs=3",
         "train.batch_size=16",
         "train.precision=float32",

@@ -163,6 +163,7 @@ async function showSearch(state, index, signal, { shownBefore, quiet, initial })
     );
   if (first && first.index.version !== indexOf(first.index.name).version) {
     await learn(); // a new version is served by now
+    signal.throwIfAborted();
     frame(state, indexOf(index.name), false);
   }
   const most = Math.max(0, ...found.map(({ answer }) => answer?.hits.length ?? 0));
