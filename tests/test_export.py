@@ -64,11 +64,11 @@ def digits(tmp_path_factory):
 
 CASES = [
     *((name, 13, "torch") for name in HASHING),
-    *(("hashnet", bits, "torch") for bits in (12, 16, 64)),  # they pack alike
     ("hashnet", 12, "onnx"),
     ("greedyhash_unsupervised", 13, "onnx"),
     ("greedyhash", 64, "onnx"),
 ]
+PACKED_ALIKE = [("hashnet", bits, "torch") for bits in (12, 16, 64)]
 
 
 def test_every_method_is_exported_in_every_form():
@@ -76,7 +76,10 @@ def test_every_method_is_exported_in_every_form():
 
 
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")
-@pytest.mark.parametrize(("name", "bits", "form"), CASES)
+@pytest.mark.parametrize(
+    ("name", "bits", "form"),
+    [*CASES, *(pytest.param(*case, marks=pytest.mark.long) for case in PACKED_ALIKE)],
+)
 def test_the_file_answers_as_the_encoder_does_for_any_number_of_images(name, bits, form, tmp_path):
     source = saved(tmp_path / "model", made(name, bits))
     said = export.export(source, tmp_path / "out", form=form)
@@ -361,7 +364,7 @@ def test_an_interrupted_export_leaves_nothing(digits, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "mine") == ["notes.txt"]
 
 
-@pytest.mark.parametrize("form", ["torch", "onnx"])
+@pytest.mark.parametrize("form", ["torch", pytest.param("onnx", marks=pytest.mark.long)])
 def test_an_earlier_export_stays_where_the_store_is_full(form, digits, tmp_path, monkeypatch):
     export.export(digits, tmp_path, form="torch")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}

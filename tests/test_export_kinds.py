@@ -135,7 +135,12 @@ GEMS = {
 }
 
 
-@pytest.mark.parametrize("kind", GEMS)
+QUICK_GEMS = ("maximum of scales", "superglobal", "squares by regions")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK_GEMS else pytest.param(kind, marks=pytest.mark.long) for kind in GEMS]
+)
 def test_every_pooling_of_gem_is_exported(kind, tmp_path):
     method = made("gem", **GEMS[kind])
     if kind.endswith("not learned"):

@@ -89,6 +89,10 @@ def untrained(factory: str, dimension: int, rows: int) -> Any:
         check_sample(factory, cells_of(index), rows)
         if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
             raise RuntimeError("Error: rows are numbered here, leave out what maps their ids")
+        # Seconds for each part of a vector, for a search by Hamming distance that is not made here.
+        inner = innermost(index)
+        if hasattr(inner, "do_polysemous_training"):
+            inner.do_polysemous_training = False
     return index
 
 

@@ -20,7 +20,7 @@ from ray_retrieval.search.approximate import (
     search_approximate,
 )
 from ray_retrieval.search.effort import Effort
-from ray_retrieval.search.faiss_index import candidates, fill, train
+from ray_retrieval.search.faiss_index import candidates, fill, innermost, train, untrained
 from ray_retrieval.search.hits import NO_ROW, Hits
 from ray_retrieval.search.vectors import VectorSegment, norm_error, search_vectors
 
@@ -161,6 +161,11 @@ def test_a_build_repeats_byte_for_byte(tmp_path, factory):
         built(tmp_path / folder, factory, vectors)
         files.append((tmp_path / folder / "0.faiss").read_bytes())
     assert files[0] == files[1]
+
+
+def test_products_are_not_ordered_for_a_search_by_hamming_distance():
+    for factory in ("PQ4", "IVF4,PQ4", "OPQ4,IVF4,PQ4,RFlat"):
+        assert not innermost(untrained(factory, 8, 256)).do_polysemous_training
 
 
 def test_the_seed_counts():
