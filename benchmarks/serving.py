@@ -274,7 +274,7 @@ async def _all_clients(
     """Ask for `warm` seconds and then for `seconds` more.
 
     Returns:
-        Latencies in ms of what was answered in the latter, how many were answered in all, and how many failed.
+        Latencies in ms of what was answered in the latter, how many answers came in all, and how many failed.
     """
     host, port = url.removeprefix("http://").split(":")
     latencies: list[float] = []

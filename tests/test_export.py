@@ -68,7 +68,7 @@ CASES = [
     ("greedyhash_unsupervised", 13, "onnx"),
     ("greedyhash", 64, "onnx"),
 ]
-PACKED_ALIKE = [("hashnet", bits, "torch") for bits in (12, 16, 64)]
+PACKED_ALIKE = [pytest.param("hashnet", bits, "torch", marks=pytest.mark.long) for bits in (12, 16, 64)]
 
 
 def test_every_method_is_exported_in_every_form():
