@@ -54,7 +54,7 @@ from ray_retrieval.storage import Folder
 ROWS, BITS, K, BATCH = 100_000, 64, 10, 16
 CLIENTS = (1, 8, 64)
 ADDED_MS = 10  # to the median, at most
-WARM_UP = 4.0  # seconds: several batches of each encoder
+WARM_UP = 3.0  # seconds: several batches of each encoder
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Print and claim what each number of clients sees."""
-    seconds = options.seconds or (6 if options.short else 20)
+    seconds = options.seconds or (5 if options.short else 20)
     with tempfile.TemporaryDirectory() as folder:
         if options.index is None:
             uri = _model(Path(folder) / "model")

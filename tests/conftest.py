@@ -52,12 +52,12 @@ def local_ray():
     ray.shutdown()
 
 
-_PLACES = {"tests/cluster/": -1, "tests/serve/": 1, "tests/browser/": 2}
+_PLACES = {"tests/cluster/": -3, "tests/serve/": -2, "tests/browser/": -1}
 """Folders of what starts a Ray, a server or a browser: each is run by one process, one test after another."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest come first: of two processes one is busy with them while the other does the rest."""
+    """The longest come first: what is left is so short that the processes end together."""
     items.sort(key=lambda item: _place(item.nodeid))
 
 

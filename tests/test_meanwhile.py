@@ -38,15 +38,21 @@ def test_variables_have_their_values_back(monkeypatch):
 
 
 def test_what_is_set_for_a_local_ray_ends_with_it(monkeypatch):
-    (name,) = cluster.ALONE
     ray = SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: None)
     monkeypatch.setattr(cluster, "ray", ray)
     monkeypatch.setattr(cluster, "_start", lambda address: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.delenv(name)
+    for name in cluster.ALONE:
+        monkeypatch.delenv(name)
     with cluster.connect():
-        assert os.environ[name] == "0"
-    assert name not in os.environ
+        assert {name: os.environ[name] for name in cluster.ALONE} == cluster.ALONE
+        assert cluster.is_alone()
+        monkeypatch.setenv("RAY_ADDRESS", "another:6379")
+        assert not cluster.is_alone()
+        monkeypatch.delenv("RAY_ADDRESS")
+    assert not set(cluster.ALONE) & set(os.environ)
+    assert not cluster.is_alone()
+    name = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"
     monkeypatch.setenv(name, "1")
     with cluster.connect():
         assert os.environ[name] == "1"

@@ -328,6 +328,9 @@ def _deployment(
         # A replica that hangs is replaced; one that dies is noticed anyway.
         health_check_period_s=5,
         health_check_timeout_s=20,
+        # Another server that is deployed in this one's place starts before this one ends, unless that
+        # would take another GPU, which few clusters have to spare.
+        max_surge_percent=0 if gpus else 100,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )
