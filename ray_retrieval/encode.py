@@ -8,6 +8,7 @@ result does not depend on how many encoders there were or on who finished first.
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.engines import Export, find_export
 from ray_retrieval.errors import DataError
+from ray_retrieval.lock import writing_alone
 from ray_retrieval.model import Encoder
 from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.search import embeddings
@@ -85,8 +87,16 @@ def encode(
         ArtefactError: if the engine has no export of a model.
         RecipeError: if the engine's package is not installed.
         ClusterError: if encoders were lost for good.
+        ConflictError: if another process writes to a job's folder.
         DataError: if no image of a table can be decoded, or a store does not answer.
     """
+    with ExitStack() as alone:
+        for job in jobs:
+            alone.enter_context(writing_alone(job.out, "encode"))
+        return _encode(jobs, config, advance)
+
+
+def _encode(jobs: list[EncodeJob], config: EncodeConfig, advance: Callable[[int, str], None]) -> int:
     models = [read_model_description(job.model) for job in jobs]
     for job, (_, model) in zip(jobs, models, strict=True):
         own = config.engine == "torch"

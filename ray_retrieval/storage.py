@@ -25,6 +25,8 @@ from pyarrow import fs
 
 from ray_retrieval.errors import ArtefactError
 
+LOCK = ".lock"
+"""Name of the file that says who works in a folder, see `lock`."""
 _TEMPORARY = re.compile(r"(.+)\.tmp-[0-9a-f]{12}")
 """Names that files are written under, see `temporary_name`."""
 _STORES = ("s3", "gs", "gcs", "abfs", "abfss")
@@ -109,11 +111,11 @@ class Folder:
             return bool(self.filesystem.get_file_info(self.path).type == fs.FileType.File)
 
     def names(self) -> list[str]:
-        """Names of the files and folders directly inside, sorted; temporary ones are left out."""
+        """Names of the files and folders directly inside, sorted; temporary ones and a lock are left out."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
         with self._guarded():
             found = [os.path.basename(info.path) for info in self.filesystem.get_file_info(selector)]
-        return sorted(name for name in found if meant_by(name) is None)
+        return sorted(name for name in found if meant_by(name) is None and name != LOCK)
 
     def files(self) -> dict[str, fs.FileInfo]:
         """Every file inside, however deep, by its path from here, sorted; temporary ones too."""
@@ -222,6 +224,14 @@ class Folder:
                 self.filesystem.delete_dir(info.path)
             elif info.type == fs.FileType.File:
                 self.filesystem.delete_file(info.path)
+
+    def clear(self) -> None:
+        """Delete everything inside but the lock of who does so."""
+        with self._guarded():
+            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        for name in (os.path.basename(info.path) for info in found):
+            if name != LOCK:
+                self.remove(name)
 
     def sweep(self) -> None:
         """Delete the files that killed writers left behind directly inside, by their names; no folders.

@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_retrieval import compare_page
-from ray_retrieval.cluster import connect
 from ray_retrieval.compare import compare
-from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.results import common_folder
@@ -51,14 +49,7 @@ class Study:
         Returns:
             What each member's `model.json` says, with its `folder` and `fingerprint`.
         """
-        models = []
-        for run in self._one_after_another():
-            benchmark = run.prepare()
-            with connect():
-                run.train(benchmark)
-            description, fingerprint = read_model_description(run.folder / "model")
-            models.append({**description, "fingerprint": fingerprint, "folder": run.folder.uri_of("model")})
-        return models
+        return [run.only_train() for run in self._one_after_another()]
 
     def evaluate(self) -> dict[str, Any]:
         """Measure every member, all of them trained, on its test queries, then compare them.
@@ -69,10 +60,7 @@ class Study:
         for run in self.runs:
             run.require_model()
         for run in self._one_after_another():
-            benchmark = run.prepare()
-            with connect():
-                run.encode(benchmark)
-            run.evaluate(benchmark)
+            run.only_measure()
         return self.compare()
 
     def compare(self) -> dict[str, Any]:

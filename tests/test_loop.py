@@ -252,6 +252,11 @@ GROUPS = {
 
 
 PROCESSES = 4
+RARELY = (
+    *("greedyhash", "batch", "ring", "xbm, triplet", "xbm, own batch left out", "gem, listwise"),
+    "delf, attention",
+)
+"""Groups that run with the long tests: others of their methods go the same ways."""
 
 
 def worlds_of(group):
@@ -260,14 +265,14 @@ def worlds_of(group):
     return (1, 2, PROCESSES) if several else (1, 2)
 
 
-def _train_in_groups(rank, folder):
+def _train_in_groups(rank, folder, groups):
     """Several processes train the same recipes, in float64: 32 images are 2 × 16 and 4 × 8."""
     torch.set_num_threads(1)
     gc.freeze()  # what was imported is not looked through for each group
-    for number, group in enumerate(GROUPS):
+    for number, group in enumerate(groups):
         if number % PROCESSES == rank:  # alone, each of them another group meanwhile
             _train(group, folder, Process())
-    for group in GROUPS:
+    for group in groups:
         for world in worlds_of(group)[1:]:
             with _group(folder / f"{group}-{world}", rank, world) as process:
                 if process is not None:
@@ -339,11 +344,16 @@ def _train_with_uneven_shares(folder, process):
     (folder / f"uneven-{process.rank}.json").write_text(json.dumps(loss_curve(history)))
 
 
-def test_one_two_and_four_workers_train_alike(tmp_path):
+@pytest.mark.parametrize(
+    "groups",
+    [tuple(sorted(set(GROUPS) - set(RARELY))), pytest.param(RARELY, marks=pytest.mark.long)],
+    ids=["often", "rarely"],
+)
+def test_one_two_and_four_workers_train_alike(tmp_path, groups):
     # What takes long to import is imported once, before the processes part.
     multiprocessing.set_forkserver_preload(["ray_retrieval.loop", "ray_retrieval.methods"])
     mp.start_processes(
-        _train_in_groups, args=(tmp_path,), nprocs=PROCESSES, daemon=True, start_method="forkserver"
+        _train_in_groups, args=(tmp_path, groups), nprocs=PROCESSES, daemon=True, start_method="forkserver"
     )
 
     def left(group, world, rank):
@@ -352,7 +362,7 @@ def test_one_two_and_four_workers_train_alike(tmp_path):
         tensors = {f"{kind} {key}": v for kind, values in state.items() for key, v in values.items()}
         return tensors, json.loads(file.with_suffix(".json").read_text())
 
-    for group in GROUPS:
+    for group in groups:
         single, curve = left(group, 1, 0)
         for world in worlds_of(group)[1:]:
             leader, _ = left(group, world, 0)

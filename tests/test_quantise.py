@@ -91,7 +91,8 @@ def test_a_loss_above_the_bound_is_refused_and_nothing_is_left(tmp_path, monkeyp
     assert not (Folder(source) / "onnx-int8").exists()
 
 
-@pytest.mark.parametrize("name", [pytest.param("gem", marks=pytest.mark.long), "delf"])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["gem", "delf"])
 def test_methods_of_several_sizes_take_it_too(name, tmp_path):
     table = coloured_table(12, mixed_sizes=True)
     simpler = {"scales": [1.0]} if name == "gem" else {"global_head": None}

@@ -38,8 +38,6 @@ def train(
 ) -> None:
     """Train the recipe's model only."""
     from ray_retrieval.cli.tables import number, print_models
-    from ray_retrieval.cluster import connect
-    from ray_retrieval.model_folder import read_model_description
     from ray_retrieval.recipe import load_study
     from ray_retrieval.run import Run
     from ray_retrieval.study import Study
@@ -54,17 +52,13 @@ def train(
         print_models([{**model, "folder": short(model["folder"])} for model in models])
         typer.echo(f"next    {next_command}")
         return
-    job = Run(recipes[0], fresh=fresh, display=Display())
-    benchmark = job.prepare()
-    with connect():
-        job.train(benchmark)
-    description, fingerprint = read_model_description(job.folder / "model")
+    model = Run(recipes[0], fresh=fresh, display=Display()).only_train()
     if as_json:
-        print_json({**description, "fingerprint": fingerprint, "folder": job.folder.uri_of("model")})
+        print_json(model)
         return
-    validation = description["metrics"]["validation"].items()
+    validation = model["metrics"]["validation"].items()
     measured = ", ".join(f"validation {name} {number(value)}" for name, value in validation)
-    typer.echo(f"model   {short(job.folder.uri_of('model'))} ({fingerprint}), {measured}")
+    typer.echo(f"model   {short(model['folder'])} ({model['fingerprint']}), {measured}")
     typer.echo(f"next    {next_command}")
 
 
@@ -101,7 +95,6 @@ def tune(
 def evaluate(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Measure the recipe's trained model on its test queries."""
     from ray_retrieval.cli.tables import print_metrics
-    from ray_retrieval.cluster import connect
     from ray_retrieval.recipe import load_study
     from ray_retrieval.run import Run
     from ray_retrieval.study import Study
@@ -111,12 +104,7 @@ def evaluate(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJso
         study = Study(recipes, display=Display())
         _show_comparison(study.evaluate(), study.folder.uri, as_json)
         return
-    job = Run(recipes[0], display=Display())
-    job.require_model()
-    benchmark = job.prepare()
-    with connect():
-        job.encode(benchmark)
-    metrics = job.evaluate(benchmark)
+    metrics = Run(recipes[0], display=Display()).only_measure()
     if as_json:
         print_json(metrics)
     else:

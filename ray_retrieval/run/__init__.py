@@ -19,7 +19,9 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.encode import encode
 from ray_retrieval.errors import RecipeError, RetrievalError
 from ray_retrieval.evaluation import as_text
+from ray_retrieval.lock import writing_alone
 from ray_retrieval.loop import Outcome
+from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.run.checks import (
@@ -62,6 +64,7 @@ class Run:
         training: trains a model as `train` does, perhaps in another place.
 
     Raises:
+        ConflictError: with `fresh`, if another process works in the folder.
         RecipeError: if the folder holds a run of a recipe that gives another model, or, with `fresh`,
             something that is no run.
     """
@@ -78,21 +81,57 @@ class Run:
         self.display = display or Display(quiet=True)
         if fresh:
             refuse_what_is_no_run(self.folder)
-            self.folder.remove()
+            with writing_alone(self.folder, "run"):
+                self.folder.clear()
         stages = recipe.stage_recipes()
         start = (Folder(stages[-1].output) / "model").uri if stages else None
         self._own = Training(recipe, training, self.display, start=start)
         self._stages = [Training(stage, training, self.display) for stage in stages]
 
     def all(self) -> Finished:
-        """Every stage, on the cluster that RAY_ADDRESS names or on a local Ray."""
-        benchmark = self.prepare(measured=True)
-        with connect():
-            self.train(benchmark)
-            self.encode(benchmark)
-            self.index()
-        metrics = self.evaluate(benchmark)
-        return Finished(self.folder, metrics, self.report(benchmark))
+        """Every stage, on the cluster that RAY_ADDRESS names or on a local Ray.
+
+        Raises:
+            ConflictError: if another process works in the folder.
+            RetrievalError: as the stages do.
+        """
+        with writing_alone(self.folder, "run"):
+            benchmark = self.prepare(measured=True)
+            with connect():
+                self.train(benchmark)
+                self.encode(benchmark)
+                self.index()
+            metrics = self.evaluate(benchmark)
+            return Finished(self.folder, metrics, self.report(benchmark))
+
+    def only_train(self) -> dict[str, Any]:
+        """Prepare and train, as `all`.
+
+        Returns:
+            What `model.json` says, with the model's `fingerprint` and `folder`.
+        """
+        with writing_alone(self.folder, "train"):
+            benchmark = self.prepare()
+            with connect():
+                self.train(benchmark)
+        description, fingerprint = read_model_description(self.folder / "model")
+        return {**description, "fingerprint": fingerprint, "folder": self.folder.uri_of("model")}
+
+    def only_measure(self) -> dict[str, Any]:
+        """Encode with the trained model and measure it, as `all`.
+
+        Returns:
+            What `metrics.json` says.
+
+        Raises:
+            RecipeError: if the recipe has not been trained.
+        """
+        self.require_model()
+        with writing_alone(self.folder, "evaluate"):
+            benchmark = self.prepare()
+            with connect():
+                self.encode(benchmark)
+            return self.evaluate(benchmark)
 
     def prepare(self, *, measured: bool = False) -> Benchmark:
         """Find everything that the run needs before anything is started.
@@ -108,7 +147,7 @@ class Run:
         """
         if measured:
             refuse_engine(self.recipe, self.folder)
-        existed, begun = self.folder.exists(), self.folder.exists("recipe.yaml")
+        existed, before = self.folder.exists(), self.folder.names()
         try:
             benchmark = self._load_data(measured=measured)
             if benchmark.untrainable:
@@ -117,8 +156,11 @@ class Run:
                 for number, training in enumerate([*self._stages, self._own]):
                     training.foresee(benchmark, follows=number > 0)
         except RetrievalError:
-            for name in () if begun else ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
-                self.folder.remove(name)
+            if "recipe.yaml" not in before:
+                for name in ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
+                    self.folder.remove(name)
+            if not before:
+                self.folder.clear()
             if not existed:
                 self.folder.remove()
             raise
@@ -150,8 +192,9 @@ class Run:
             return
         for stage in self._stages_to_train(benchmark):
             self.display.say(f"stage {stage.recipe.name}")
-            stage.folder.write_text("recipe.yaml", recipes.dump(stage.recipe))
-            stage.train(benchmark)
+            with writing_alone(stage.folder, "train"):
+                stage.folder.write_text("recipe.yaml", recipes.dump(stage.recipe))
+                stage.train(benchmark)
         self._own.train(benchmark)
 
     def _stages_to_train(self, benchmark: Benchmark) -> list[Training]:

@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.lock import writing_alone
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.ids import check_once, hashes_of
-from ray_retrieval.search.lock import writing_alone
 from ray_retrieval.search.manifest import CURRENT, Manifest, ShardEntry, read_current
 from ray_retrieval.search.pool import Advance, Pool, Threads
 from ray_retrieval.search.publishing import publish

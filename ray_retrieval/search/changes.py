@@ -16,11 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.lock import seems_free, writing_alone
 from ray_retrieval.search.deletes import write_deletes
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.ids import Blocks, Hashes, first_of, found_again, hashes_of
 from ray_retrieval.search.index import Index
-from ray_retrieval.search.lock import seems_free, writing_alone
 from ray_retrieval.search.manifest import Manifest, read_current
 from ray_retrieval.search.publishing import publish
 from ray_retrieval.search.retention import Pruned

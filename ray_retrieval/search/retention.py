@@ -12,7 +12,7 @@ from typing import Any
 from pyarrow import fs
 
 from ray_retrieval.errors import ArtefactError, QueryError
-from ray_retrieval.search.lock import seems_free, writing_alone
+from ray_retrieval.lock import seems_free, writing_alone
 from ray_retrieval.search.manifest import (
     CURRENT,
     Manifest,

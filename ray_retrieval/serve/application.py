@@ -286,7 +286,9 @@ def _group(name: str, number: int, key: VersionKey, config: ServeConfig) -> Appl
 def _writer(config: ServeConfig) -> Application:
     deployment = _deployment(WriterReplica, "Writer", 0, 1, 1)
     return deployment.options(
-        max_ongoing_requests=config.max_ongoing, max_queued_requests=config.max_queued
+        max_ongoing_requests=config.max_ongoing,
+        max_queued_requests=config.max_queued,
+        max_surge_percent=0,  # one writes at a time
     ).bind()
 
 

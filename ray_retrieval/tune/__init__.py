@@ -17,6 +17,7 @@ from ray_retrieval.cluster import connect, fewer_or_more
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.errors import DataError, RecipeError, RetrievalError
+from ray_retrieval.lock import writing_alone
 from ray_retrieval.model_folder import DESCRIPTION
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
@@ -120,9 +121,10 @@ class Search:
 
         Raises:
             ClusterError: with the sum, if the cluster has no room for what the recipe asks.
+            ConflictError: if another process works in the folder.
             RetrievalError: if images or weights are missing, or every trial failed.
         """
-        with connect():
+        with writing_alone(self.folder, "tune"), connect():
             if self.trials.left:
                 self._plan()
             if self._fresh:

@@ -173,7 +173,7 @@ def read_trials(folder: Folder) -> list[Trial]:
 def remove(folder: Folder) -> None:
     """Delete a search with all its trials; raises as `refuse_foreign`."""
     refuse_foreign(folder)
-    folder.remove()
+    folder.clear()
 
 
 def refuse_foreign(folder: Folder) -> None:

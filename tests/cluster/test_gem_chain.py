@@ -49,7 +49,6 @@ def settings_of(photographs, folder, name, *further):
         " whitening: {name: pca}, dimension: 10}",
         "train.optimizer={name: adam, lr: 0.001}",
         "train.schedule={name: exponential}",
-        "train.workers=2",
         "train.batch_size=20",
         "train.epochs=2",
         "train.augmentation={}",
@@ -83,7 +82,7 @@ def test_a_model_is_gone_on_from(finished, photographs, folder):
     """The same network, described at two sizes and whitened for them, without another training."""
     trained = folder / "first" / "model"
     made = model.load(str(trained))
-    further = [f"train.start={trained}", "train.epochs=0", "method.scales=[1, 0.5]", "train.workers=1"]
+    further = [f"train.start={trained}", "train.epochs=0", "method.scales=[1, 0.5]"]
     again = Run(recipes.load(QUICKSTART, settings_of(photographs, folder, "second", *further)))
     again.train(again.prepare())
     assert read_history(again.folder) == []

@@ -38,7 +38,6 @@ SHORT = [
 RUN = [
     *("run", *SHORT, "train.epochs=6", "train.checkpoint.min_seconds=0"),
     f"data={{name: images, database: 's3://{BUCKET}/photos.parquet'}}",
-    f"output=s3://{BUCKET}/run",
 ]
 SEARCH = [
     *("tune", *SHORT, "train.epochs=1", "method.bits=8"),
@@ -103,22 +102,11 @@ def running(lines, environment, log):
 
 @pytest.fixture(scope="module")
 def chain(server, photos, temporary):
-    """What a run left that was killed and begun again."""
-    log, environment = temporary / "log", server.environment(temporary)
-    server.gate.held = f"/{BUCKET}/run/model/"  # however fast it is, it is killed before it has a model
-    with running([RUN], environment, log) as until:
-
-        def has_checkpoint(process):
-            assert process.poll() is None, log.read_text()
-            # Ray Train writes it when a checkpoint counts.
-            return server.read("run/checkpoints/checkpoint_manager_snapshot.json") is not None
-
-        until(has_checkpoint)
-        before = server.read("run/history.jsonl")
-    server.gate.held = None
-    whole([RUN], environment, log)
+    """What a run left."""
+    log = temporary / "log"
+    whole([[*RUN, f"output=s3://{BUCKET}/run"]], server.environment(temporary), log)
     assert "report" in log.read_text()
-    return {"before": before, "log": log}
+    return {"log": log}
 
 
 def whole(lines, environment, log):
@@ -127,12 +115,27 @@ def whole(lines, environment, log):
         until(lambda process: process.poll() is not None)
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint_on_the_store(server, chain):
-    lines = [json.loads(line) for line in server.read("run/history.jsonl").splitlines()]
+@pytest.mark.long
+def test_a_killed_run_goes_on_from_its_checkpoint_on_the_store(server, photos, temporary):
+    log, environment = temporary / "log of the killed", server.environment(temporary)
+    run = [*RUN, f"output=s3://{BUCKET}/killed"]
+    server.gate.held = f"/{BUCKET}/killed/model/"  # however fast it is, it is killed before it has a model
+    with running([run], environment, log) as until:
+
+        def has_checkpoint(process):
+            assert process.poll() is None, log.read_text()
+            # Ray Train writes it when a checkpoint counts.
+            return server.read("killed/checkpoints/checkpoint_manager_snapshot.json") is not None
+
+        until(has_checkpoint)
+        before = server.read("killed/history.jsonl")
+    server.gate.held = None
+    whole([run], environment, log)
+    lines = [json.loads(line) for line in server.read("killed/history.jsonl").splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 7))
     # The seconds that it took are no others: it was not done again.
-    assert lines[0] == json.loads(chain["before"].splitlines()[0])
-    assert model.load(f"s3://{BUCKET}/run/model").description["training"]["of_epochs"] == 6
+    assert lines[0] == json.loads(before.splitlines()[0])
+    assert model.load(f"s3://{BUCKET}/killed/model").description["training"]["of_epochs"] == 6
 
 
 def test_a_run_leaves_every_artefact_on_the_store(server, chain):

@@ -49,7 +49,13 @@ def has_a_map(network, height, width):
         return False
 
 
-@pytest.mark.parametrize("name", get_args(BackboneName))
+DEEP = ("resnet101", "resnet152")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long) if name in DEEP else name for name in get_args(BackboneName)],
+)
 def test_the_least_side_is_the_first_that_leaves_a_map(name):
     side = least_side(name)
     with torch.device("meta"):  # shapes alone, nothing is computed

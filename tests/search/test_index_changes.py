@@ -14,6 +14,7 @@ from soak_parts import survives_kills
 
 from ray_retrieval.descriptors import Codes, Vectors
 from ray_retrieval.errors import ArtefactError, ConflictError, DataError, QueryError
+from ray_retrieval.lock import writing_alone
 from ray_retrieval.search import (
     NO_ROW,
     Index,
@@ -25,7 +26,6 @@ from ray_retrieval.search import (
     rollback,
     versions,
 )
-from ray_retrieval.search.lock import writing_alone
 from ray_retrieval.search.manifest import read_current
 from ray_retrieval.storage import Folder
 
@@ -468,7 +468,7 @@ def test_the_lock_of_a_dead_writer_is_free_at_once(index):
     program = textwrap.dedent(
         """
         import os, sys
-        from ray_retrieval.search.lock import writing_alone
+        from ray_retrieval.lock import writing_alone
         from ray_retrieval.storage import Folder
         with writing_alone(Folder(sys.argv[1]), "add"):
             os._exit(9)

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 from search_parts import KilledError, draw_codes, draw_images, flip, write
 
+from ray_retrieval import lock
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search import Index, add, adding, build, changes, compact, lock, prune, remove, rollback
+from ray_retrieval.search import Index, add, adding, build, changes, compact, prune, remove, rollback
 from ray_retrieval.search import manifest as manifests
 from ray_retrieval.search.manifest import read_current
 from ray_retrieval.search.publishing import publish

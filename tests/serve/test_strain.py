@@ -15,9 +15,9 @@ from gateway_parts import Behind, gateway_over, image, rows, search, soon
 from serving_parts import AverageHash, NotedHash, Served, make_index, picture
 
 from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.lock import writing_alone
 from ray_retrieval.search import Index, remove
 from ray_retrieval.search.filters import Filter
-from ray_retrieval.search.lock import writing_alone
 from ray_retrieval.serve import filtering, gateway, rolling, writing
 from ray_retrieval.serve.backend import IdExample, NewImage
 from ray_retrieval.serve.behind import PartError, Removal

@@ -1,9 +1,9 @@
-"""One writer at a time: a lock on an index that is held for the whole of a change.
+"""One writer at a time: a lock on a folder that is held for the whole of a run, or of a change of an index.
 
-It is the operating system's lock on the file `.lock` in the index's folder, so it is free at once when its
-holder dies, however that happens; only processes that the holder forked meanwhile hold it on. Readers take no
-notice of it. Stores that are no local disk have no such lock, nor have some shared file systems: there a
-second writer finds out when it wants to publish (`publishing.publish`).
+It is the operating system's lock on the file `.lock` in the folder, so it is free at once when its holder
+dies, however that happens; only processes that the holder forked meanwhile hold it on. Readers take no notice
+of it. Stores that are no local disk have no such lock, nor have some shared file systems: there a second
+writer of an index finds out when it wants to publish (`search.publishing.publish`).
 """
 
 import errno
@@ -16,29 +16,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ray_retrieval.errors import ArtefactError, ConflictError
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import LOCK, Folder
 
 try:
     import fcntl
 except ImportError:  # a system without such locks
     fcntl = None  # type: ignore[assignment]
 
-LOCK = ".lock"
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 @contextmanager
-def writing_alone(index: Folder, operation: str) -> Iterator[bool]:
-    """Hold the lock of an index for as long as the block lasts; False where there are none to hold.
+def writing_alone(folder: Folder, operation: str) -> Iterator[bool]:
+    """Hold the lock of a folder for as long as the block lasts; False where there are none to hold.
 
     Args:
-        index: its folder, which is made where it is missing.
+        folder: is made where it is missing, and goes again if the block leaves nothing in it.
         operation: what the block does, to tell others.
 
     Raises:
         ConflictError: if another process, or another thread of this one, holds it; the error says who.
     """
-    file = _locked(index)
+    existed = folder.is_local and folder.exists()
+    file = _locked(folder)
     if file is None:
         yield False
         return
@@ -56,37 +56,39 @@ def writing_alone(index: Folder, operation: str) -> Iterator[bool]:
     finally:
         # Deleted while it is held: whoever has opened it meanwhile sees that it is no longer the file there.
         with suppress(OSError):
-            (Path(index.path) / LOCK).unlink()
+            (Path(folder.path) / LOCK).unlink()
+            if not existed:
+                Path(folder.path).rmdir()
         os.close(file)
 
 
-def seems_free(index: Folder) -> bool:
-    """Whether an index has a lock that nobody seems to hold, as a reader sees it: it is not taken.
+def seems_free(folder: Folder) -> bool:
+    """Whether a folder has a lock that nobody seems to hold, as a reader sees it: it is not taken.
 
     The file of a writer that was killed counts as held until the next writer is done.
     """
-    return fcntl is not None and index.is_local and not index.exists(LOCK)
+    return fcntl is not None and folder.is_local and not folder.exists(LOCK)
 
 
-def _locked(index: Folder) -> int | None:
+def _locked(folder: Folder) -> int | None:
     """The lock's file, open and locked; None where there are no locks."""
-    if fcntl is None or not index.is_local:
+    if fcntl is None or not folder.is_local:
         return None
-    path = Path(index.path) / LOCK
+    path = Path(folder.path) / LOCK
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _take(path)
     except BlockingIOError:
         raise ConflictError(
             f"another writer is at work: {_holder(path)}",
-            where=index,
+            where=folder,
             mend="wait for it to end, and run it again",
         ) from None
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return None
         raise ArtefactError(
-            f"the store refuses: {error.strerror}", where=index, mend="check the path and the rights"
+            f"the store refuses: {error.strerror}", where=folder, mend="check the path and the rights"
         ) from error
 
 
