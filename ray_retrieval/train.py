@@ -60,7 +60,8 @@ class _TorchTrainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         idle = {"DatasetsCallback", "PlacementGroupCleanerCallback"} if is_alone() else {"DatasetsCallback"}
-        return [one for one in super()._create_default_callbacks() if type(one).__name__ not in idle]
+        made = super()._create_default_callbacks()  # type: ignore[misc]  # the stubs are of the older Train
+        return [one for one in made if type(one).__name__ not in idle]
 
 
 def train(
