@@ -89,7 +89,10 @@ def _start(address: str | None) -> None:
 
 
 def is_alone() -> bool:
-    """Whether the Ray in use is a local one that ends with this process."""
+    """Whether the Ray in use is a local one that ends with this process.
+
+    Not in a process that was told the address: a search for hyperparameters ends such ones before Ray.
+    """
     return os.environ.get(_ALONE) == "1" and "RAY_ADDRESS" not in os.environ
 
 

@@ -192,9 +192,8 @@ class Run:
             return
         for stage in self._stages_to_train(benchmark):
             self.display.say(f"stage {stage.recipe.name}")
-            with writing_alone(stage.folder, "train"):
-                stage.folder.write_text("recipe.yaml", recipes.dump(stage.recipe))
-                stage.train(benchmark)
+            stage.folder.write_text("recipe.yaml", recipes.dump(stage.recipe))
+            stage.train(benchmark)
         self._own.train(benchmark)
 
     def _stages_to_train(self, benchmark: Benchmark) -> list[Training]:
