@@ -1,7 +1,7 @@
 """The most memory of each stage, against the number of images, of bits, of shards: flat where it should be.
 
     python benchmarks/memory.py                          four times as much of each
-    python benchmarks/memory.py --short                  of small ones, and where there is a goal for them
+    python benchmarks/memory.py --short                  of small ones, and fewer of the cases
     python benchmarks/memory.py --only train search
 
 Every measurement is a process of its own, on one thread, which does the stage once with next to nothing, so

@@ -12,7 +12,7 @@ clients, each with one connection, that send the bytes of an image and wait for 
 their own that does nothing but write and read sockets. `codes` are the same with the encoder left out:
 descriptors are sent, so that what is left is the serving layer. On a machine of few cores clients, HTTP and
 the model share them, which the last column shows: processor time of all processes but the clients' for a
-search.
+search. Latencies and rates are of what was answered once all clients had been at it for some seconds.
 """
 
 import argparse
@@ -54,7 +54,7 @@ from ray_retrieval.storage import Folder
 ROWS, BITS, K, BATCH = 100_000, 64, 10, 16
 CLIENTS = (1, 8, 64)
 ADDED_MS = 10  # to the median, at most
-WARM_UP = 3.0  # seconds: several batches of each encoder
+WARM_UP_S = 3.0  # several batches of each encoder
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def _server(uri: str, index: str, options: argparse.Namespace) -> Iterator[str]:
 
 def _measured(url: str, requests: list[bytes], clients: int, seconds: float) -> Row:
     """What clients see in a process of their own, once they have all been at it for a while."""
-    warm = min(WARM_UP, seconds)
+    warm = min(WARM_UP_S, seconds)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         pool.apply(_clients, (url, requests, 1, 0.0, 0.1))
         before = _busy(os.getpid())

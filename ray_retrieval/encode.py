@@ -93,10 +93,11 @@ def encode(
     with ExitStack() as alone:
         for job in jobs:
             alone.enter_context(writing_alone(job.out, "encode"))
-        return _encode(jobs, config, advance)
+        return encode_alone(jobs, config, advance)
 
 
-def _encode(jobs: list[EncodeJob], config: EncodeConfig, advance: Callable[[int, str], None]) -> int:
+def encode_alone(jobs: list[EncodeJob], config: EncodeConfig, advance: Callable[[int, str], None]) -> int:
+    """As `encode`, for who holds the locks of the jobs' folders."""
     models = [read_model_description(job.model) for job in jobs]
     for job, (_, model) in zip(jobs, models, strict=True):
         own = config.engine == "torch"

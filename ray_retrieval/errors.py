@@ -71,7 +71,7 @@ class ArtefactError(RetrievalError):
 
 
 class ConflictError(ArtefactError):
-    """Somebody else is writing to an index, or has overtaken this change; another attempt may succeed."""
+    """Somebody else is writing to a folder, or has overtaken this change; another attempt may succeed."""
 
 
 class MetricError(RetrievalError):

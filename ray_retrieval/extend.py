@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 from ray_retrieval.cluster import connect
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.encode import EncodeConfig, EncodeJob, encode
+from ray_retrieval.encode import EncodeConfig, EncodeJob, encode_alone
+from ray_retrieval.lock import writing_alone
 from ray_retrieval.model_folder import NAME_MODEL, model_of
 from ray_retrieval.search.embeddings import DESCRIPTION
 from ray_retrieval.storage import Folder
@@ -41,13 +42,15 @@ def encoded(
 
     Raises:
         ArtefactError: if the index is missing, or its model is not found.
+        ConflictError: if the same images are being added already.
         DataError: if no image can be decoded.
     """
     where = Folder(index)
     found = Folder(model) if model is not None else model_of(where, mend=NAME_MODEL)
     kept = Folder(out) if out is not None else where.parent / f"adding-{images.fingerprint[:16]}"
-    with connect():
-        encode([EncodeJob(found, images, kept)], config or EncodeConfig(), advance=advance)
-    yield kept
-    if out is None:
-        kept.remove()
+    with writing_alone(kept, "add"):
+        with connect():
+            encode_alone([EncodeJob(found, images, kept)], config or EncodeConfig(), advance)
+        yield kept
+        if out is None:
+            kept.remove()

@@ -1,6 +1,7 @@
-"""One writer at a time: a lock on a folder that is held for the whole of a run, or of a change of an index.
+"""One writer of a folder at a time, by a lock.
 
-It is the operating system's lock on the file `.lock` in the folder, so it is free at once when its holder
+Runs, trainings, searches for hyperparameters, encodings and changes of an index hold it, each to its end. It
+is the operating system's lock on the file `.lock` in the folder, so it is free at once when its holder
 dies, however that happens; only processes that the holder forked meanwhile hold it on. Readers take no notice
 of it. Stores that are no local disk have no such lock, nor have some shared file systems: there a second
 writer of an index finds out when it wants to publish (`search.publishing.publish`).
@@ -12,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ray_retrieval.errors import ArtefactError, ConflictError
@@ -31,7 +32,7 @@ def writing_alone(folder: Folder, operation: str) -> Iterator[bool]:
     """Hold the lock of a folder for as long as the block lasts; False where there are none to hold.
 
     Args:
-        folder: is made where it is missing, and goes again if the block leaves nothing in it.
+        folder: is made where it is missing, and itself goes again if the block leaves nothing in it.
         operation: what the block does, to tell others.
 
     Raises:
@@ -57,9 +58,36 @@ def writing_alone(folder: Folder, operation: str) -> Iterator[bool]:
         # Deleted while it is held: whoever has opened it meanwhile sees that it is no longer the file there.
         with suppress(OSError):
             (Path(folder.path) / LOCK).unlink()
-            if not existed:
-                Path(folder.path).rmdir()
         os.close(file)
+        if not existed:
+            with suppress(OSError):
+                Path(folder.path).rmdir()
+
+
+def clear(folder: Folder, operation: str, *, last: str) -> None:
+    """Delete everything in a folder, if nobody works anywhere within.
+
+    Args:
+        folder: whose lock is held.
+        operation: what does so, to tell others.
+        last: name of the file that says what the folder is: after a kill in between it is still known.
+
+    Raises:
+        ConflictError: as `writing_alone`; then nothing has been deleted.
+    """
+    with ExitStack() as alone:
+        if folder.is_local:
+            for path in sorted(Path(folder.path).rglob(LOCK)):
+                if path.parent != Path(folder.path):
+                    alone.enter_context(writing_alone(Folder(path.parent), operation))
+        names = set(os.listdir(folder.path)) - {LOCK} if folder.is_local else folder.names()
+        for name in sorted(names, key=lambda name: name == last):
+            path = Path(folder.path) / name
+            if folder.is_local and path.is_symlink():
+                path.unlink()  # what it leads to is not ours
+            else:
+                folder.remove(name)
+        folder.sweep()
 
 
 def seems_free(folder: Folder) -> bool:
@@ -76,7 +104,6 @@ def _locked(folder: Folder) -> int | None:
         return None
     path = Path(folder.path) / LOCK
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         return _take(path)
     except BlockingIOError:
         raise ConflictError(
@@ -95,7 +122,11 @@ def _locked(folder: Folder) -> int | None:
 def _take(path: Path) -> int:
     """Open and lock a file; BlockingIOError if somebody else has locked it."""
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = _opened(path)
+        except FileNotFoundError:  # who made the file or the folder has just taken it away
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
@@ -106,6 +137,16 @@ def _take(path: Path) -> int:
             os.close(file)
             raise
         os.close(file)
+
+
+def _opened(path: Path) -> int:
+    """The lock's file, made where it is missing; only to be read where another user has left it."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY)
 
 
 def _holder(path: Path) -> str:

@@ -225,14 +225,6 @@ class Folder:
             elif info.type == fs.FileType.File:
                 self.filesystem.delete_file(info.path)
 
-    def clear(self) -> None:
-        """Delete everything inside but the lock of who does so."""
-        with self._guarded():
-            found = self.filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        for name in (os.path.basename(info.path) for info in found):
-            if name != LOCK:
-                self.remove(name)
-
     def sweep(self) -> None:
         """Delete the files that killed writers left behind directly inside, by their names; no folders.
 

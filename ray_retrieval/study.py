@@ -9,7 +9,7 @@ from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.results import common_folder
 from ray_retrieval.run import Run
-from ray_retrieval.run.checks import refuse_what_is_no_run
+from ray_retrieval.run.checks import delete_runs
 from ray_retrieval.storage import Folder
 
 
@@ -25,7 +25,7 @@ class Study:
         display: where progress is shown.
 
     Raises:
-        RecipeError: as `Run`, before any member has started or anything has been deleted.
+        ConflictError, RecipeError: as `Run`, before any member has started or anything has been deleted.
         ArtefactError: if no folder contains all outputs.
     """
 
@@ -33,9 +33,9 @@ class Study:
         self.display = display or Display(quiet=True)
         outputs = [Folder(recipe.output) for recipe in recipes]
         self.folder = common_folder(outputs)
-        for output in outputs if fresh else ():
-            refuse_what_is_no_run(output)
-        self.runs = [Run(recipe, fresh=fresh, display=self.display) for recipe in recipes]
+        if fresh:
+            delete_runs(outputs)
+        self.runs = [Run(recipe, display=self.display) for recipe in recipes]
 
     def all(self) -> dict[str, Any]:
         """Every stage of every member, then the comparison."""

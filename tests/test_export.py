@@ -76,10 +76,7 @@ def test_every_method_is_exported_in_every_form():
 
 
 @pytest.mark.filterwarnings("ignore:The given buffer is not writable")
-@pytest.mark.parametrize(
-    ("name", "bits", "form"),
-    [*CASES, *(pytest.param(*case, marks=pytest.mark.long) for case in PACKED_ALIKE)],
-)
+@pytest.mark.parametrize(("name", "bits", "form"), [*CASES, *PACKED_ALIKE])
 def test_the_file_answers_as_the_encoder_does_for_any_number_of_images(name, bits, form, tmp_path):
     source = saved(tmp_path / "model", made(name, bits))
     said = export.export(source, tmp_path / "out", form=form)

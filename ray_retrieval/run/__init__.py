@@ -4,7 +4,8 @@ Every stage leaves an artefact, and a stage whose artefact is complete is not ru
 killed goes on where it stood.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,11 @@ from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.run.checks import (
+    delete_runs,
+    refuse_another_recipe,
     refuse_codes,
     refuse_engine,
     refuse_unmeasurable,
-    refuse_what_is_no_run,
 )
 from ray_retrieval.run.images import without_broken
 from ray_retrieval.run.measuring import embeddings, encode_jobs, measure, queries_of
@@ -80,9 +82,7 @@ class Run:
         self.recipe, self.folder = recipe, Folder(recipe.output)
         self.display = display or Display(quiet=True)
         if fresh:
-            refuse_what_is_no_run(self.folder)
-            with writing_alone(self.folder, "run"):
-                self.folder.clear()
+            delete_runs([self.folder])
         stages = recipe.stage_recipes()
         start = (Folder(stages[-1].output) / "model").uri if stages else None
         self._own = Training(recipe, training, self.display, start=start)
@@ -95,7 +95,7 @@ class Run:
             ConflictError: if another process works in the folder.
             RetrievalError: as the stages do.
         """
-        with writing_alone(self.folder, "run"):
+        with self._alone("run"):
             benchmark = self.prepare(measured=True)
             with connect():
                 self.train(benchmark)
@@ -109,8 +109,12 @@ class Run:
 
         Returns:
             What `model.json` says, with the model's `fingerprint` and `folder`.
+
+        Raises:
+            ConflictError: if another process works in the folder.
+            RetrievalError: as the stages do.
         """
-        with writing_alone(self.folder, "train"):
+        with self._alone("train"):
             benchmark = self.prepare()
             with connect():
                 self.train(benchmark)
@@ -124,14 +128,23 @@ class Run:
             What `metrics.json` says.
 
         Raises:
+            ConflictError: if another process works in the folder.
             RecipeError: if the recipe has not been trained.
+            RetrievalError: as the stages do.
         """
         self.require_model()
-        with writing_alone(self.folder, "evaluate"):
+        with self._alone("evaluate"):
             benchmark = self.prepare()
             with connect():
                 self.encode(benchmark)
             return self.evaluate(benchmark)
+
+    @contextmanager
+    def _alone(self, operation: str) -> Iterator[None]:
+        """Hold the folder's lock; it may have become another recipe's since it was looked at."""
+        with writing_alone(self.folder, operation):
+            refuse_another_recipe(self.recipe, self.folder)
+            yield
 
     def prepare(self, *, measured: bool = False) -> Benchmark:
         """Find everything that the run needs before anything is started.
@@ -156,11 +169,9 @@ class Run:
                 for number, training in enumerate([*self._stages, self._own]):
                     training.foresee(benchmark, follows=number > 0)
         except RetrievalError:
-            if "recipe.yaml" not in before:
-                for name in ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
-                    self.folder.remove(name)
-            if not before:
-                self.folder.clear()
+            made = ("recipe.yaml", "split", "errors", "data.json", "timings.json")
+            for name in self.folder.names() if not before else () if "recipe.yaml" in before else made:
+                self.folder.remove(name)
             if not existed:
                 self.folder.remove()
             raise

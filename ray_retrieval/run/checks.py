@@ -1,7 +1,10 @@
-"""What is refused before a run starts.
+"""What is refused, or deleted, before a run starts.
 
 A folder that is another's; a method, a benchmark and a way to measure that do not go together.
 """
+
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import yaml
 
@@ -13,6 +16,7 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.engines import find_export
 from ray_retrieval.errors import ArtefactError, RecipeError, RetrievalError
 from ray_retrieval.finder import local_index
+from ray_retrieval.lock import clear, writing_alone
 from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.model_folder import DESCRIPTION, model_of, read_model_description
 from ray_retrieval.recipe import Recipe
@@ -21,14 +25,24 @@ from ray_retrieval.search.rerank.verification import matched
 from ray_retrieval.storage import Folder
 
 
-def refuse_what_is_no_run(folder: Folder) -> None:
-    """Raise RecipeError if there is something in the folder that no run left: it must not be deleted."""
-    if folder.names() and not folder.exists("recipe.yaml"):
-        raise RecipeError(
-            "the output folder holds something that is no run, so `fresh` does not delete it",
-            where=folder,
-            mend="choose another output=…",
-        )
+def delete_runs(folders: Sequence[Folder]) -> None:
+    """Delete runs with everything in their folders, all of them or none.
+
+    Raises:
+        ConflictError: if another process works in one of them.
+        RecipeError: if there is something in a folder that no run left.
+    """
+    with ExitStack() as alone:
+        for folder in folders:
+            alone.enter_context(writing_alone(folder, "run"))
+            if folder.names() and not folder.exists("recipe.yaml"):
+                raise RecipeError(
+                    "the output folder holds something that is no run, so `fresh` does not delete it",
+                    where=folder,
+                    mend="choose another output=…",
+                )
+        for folder in folders:
+            clear(folder, "run", last="recipe.yaml")
 
 
 def refuse_another_recipe(recipe: Recipe, folder: Folder) -> None:

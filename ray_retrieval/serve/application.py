@@ -142,7 +142,11 @@ def bound(checked: Checked, *, encoder: EncoderFactory = Encoder) -> Application
     others = {model.uri: encoders[model.fingerprint] for model in checked.beside}
     requests = config.max_ongoing + config.max_queued
     gateways = _deployment(GatewayReplica, GATEWAY, config.gateway_cpus, 1, config.gateway_replicas)
-    gateways = gateways.options(max_ongoing_requests=requests + _SLACK, max_queued_requests=requests + _SLACK)
+    gateways = gateways.options(
+        max_ongoing_requests=requests + _SLACK,
+        max_queued_requests=requests + _SLACK,
+        max_surge_percent=config.surge_percent,
+    )
     served = {name: ServedIndex(index=one.key.uri, model=one.given) for name, one in found.items()}
     return gateways.bind(served, handles, others, config)
 
@@ -270,7 +274,9 @@ def _encoder(name: str, model: ModelKey, config: ServeConfig, factory: EncoderFa
         up_to=config.encoder_replicas_max,
         target=config.encoder_target_ongoing,
     ).options(
-        max_ongoing_requests=max(config.max_ongoing, 2 * config.encoder_batch), max_queued_requests=requests
+        max_ongoing_requests=max(config.max_ongoing, 2 * config.encoder_batch),
+        max_queued_requests=requests,
+        max_surge_percent=0 if config.encoder_gpus else config.surge_percent,
     )
     return deployment.bind(model, factory, config)
 
@@ -279,16 +285,18 @@ def _group(name: str, number: int, key: VersionKey, config: ServeConfig) -> Appl
     requests = config.max_ongoing + config.max_queued
     deployment = _deployment(
         ShardGroup, f"Shards-{name}-{number}", config.shard_cpus, config.shard_threads, config.shard_replicas
-    ).options(max_ongoing_requests=2 * requests, max_queued_requests=requests)
+    ).options(
+        max_ongoing_requests=2 * requests,
+        max_queued_requests=requests,
+        max_surge_percent=config.surge_percent,
+    )
     return deployment.bind(number, config.shard_groups, config, key)
 
 
 def _writer(config: ServeConfig) -> Application:
     deployment = _deployment(WriterReplica, "Writer", 0, 1, 1)
     return deployment.options(
-        max_ongoing_requests=config.max_ongoing,
-        max_queued_requests=config.max_queued,
-        max_surge_percent=0,  # one writes at a time
+        max_ongoing_requests=config.max_ongoing, max_queued_requests=config.max_queued
     ).bind()
 
 
@@ -330,9 +338,6 @@ def _deployment(
         # A replica that hangs is replaced; one that dies is noticed anyway.
         health_check_period_s=5,
         health_check_timeout_s=20,
-        # Another server that is deployed in this one's place starts before this one ends, unless that
-        # would take another GPU, which few clusters have to spare.
-        max_surge_percent=0 if gpus else 100,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )

@@ -25,7 +25,7 @@ class ServeConfig(Config):
     """A server of one index or several, and of the models that made them.
 
     The processor shares are what Ray books for each replica when it places them. The defaults add up to
-    1.0, so that a server fits on a laptop of two cores and leaves room for other work.
+    0.75 for one index, so that a server fits on a laptop of two cores and leaves room for other work.
     """
 
     host: str = "127.0.0.1"
@@ -115,6 +115,10 @@ class ServeConfig(Config):
     """What encodes: the model itself, or its export, which lies in the model's folder or beside it."""
     shard_cpus: float = Field(0.25, ge=0)
     """Cores that Ray books for a shard group."""
+    surge_percent: int = Field(100, ge=0, le=100)
+    """When another server is deployed in this one's place: how many of its processes Ray starts before it
+    ends these, in percent of each kind. They book cores and memory beside these, and wait until there are
+    enough; with 0 they take the places of these, and requests wait meanwhile. Encoders on GPUs always do."""
     check: Literal["size", "content"] = "size"
     """How groups of shards check files that they open: by size, or by checksum, which reads all."""
 

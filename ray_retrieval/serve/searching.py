@@ -246,7 +246,7 @@ class Searching:
         allowed = self._config.partial == "allow" if request.partial is None else request.partial
         # Without it there is no answer: then a group that comes back in time is worth waiting for.
         left = min(call.left(), self._config.group_timeout_s) if allowed else call.left()
-        query = GroupQuery(live.key, queries, k, where, time.time() + left)
+        query = GroupQuery(live.key, queries, k, where, time.time() + left, len(groups))
         with self._metrics.waiting("group"):
             answers = await all_of(_asked(groups[number], query, left, allowed) for number in numbers)
         missing = []

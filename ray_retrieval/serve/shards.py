@@ -60,7 +60,13 @@ class ShardGroup(Replica[VersionKey, Index | None]):
                 self._kept.get(key)
 
     async def search(self, query: GroupQuery) -> AnyAnswer:
-        """As `search_batch`, which gets the queries that have come meanwhile."""
+        """As `search_batch`, which gets the queries that have come meanwhile.
+
+        While a server takes the place of another one that divides its indices otherwise, each may be asked by
+        gateways of the other: that has no answer here.
+        """
+        if query.groups != self._groups:
+            return Gone(f"of {query.groups} groups of shards there are {self._groups} by now")
         try:
             await self._await_open(query.version)
         except GoneError as error:

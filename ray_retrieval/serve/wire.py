@@ -56,6 +56,7 @@ class GroupQuery:
         k: hits of each.
         where: which rows may be hits; None: all.
         expires: moment (`time.time`) after which nobody waits for the answer.
+        groups: among how many the shards are divided, as the one that asks knows it.
     """
 
     version: VersionKey
@@ -63,6 +64,7 @@ class GroupQuery:
     k: int
     where: Filter | None
     expires: float
+    groups: int
 
 
 @dataclass(frozen=True)

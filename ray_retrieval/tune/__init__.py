@@ -109,12 +109,17 @@ class Search:
             require_optuna()
         check(self.recipe, make)
         self.folder, self._fresh = Folder(self.recipe.output), fresh
-        self._ledger = Ledger(self.folder, identity(self.recipe), fresh=fresh)
-        if fresh:
+        self._retry = retry
+        self._read()
+
+    def _read(self) -> None:
+        """What the folder holds by now."""
+        self._ledger = Ledger(self.folder, identity(self.recipe), fresh=self._fresh)
+        if self._fresh:
             ledger.refuse_foreign(self.folder)
         else:
             self._ledger.check()
-        self.trials = Trials(self.recipe, make, self._ledger, retry=retry, said=self._say)
+        self.trials = Trials(self.recipe, self._make, self._ledger, retry=self._retry, said=self._say)
 
     def all(self) -> Tuned:
         """Train all trials, keep the best model, measure it, and write the report.
@@ -125,6 +130,7 @@ class Search:
             RetrievalError: if images or weights are missing, or every trial failed.
         """
         with writing_alone(self.folder, "tune"), connect():
+            self._read()
             if self.trials.left:
                 self._plan()
             if self._fresh:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from ray_retrieval import recipe as recipes
 from ray_retrieval.errors import ArtefactError, RecipeError, RetrievalError
+from ray_retrieval.lock import clear
 from ray_retrieval.storage import Folder, read_description, write_description
 from ray_retrieval.tuning.space import Parameters
 
@@ -171,9 +172,9 @@ def read_trials(folder: Folder) -> list[Trial]:
 
 
 def remove(folder: Folder) -> None:
-    """Delete a search with all its trials; raises as `refuse_foreign`."""
+    """Delete a search with all its trials, holding its lock; raises as `refuse_foreign` and `clear`."""
     refuse_foreign(folder)
-    folder.clear()
+    clear(folder, "tune", last=STUDY)
 
 
 def refuse_foreign(folder: Folder) -> None:

@@ -1,4 +1,4 @@
-"""GeM on views of photographs: two workers mine alike, whitening is learned, and a model is gone on from."""
+"""GeM on views of photographs: pairs are mined, whitening is learned, and a model is gone on from."""
 
 from pathlib import Path
 

@@ -177,16 +177,16 @@ def test_autoscaling_and_replicas_are_as_configured(indexed: Served) -> None:
     assert names == [("Shards-x-0", 2), ("Shards-x-1", 2), ("Writer", 1)]
 
 
-@pytest.mark.parametrize(("gpus", "more"), [(0, 100), (1, 0)])
+@pytest.mark.parametrize(("gpus", "more"), [(0, 50), (1, 0)])
 def test_another_server_starts_before_this_one_ends_where_there_is_room(
     indexed: Served, gpus: int, more: int
 ) -> None:
-    config = ServeConfig(encoder_gpus=gpus, shard_groups=1, writable=True)
+    config = ServeConfig(encoder_gpus=gpus, shard_groups=1, writable=True, surge_percent=50)
     gateway: Any = build(one(indexed), config, encoder=AverageHash)
     handles = gateway._bound_deployment.init_args[1]["x"]
     bound = (gateway, handles.encoder, *handles.groups, handles.writer)
     surges = [part._bound_deployment._deployment_config.max_surge_percent for part in bound]
-    assert surges == [100, more, 100, 0]
+    assert surges == [50, more, 50, 0]
 
 
 def test_an_index_is_opened_once_before_the_start(indexed: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,15 @@ def test_an_encoder_answers_by_the_model_that_is_asked_for_or_not_at_all(indexed
 
 def asked(version: VersionKey, descriptors: Any, k: int, **more: Any) -> GroupQuery:
     return GroupQuery(
-        **{"version": version, "queries": descriptors, "k": k, "where": None, "expires": NEVER, **more}
+        **{
+            "version": version,
+            "queries": descriptors,
+            "k": k,
+            "where": None,
+            "expires": NEVER,
+            "groups": 2,
+            **more,
+        }
     )
 
 
@@ -121,6 +129,17 @@ def hits_of(answer: Any) -> Hits:
     assert isinstance(answer, GroupAnswer)
     assert isinstance(answer.found, Hits)
     return answer.found
+
+
+def test_gateways_of_another_division_get_no_part_for_a_whole(indexed: Served) -> None:
+    codes, _ = AverageHash(indexed.model).encode([picture(700)])
+    version = current_key(indexed.index)
+    group = ShardGroup(0, 2, CONFIG, version)
+    found = [
+        asyncio.run(group.search(asked(version, codes, 3, groups=groups, expires=time.time() + 60)))
+        for groups in (1, 2, 3)
+    ]
+    assert [type(answer) for answer in found] == [Gone, GroupAnswer, Gone]
 
 
 def test_a_group_answers_queries_of_different_k_and_filter_in_one_batch(indexed: Served) -> None:

@@ -149,9 +149,9 @@ def test_searches_do_not_wait_for_a_version_that_is_opened(
     monkeypatch.setattr(group._kept, "_make", slowly)
 
     async def work() -> None:
-        waiting = asyncio.create_task(group.search(GroupQuery(second, codes, 3, None, FAR)))
+        waiting = asyncio.create_task(group.search(GroupQuery(second, codes, 3, None, FAR, 1)))
         await asyncio.sleep(0.01)
-        answer = await asyncio.wait_for(group.search(GroupQuery(first, codes, 3, None, FAR)), 5)
+        answer = await asyncio.wait_for(group.search(GroupQuery(first, codes, 3, None, FAR, 1)), 5)
         assert isinstance(answer, GroupAnswer)
         assert not waiting.done()
         go_on.set()
@@ -266,7 +266,8 @@ def test_queries_that_became_late_meanwhile_are_not_searched(
     monkeypatch.setattr(Index, "search", slowly)
     group, soon_over = ShardGroup(0, 1, ServeConfig(), version), time.time() + 0.1
     queries = [
-        GroupQuery(version, codes, 3, Filter.parse(f"label = {label}"), soon_over) for label in ("ant", "bee")
+        GroupQuery(version, codes, 3, Filter.parse(f"label = {label}"), soon_over, 1)
+        for label in ("ant", "bee")
     ]
     answers = group.search_batch(queries)
     assert [type(answer) for answer in answers] == [GroupAnswer, Late]
