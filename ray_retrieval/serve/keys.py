@@ -146,8 +146,8 @@ def check_exposure(config: ServeConfig) -> None:
         raise RecipeError(
             f"'{config.host}' answers other machines, and no keys are asked for",
             where="host",
-            mend="set api_keys to a file of keys (ray-retrieval serve --new-key NAME --set api_keys=FILE makes one), "
-            "or allow_anonymous=true",
+            mend="set api_keys to a file of keys (ray-retrieval serve --new-key NAME --set api_keys=FILE "
+            "makes one), or allow_anonymous=true",
         )
 
 
