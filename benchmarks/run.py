@@ -75,7 +75,7 @@ SCRIPTS = (
     Script("search billion-codes", 0, 12),
     Script("search approximate-codes", 0.5, 12),
     Script("search vectors", 0.5, 6),
-    Script("search approximate-vectors", 0.5, 22),
+    Script("search approximate-vectors", 0.5, 60),
     Script("build", 0.7, 4),
     Script("local_search", 0.7, 4),
     Script("geometric_verification", 0.3, 1),
