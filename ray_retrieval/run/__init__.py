@@ -160,7 +160,7 @@ class Run:
         """
         if measured:
             refuse_engine(self.recipe, self.folder)
-        existed, before = self.folder.exists(), self.folder.names()
+        existed, begun = self.folder.exists(), self.folder.exists("recipe.yaml")
         try:
             benchmark = self._load_data(measured=measured)
             if benchmark.untrainable:
@@ -169,8 +169,7 @@ class Run:
                 for number, training in enumerate([*self._stages, self._own]):
                     training.foresee(benchmark, follows=number > 0)
         except RetrievalError:
-            made = ("recipe.yaml", "split", "errors", "data.json", "timings.json")
-            for name in self.folder.names() if not before else () if "recipe.yaml" in before else made:
+            for name in () if begun else ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
                 self.folder.remove(name)
             if not existed:
                 self.folder.remove()
