@@ -14,7 +14,7 @@ from ray_retrieval.cores import cores
 
 Precision = Literal["auto", "bf16", "float32"]
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of the GNU C library
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of the GNU C library
 _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
 
@@ -43,7 +43,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return context
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(*, of_threads: bool = False) -> None:
     """Let this process use the memory that it frees again, for one that does the same pass over and over.
 
     The GNU C library gives large blocks back to the system when they are freed, and the system clears every
@@ -51,6 +51,9 @@ def keep_freed_memory() -> None:
     maps come and go layer by layer. Kept instead, the process stays as large as it has been at most, and
     passes of ever other sizes would let it grow. Nothing is done where the environment has settings of
     malloc's, and where there is another C library.
+
+    Args:
+        of_threads: for passes in threads that begin later: they share the memory of the first.
     """
     if sys.platform != "linux" or any(name in os.environ for name in _CHOSEN):
         return
@@ -58,6 +61,8 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+        if of_threads:
+            mallopt(_M_ARENA_MAX, 1)
 
 
 def place(module: nn.Module, device: torch.device) -> None:

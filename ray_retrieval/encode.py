@@ -258,6 +258,6 @@ class _PartEncoder:
                 )
             }
             alone = {work.model for work in self._work} <= {model}
-            if alone and self._encoders[model].preprocessing.square:
+            if alone and self._encoders[model].one_size:
                 keep_freed_memory()
         return self._encoders[model]

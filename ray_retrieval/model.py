@@ -203,6 +203,7 @@ class Encoder:
         self.fingerprint, self.form, self.class_names = loaded.fingerprint, loaded.form, loaded.class_names
         self.classes = int(loaded.description["classes"])
         self.preprocessing = loaded.preprocessing
+        self.one_size = loaded.preprocessing.square
         self._exported = None if export is None else export.open(self.method)
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 

@@ -25,12 +25,21 @@ print(min(faults() for _ in range(20)))
 """The fewest pages that the system has to find while 64 MiB are asked for, written to and freed."""
 
 
-def test_memory_of_a_pass_is_used_again_by_the_next() -> None:
+IN_A_THREAD = PASSES.replace("keep_freed_memory()\n#", "keep_freed_memory(of_threads=True)\n#").replace(
+    "print(min(faults() for _ in range(20)))",
+    "from concurrent.futures import ThreadPoolExecutor\n"
+    "pool = ThreadPoolExecutor(1)\n"
+    "print(min(pool.submit(faults).result() for _ in range(20)))",
+)
+
+
+@pytest.mark.parametrize("passes", [PASSES, IN_A_THREAD], ids=["first thread", "another"])
+def test_memory_of_a_pass_is_used_again_by_the_next(passes: str) -> None:
     if "glibc" not in platform.libc_ver():
         pytest.skip("another C library")
     environment = {name: value for name, value in os.environ.items() if name not in compute._CHOSEN}
     done = subprocess.run(
-        [sys.executable, "-c", PASSES], check=True, capture_output=True, text=True, env=environment
+        [sys.executable, "-c", passes], check=True, capture_output=True, text=True, env=environment
     )
     assert int(done.stdout) < 1000  # of 16,384
 
@@ -46,7 +55,7 @@ def test_encoders_of_images_of_one_size_keep_it(
     square: bool, other: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[bool] = []
-    made = SimpleNamespace(preprocessing=SimpleNamespace(square=square))
+    made = SimpleNamespace(one_size=square)
     monkeypatch.setattr(encode, "Encoder", lambda *_given, **_options: made)
     monkeypatch.setattr(encode, "keep_freed_memory", lambda: kept.append(True))
     work = [encode._Work(model, "out") for model in (["model", "another"] if other else ["model"])]

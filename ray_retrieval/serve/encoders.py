@@ -27,6 +27,7 @@ class EncoderLike(Protocol):
     """What serving needs of `ray_retrieval.model.Encoder`."""
 
     fingerprint: str
+    one_size: bool
 
     def encode(
         self, images: list[bytes], box: Sequence[float] | None = None
@@ -115,6 +116,10 @@ class EncoderReplica(Replica[ModelKey, EncoderLike]):
         if encoder.fingerprint != model.fingerprint:
             encoder.close()
             raise GoneError(f"the model is {encoder.fingerprint} by now, {model.fingerprint} was asked for")
+        if encoder.one_size:
+            from ray_retrieval.compute import keep_freed_memory  # it loads PyTorch, as the encoder has
+
+            keep_freed_memory(of_threads=True)
         return encoder
 
 

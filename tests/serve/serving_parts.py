@@ -39,6 +39,7 @@ class AverageHash:
 
     def __init__(self, model: str, *, threads: int = 1, batch_size: int = 64, engine: str = "torch") -> None:
         _, self.fingerprint = read_model_description(Folder(model))
+        self.one_size = False
 
     def encode(self, images: list[bytes], box: Any = None) -> tuple[Codes, dict[int, str]]:
         codes = np.zeros((len(images), BITS // 8), np.uint8)
@@ -72,6 +73,7 @@ class GreyVector:
 
     def __init__(self, model: str, *, threads: int = 1, batch_size: int = 64, engine: str = "torch") -> None:
         _, self.fingerprint = read_model_description(Folder(model))
+        self.one_size = False
 
     def encode(self, images: list[bytes], box: Any = None) -> tuple[Vectors, dict[int, str]]:
         grids = [

@@ -131,6 +131,22 @@ def hits_of(answer: Any) -> Hits:
     return answer.found
 
 
+@pytest.mark.parametrize("one_size", [False, True])
+def test_encoders_of_one_size_keep_freed_memory(
+    indexed: Served, monkeypatch: pytest.MonkeyPatch, one_size: bool
+) -> None:
+    kept: list[dict[str, bool]] = []
+    monkeypatch.setattr("ray_retrieval.compute.keep_freed_memory", lambda **how: kept.append(how))
+
+    def made(uri: str, **options: Any) -> AverageHash:
+        encoder = AverageHash(uri, **options)
+        encoder.one_size = one_size
+        return encoder
+
+    EncoderReplica(ModelKey(indexed.model, current_key(indexed.index).model), made, CONFIG)
+    assert kept == [{"of_threads": True}] * one_size
+
+
 def test_gateways_of_another_division_get_no_part_for_a_whole(indexed: Served) -> None:
     codes, _ = AverageHash(indexed.model).encode([picture(700)])
     version = current_key(indexed.index)

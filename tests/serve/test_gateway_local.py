@@ -46,6 +46,7 @@ class Features:
         from ray_retrieval.model_folder import read_model_description
 
         _, self.fingerprint = read_model_description(Folder(model))
+        self.one_size = False
 
     def encode(self, images: list[bytes], box: Any = None) -> tuple[Local, dict[int, str]]:
         return together([SETS.get(image) or draw_set(30, seed=len(image)) for image in images]), {}
