@@ -40,6 +40,7 @@ from book import arguments, claim, measuring, on_threads
 from PIL import Image
 
 from ray_retrieval import model as models
+from ray_retrieval.compute import keep_freed_memory
 from ray_retrieval.cores import cores
 from ray_retrieval.descriptors import Codes, Form
 from ray_retrieval.methods import METHODS
@@ -196,7 +197,8 @@ def _known(uri: str, index: str, images: list[bytes], seconds: float) -> Known:
 
 
 def _describing(uri: str, images: list[bytes], threads: int) -> Callable[[], int]:
-    """The work of a process that has a model: a batch, decoded and described."""
+    """The work of a process that has a model: a batch, decoded and described, with memory as in the server."""
+    keep_freed_memory(of_threads=True)
     encoder = Encoder(uri, threads=threads, batch_size=BATCH)
     batch = [images[number % len(images)] for number in range(BATCH)]
 
