@@ -6,7 +6,8 @@
     python benchmarks/serving.py --index runs/quickstart/index --images DIR
 
 `alone` is the model on batches of 16, decoding included, on all cores: in a process of its own for each, or
-in one process with as many threads, whichever does more. `in process` is one after another, encoded and
+in one process with as many threads, whichever does more. Without a server too, processes keep the memory
+that they free for their next pass, as encoders do. `in process` is one after another, encoded and
 searched, on one thread. The server has as many encoders of one thread. The rows below are 1, 8 and 64
 clients, each with one connection, that send the bytes of an image and wait for the answer, in a process of
 their own that does nothing but write and read sockets. `codes` are the same with the encoder left out:
@@ -182,6 +183,7 @@ def _known(uri: str, index: str, images: list[bytes], seconds: float) -> Known:
         with at_once(_describing, (uri, images, threads), processes) as rate:
             rates[processes, threads] = rate(seconds)
     best = max(rates, key=lambda one: rates[one])
+    keep_freed_memory(of_threads=True)
     encoder, opened = Encoder(uri, threads=1, batch_size=BATCH), Index.open(index)
 
     def search(query: Any) -> None:
@@ -197,7 +199,7 @@ def _known(uri: str, index: str, images: list[bytes], seconds: float) -> Known:
 
 
 def _describing(uri: str, images: list[bytes], threads: int) -> Callable[[], int]:
-    """The work of a process that has a model: a batch, decoded and described, with memory as in the server."""
+    """The work of a process that has a model: a batch, decoded and described."""
     keep_freed_memory(of_threads=True)
     encoder = Encoder(uri, threads=threads, batch_size=BATCH)
     batch = [images[number % len(images)] for number in range(BATCH)]
