@@ -177,6 +177,9 @@ class Encoder:
         engine: what computes descriptors: `torch`, or `onnx` or `onnx-int8`, which run an export of the model
             that lies in its folder or beside it, on the processor. Classes are the model's own in any case.
 
+    Attributes:
+        one_size: whether images of any size are described at the same height and width.
+
     Raises:
         ArtefactError: if the directory is no model or is damaged, or there is no export of this very model
             for the engine.
