@@ -23,6 +23,7 @@ from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.results import read_run
 from ray_retrieval.storage import Folder
 from ray_retrieval.tune import Search
+from ray_retrieval.tuning.ledger import Ledger
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -174,17 +175,16 @@ def test_records_that_cannot_be_written_end_a_search_with_their_error(
 ):
     tune = "{trials: 2, concurrent: 1, evaluate: false, space: {method.penalty: {uniform: [0.1, 0.2]}}}"
     made = recipes.template(QUICKSTART, settings(photos, tmp_path / "search", tune, "train.epochs=200"))
-    search = Search(made)
-    write = search._ledger.write
+    write = Ledger.write
 
-    def full():
-        if any(trial.epochs == 2 for trial in search._ledger.in_order()):
+    def full(ledger):
+        if any(trial.epochs == 2 for trial in ledger.in_order()):
             raise ArtefactError("the store refuses: No space left on device", where="trials.jsonl")
-        write()
+        write(ledger)
 
-    monkeypatch.setattr(search._ledger, "write", full)
+    monkeypatch.setattr(Ledger, "write", full)
     with pytest.raises(ArtefactError, match="No space left"):
-        search.all()
+        Search(made).all()
     assert [(line["state"], line["epochs"]) for line in lines(tmp_path / "search")] == [("running", 1)]
 
 
