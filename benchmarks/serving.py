@@ -1,11 +1,13 @@
 """What serving costs: searches through HTTP against the same searches in one process, in one run.
 
-    python benchmarks/serving.py                    MobileNetV2 on 224 pixels, 100,000 codes of 64 bits
+    python benchmarks/serving.py                    100,000 codes of 64 bits
+    python benchmarks/serving.py --backbones resnet101
     python benchmarks/serving.py --short            a few seconds a row
     python benchmarks/serving.py --groups 1         shards in a process of their own, not in the gateway
     python benchmarks/serving.py --index runs/quickstart/index --images DIR
 
-`alone` is the model on batches of 16, decoding included, on all cores: in a process of its own for each, or
+The models are MobileNetV2, which takes the least time of those that are usual, and ResNet-50, which papers
+take, both on 224 pixels. `alone` is the model on batches of 16, decoding included, on all cores: in a process of its own for each, or
 in one process with as many threads, whichever does more. Without a server too, processes keep the memory
 that they free for their next pass, as encoders do. `in process` is one after another, encoded and
 searched, on one thread. The server has as many encoders of one thread. The rows below are 1, 8 and 64
@@ -55,6 +57,7 @@ from ray_retrieval.storage import Folder
 
 ROWS, BITS, K, BATCH = 100_000, 64, 10, 16
 CLIENTS = (1, 8, 64)
+BACKBONES = ("mobilenet_v2", "resnet50")
 ADDED_MS = 10  # to the median, at most
 WARM_UP_S = 3.0  # several batches of each encoder
 
@@ -94,6 +97,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="of each row")
     parser.add_argument("--groups", type=int, default=0, help="of shards; 0: in the gateway")
     parser.add_argument("--encoders", type=int, default=cores(), help="of the server (%(default)s)")
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="of the models, one after another")
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--index", help="an index beside its model, instead of the one that is made")
     parser.add_argument("--images", help="a folder of query images, instead of those that are made")
@@ -101,34 +105,34 @@ def main() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     what = f"{options.rows:,} codes" if options.index is None else options.index
     with measuring(f"{what}, groups of shards: {options.groups}, encoders: {options.encoders}"):
-        measure(options)
+        for number, backbone in enumerate([""] if options.index else options.backbones):
+            measure(options, backbone, codes=number == 0)
 
 
-def measure(options: argparse.Namespace) -> None:
-    """Print and claim what each number of clients sees."""
+def measure(options: argparse.Namespace, backbone: str, *, codes: bool) -> None:
+    """Print and claim what each number of clients sees, with one model; codes, which need none, once."""
     seconds = options.seconds or (5 if options.short else 20)
     with tempfile.TemporaryDirectory() as folder:
         if options.index is None:
-            uri = _model(Path(folder) / "model")
+            uri = _model(Path(folder) / "model", backbone)
             index = _index(Path(folder), uri, options.rows)
         else:
             uri, index = model_of(Folder(options.index)).uri, options.index
         images = _images(options.images)
         known = _known(uri, index, images, seconds)
+        print(f"\n{backbone or uri}")
         print(f"alone       {known.alone:8.1f} images/s in batches of {BATCH}, {known.layout}")
         print(f"in process  {1000 * known.image_s:8.2f} ms for an image, encoded and searched: p50")
         print(f"in process  {1000 * known.code_s:8.2f} ms for a code, searched: p50")
-        ray.init(num_cpus=max(4, cores()), num_gpus=0, log_to_driver=False, logging_level="ERROR")
-        with _server(uri, index, options) as url:
-            bodies = {
-                "images": [_upload(image) for image in images],
-                "codes": [_code(index, row) for row in range(len(images))],
-            }
+        with _local_ray(), _server(uri, index, options) as url:
+            bodies = {"images": [_upload(image) for image in images]}
+            if codes:
+                bodies["codes"] = [_code(index, row) for row in range(len(images))]
             columns = ("what", "clients", "p50 ms", "p95 ms", "p99 ms", "a second", "of the model alone")
             print(f"\n| {' | '.join((*columns, 'added p50 ms', 'server processor ms'))} |")
             print("|---" * (len(columns) + 2) + "|")
             for what, requests in bodies.items():
-                for clients in CLIENTS if what == "images" or not options.short else (1, max(CLIENTS)):
+                for clients in (1, max(CLIENTS)) if options.short else CLIENTS:
                     row = _measured(url, requests, clients, seconds)
                     said = [f"{row.percentile(share):.1f}" for share in (50, 95, 99)]
                     share = f"{row.rate / known.alone:.0%}" if what == "images" else "–"
@@ -140,16 +144,17 @@ def measure(options: argparse.Namespace) -> None:
                         f"| {added} | {row.busy_ms:.1f} |",
                         flush=True,
                     )
-                    _claim(what, clients, row, known)
+                    _claim(what, clients, row, known, backbone)
 
 
-def _claim(what: str, clients: int, row: Row, known: Known) -> None:
+def _claim(what: str, clients: int, row: Row, known: Known, backbone: str) -> None:
+    by = f" by {backbone}" if backbone else ""
     latencies = "p50 {:.1f}, p95 {:.1f}, p99 {:.1f} ms".format(*map(row.percentile, (50, 95, 99)))
     said = f"{latencies}; {row.rate:.1f} a second; {row.failed} failed"
     if what == "images" and clients == 1:
         added = row.percentile(50) - 1000 * known.image_s
         claim(
-            "searches by an image through HTTP, 1 client: what it adds to the median in process, over "
+            f"searches by an image{by} through HTTP, 1 client: what it adds to the median in process, over "
             f"{ADDED_MS} ms",
             peer=f"{ADDED_MS} ms",
             ratio=added / ADDED_MS,
@@ -159,7 +164,7 @@ def _claim(what: str, clients: int, row: Row, known: Known) -> None:
         )
     if what == "images":
         claim(
-            f"searches by an image through HTTP, clients: {clients}: images a second",
+            f"searches by an image{by} through HTTP, clients: {clients}: images a second",
             peer="the model alone in batches, on all cores",
             ratio=row.rate / known.alone,
             goal=">= 0.85" if clients == max(CLIENTS) else None,
@@ -183,7 +188,7 @@ def _known(uri: str, index: str, images: list[bytes], seconds: float) -> Known:
         with at_once(_describing, (uri, images, threads), processes) as rate:
             rates[processes, threads] = rate(seconds)
     best = max(rates, key=lambda one: rates[one])
-    keep_freed_memory(of_threads=True)
+    keep_freed_memory()
     encoder, opened = Encoder(uri, threads=1, batch_size=BATCH), Index.open(index)
 
     def search(query: Any) -> None:
@@ -200,7 +205,7 @@ def _known(uri: str, index: str, images: list[bytes], seconds: float) -> Known:
 
 def _describing(uri: str, images: list[bytes], threads: int) -> Callable[[], int]:
     """The work of a process that has a model: a batch, decoded and described."""
-    keep_freed_memory(of_threads=True)
+    keep_freed_memory()
     encoder = Encoder(uri, threads=threads, batch_size=BATCH)
     batch = [images[number % len(images)] for number in range(BATCH)]
 
@@ -221,6 +226,16 @@ def _median(work: Callable[[int], None], seconds: float) -> float:
         work(len(times))
         times.append(time.perf_counter() - began)
     return float(np.median(times))
+
+
+@contextmanager
+def _local_ray() -> Iterator[None]:
+    """It is there only while a server is measured, not what is compared with."""
+    ray.init(num_cpus=max(4, cores()), num_gpus=0, log_to_driver=False, logging_level="ERROR")
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager
@@ -355,11 +370,11 @@ def _images(folder: str | None) -> list[bytes]:
     return made
 
 
-def _model(folder: Path) -> str:
-    """MobileNetV2 with a layer of 64 bits, random weights: it is as fast as a trained one."""
+def _model(folder: Path, name: str) -> str:
+    """A backbone with a layer of 64 bits, random weights: it is as fast as a trained one."""
     kind, make = METHODS["greedyhash"]
     torch.manual_seed(0)
-    backbone = {"name": "mobilenet_v2", "weights": "none"}
+    backbone = {"name": name, "weights": "none"}
     config = kind.model_validate({"bits": BITS, "backbone": backbone, "image": {"size": 224}})
     models.save(
         Folder(folder),

@@ -14,8 +14,12 @@ from ray_retrieval.cores import cores
 
 Precision = Literal["auto", "bf16", "float32"]
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h of the GNU C library
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of the GNU C library
 _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
+
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
+"""What the environment of a process says whose threads take memory where the first does; others give back what
+they free. The C library reads it once, so a process of Ray has to be started with it."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -43,17 +47,15 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return context
 
 
-def keep_freed_memory(*, of_threads: bool = False) -> None:
+def keep_freed_memory() -> None:
     """Let this process use the memory that it frees again, for one that does the same pass over and over.
 
     The GNU C library gives large blocks back to the system when they are freed, and the system clears every
     page of those that are asked for next: a third of the time in which a processor describes images, whose
     maps come and go layer by layer. Kept instead, the process stays as large as it has been at most, and
     passes of ever other sizes would let it grow. Nothing is done where the environment has settings of
-    malloc's, and where there is another C library.
-
-    Args:
-        of_threads: for passes in threads that begin later: they share the memory of the first.
+    malloc's, and where there is another C library. Passes in another thread than the first need
+    `ONE_ARENA` besides.
     """
     if sys.platform != "linux" or any(name in os.environ for name in _CHOSEN):
         return
@@ -61,8 +63,6 @@ def keep_freed_memory(*, of_threads: bool = False) -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
-        if of_threads:
-            mallopt(_M_ARENA_MAX, 1)
 
 
 def place(module: nn.Module, device: torch.device) -> None:

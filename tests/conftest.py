@@ -52,6 +52,19 @@ def local_ray():
     ray.shutdown()
 
 
+@pytest.fixture
+def encoding_here(local_ray, monkeypatch):
+    """Images are encoded in this process: an actor of Ray Data's loads everything first, which takes seconds."""
+    from ray_retrieval import encode
+
+    def run(jobs, items, config):
+        work = [encode._Work(job.model.uri, job.out.uri) for job in jobs]
+        yield from map(encode._PartEncoder(work, encode._share(jobs, items), config, 1), items)
+
+    monkeypatch.setattr(encode, "_run", run)
+    monkeypatch.setattr(encode, "keep_freed_memory", lambda: None)
+
+
 _PLACES = {"tests/cluster/": -3, "tests/serve/": -2, "tests/browser/": -1}
 """Folders of what starts a Ray, a server or a browser: each is run by one process, one test after another."""
 

@@ -25,7 +25,7 @@ print(min(faults() for _ in range(20)))
 """The fewest pages that the system has to find while 64 MiB are asked for, written to and freed."""
 
 
-IN_A_THREAD = PASSES.replace("keep_freed_memory()\n#", "keep_freed_memory(of_threads=True)\n#").replace(
+IN_A_THREAD = PASSES.replace(
     "print(min(faults() for _ in range(20)))",
     "from concurrent.futures import ThreadPoolExecutor\n"
     "pool = ThreadPoolExecutor(1)\n"
@@ -33,11 +33,13 @@ IN_A_THREAD = PASSES.replace("keep_freed_memory()\n#", "keep_freed_memory(of_thr
 )
 
 
-@pytest.mark.parametrize("passes", [PASSES, IN_A_THREAD], ids=["first thread", "another"])
-def test_memory_of_a_pass_is_used_again_by_the_next(passes: str) -> None:
+@pytest.mark.parametrize(
+    ("passes", "more"), [(PASSES, {}), (IN_A_THREAD, compute.ONE_ARENA)], ids=["first thread", "another"]
+)
+def test_memory_of_a_pass_is_used_again_by_the_next(passes: str, more: dict[str, str]) -> None:
     if "glibc" not in platform.libc_ver():
         pytest.skip("another C library")
-    environment = {name: value for name, value in os.environ.items() if name not in compute._CHOSEN}
+    environment = {name: value for name, value in os.environ.items() if name not in compute._CHOSEN} | more
     done = subprocess.run(
         [sys.executable, "-c", passes], check=True, capture_output=True, text=True, env=environment
     )

@@ -351,7 +351,7 @@ def _train_with_uneven_shares(folder, process):
 )
 def test_one_two_and_four_workers_train_alike(tmp_path, groups):
     # What takes long to import is imported once, before the processes part.
-    multiprocessing.set_forkserver_preload(["ray_retrieval.loop", "ray_retrieval.methods"])
+    multiprocessing.set_forkserver_preload(["ray_retrieval.loop", "ray_retrieval.methods", "torch._dynamo"])
     mp.start_processes(
         _train_in_groups, args=(tmp_path, groups), nprocs=PROCESSES, daemon=True, start_method="forkserver"
     )

@@ -14,6 +14,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
+from ray_retrieval.compute import ONE_ARENA
 from ray_retrieval.data import location
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.engines import find_export
@@ -273,6 +274,7 @@ def _encoder(name: str, model: ModelKey, config: ServeConfig, factory: EncoderFa
         gpus=config.encoder_gpus,
         up_to=config.encoder_replicas_max,
         target=config.encoder_target_ongoing,
+        variables=ONE_ARENA,  # they encode in another thread than the first
     ).options(
         max_ongoing_requests=max(config.max_ongoing, 2 * config.encoder_batch),
         max_queued_requests=requests,
@@ -310,8 +312,10 @@ def _deployment(
     gpus: float = 0,
     up_to: int | None = None,
     target: float = 1.0,
+    variables: Mapping[str, str] | None = None,
 ) -> "serve.Deployment":
-    variables = {
+    environment = {
+        **(variables or {}),
         "OMP_NUM_THREADS": str(threads),
         # Waiting threads that spin take the cores from the other processes of the server.
         "OMP_WAIT_POLICY": "PASSIVE",
@@ -338,7 +342,7 @@ def _deployment(
         # A replica that hangs is replaced; one that dies is noticed anyway.
         health_check_period_s=5,
         health_check_timeout_s=20,
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": variables}},
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus, "runtime_env": {"env_vars": environment}},
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
     )
     return deployment

@@ -119,7 +119,7 @@ class EncoderReplica(Replica[ModelKey, EncoderLike]):
         if encoder.one_size:
             from ray_retrieval.compute import keep_freed_memory  # it loads PyTorch, as the encoder has
 
-            keep_freed_memory(of_threads=True)
+            keep_freed_memory()
         return encoder
 
 

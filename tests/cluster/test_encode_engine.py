@@ -1,4 +1,4 @@
-"""An export encodes in the place of the model, on Ray."""
+"""An export encodes in the place of the model."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from ray_retrieval.storage import Folder
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
-def test_an_export_encodes_in_the_place_of_the_model(local_ray, tmp_path):
+def test_an_export_encodes_in_the_place_of_the_model(encoding_here, tmp_path):
     table = coloured_table(12)
     source = saved(tmp_path / "model", made("greedyhash", table))
     job = EncodeJob(Folder(source), table, Folder(tmp_path / "out"))

@@ -1,5 +1,6 @@
 """GeM on views of photographs: pairs are mined, whitening is learned, and a model is gone on from."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ray_retrieval.run import Run
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import read_history
+from ray_retrieval.tuning.here import train_here
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -38,7 +40,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(local_ray, photographs, folder):
-    return Run(recipes.load(QUICKSTART, settings_of(photographs, folder, "first"))).all()
+    """A run whose training does in this process what a worker does, bit for bit."""
+    recipe = recipes.load(QUICKSTART, settings_of(photographs, folder, "first"))
+    return Run(recipe, training=partial(train_here, threads=1)).all()
 
 
 def settings_of(photographs, folder, name, *further):

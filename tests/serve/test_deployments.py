@@ -135,8 +135,8 @@ def hits_of(answer: Any) -> Hits:
 def test_encoders_of_one_size_keep_freed_memory(
     indexed: Served, monkeypatch: pytest.MonkeyPatch, one_size: bool
 ) -> None:
-    kept: list[dict[str, bool]] = []
-    monkeypatch.setattr("ray_retrieval.compute.keep_freed_memory", lambda **how: kept.append(how))
+    kept: list[bool] = []
+    monkeypatch.setattr("ray_retrieval.compute.keep_freed_memory", lambda: kept.append(True))
 
     def made(uri: str, **options: Any) -> AverageHash:
         encoder = AverageHash(uri, **options)
@@ -144,7 +144,7 @@ def test_encoders_of_one_size_keep_freed_memory(
         return encoder
 
     EncoderReplica(ModelKey(indexed.model, current_key(indexed.index).model), made, CONFIG)
-    assert kept == [{"of_threads": True}] * one_size
+    assert kept == [True] * one_size
 
 
 def test_gateways_of_another_division_get_no_part_for_a_whole(indexed: Served) -> None:
