@@ -89,7 +89,7 @@ SCRIPTS = (
     Script("mining", 0.1, 1.5),
     Script("pyramid", 0.4, 4),
     Script("export_engines", 0.7, 4),
-    Script("serving", 2.5, 10),
+    Script("serving", 1.6, 10),
     Script("serving_faults", 1.7, 12),
     Script("scaling", 2.5, 15),
     Script("index_soak", 0.4, 30, ("--minutes", "30")),

@@ -2,20 +2,21 @@
 
     python benchmarks/serving.py                    100,000 codes of 64 bits
     python benchmarks/serving.py --backbones resnet101
-    python benchmarks/serving.py --short            a few seconds a row
+    python benchmarks/serving.py --short            the first model, a few seconds a row
     python benchmarks/serving.py --groups 1         shards in a process of their own, not in the gateway
     python benchmarks/serving.py --index runs/quickstart/index --images DIR
 
 The models are MobileNetV2, which takes the least time of those that are usual, and ResNet-50, which papers
-take, both on 224 pixels. `alone` is the model on batches of 16, decoding included, on all cores: in a process of its own for each, or
-in one process with as many threads, whichever does more. Without a server too, processes keep the memory
-that they free for their next pass, as encoders do. `in process` is one after another, encoded and
-searched, on one thread. The server has as many encoders of one thread. The rows below are 1, 8 and 64
-clients, each with one connection, that send the bytes of an image and wait for the answer, in a process of
-their own that does nothing but write and read sockets. `codes` are the same with the encoder left out:
-descriptors are sent, so that what is left is the serving layer. On a machine of few cores clients, HTTP and
-the model share them, which the last column shows: processor time of all processes but the clients' for a
-search. Latencies and rates are of what was answered once all clients had been at it for some seconds.
+take, both on 224 pixels. `alone` is the model on batches of 16, decoding included, on all cores: in a
+process of its own for each, or in one process with as many threads, whichever does more. Without a server
+too, processes keep the memory that they free for their next pass, as encoders do. `in process` is one after
+another, encoded and searched, on one thread. The server has as many encoders of one thread. The rows below
+are 1, 8 and 64 clients, each with one connection, that send the bytes of an image and wait for the answer,
+in a process of their own that does nothing but write and read sockets. `codes` are the same with the
+encoder left out: descriptors are sent, so that what is left is the serving layer. On a machine of few cores
+clients, HTTP and the model share them, which the last column shows: processor time of all processes but the
+clients' for a search. Latencies and rates are of what was answered once all clients had been at it for some
+seconds.
 """
 
 import argparse
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="of each row")
     parser.add_argument("--groups", type=int, default=0, help="of shards; 0: in the gateway")
     parser.add_argument("--encoders", type=int, default=cores(), help="of the server (%(default)s)")
-    parser.add_argument("--backbones", nargs="+", default=BACKBONES, help="of the models, one after another")
+    parser.add_argument("--backbones", nargs="+", help=f"of the models, instead of {', '.join(BACKBONES)}")
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--index", help="an index beside its model, instead of the one that is made")
     parser.add_argument("--images", help="a folder of query images, instead of those that are made")
@@ -105,7 +106,8 @@ def main() -> None:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     what = f"{options.rows:,} codes" if options.index is None else options.index
     with measuring(f"{what}, groups of shards: {options.groups}, encoders: {options.encoders}"):
-        for number, backbone in enumerate([""] if options.index else options.backbones):
+        backbones = options.backbones or (BACKBONES[:1] if options.short else BACKBONES)
+        for number, backbone in enumerate([""] if options.index else backbones):
             measure(options, backbone, codes=number == 0)
 
 

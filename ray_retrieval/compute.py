@@ -18,8 +18,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of the GNU C library
 _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 
 ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
-"""What the environment of a process says whose threads take memory where the first does; others give back what
-they free. The C library reads it once, so a process of Ray has to be started with it."""
+"""What the environment of a process says whose threads take memory where the first does, and keep it too.
+The C library reads it once, so a process of Ray has to be started with it."""
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -53,20 +53,16 @@ def local_ray():
 
 
 @pytest.fixture
-def encoding_here(local_ray, monkeypatch):
-    """Images are encoded in this process: an actor of Ray Data's loads everything first, which takes seconds."""
-    from ray_retrieval import encode
+def encoding_here(local_ray):
+    """Images are encoded in this process."""
+    from here_parts import encoding_in_this_process
 
-    def run(jobs, items, config):
-        work = [encode._Work(job.model.uri, job.out.uri) for job in jobs]
-        yield from map(encode._PartEncoder(work, encode._share(jobs, items), config, 1), items)
-
-    monkeypatch.setattr(encode, "_run", run)
-    monkeypatch.setattr(encode, "keep_freed_memory", lambda: None)
+    with encoding_in_this_process():
+        yield
 
 
-_PLACES = {"tests/cluster/": -3, "tests/serve/": -2, "tests/browser/": -1}
-"""Folders of what starts a Ray, a server or a browser: each is run by one process, one test after another."""
+_PLACES = {"tests/cluster/": -4, "tests/serve/": -3, "tests/test_export": -2, "tests/browser/": -1}
+"""What starts a Ray, a server, an exporter or a browser: one process runs each, one test after another."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,7 +72,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives each process whole files, or whole folders of those above."""
+    """Gives each process whole files, or all of one of the places above."""
     from xdist.scheduler import LoadFileScheduling
 
     class ByFolderOrFile(LoadFileScheduling):

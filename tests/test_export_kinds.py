@@ -135,7 +135,7 @@ GEMS = {
 }
 
 
-QUICK_GEMS = ("maximum of scales", "superglobal", "squares by regions")
+QUICK_GEMS = ("maximum of scales", "squares by regions")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,10 @@ DELFS = {
 }
 
 
-@pytest.mark.parametrize("kind", DELFS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("without a global head", marks=pytest.mark.long), "by an autoencoder, few and apart"],
+)
 def test_every_kind_of_delf_is_exported(kind, tmp_path):
     method = made("delf", **DELFS[kind])
     method.threshold.fill_(0.1)

@@ -1,4 +1,4 @@
-"""Everything on an S3 store: a run that was killed, a search for hyperparameters, data, an index, errors."""
+"""Everything on an S3 store: runs, a search for hyperparameters, data, an index, errors."""
 
 import io
 import json
@@ -9,24 +9,29 @@ import signal
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from here_parts import encoding_in_this_process
 from s3_parts import BUCKET, CLOSED, KEY, SECRET, Server, commands, python
 from samples import coloured_table, write_images
 
 from ray_retrieval import model, storage
+from ray_retrieval import recipe as recipes
 from ray_retrieval.data import datasets, location
 from ray_retrieval.data.datasets import sop
 from ray_retrieval.data.datasets.disjoint import Count
 from ray_retrieval.data.table import open_images
 from ray_retrieval.errors import ArtefactError, RetrievalError
+from ray_retrieval.run import Run
 from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder, digest
 from ray_retrieval.submit import prepare
+from ray_retrieval.tuning.here import train_here
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -101,12 +106,13 @@ def running(lines, environment, log):
 
 
 @pytest.fixture(scope="module")
-def chain(server, photos, temporary):
-    """What a run left."""
-    log = temporary / "log"
-    whole([[*RUN, f"output=s3://{BUCKET}/run"]], server.environment(temporary), log)
-    assert "report" in log.read_text()
-    return {"log": log}
+def run(local_ray, server, photos):
+    """What a run left that trained and encoded in this process. One on Ray: the one that is killed."""
+    output = f"s3://{BUCKET}/run"
+    recipe = recipes.load(RUN[1], [*RUN[2:], f"output={output}"])
+    with encoding_in_this_process():
+        Run(recipe, training=partial(train_here, threads=1)).all()
+    return Folder(output)
 
 
 def whole(lines, environment, log):
@@ -118,9 +124,9 @@ def whole(lines, environment, log):
 @pytest.mark.long
 def test_a_killed_run_goes_on_from_its_checkpoint_on_the_store(server, photos, temporary):
     log, environment = temporary / "log of the killed", server.environment(temporary)
-    run = [*RUN, f"output=s3://{BUCKET}/killed"]
+    command = [*RUN, f"output=s3://{BUCKET}/killed"]
     server.gate.held = f"/{BUCKET}/killed/model/"  # however fast it is, it is killed before it has a model
-    with running([run], environment, log) as until:
+    with running([command], environment, log) as until:
 
         def has_checkpoint(process):
             assert process.poll() is None, log.read_text()
@@ -130,16 +136,19 @@ def test_a_killed_run_goes_on_from_its_checkpoint_on_the_store(server, photos, t
         until(has_checkpoint)
         before = server.read("killed/history.jsonl")
     server.gate.held = None
-    whole([run], environment, log)
+    whole([command], environment, log)
     lines = [json.loads(line) for line in server.read("killed/history.jsonl").splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 7))
     # The seconds that it took are no others: it was not done again.
     assert lines[0] == json.loads(before.splitlines()[0])
     assert model.load(f"s3://{BUCKET}/killed/model").description["training"]["of_epochs"] == 6
+    files = [file for file in temporary.rglob("*") if file.is_file()]
+    assert log in files
+    assert any("session_" in str(file) for file in files)
+    assert not with_a_key(server, files), "neither the commands nor Ray write one anywhere"
 
 
-def test_a_run_leaves_every_artefact_on_the_store(server, chain):
-    run = Folder(f"s3://{BUCKET}/run")
+def test_a_run_leaves_every_artefact_on_the_store(server, run):
     assert {"recipe.yaml", "metrics.json", "report.html", "timings.json", "split"} <= set(run.names())
     metrics = run.read_json("metrics.json")
     assert metrics["models"]["best"]["test"][0]["value"] > 0.5
@@ -169,20 +178,20 @@ def _folder(trial):
     return f"trials/{trial['number']:04d}"
 
 
-def test_no_key_is_written_anywhere(server, chain, temporary):
-    """Neither into an object, nor into what the commands and Ray wrote."""
+def test_no_key_is_written_anywhere(server, run):
+    assert not with_a_key(server)
+
+
+def with_a_key(server, files=()):
+    """The objects on the store and the files that a key stands in."""
     secrets = (SECRET.encode(), KEY.encode())
     found = [key for key in server.objects() if any(secret in server.read(key) for secret in secrets)]
-    files = [file for file in temporary.rglob("*") if file.is_file()]
-    assert chain["log"] in files
-    assert any("session_" in str(file) for file in files)
-    found += [file for file in files if any(secret in file.read_bytes() for secret in secrets)]
-    assert not found
+    return found + [file for file in files if any(secret in file.read_bytes() for secret in secrets)]
 
 
 def test_an_index_on_the_store_is_searched_from_a_copy_that_is_fetched_once(
     server,
-    chain,
+    run,
     cli_call,
     tmp_path,
 ):
@@ -199,7 +208,7 @@ def test_an_index_on_the_store_is_searched_from_a_copy_that_is_fetched_once(
     assert not [path for path in read if "/shards/" in path]
 
 
-def test_an_index_is_built_from_the_store_into_the_store(server, chain, cli_call):
+def test_an_index_is_built_from_the_store_into_the_store(server, run, cli_call):
     source, target = f"s3://{BUCKET}/run/embeddings/database", f"s3://{BUCKET}/two"
     code, out, _ = cli_call("index", "build", source, "--out", target, "--shards", "2", "--json")
     assert (code, json.loads(out)["shards"]) == (0, 2)
@@ -211,7 +220,7 @@ def test_an_index_is_built_from_the_store_into_the_store(server, chain, cli_call
         Index.open(target)
 
 
-def test_descriptors_of_images_on_the_store_are_saved_there(server, chain, photos, cli_call):
+def test_descriptors_of_images_on_the_store_are_saved_there(server, run, photos, cli_call):
     images, out = f"s3://{BUCKET}/photos.parquet", f"s3://{BUCKET}/codes.parquet"
     code, said, _ = cli_call("embed", f"s3://{BUCKET}/run/model", images, "--out", out, "--json")
     assert (code, json.loads(said)["rows"]) == (0, 60)

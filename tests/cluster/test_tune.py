@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from here_parts import encoding_in_this_process
 from samples import write_images
 from typer.testing import CliRunner
 
@@ -79,7 +80,8 @@ def tuned(local_ray, photos, tmp_path_factory):
     given = settings(photos, folder, RATES)
     killed(given, folder)
     stamp = (folder / "trials/0000/model/model.safetensors").stat().st_mtime_ns
-    return Search(recipes.template(QUICKSTART, given)).all(), stamp
+    with encoding_in_this_process():
+        return Search(recipes.template(QUICKSTART, given)).all(), stamp
 
 
 def test_a_killed_search_goes_on_without_doing_anything_twice(tuned):

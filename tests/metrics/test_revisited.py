@@ -178,7 +178,7 @@ def test_names_and_policies():
 # Counting ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     queries=st.sampled_from([1, 2, 17, 130]),
