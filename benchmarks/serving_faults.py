@@ -82,7 +82,9 @@ def _round(clients: int) -> Outcome:
         )
 
         def deploy(other: Served) -> None:
-            application = build(_given(other), config, encoder=NotedHash)
+            # Its shards are divided otherwise, too: three groups instead of two.
+            divided = config.model_copy(update={"shard_groups": 3})
+            application = build(_given(other), divided, encoder=NotedHash)
             serve.run_many([serve.RunTarget(application, name=NAME, route_prefix="/")])
 
         with run(_given(made), config, encoder=NotedHash) as url:

@@ -102,10 +102,11 @@ def parts_of(handles: Handles, encoders: Mapping[str, Any], config: ServeConfig)
             handle = encoders.get(model.uri, handles.encoder)
             loading.append(everywhere(handle, "prepare", model, _PREPARE_S))
         loaded = await all_of(loading)
-        asked = (everywhere(group, "prepare", key, _PREPARE_S) for group in handles.groups)
+        division = key, max(1, len(handles.groups))
+        asked = (everywhere(group, "prepare", division, _PREPARE_S) for group in handles.groups)
         searching = await all_of(asked)
         if here is not None:
-            searching.append([await here.prepare(key)])
+            searching.append([await here.prepare(division)])
         problems = [one for some in loaded for one in some if isinstance(one, str)]
         return [*problems, *(one for some in searching for one in some)]
 

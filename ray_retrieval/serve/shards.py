@@ -37,14 +37,19 @@ _IDLE = 2.0
 """Times as long as a request may take: then nobody can still ask for an old version."""
 
 AnyAnswer = GroupAnswer | Late | Gone | Wrong
+Division = tuple[VersionKey, int]
+"""A version, and among how many groups its shards are divided."""
 
 
-class ShardGroup(Replica[VersionKey, Index | None]):
+class ShardGroup(Replica[Division, Index | None]):
     """Searches some of the shards of an index, in whatever version it is asked for.
+
+    While a server takes the place of another one that divides its indices otherwise, the groups of each are
+    asked by gateways of the other, too: then they search their share of that division.
 
     Args:
         group: its number.
-        groups: how many there are.
+        groups: how many there are, as far as its own server goes.
         config: threads and checks.
         key: a version to open at once; None: when it is asked for.
     """
@@ -57,18 +62,14 @@ class ShardGroup(Replica[VersionKey, Index | None]):
         self._gathering = Gathering(self.search_batch, thread, most=_SEARCH_BATCH)
         if key is not None:
             with suppress(GoneError):  # Pruned since: the gateways ask for what is there.
-                self._kept.get(key)
+                self._kept.get((key, groups))
 
     async def search(self, query: GroupQuery) -> AnyAnswer:
-        """As `search_batch`, which gets the queries that have come meanwhile.
-
-        While a server takes the place of another one that divides its indices otherwise, each may be asked by
-        gateways of the other: that has no answer here.
-        """
-        if query.groups != self._groups:
-            return Gone(f"of {query.groups} groups of shards there are {self._groups} by now")
+        """As `search_batch`, which gets the queries that have come meanwhile."""
+        if self._group >= query.groups:
+            return Gone(f"of {query.groups} groups of shards none has the number {self._group}")
         try:
-            await self._await_open(query.version)
+            await self._await_open((query.version, query.groups))
         except GoneError as error:
             return Gone(str(error))
         except RetrievalError as error:
@@ -78,10 +79,10 @@ class ShardGroup(Replica[VersionKey, Index | None]):
     def search_batch(self, queries: list[GroupQuery]) -> list[AnyAnswer]:
         """An answer to each query, in their order; those of one version and filter are searched together."""
         answers: dict[int, AnyAnswer] = {}
-        together: dict[tuple[VersionKey, Filter | None], list[int]] = {}
+        together: dict[tuple[Division, Filter | None], list[int]] = {}
         for number, query in enumerate(queries):
-            together.setdefault((query.version, query.where), []).append(number)
-        for (version, where), every in together.items():
+            together.setdefault(((query.version, query.groups), query.where), []).append(number)
+        for (division, where), every in together.items():
             # The others may have taken long.
             answers.update((number, Late()) for number in every if late(queries[number].expires))
             numbers = [number for number in every if number not in answers]
@@ -89,7 +90,7 @@ class ShardGroup(Replica[VersionKey, Index | None]):
                 continue
             some = [queries[number] for number in numbers]
             try:
-                found = self._search(version, where, some)
+                found = self._search(division, where, some)
             except GoneError as error:
                 found = [Gone(str(error))] * len(some)
             except RetrievalError as error:
@@ -98,9 +99,9 @@ class ShardGroup(Replica[VersionKey, Index | None]):
         return [answers[number] for number in range(len(queries))]
 
     def _search(
-        self, version: VersionKey, where: Filter | None, queries: list[GroupQuery]
+        self, division: Division, where: Filter | None, queries: list[GroupQuery]
     ) -> Sequence[AnyAnswer]:
-        index = self._kept.get(version)
+        version, index = division[0], self._kept.get(division)
         if index is None:
             return [_nothing(query) for query in queries]
         selected = 0
@@ -121,11 +122,12 @@ class ShardGroup(Replica[VersionKey, Index | None]):
             for query, start, stop in zip(queries, ends, ends[1:], strict=False)
         ]
 
-    def _open(self, key: VersionKey, known: "list[Index | None]") -> Index | None:
+    def _open(self, division: Division, known: "list[Index | None]") -> Index | None:
+        key, groups = division
         index = open_version(
             key,
             group=self._group,
-            groups=self._groups,
+            groups=groups,
             threads=self._config.shard_threads,
             check=self._config.check,
             known=[other for other in known if other is not None],

@@ -81,7 +81,7 @@ class Behind:
         self.prepared.append(key.number)
         self.models += models
         loaded = [await self.encoder.prepare(model) for model in models]
-        opened = [await group.prepare(key) for group in self.groups]
+        opened = [await group.prepare((key, len(self.groups))) for group in self.groups]
         return [*(one for one in loaded if isinstance(one, str)), *self.refusing, *opened]
 
 

@@ -147,15 +147,19 @@ def test_encoders_of_one_size_keep_freed_memory(
     assert kept == [True] * one_size
 
 
-def test_gateways_of_another_division_get_no_part_for_a_whole(indexed: Served) -> None:
+def test_gateways_of_another_division_get_the_share_of_their_own(indexed: Served) -> None:
     codes, _ = AverageHash(indexed.model).encode([picture(700)])
     version = current_key(indexed.index)
-    group = ShardGroup(0, 2, CONFIG, version)
-    found = [
-        asyncio.run(group.search(asked(version, codes, 3, groups=groups, expires=time.time() + 60)))
-        for groups in (1, 2, 3)
-    ]
-    assert [type(answer) for answer in found] == [Gone, GroupAnswer, Gone]
+
+    def found(number: int, groups: int) -> Any:
+        query = asked(version, codes, 3, groups=groups, expires=time.time() + 60)
+        return asyncio.run(made[number].search(query))
+
+    made = [ShardGroup(number, 2, CONFIG, version) for number in range(2)]
+    for number, groups, shards in ((0, 1, [0, 1, 2]), (0, 2, [0, 1]), (1, 2, [2]), (0, 3, [0]), (1, 3, [1])):
+        expected = Index.open(indexed.index, shards=shards).search(codes, 3)
+        np.testing.assert_array_equal(hits_of(found(number, groups)).rows, expected.rows)
+    assert isinstance(found(1, 1), Gone)
 
 
 def test_a_group_answers_queries_of_different_k_and_filter_in_one_batch(indexed: Served) -> None:
@@ -164,7 +168,7 @@ def test_a_group_answers_queries_of_different_k_and_filter_in_one_batch(indexed:
     group = ShardGroup(0, 2, CONFIG, version)
     wheres = [None, Filter.parse("label = bee")]
     rows = [codes.take(np.array([number])) for number in range(12)]
-    queries = [asked(version, row, 1 + 15 * n, where=wheres[n % 2]) for n, row in enumerate(rows)]
+    queries = [asked(version, row, 1 + 15 * n, where=wheres[n % 2], groups=2) for n, row in enumerate(rows)]
     answers = group.search_batch(queries)
     index = Index.open(indexed.index, shards=[0, 1])
     for number, answer in enumerate(answers):
@@ -195,7 +199,8 @@ def test_a_group_without_shards_finds_nothing(tmp_path: Path) -> None:
     vectors, _ = GreyVector(served.model).encode([picture(1)])
     version = current_key(served.index)
     groups = [ShardGroup(number, 2, CONFIG, version) for number in range(2)]
-    sizes = [hits_of(group.search_batch([asked(version, vectors, 3)])[0]).rows.shape[1] for group in groups]
+    query = asked(version, vectors, 3, groups=2)
+    sizes = [hits_of(group.search_batch([query])[0]).rows.shape[1] for group in groups]
     assert sorted(sizes) == [0, 3]
 
 
@@ -354,7 +359,7 @@ def test_a_new_model_in_the_folder_of_local_features_is_of_its_own_encoders() ->
 
     assert asyncio.run(work()) == [1.0]
     assert (own.encoded, local.encoded) == ([main], [renewed])
-    assert (own.prepared, local.prepared, group.prepared) == ([main], [renewed], [key])
+    assert (own.prepared, local.prepared, group.prepared) == ([main], [renewed], [(key, 1)])
 
 
 @pytest.mark.parametrize("module", ["deployments", "shards", "writers"])

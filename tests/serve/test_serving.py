@@ -1,6 +1,7 @@
 """The whole server on Ray: one application for all tests of this file."""
 
 import http.client
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from fault_parts import faults
+from fault_parts import K, Load, faults
 from serving_parts import NotedHash, Served, picture, pixels
 
 from ray_retrieval.search import Index
+from ray_retrieval.serve.application import build
+from ray_retrieval.serve.config import ServeConfig, ServedIndex
+from ray_retrieval.serve.front import NAME
 
 pytestmark = pytest.mark.cluster
 
@@ -152,6 +156,37 @@ def test_no_path_leads_out_of_the_index(served: Served, path: str) -> None:
     assert answer.status == 404
     assert b'"error"' in answer.read()
     connection.close()
+
+
+@pytest.mark.long
+def test_a_server_whose_shards_are_divided_otherwise_takes_over_under_load(
+    client: httpx.Client, served: Served, settings: dict[str, Any]
+) -> None:
+    from ray import serve
+
+    oracle, answered = Oracle(served), []
+    given = {"x": ServedIndex(index=served.index, model=served.model)}
+    with Load(served.url, 6) as load:
+        for groups in (3, 1):
+            config = ServeConfig(
+                port=int(served.url.rsplit(":", 1)[1]), **{**settings, "shard_groups": groups}
+            )
+            application = build(given, config, encoder=NotedHash)
+            serve.run_many([serve.RunTarget(application, name=NAME, route_prefix="/")])
+            answered.append(len(load.asked))
+            assert all(f"Shards-x-{number}" in deployments() for number in range(groups))
+        time.sleep(2)
+    assert 0 < answered[0] < answered[1] < len(load.asked)
+    assert {one.status for one in load.asked} == {200}
+    assert all(one.hits == oracle.hits(picture(one.seed), K) for one in load.asked)
+    assert "Shards-x-1" not in deployments()
+
+
+def deployments() -> set[str]:
+    """Names of those that run."""
+    from ray import serve
+
+    return set(serve.status().applications[NAME].deployments)
 
 
 def test_lost_processes_new_versions_and_new_models_give_no_wrong_answer(
