@@ -51,12 +51,12 @@ class Client:
     Args:
         url: the server's address.
         api_key: a key of it; unset: what the environment's RAY_RETRIEVAL_API_KEY holds.
-        timeout_s: how long one answer may take.
+        timeout_s: how long the server may stay silent, before it answers and within an answer.
         retries: how often a request that changes nothing is sent again.
         transport: what carries requests, instead of the network.
 
     Raises:
-        QueryError: if `url` is no address of a server.
+        QueryError: if `url` is no address of a server, or `api_key` no key.
     """
 
     def __init__(
@@ -69,7 +69,9 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url, self._retries = calls.server_address(url), retries
-        self._http = httpx.Client(timeout=timeout_s, headers=calls.headers(api_key), transport=transport)
+        self._http = httpx.Client(
+            timeout=calls.times(timeout_s), headers=calls.headers(api_key), transport=transport
+        )
         self._first: str | None = None
 
     def __enter__(self) -> "Client":
@@ -151,9 +153,9 @@ class Client:
         return self._parsed(ChangeAnswer, calls.add(images, self._named(index), replace=replace))
 
     def remove(
-        self, ids: Sequence[str] | None = None, *, where: str | None = None, index: str | None = None
+        self, ids: str | Sequence[str] | None = None, *, where: str | None = None, index: str | None = None
     ) -> ChangeAnswer:
-        """Remove images, by their ids or by a filter."""
+        """Remove an image or several, by their ids or by a filter."""
         return self._parsed(ChangeAnswer, calls.remove(ids, where, self._named(index)))
 
     def indexes(self) -> IndexesAnswer:
@@ -207,10 +209,10 @@ class Client:
         while True:
             try:
                 answer = self._http.request(call.method, self._url + call.path, **call.options)
-            except httpx.TransportError as error:
+            except calls.FAILURES as error:
                 wait_s = calls.wait_before_next(call, error, attempt, self._retries)
                 if wait_s is None:
-                    raise calls.unreachable(self._url, error) from None
+                    raise calls.unanswered(self._url, error) from None
             else:
                 wait_s = calls.wait_before_next(call, answer, attempt, self._retries)
                 if wait_s is None:
@@ -232,7 +234,9 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url, self._retries = calls.server_address(url), retries
-        self._http = httpx.AsyncClient(timeout=timeout_s, headers=calls.headers(api_key), transport=transport)
+        self._http = httpx.AsyncClient(
+            timeout=calls.times(timeout_s), headers=calls.headers(api_key), transport=transport
+        )
         self._first: str | None = None
 
     async def __aenter__(self) -> "AsyncClient":
@@ -301,7 +305,7 @@ class AsyncClient:
         return await self._parsed(ChangeAnswer, calls.add(images, await self._named(index), replace=replace))
 
     async def remove(
-        self, ids: Sequence[str] | None = None, *, where: str | None = None, index: str | None = None
+        self, ids: str | Sequence[str] | None = None, *, where: str | None = None, index: str | None = None
     ) -> ChangeAnswer:
         """As `Client.remove`."""
         return await self._parsed(ChangeAnswer, calls.remove(ids, where, await self._named(index)))
@@ -357,10 +361,10 @@ class AsyncClient:
         while True:
             try:
                 answer = await self._http.request(call.method, self._url + call.path, **call.options)
-            except httpx.TransportError as error:
+            except calls.FAILURES as error:
                 wait_s = calls.wait_before_next(call, error, attempt, self._retries)
                 if wait_s is None:
-                    raise calls.unreachable(self._url, error) from None
+                    raise calls.unanswered(self._url, error) from None
             else:
                 wait_s = calls.wait_before_next(call, answer, attempt, self._retries)
                 if wait_s is None:

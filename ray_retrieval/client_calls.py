@@ -34,6 +34,8 @@ File = str | Path | bytes
 _AGAIN = frozenset({429, 503})
 _BROKEN = (httpx.NetworkError, httpx.RemoteProtocolError)
 """What is worth another try: the server was not reached, or the connection broke."""
+FAILURES = (httpx.RequestError, httpx.InvalidURL)
+"""What httpx raises where there is no answer."""
 _LONGEST_WAIT_S = 30.0
 
 
@@ -122,7 +124,7 @@ def search(examples: Example | Sequence[Example], settings: Settings, box: Box |
     images = [one for one in several if isinstance(one, Image)]
     if len(images) < len(several):
         body = {"examples": [_example(one) for one in several], **settings.as_json()}
-        return Request("POST", "/v1/search", options={"json": body})
+        return Request("POST", "/v1/search", options=_as_json(body))
     request = {**settings.as_json(), "boxes": [image.box for image in images]}
     files = [
         *(("image", ("image", read(image.file))) for image in images),
@@ -137,7 +139,7 @@ def batch(queries: Sequence[Example | Sequence[Example]], settings: Settings) ->
         {"examples": [_example(one) for one in _listed(query, None)], **settings.as_json()}
         for query in queries
     ]
-    return Request("POST", "/v1/search/batch", options={"json": {"searches": searches}})
+    return Request("POST", "/v1/search/batch", options=_as_json({"searches": searches}))
 
 
 def embed(images: File | Sequence[File], index: str | None) -> Request:
@@ -150,8 +152,8 @@ def embed(images: File | Sequence[File], index: str | None) -> Request:
 def match(first: File | Id | Url, second: File | Id | Url, index: str | None, *, picture: bool) -> Request:
     """Whether two photographs show the same thing; with `picture`, the two side by side."""
     pair = {name: _example(_listed(one, None)[0]) for name, one in (("first", first), ("second", second))}
-    options = {"json": {**pair, **_given(index=index)}, "params": _given(picture="true" if picture else None)}
-    return Request("POST", "/v1/match", options=options)
+    body, params = {**pair, **_given(index=index)}, _given(picture="true" if picture else None)
+    return Request("POST", "/v1/match", options={**_as_json(body), "params": params})
 
 
 def add(images: Sequence[New], index: str, *, replace: bool) -> Request:
@@ -159,7 +161,7 @@ def add(images: Sequence[New], index: str, *, replace: bool) -> Request:
     path, params = f"{index_address(index)}/images", {"replace": str(replace).lower()}
     if any(isinstance(one.file, Url) for one in images):
         body = [{**_about(one), **_example(_listed(one.file, None)[0])} for one in images]
-        return Request("POST", path, safe=False, options={"json": {"images": body}, "params": params})
+        return Request("POST", path, safe=False, options={**_as_json({"images": body}), "params": params})
     files = [
         *(("image", ("image", read(one.file))) for one in images if not isinstance(one.file, Url)),
         ("request", (None, _json({"images": [_about(one) for one in images]}), "application/json")),
@@ -167,10 +169,11 @@ def add(images: Sequence[New], index: str, *, replace: bool) -> Request:
     return Request("POST", path, safe=False, options={"files": files, "params": params})
 
 
-def remove(ids: Sequence[str] | None, where: str | None, index: str) -> Request:
+def remove(ids: str | Sequence[str] | None, where: str | None, index: str) -> Request:
     """Images to remove, by their ids or by a filter. Not sent again: it may have been done."""
-    body = _given(ids=None if ids is None else list(ids), where=where)
-    return Request("POST", f"{index_address(index)}/remove", safe=False, options={"json": body})
+    several = None if ids is None else [ids] if isinstance(ids, str) else list(ids)
+    body = _given(ids=several, where=where)
+    return Request("POST", f"{index_address(index)}/remove", safe=False, options=_as_json(body))
 
 
 def indexes() -> Request:
@@ -224,8 +227,9 @@ def read(file: File) -> bytes:
         return file
     try:
         return Path(file).read_bytes()
-    except OSError as error:
-        raise QueryError(f"the image cannot be read: {error.strerror}", where=file) from None
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise QueryError(f"the image cannot be read: {said}", where=file) from None
 
 
 def server_address(url: str) -> str:
@@ -246,14 +250,25 @@ def server_address(url: str) -> str:
     return url.rstrip("/")
 
 
+def times(timeout_s: float) -> httpx.Timeout:
+    """How long is waited for the server; for a connection of the client's own as long as it takes."""
+    return httpx.Timeout(timeout_s, pool=None)
+
+
 def headers(api_key: str | None) -> dict[str, str]:
-    """Headers of every request, with the key that is given or that RAY_RETRIEVAL_API_KEY holds."""
-    key = api_key or os.environ.get("RAY_RETRIEVAL_API_KEY")
+    """Headers of every request, with the key that is given or that RAY_RETRIEVAL_API_KEY holds.
+
+    Raises:
+        QueryError: if it has characters that no key has.
+    """
+    key = (api_key or os.environ.get("RAY_RETRIEVAL_API_KEY") or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise QueryError("that is no key: it has characters that none has", where="api_key")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def wait_before_next(
-    call: Request, came: httpx.Response | httpx.TransportError, attempt: int, retries: int
+    call: Request, came: httpx.Response | Exception, attempt: int, retries: int
 ) -> float | None:
     """Seconds to wait before a call is sent again; None: what came counts.
 
@@ -309,8 +324,12 @@ def content(answer: httpx.Response) -> bytes:
     raise error
 
 
-def unreachable(url: str, error: Exception) -> QueryError:
-    """Says that no answer came."""
+def unanswered(url: str, error: Exception) -> QueryError:
+    """Says that no answer came, or none that can be read."""
+    if isinstance(error, httpx.InvalidURL):
+        return QueryError(f"that cannot be asked: {error}", where=url)
+    if isinstance(error, httpx.DecodingError):
+        return QueryError(f"the answer cannot be read: {error}", where=url, status=502)
     late = isinstance(error, httpx.TimeoutException)
     problem = "the server gave no answer in time" if late else "the server cannot be reached"
     return QueryError(problem, where=url, mend="see whether it runs", status=504 if late else 503)
@@ -354,8 +373,23 @@ def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes httpx send values as JSON."""
+    return {"content": _json(values), "headers": {"Content-Type": "application/json"}}
+
+
 def _json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values)
+    """Raises QueryError for what JSON cannot hold; numbers of NumPy are numbers."""
+    try:
+        return json.dumps(values, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise QueryError(f"that cannot be sent: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is no value of JSON")
 
 
 def _where(answer: httpx.Response) -> str:

@@ -39,13 +39,19 @@ def model_of(
             mend="search with `vectors`, or build it anew with the `model` that made them, if one did",
         )
     parent = index.parent
-    found = {}
+    found = []
     for name in parent.names():
-        if (parent / name).exists(DESCRIPTION):
-            found[name] = read_model_description(parent / name)[1]
-            if found[name] == fingerprint:
-                return parent / name
-    listed = ", ".join(f"{name} is {value}" for name, value in found.items()) or "there is none"
+        try:
+            if not (parent / name).exists(DESCRIPTION):
+                continue
+            beside = read_model_description(parent / name)[1]
+        except ArtefactError as error:
+            found.append(f"{name} cannot be used, {error.problem}")
+            continue
+        if beside == fingerprint:
+            return parent / name
+        found.append(f"{name} is {beside}")
+    listed = ", ".join(found) or "there is none"
     raise ArtefactError(
         f"the index was made by model {fingerprint}; beside it {listed}",
         where=index,

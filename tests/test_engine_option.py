@@ -1,6 +1,7 @@
 """`--engine` from the command line to the hits."""
 
 import json
+import shutil
 from typing import get_args
 
 import pytest
@@ -38,6 +39,18 @@ def test_search_runs_the_export_once_there_is_one(cli_call, built):
     own = cli_call(*arguments)
     assert cli_call(*arguments, "--engine", "onnx") == own
     assert json.loads(own[1])["queries"][0]["hits"][0]["id"] == "image-0007"
+
+
+def test_what_another_tool_left_beside_an_index_is_passed_over(cli_call, built, tmp_path):
+    for name in ("index", "model", "query.png"):
+        (shutil.copytree if (built / name).is_dir() else shutil.copy)(built / name, tmp_path / name)
+    (tmp_path / "a").mkdir()  # before the model
+    (tmp_path / "a" / "model.json").write_text('{"modelTopology": {}}')
+    assert cli_call("search", tmp_path / "index", tmp_path / "query.png", "-k", "1")[0] == 0
+    shutil.rmtree(tmp_path / "model")
+    code, _, err = cli_call("search", tmp_path / "index", tmp_path / "query.png", "-k", "1")
+    assert code == 2
+    assert "beside it a cannot be used, " in err
 
 
 def test_an_unknown_engine_is_named_with_those_there_are(cli_call, built):

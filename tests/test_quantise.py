@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from export_parts import made, saved
 from samples import coloured_table
@@ -221,7 +222,7 @@ def test_local_features_count_where_the_most_votes_go():
     assert int8_loss.field_metric(queries, several[0], database, several[1]).value == 1
 
 
-@pytest.mark.parametrize(("count", "rows"), [(40, 40), (227, 227), (228, 100), (1500, 1000)])
+@pytest.mark.parametrize(("count", "rows"), [(40, 40), (227, 227), (228, 100), (1500, 999)])
 def test_the_loss_is_measured_on_images_that_were_not_calibrated_on_where_there_are_enough(count, rows):
     table = coloured_table(3).take(np.arange(count) % 3)
     calibrated = parity.spread(count, 128)
@@ -229,6 +230,21 @@ def test_the_loss_is_measured_on_images_that_were_not_calibrated_on_where_there_
     assert len(found) == rows
     assert (np.diff(found) > 0).all()
     assert (count < 228) or not len(np.intersect1d(found, calibrated))
+
+
+@pytest.mark.parametrize(("classes", "each"), [(11318, 5), (1000, 3), (100, 58), (7, 1)])
+def test_a_loss_is_measured_by_queries_that_have_something_to_find(classes, each):
+    """Of many small classes whole ones are taken: of rows evenly spread each would be alone in its class."""
+    labels = np.repeat(np.arange(classes), each)
+    image = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+    ids = [str(row) for row in range(len(labels))]
+    table = pa.table({"id": ids, "image": pa.nulls(len(ids), image), "label": labels})
+    rows = int8_loss.measured_rows(ImageTable(table, name="made"), np.zeros(0, np.int64))
+    assert len(rows) <= 1000
+    queries, database = int8_loss._divided(labels[rows])
+    assert np.isin(labels[rows][queries], labels[rows][database]).all()
+    assert (len(queries) >= 150) == (each > 1)
+    assert len(queries) + len(database) <= len(rows)
 
 
 def test_files_for_phones_answer_the_same(eight, tmp_path):

@@ -178,9 +178,9 @@ def find_export(model: Folder, fingerprint: str, engine: str) -> Export:
         )
     others = []
     for folder in _nearby(model):
-        if not folder.exists(DESCRIPTION):  # as of most folders there
-            continue
         try:
+            if not folder.exists(DESCRIPTION):  # as of most folders there
+                continue
             said = read_export(folder)
         except ArtefactError as error:
             others.append(f"{folder} cannot be used, {error.problem}")

@@ -56,7 +56,7 @@ def agreement(one: Engine, other: Engine, graph: Graph, samples: parity.Samples)
 
 
 def measured_rows(images: ImageTable, calibrated: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """At most 1,000 rows with a label, evenly spread; without those calibrated on if 100 others are left.
+    """At most 1,000 rows with a label, several of a class; none calibrated on if 100 others are left.
 
     Args:
         images: to measure on.
@@ -68,7 +68,17 @@ def measured_rows(images: ImageTable, calibrated: npt.NDArray[np.int64]) -> npt.
     labelled = labelled_rows(images)
     others = np.setdiff1d(labelled, calibrated)
     rows = others if len(others) >= ENOUGH else labelled
-    return rows[parity.spread(len(rows), _MEASURED_IMAGES)] if len(rows) else rows
+    if len(rows) == 0:
+        return rows
+    labels = images.take(rows).labels
+    if labels.ndim > 1:
+        return rows[parity.spread(len(rows), _MEASURED_IMAGES)]
+    order = np.argsort(labels, kind="stable")
+    classes = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    classes = [places for places in classes if len(places) > 1] or [order]
+    each = min(max(_QUERIES, _MEASURED_IMAGES // len(classes)), max(map(len, classes)))
+    chosen = [classes[number] for number in parity.spread(len(classes), _MEASURED_IMAGES // each)]
+    return np.sort(np.concatenate([rows[places[parity.spread(len(places), each)]] for places in chosen]))
 
 
 def labelled_rows(images: ImageTable) -> npt.NDArray[np.int64]:
@@ -90,10 +100,8 @@ def measure(
         calibrated: int64 [m], rows of them that the ranges of the file come from.
 
     Returns:
-        None where fewer than `LEAST_MEASURED` images have a label and can be decoded.
-
-    Raises:
-        MetricError: of vectors, if no query shares a label with another image.
+        None where fewer than `LEAST_MEASURED` images have a label and can be decoded, or no two of those
+        that were chosen share one.
     """
     chosen = measured_rows(images, calibrated)
     parts: list[tuple[npt.NDArray[np.int64], Descriptors, Descriptors]] = []
@@ -110,8 +118,9 @@ def measure(
     mine = assembled(form, len(kept), [(places, one) for places, one, _ in parts])
     theirs = assembled(form, len(kept), [(places, other) for places, _, other in parts])
     labels = images.take(np.array(kept, np.int64)).labels
-    asks = np.arange(len(kept)) % _QUERIES == 0
-    queries, database = np.flatnonzero(asks), np.flatnonzero(~asks)
+    queries, database = _divided(labels)
+    if len(queries) == 0:
+        return None
 
     def metric(asking: Descriptors, asked: Descriptors) -> Metric:
         return field_metric(
@@ -133,6 +142,19 @@ def measure(
         "int8_queries": alone.value,
         "loss": own.value - min(both.value, alone.value),
     }
+
+
+def _divided(labels: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Places of the queries, each of which has an image of its labels to find, and of the database."""
+    order = np.argsort(labels, kind="stable") if labels.ndim == 1 else np.arange(len(labels))
+    asks = np.zeros(len(labels), bool)
+    asks[order[::_QUERIES]] = True
+    queries, database = np.flatnonzero(asks), np.flatnonzero(~asks)
+    finds = [
+        _share_a_label(np.broadcast_to(labels[one], labels[database].shape), labels[database]).any()
+        for one in queries
+    ]
+    return queries[np.array(finds, bool)], database
 
 
 def field_metric(

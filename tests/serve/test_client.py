@@ -92,6 +92,39 @@ def test_what_is_no_example_is_refused_here(client: Client, tmp_path: Path) -> N
         client.search([Id("plain"), Id("..")], box=(0, 0, 1, 1))
 
 
+def test_an_id_by_itself_is_one_id() -> None:
+    for ids in ("12", ["12"], ("12",)):
+        assert calls.remove(ids, None, "x").options["content"] == '{"ids": ["12"]}'
+
+
+def test_numbers_of_numpy_are_numbers(client: Client, backend: FakeBackend) -> None:
+    client.search([Id("plain")], k=np.int64(3))  # type: ignore[arg-type]
+    client.add([New("c", picture(3), np.int64(2), {"price": np.float32(0.5)})])  # type: ignore[arg-type]
+    assert backend.searches[0].k == 3
+
+
+def test_what_cannot_be_sent_is_told_here(client: Client, backend: FakeBackend) -> None:
+    with pytest.raises(QueryError, match="that cannot be sent"):
+        client.search(np.array([0.5, np.nan]))
+    with pytest.raises(QueryError, match="object is no value of JSON"):
+        client.add([New("c", picture(3), columns={"price": object()})])
+    with pytest.raises(QueryError, match="the image cannot be read"):
+        client.search("a\0b.png")
+    with pytest.raises(QueryError, match="that cannot be asked"):
+        client.sample(where="x" * 100_000)
+    with pytest.raises(QueryError, match="that is no key"):
+        Client(api_key="schlüssel")
+    assert calls.headers(" abc\n") == {"Authorization": "Bearer abc"}
+
+
+def test_a_damaged_answer_is_told_as_such() -> None:
+    def damaged(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, headers={"Content-Encoding": "gzip"}, content=b"no gzip")
+
+    with pytest.raises(QueryError, match="the answer cannot be read"):
+        Client(transport=httpx.MockTransport(damaged)).indexes()
+
+
 def test_a_batch_gives_answers_and_errors_in_place(client: Client) -> None:
     good, bad, other = client.batch([Id("plain"), Id("unknown"), [picture(1), Id("..")]], k=2)
     assert isinstance(good, SearchAnswer)
