@@ -41,8 +41,8 @@ def pk_plan(
         epoch: epochs finished.
         remainder: what happens to the images of a class beyond a multiple of K: `pad`: a chunk is filled up
             with other images of the class; `drop`: they are not used in this epoch, others are left out in
-            the next; `carry`: they begin the class's first chunk of the next epoch, so that over the epochs
-            every image is used equally often.
+            the next; `carry`: they begin the class's first chunk of the next epoch. Whatever it is, chunks
+            that are left when fewer than P classes have any are not used in this epoch.
 
     Returns:
         Batches of P · K rows, the K rows of a class side by side. No row stands twice in a batch, unless its
