@@ -27,9 +27,26 @@ function reach(now) {
 
 const KEY = "key";
 export const key = {
-  get: () => sessionStorage.getItem(KEY),
+  // One that cannot be sent is none: the server asks for another.
+  get: () => {
+    const stored = sessionStorage.getItem(KEY);
+    return stored && !wrongWithKey(stored) ? stored : null;
+  },
   set: (value) => sessionStorage.setItem(KEY, value),
 };
+
+// Why a text is no key, or null. Quotation marks and invisible characters come along where a key is copied, and a
+// header cannot carry them.
+export function wrongWithKey(text) {
+  if (!text) return "Type or paste a key.";
+  const characters = [...text];
+  const place = characters.findIndex((one) => one < "!" || one > "~");
+  if (place < 0) return null;
+  const odd = characters[place];
+  const code = `U+${odd.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+  const shown = /[\p{L}\p{M}\p{N}\p{P}\p{S}]/u.test(odd) ? `${odd} (${code})` : code;
+  return `Character ${place + 1} of it is ${shown}, which no key has. Copy the key alone.`;
+}
 
 export const relative = (address) => address.replace(/^\//, "");
 

@@ -1,6 +1,6 @@
 // The page of the search server. No build step: the browser loads these modules as they are.
 
-import { Failure, alive, indexes, key, link, original, sample, search } from "./api.js";
+import { Failure, alive, indexes, key, link, original, sample, search, wrongWithKey } from "./api.js";
 import { showAbout } from "./about.js";
 import { $, closer, count, h, number, open, say } from "./dom.js";
 import { factsOfQuery, prepareQuery, setLimits, showQuery } from "./query.js";
@@ -260,10 +260,18 @@ $("reconnect").addEventListener("click", reconnect);
 link.addEventListener("locked", () => {
   if ($("key").open) return;
   const input = h("input", { type: "password", id: "key-input", autocomplete: "off", required: true, autofocus: true });
-  const wrong = key.get() ? h("p", { class: "notice wrong" }, "The server does not take this key.") : null;
+  const refused = "The server does not take this key.";
+  const wrong = h("p", { class: "notice wrong", role: "alert", hidden: !key.get() }, refused);
   const give = (event) => {
     event.preventDefault();
-    key.set(input.value.trim());
+    const given = input.value.trim();
+    const problem = wrongWithKey(given);
+    if (problem) {
+      wrong.textContent = problem;
+      wrong.hidden = false;
+      return input.focus();
+    }
+    key.set(given);
     $("key").close();
     served = null;
     render({ quiet: true });
