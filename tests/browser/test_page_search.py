@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -162,10 +163,13 @@ def test_a_region_is_searched_by_pointer_and_by_keyboard(
     assert len(backend.searches) == searches  # the answer of the first search was kept
 
 
-def test_a_region_of_an_upload(visit: Visit, backend: Galleries) -> None:
+def test_a_region_of_an_upload(visit: Visit, backend: Galleries, tmp_path: Path) -> None:
     page = visit()
-    upload(page, png(poster(10)))
+    file = tmp_path / "photograph.png"
+    file.write_bytes(png(poster(10)))
+    page.set_input_files("#file", file)
     expect(tiles(page)).to_have_count(24)
+    file.write_bytes(b"edited meanwhile")  # what was chosen is searched
     page.get_by_role("button", name="Crop", exact=True).click()
     expect(page.locator(".stage.ready")).to_be_visible()
     page.keyboard.press("Enter")

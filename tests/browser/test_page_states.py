@@ -77,6 +77,16 @@ def test_what_is_no_image_is_refused_in_words(visit: Visit, complaints: Any) -> 
     complaints.forget("415")
     upload(page, bytes(70_000), "large.bin")
     expect(page.locator(".notice.wrong")).to_contain_text("Choose a smaller one")
+    # An upload that is cut off on its way does not mean that the server is away.
+    page.route("**/v1/search", lambda route: route.abort())
+    upload(page, png(poster(2)))
+    expect(page.locator(".notice.wrong")).to_contain_text("could not be sent, though the server answers")
+    expect(page.locator("#offline")).not_to_be_visible()
+    page.unroute("**/v1/search")
+    page.get_by_role("button", name="Try again").click()
+    expect(tiles(page)).to_have_count(24)
+    complaints.forget("ERR_FAILED")
+    page.go_back()
     page.go_back()
     expect(tiles(page)).to_have_count(18)
 

@@ -5,7 +5,7 @@ import { upper } from "./dom.js";
 export class Failure extends Error {
   constructor(message, { status = 0, where = null, retryAfter = null } = {}) {
     super(message);
-    this.status = status;
+    this.status = status; // 0: the server cannot be reached; null: it did not answer to this, but is there
     this.where = where;
     this.retryAfter = retryAfter;
   }
@@ -56,6 +56,12 @@ const sentence = ({ problem, mend }) =>
     .map((part) => `${upper(part)}.`)
     .join(" ");
 
+const answers = () =>
+  fetch("healthz").then(
+    () => true,
+    () => false,
+  );
+
 export async function ask(address, options = {}) {
   const headers = { ...options.headers };
   if (key.get()) headers.Authorization = `Bearer ${key.get()}`;
@@ -64,6 +70,9 @@ export async function ask(address, options = {}) {
     answer = await fetch(address, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
+    // What stands before the server may cut off an upload: the server is there all the same.
+    if (options.body instanceof FormData && (await answers()))
+      throw new Failure("The image could not be sent, though the server answers.", { status: null });
     reach(false);
     throw new Failure("The server cannot be reached.");
   }

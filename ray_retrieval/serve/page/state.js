@@ -9,7 +9,7 @@
 //   with with-rerank        the index and the re-ranking beside it, to compare
 //   seed     of the random selection at the start
 
-import { dataUrl } from "./api.js";
+import { Failure, dataUrl } from "./api.js";
 
 export const FIRST = 24; // hits at first: fills rows of two, three, four and six
 const NAMES = [
@@ -73,7 +73,17 @@ export function go(state, { replace = false, ...how } = {}) {
 const uploads = new Map();
 const STORED = "upload:";
 
-export async function keep(blob, name) {
+// A file may be changed, deleted or let go by a phone after it was chosen: its bytes are kept, not where they lie.
+async function copied(file) {
+  try {
+    return new Blob([await file.arrayBuffer()], { type: file.type });
+  } catch {
+    throw new Failure("This browser cannot read the file. Choose it again.", { status: 410 });
+  }
+}
+
+export async function keep(file, name) {
+  const blob = await copied(file);
   const token = Math.random().toString(36).slice(2, 10);
   uploads.set(token, { blob, name });
   const item = JSON.stringify({ name, data: await dataUrl(blob) });
