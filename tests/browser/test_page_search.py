@@ -179,6 +179,36 @@ def test_a_region_of_an_upload(visit: Visit, backend: Galleries, tmp_path: Path)
     assert example.box == (15, 20, 85, 112)
 
 
+@pytest.mark.parametrize("key", [None, "any"])
+def test_a_late_picture_is_neither_shown_nor_framed(visit: Visit, key: str | None) -> None:
+    page = visit()
+    if key:  # pictures are fetched then
+        page.evaluate("key => sessionStorage.setItem('key', key)", key)
+    late: list[Any] = []
+    page.route("**/original?**", lambda route: late.append(route))
+    with page.expect_request("**/original?**"):
+        page.goto(page.url.split("?")[0] + SEARCH + "&box=10,20,60,80")
+    expect(tiles(page)).to_have_count(24)
+    expect(page.locator("#query-cut")).not_to_be_visible()
+    page.get_by_role("button", name="Whole image").click()
+    page.wait_for_function("() => document.querySelector('#query-image').naturalWidth > 0")
+    thumbnail = page.locator("#query-image").get_attribute("src")
+    if key:  # without one the browser itself has given it up
+        with page.expect_response("**/original?**"):
+            late.pop().continue_()
+        page.wait_for_timeout(100)
+    assert page.locator("#query-image").get_attribute("src") == thumbnail
+    expect(page.locator("#query-cut")).not_to_be_visible()
+    # The frame of a region waits for the picture that it is of.
+    with page.expect_request("**/original?**"):
+        page.go_back()
+    page.wait_for_timeout(100)
+    expect(page.locator("#query-cut")).not_to_be_visible()
+    late.pop().continue_()
+    expect(page.locator("#query-cut")).to_be_visible()
+    assert page.locator("#query-image").get_attribute("src") != thumbnail
+
+
 def test_a_hit_is_a_query_and_the_way_back_is_as_it_was(visit: Visit, backend: Galleries) -> None:
     page = visit(SEARCH, height=600)
     expect(tiles(page)).to_have_count(24)

@@ -139,33 +139,50 @@ export const dataUrl = (blob) =>
 const base64 = async (blob) => (await dataUrl(blob)).split(",", 2)[1];
 
 // Shows a picture of the server. Where a key is needed a browser cannot send it along: then it is fetched, when
-// it comes near the screen.
+// it comes near the screen. Until then the image says what it waits for, and may still show what it did before.
 const near = new IntersectionObserver(
   (entries) => {
     for (const { isIntersecting, target } of entries) {
       if (!isIntersecting) continue;
       near.unobserve(target);
-      ask(target.dataset.address)
-        .then((answer) => answer.blob())
-        .then((blob) => {
-          target.addEventListener("load", () => URL.revokeObjectURL(target.src), { once: true });
-          target.src = URL.createObjectURL(blob);
-        })
-        .catch(() => target.dispatchEvent(new Event("error")));
+      if (waits(target)) fetchPicture(target);
     }
   },
   { rootMargin: "400px" },
 );
 
-export function showPicture(image, address) {
-  if (!key.get()) {
-    image.src = relative(address);
-    return image;
+const waits = (image) => image.dataset.address !== undefined;
+
+// Of several pictures that an image was to show, only the last counts, whichever comes last.
+async function fetchPicture(image) {
+  const { address } = image.dataset;
+  const outdated = () => image.dataset.address !== address;
+  try {
+    const source = await pictureAddress(address);
+    if (outdated()) release(source);
+    else give(image, source);
+  } catch {
+    if (!outdated()) image.dispatchEvent(new Event("error"));
   }
+}
+
+export function showPicture(image, address) {
+  if (!key.get()) return setPicture(image, relative(address));
   image.dataset.address = relative(address);
   near.observe(image);
   return image;
 }
+
+// Shows what lies at an address at once, or nothing.
+export function setPicture(image, source) {
+  delete image.dataset.address;
+  if (source) image.src = source;
+  else image.removeAttribute("src");
+  return image;
+}
+
+// Whether an image has come to show what it was told last.
+export const hasPicture = (image) => !waits(image) && image.complete && image.naturalWidth > 0;
 
 // The address of a picture for where an element cannot ask by itself: SVG and canvas. Who is done releases it.
 export async function pictureAddress(address) {
@@ -177,11 +194,14 @@ export function release(address) {
   if (address.startsWith("blob:")) URL.revokeObjectURL(address);
 }
 
-// Gives a picture to an image at once, which keeps it.
-export async function loadPicture(image, address) {
-  const source = await pictureAddress(address);
+// Gives a picture to an image, which keeps it.
+function give(image, source) {
   for (const end of ["load", "error"]) image.addEventListener(end, () => release(source), { once: true });
-  image.src = source;
+  setPicture(image, source);
+}
+
+export async function loadPicture(image, address) {
+  give(image, await pictureAddress(address));
 }
 
 // Opens a picture in a tab of its own, which could not send the key along.

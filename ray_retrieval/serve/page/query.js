@@ -1,6 +1,6 @@
 // The image to search by: chosen, dropped, pasted, photographed, or one of the index.
 
-import { Failure, originalAddress, showPicture, thumbnailAddress } from "./api.js";
+import { Failure, hasPicture, originalAddress, setPicture, showPicture, thumbnailAddress } from "./api.js";
 import { crop } from "./crop.js";
 import { $, bytes, count, nameOf, number, say } from "./dom.js";
 import { FIRST, go, keep, kept, read, searched } from "./state.js";
@@ -9,6 +9,7 @@ const SMALL = 96; // images of at most this side are enlarged pixel by pixel
 
 let limits = { max_upload_bytes: Infinity, max_pixels: Infinity };
 let shown = null; // object URL of an upload that is shown
+let cutting = null; // AbortController of the frame of a region that waits for its picture
 let complain = () => {};
 
 // Smoothing would show what the model was never given.
@@ -82,23 +83,26 @@ export async function showQuery(state, index) {
   if (shown) URL.revokeObjectURL(shown);
   shown = held ? URL.createObjectURL(held.blob) : null;
   image.alt = "The image that is searched for";
-  if (held) image.src = shown;
-  else if (id) {
+  if (held || !id) setPicture(image, shown);
+  else {
     const from = state.from ?? index;
     // A region is in pixels of the original, which the thumbnail need not have.
     showPicture(image, state.box ? originalAddress(from, id) : `${thumbnailAddress(from, id)}&size=512`);
-  } else image.removeAttribute("src");
+  }
   $("query-title").textContent = held ? held.name : (id ?? "");
   $("query-facts").textContent = held || !id ? "" : `of ${state.from ?? index}`;
   showCut(state.box);
 }
 
 function showCut(box) {
+  cutting?.abort();
+  const { signal } = (cutting = new AbortController());
   const cut = $("query-cut");
   cut.hidden = true;
   if (!box) return;
   const image = $("query-image");
   const place = () => {
+    if (!hasPicture(image)) return;
     const [left, top, right, bottom] = box;
     const scale = Math.min(image.clientWidth / image.naturalWidth, image.clientHeight / image.naturalHeight);
     const x = image.offsetLeft + (image.clientWidth - image.naturalWidth * scale) / 2;
@@ -112,8 +116,8 @@ function showCut(box) {
     for (const [side, value] of Object.entries(at)) cut.style[side] = `${value}px`;
     cut.hidden = false;
   };
-  if (image.complete && image.naturalWidth) place();
-  else image.addEventListener("load", place, { once: true });
+  image.addEventListener("load", place, { signal });
+  place();
 }
 
 // What the server understood of the query, and what it is called, if it is among the hits.
@@ -135,7 +139,7 @@ async function cropQuery() {
   if (!held && !state.id) return;
   const index = state.from ?? state.index ?? $("index").value;
   const picture = (image) =>
-    held ? ((image.src = URL.createObjectURL(held.blob)), image) : showPicture(image, originalAddress(index, state.id));
+    held ? setPicture(image, URL.createObjectURL(held.blob)) : showPicture(image, originalAddress(index, state.id));
   const box = await crop(markSmall(picture(document.createElement("img"))), state.box);
   if (box === undefined) return;
   say(box ? "Searching by the region" : "Searching by the whole image");
