@@ -368,8 +368,13 @@ def test_vectors_that_other_features_verified_show_their_inliers(visit: Visit) -
 
 @pytest.mark.parametrize(("rerank", "width"), [("verification", 1280), ("none", 390)])
 def test_what_two_photographs_share_is_drawn(visit: Visit, rerank: str, width: int, shoot: Any) -> None:
-    page = visit(f"?index=scenes&id={quote('scene 1/view 7', safe='')}&rerank={rerank}", width=width)
-    page.locator("button.why").nth(1).click()
+    view = quote("scene 1/view 7", safe="")
+    page = visit(f"?index=scenes&id={view}&rerank={rerank}&box=0,0,216,165", width=width)
+    verified = rerank == "verification"
+    with page.expect_request("**/v1/search" if verified else "**/v1/match") as compared:
+        page.locator("button.why").nth(1).click()
+    said = compared.value.post_data_json
+    assert (said["examples"][0] if verified else said["first"])["box"] == [0, 0, 216, 165]
     dialog = page.get_by_role("dialog")
     expect(dialog.locator(".matches image")).to_have_count(2)
     lines = dialog.locator(".match").count()

@@ -123,9 +123,9 @@ export function search({ example, box, ...rest }, signal) {
   return json("v1/search", { method: "POST", body: form, signal });
 }
 
-export async function match({ example, id, index }, signal) {
+export async function match({ example, box, id, index }, signal) {
   const first = example.id === undefined ? { image: await base64(example.blob) } : { id: example.id };
-  return post("v1/match", { first, second: { id }, index }, signal);
+  return post("v1/match", { first: { ...first, ...(box && { box }) }, second: { id }, index }, signal);
 }
 
 export const dataUrl = (blob) =>

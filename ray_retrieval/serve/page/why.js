@@ -118,8 +118,8 @@ async function explained(given) {
   return photographs(given, pair);
 }
 
-async function matched({ hit, setting, example }) {
-  return match({ example: await example(), id: hit.id, index: setting.index });
+async function matched({ hit, setting, state, example }) {
+  return match({ example: await example(), box: state.box, id: hit.id, index: setting.index });
 }
 
 // Codes: one cell a bit, sixteen in a row; the hit's bits that are not the query's stand out.
