@@ -48,11 +48,21 @@ export function say(text) {
   requestAnimationFrame(() => ($("said").textContent = text));
 }
 
-// Opens a dialog; whatever is clicked beside it, or Escape, closes it, and the focus returns where it was.
+// Whether the pointer is outside a dialog's frame: its padding and what is beside it are the dialog to an event.
+function beside(dialog, { target, clientX: x, clientY: y }) {
+  const { left, top, right, bottom } = dialog.getBoundingClientRect();
+  return target === dialog && (x < left || x > right || y < top || y > bottom);
+}
+
+// Opens a dialog; a click beside it, or Escape, closes it, and the focus returns where it was.
 export function open(dialog, ...children) {
   dialog.replaceChildren(...children);
+  let began = false; // beside it: a drag from within that ends there is no click
+  dialog.onpointerdown = (event) => {
+    began = beside(dialog, event);
+  };
   dialog.onclick = (event) => {
-    if (event.target === dialog) dialog.close();
+    if (began && beside(dialog, event)) dialog.close();
   };
   if (!dialog.open) dialog.showModal();
 }
