@@ -35,6 +35,22 @@ def test_the_start_explains_itself_and_offers_a_random_selection(visit: Visit) -
     assert asked(page)["id"][0].startswith("posters/")
 
 
+def test_the_random_selection_is_there_on_the_way_back(visit: Visit) -> None:
+    page = visit()
+    expect(tiles(page)).to_have_count(18)
+    drawn = page.locator("#hits").inner_html()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # the skip link
+    page.wait_for_function("() => location.hash === '#content'")
+    page.wait_for_timeout(100)
+    assert page.evaluate("document.activeElement.id") == "content"
+    assert page.locator("#hits").inner_html() == drawn
+    tiles(page).first.locator("a").click()
+    expect(tiles(page)).to_have_count(24)
+    page.go_back()
+    page.wait_for_function("drawn => document.querySelector('#hits').innerHTML === drawn", arg=drawn)
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
 def test_an_upload_is_searched_and_outlives_a_reload(
     visit: Visit, backend: Galleries, width: int, dark: bool, shoot: Any
@@ -372,7 +388,7 @@ def test_vectors_that_other_features_verified_show_their_inliers(visit: Visit) -
 
     page = visit()
     page.route("**/v1/search", verified)
-    page.goto(page.url + f"?index=colours&id={MOON}")
+    page.goto(page.url.split("?")[0] + f"?index=colours&id={MOON}")
     page.locator("button.why").nth(2).click()
     expect(page.locator(".match")).to_have_count(3)
 

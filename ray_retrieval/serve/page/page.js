@@ -5,7 +5,7 @@ import { showAbout } from "./about.js";
 import { $, closer, count, h, number, open, say } from "./dom.js";
 import { factsOfQuery, prepareQuery, setLimits, showQuery } from "./query.js";
 import { button, loading, showError, showHits, showSample, showWaiting } from "./results.js";
-import { FIRST, address, go, kept, onChange, read, searched } from "./state.js";
+import { FIRST, address, go, kept, onChange, read, searched, settle, visit } from "./state.js";
 import { prepareSettings, settingsOf, showSettings, whereOf } from "./settings.js";
 import { showWhy } from "./why.js";
 
@@ -76,6 +76,7 @@ async function render({ restore, kept: shownBefore, quiet, initial } = {}) {
   const controller = (running = new AbortController());
   const state = read();
   if (!served && !(await connect())) return;
+  if (controller.signal.aborted) return; // something else was asked for meanwhile
   const index = indexOf(state.index);
   state.from ??= state.id ? index.name : undefined;
   const about = state.view === "index";
@@ -124,16 +125,19 @@ function frame(state, index, about) {
   $("served").textContent = `${index.name} · version ${index.version} · model ${index.model.slice(0, 12)}`;
 }
 
+const newSeed = () => String(Math.floor(Math.random() * 1e6));
+
 async function showStart(state, index, signal) {
   loading(1);
-  const seed = state.seed ?? String(Math.floor(Math.random() * 1e6));
+  const seed = state.seed ?? newSeed();
+  if (!state.seed) settle({ ...state, seed });
   const where = whereOf(state);
   const drawn = await remembered(["sample", index.name, seed, where], () =>
     sample(index.name, { count: SAMPLE, seed, where }, signal),
   );
   showSample(drawn, {
     state: (image) => searched(state, { id: image.id, from: index.name }),
-    shuffle: () => go({ ...state, seed: String(Math.floor(Math.random() * 1e6)) }, { quiet: true }),
+    shuffle: () => go({ ...state, seed: newSeed() }, { quiet: true }),
     rows: index.rows,
     where,
     clearFilter,
@@ -305,9 +309,7 @@ document.addEventListener("click", (event) => {
     return;
   event.preventDefault();
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
-  history.replaceState({ scroll: scrollY }, "");
-  history.pushState({ scroll: 0 }, "", anchor.href);
-  render();
+  visit(anchor.href);
 });
 $("index").addEventListener("change", () => {
   const state = read();

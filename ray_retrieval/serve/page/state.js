@@ -55,17 +55,33 @@ export function searched(state, query) {
 }
 
 let show = () => {};
+let shown = location.search; // what the page shows; a link within it changes the address elsewhere only
 history.scrollRestoration = "manual";
 
 export function onChange(render) {
-  show = render;
-  addEventListener("popstate", (event) => render({ restore: event.state?.scroll ?? 0 }));
+  show = (how) => {
+    shown = location.search;
+    return render(how);
+  };
+  addEventListener("popstate", ({ state }) => {
+    if (location.search !== shown) show({ restore: state?.scroll ?? 0 });
+    else if (state) scrollTo({ top: state.scroll });
+  });
 }
 
-export function go(state, { replace = false, ...how } = {}) {
+// Shows what an address says.
+export function visit(link, { replace = false, ...how } = {}) {
   history.replaceState({ scroll: scrollY }, "");
-  history[replace ? "replaceState" : "pushState"]({ scroll: replace ? scrollY : 0 }, "", address(state));
+  history[replace ? "replaceState" : "pushState"]({ scroll: replace ? scrollY : 0 }, "", link);
   return show(how);
+}
+
+export const go = (state, how) => visit(address(state), how);
+
+// Puts what was chosen for who looks into the address, so that the way back leads to it.
+export function settle(state) {
+  history.replaceState(history.state, "", address(state));
+  shown = location.search;
 }
 
 // Uploads: in this tab for as long as it is open, in its session storage to outlive a reload.
