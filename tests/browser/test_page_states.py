@@ -108,17 +108,26 @@ def test_an_upload_of_another_tab_is_asked_for_again(visit: Visit) -> None:
     expect(tiles(page)).to_have_count(24)
 
 
-def test_the_server_goes_and_comes(visit: Visit, complaints: Any, shoot: Any) -> None:
+def test_the_server_goes_and_comes(
+    visit: Visit, backend: Galleries, complaints: Any, shoot: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = visit(SEARCH)
     expect(tiles(page)).to_have_count(24)
     page.context.set_offline(True)
+    monkeypatch.setattr(backend.galleries["posters"], "model", "123456789abc")
     tiles(page).nth(3).locator("a").click()
     expect(page.locator("#offline")).to_be_visible()
     expect(page.locator("#results-title")).to_have_text("Waiting for the server")
     shoot(page, "offline")
-    page.context.set_offline(False)
+    with page.expect_response("**/v1/indexes"):  # what is served is learned anew
+        page.context.set_offline(False)
     expect(page.locator("#offline")).not_to_be_visible()
     expect(tiles(page)).to_have_count(24)
+    expect(page.locator("#served")).to_contain_text("model 123456789abc")
+    assert len(backend.searches) == 2
+    with page.expect_response("**/v1/search"):  # what another model answered is forgotten
+        page.go_back()
+    settle(page)
     complaints.forget("ERR_INTERNET_DISCONNECTED")
 
 

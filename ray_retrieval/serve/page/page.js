@@ -13,15 +13,18 @@ const SAMPLE = 18; // images of the random selection
 const REMEMBERED = 40; // answers that the back button finds without asking
 
 let served = null; // what GET /v1/indexes said
+let stale = true; // it is asked again before the page goes on
 let running = null; // AbortController of what is under way
 const answers = new Map(); // answers by what was asked
 
 const indexOf = (name) => served.indexes.find((one) => one.name === name) ?? served.indexes[0];
 const rowsOf = (name) => indexOf(name).rows;
+const isKnown = ({ name, version, model }) =>
+  served.indexes.some((one) => one.name === name && one.version === version && one.model === model);
 
-const versions = () => served?.indexes.map(({ name, version }) => [name, version]);
+const versions = () => served?.indexes.map(({ name, version, model }) => [name, version, model]);
 
-// What is served; what was answered by versions before is forgotten.
+// What is served; what was answered by versions or models before is forgotten.
 async function learn() {
   const before = JSON.stringify(versions());
   served = await indexes();
@@ -75,7 +78,7 @@ async function render({ restore, kept: shownBefore, quiet, initial } = {}) {
   if (restore !== undefined) for (const name of ["cropping", "why"]) $(name).close();
   const controller = (running = new AbortController());
   const state = read();
-  if (!served && !(await connect())) return;
+  if (stale && !(await connect())) return;
   if (controller.signal.aborted) return; // something else was asked for meanwhile
   const index = indexOf(state.index);
   state.from ??= state.id ? index.name : undefined;
@@ -165,8 +168,8 @@ async function showSearch(state, index, signal, { shownBefore, quiet, initial })
       first.query,
       first.index.name === state.from ? first.hits.find(({ id }) => id === state.id) : undefined,
     );
-  if (first && first.index.version !== indexOf(first.index.name).version) {
-    await learn(); // a new version is served by now
+  if (first && !isKnown(first.index)) {
+    await learn(); // a new version is served by now, or another model
     signal.throwIfAborted();
     frame(state, indexOf(index.name), false);
   }
@@ -229,6 +232,7 @@ async function connect() {
     told(error);
     return false;
   }
+  stale = false;
   setLimits(served);
   $("index-choice").hidden = served.indexes.length < 2;
   $("index").replaceChildren(...served.indexes.map(({ name }) => h("option", { value: name }, name)));
@@ -253,6 +257,7 @@ link.addEventListener("online", () => {
   clearInterval(waiting);
   waiting = null;
   say("The server is back");
+  stale = true; // it may be another by now
   if (interrupted) render({ quiet: true });
 });
 addEventListener("offline", reconnect);
@@ -277,7 +282,8 @@ link.addEventListener("locked", () => {
     }
     key.set(given);
     $("key").close();
-    served = null;
+    stale = true;
+    answers.clear();
     render({ quiet: true });
   };
   open(
