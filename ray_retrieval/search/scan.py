@@ -211,10 +211,11 @@ def _search(segments: list[Segment], queries: Words, bits: int, out: Hits) -> No
     for segment in segments:
         row, whole = segment.first_row, len(segment.words) // _BLOCK_ROWS * _BLOCK_ROWS
         rest = segment.words[whole:]
-        filled = np.zeros((_BLOCK_ROWS, len(width)), np.uint64)
-        filled[: len(rest)] = rest
         _pass(segment.words[:whole].reshape(-1), whole, row, patterns, width, k, found)
-        _pass(frozen(filled.reshape(-1)), len(rest), row + whole, patterns, width, k, found)
+        if len(rest):
+            filled = np.zeros((_BLOCK_ROWS, len(width)), np.uint64)
+            filled[: len(rest)] = rest
+            _pass(frozen(filled.reshape(-1)), len(rest), row + whole, patterns, width, k, found)
     _sort(found, out.distances, out.rows)
 
 
@@ -239,15 +240,16 @@ def _next_block(
     bound = np.uint64(limit)
     if len(width) <= _NARROW:
         # Most blocks hold no hit: of them only the least distance is found, and nothing is stored.
+        # It is signed, for AVX2 has no comparison of others.
         for number in range(first, stop):
             block = words[number * _BLOCK_ROWS * len(width) : (number + 1) * _BLOCK_ROWS * len(width)]
-            least = np.uint64(0xFFFF)
+            least = np.int64(0xFFFF)
             for row in range(_BLOCK_ROWS):
                 distance = np.uint64(0)
                 for word in range(len(width)):
                     distance += ones(query[word] ^ block[row * len(width) + word])
-                least = min(least, distance)
-            if least <= bound:
+                least = min(least, np.int64(distance))
+            if least <= limit:
                 for row in range(_BLOCK_ROWS):
                     distance = np.uint64(0)
                     for word in range(len(width)):
