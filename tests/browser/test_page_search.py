@@ -160,8 +160,8 @@ def test_a_region_is_searched_by_pointer_and_by_keyboard(
     page.wait_for_function("() => document.activeElement.className === 'region'")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Shift+ArrowDown")
-    page.keyboard.press("Enter")
-    page.wait_for_function("box => !location.search.includes(box)", arg="box=1%2C1%2C")
+    with page.expect_response("**/v1/search"):
+        page.keyboard.press("Enter")
     left, top, right, bottom = backend.searches[-1].examples[0].box
     assert (left, top, right, bottom) == pytest.approx((box[0] + 3, box[1], box[2] + 3, box[3] + 3))
 
@@ -212,7 +212,11 @@ def test_a_late_picture_is_neither_shown_nor_framed(visit: Visit, key: str | Non
     if key:  # pictures are fetched then
         page.evaluate("key => sessionStorage.setItem('key', key)", key)
     late: list[Any] = []
-    page.route("**/original?**", lambda route: late.append(route))
+
+    def hold(route: Any) -> None:
+        late.append(route)
+
+    page.route("**/original?**", hold)
     with page.expect_request("**/original?**"):
         page.goto(page.url.split("?")[0] + SEARCH + "&box=10,20,60,80")
     expect(tiles(page)).to_have_count(24)
