@@ -8,7 +8,7 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, DataError, RecipeError
 from ray_retrieval.search.building import Progress, opened_rows, write_shards
 from ray_retrieval.search.changes import Change, Where, changing, ids_of, published, rows_again
-from ray_retrieval.search.column_values import fit
+from ray_retrieval.search.column_values import fit, plain
 from ray_retrieval.search.deletes import write_deletes
 from ray_retrieval.search.duplicates import duplicates
 from ray_retrieval.search.hits import NO_ROW
@@ -233,7 +233,7 @@ def _check_columns(index: Index, rows: RowSource) -> None:
         if field.name not in index.schema.names:
             continue
         own = index.schema.field(field.name).type
-        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        kind = plain(field.type)
         if not fit(own, kind):
             raise DataError(
                 f"column '{field.name}' holds {own} in the index and {kind} in the new rows",

@@ -11,6 +11,7 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.lock import writing_alone
 from ray_retrieval.search.approximate import ApproximateConfig
+from ray_retrieval.search.column_values import check_columns
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.ids import check_once, hashes_of
 from ray_retrieval.search.manifest import CURRENT, Manifest, ShardEntry, read_current
@@ -152,9 +153,11 @@ def opened_rows(rows: "str | Path | Folder | NewRows") -> NewRows:
 
     Raises:
         ArtefactError: if there are no embeddings, or they are damaged.
+        DataError: if a column is of a type that an index does not hold.
     """
     if isinstance(rows, str | Path | Folder):
-        return EmbeddedRows(Embeddings.open(Folder(rows), check="content"))
+        rows = EmbeddedRows(Embeddings.open(Folder(rows), check="content"))
+    check_columns(rows.schema, rows.where)
     return rows
 
 

@@ -110,6 +110,41 @@ def fit(one: pa.DataType, other: pa.DataType) -> bool:
     )
 
 
+def plain(kind: pa.DataType) -> pa.DataType:
+    """The type by which an index knows values of a type: no dictionary, and no view, also not in lists."""
+    return _shown(kind.value_type if pa.types.is_dictionary(kind) else kind)
+
+
+def check_columns(schema: pa.Schema, where: object) -> None:
+    """Refuse columns of which Arrow cannot give some rows, as an index does for its hits.
+
+    Raises:
+        DataError: naming the first such column.
+    """
+    for field in schema:
+        try:
+            pa.schema([field]).empty_table()
+            pa.nulls(1, field.type).cast(plain(field.type)).take(pa.array([0]))
+        except pa.ArrowNotImplementedError:
+            raise DataError(
+                f"column '{field.name}' holds {field.type}, of which no rows can be picked out",
+                where=where,
+                mend="give it as text, numbers, bytes or lists of these, or leave it out",
+            ) from None
+
+
+def _shown(kind: pa.DataType) -> pa.DataType:
+    """A type with what views show in their place: they are quick to make, but Arrow picks no rows of them."""
+    kinds = pa.types
+    if kinds.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_shown(kind.value_type)))
+    if kinds.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_shown(kind.value_type)))
+    if kinds.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_shown(kind.value_type)), kind.list_size)
+    return {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(kind, kind)
+
+
 def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.errors import QueryError
+from ray_retrieval.search.column_values import plain
 from ray_retrieval.search.integers import Number, compared, in_units, those_of, whole
 from ray_retrieval.search.rows import numbers_in
 
@@ -326,7 +327,7 @@ class _Masks:
             listed = ", ".join(self._schema.names)
             mend = f"did you mean '{near[0]}'?" if near else f"there are: {listed}"
             raise QueryError(f"the index has no column '{name}'", mend=mend)
-        kind = self._schema.field(name).type
+        kind = plain(self._schema.field(name).type)
         if name not in self._records.schema.names:
             return pa.nulls(len(self._records), kind)
         column = self._records[name]

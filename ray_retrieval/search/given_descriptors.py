@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ray_retrieval.descriptors import Codes, DescriptorKind, Form, Vectors
 from ray_retrieval.errors import DataError, RecipeError
-from ray_retrieval.search.column_values import fit
+from ray_retrieval.search.column_values import check_columns, fit, plain
 from ray_retrieval.search.vector_files import VectorFile
 
 Array = npt.NDArray[Any]
@@ -67,28 +67,20 @@ def stated(values: Sequence[Value | None], what: str, where: object) -> Value | 
 
 
 def schema_of(files: Sequence[VectorFile], converted: set[str | None]) -> pa.Schema:
-    """The columns of all files beside the descriptors, without dictionaries.
+    """The columns of all files beside the descriptors, in the types by which an index knows them.
 
     Args:
         files: of the rows.
         converted: columns whose values get a type of their own, ids and labels, and may be of several.
 
     Raises:
-        DataError: if the values of another column do not fit into one type.
+        DataError: if the values of another column do not fit into one type, or it is none of an index.
     """
-    plain = [
-        pa.schema(
-            [
-                pa.field(
-                    field.name, field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-                )
-                for field in file.schema
-            ]
-        )
-        for file in files
-    ]
+    for file in files:
+        check_columns(file.schema, file.where)
+    known = [pa.schema([(field.name, plain(field.type)) for field in file.schema]) for file in files]
     before: dict[str, pa.DataType] = {}
-    for schema, file in zip(plain, files, strict=True):
+    for schema, file in zip(known, files, strict=True):
         for field in schema:
             other = before.setdefault(field.name, field.type)
             if pa.types.is_null(other):
@@ -100,7 +92,7 @@ def schema_of(files: Sequence[VectorFile], converted: set[str | None]) -> pa.Sch
                     mend="give each column one type",
                 )
     try:
-        return pa.unify_schemas(plain, promote_options="permissive")
+        return pa.unify_schemas(known, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(
             f"columns do not fit together: {str(error).splitlines()[0]}",

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_retrieval.search.column_values import plain
+
 Places = npt.NDArray[np.int64]
 
 _BATCH_ROWS = 1 << 18
@@ -71,7 +73,7 @@ def stored_schema(schema: pa.Schema, *, stored_ids: bool) -> pa.Schema:
 
 
 def _wide(kind: pa.DataType) -> pa.DataType:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    kind = plain(kind)
     return {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(kind, kind)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.errors import DataError
+from ray_retrieval.search.column_values import plain
 from ray_retrieval.search.vector_files import lines_of, load_npy, split
 
 _NUMBER = "^(0|[1-9][0-9]{0,17})$"
@@ -89,7 +90,7 @@ def as_ids(column: Any, where: object, first_row: int = 0) -> Any:
     Raises:
         DataError: if they are neither text nor whole numbers, or a row has none.
     """
-    kind = _plain(column.type)
+    kind = plain(column.type)
     if not (_is_text(kind) or pa.types.is_integer(kind)):
         raise DataError(f"ids are text or whole numbers, got {kind}", where=where, mend="give another column")
     if column.null_count:
@@ -106,7 +107,7 @@ def classes_in(columns: Iterable[Any]) -> list[str] | None:
     found: set[str] = set()
     named = False
     for column in columns:
-        values = _flat(column.cast(_plain(column.type)))
+        values = _flat(column.cast(plain(column.type)))
         if _is_text(values.type):
             named = True
             found.update(value for value in pc.unique(values).to_pylist() if value is not None)
@@ -126,7 +127,7 @@ def numbered(column: Any, names: list[str] | None, where: object, *, named: bool
     Raises:
         DataError: if they are neither, or a number is no class.
     """
-    column = column.cast(_plain(column.type))
+    column = column.cast(plain(column.type))
     column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not _is_list(column.type):
         return _numbers(column, names, where, named)
@@ -140,7 +141,7 @@ def label_type(kind: pa.DataType) -> pa.DataType:
     """What labels of a type are in an index."""
     if pa.types.is_null(kind):
         return kind
-    return pa.list_(pa.int64()) if _is_list(_plain(kind)) else pa.int64()
+    return pa.list_(pa.int64()) if _is_list(plain(kind)) else pa.int64()
 
 
 def _numbers(values: pa.Array, names: list[str] | None, where: object, named: bool) -> pa.Array:
@@ -167,11 +168,6 @@ def _numbers(values: pa.Array, names: list[str] | None, where: object, named: bo
 
 def _flat(column: Any) -> Any:
     return pc.list_flatten(column) if _is_list(column.type) else column
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """A type without its dictionary."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -6,9 +6,11 @@ import pickle
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
+from bare_parts import Bare, build_bare
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from search_parts import draw_codes, draw_images, draw_vectors, write
@@ -370,6 +372,46 @@ def test_columns_whose_values_do_not_fit_into_one_type_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"b.parquet: column 'price' holds double, in other files int64"):
         imported([tmp_path / "a.parquet", tmp_path / "b.parquet"])
     assert len(imported([tmp_path / "a.parquet", tmp_path / "c.parquet"])) == 2
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_views_of_text_are_text(tmp_path, ending):
+    """Which other programs write by default, and of which Arrow itself picks no rows."""
+    views = pa.table(
+        {
+            "vector": pa.array(VECTORS.tolist(), pa.list_(pa.float32())),
+            "key": pa.array(IDS, pa.string_view()),
+            "species": pa.array(["owl", "jay"] * (ROWS // 2), pa.string_view()),
+            "path": pa.array([f"{row}.jpg" for row in range(ROWS)], pa.string_view()),
+            "raw": pa.array([b"1"] * ROWS, pa.binary_view()),
+            "tags": pa.array([["x", None], None] * (ROWS // 2), pa.list_(pa.string_view())),
+        }
+    )
+    rows = imported(write_table(tmp_path / f"views.{ending}", views), ids="key", labels="species")
+    build(rows, tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    assert index.living("label = owl and tags = x and path = '4.jpg'").tolist() == [4]
+    hits = index.search(Vectors(VECTORS[:3]), 1, where="path > '0'")
+    assert index.records(hits.rows[:, 0]).select(["id", "path", "raw", "tags"]).to_pylist() == [
+        {"id": IDS[row], "path": f"{row}.jpg", "raw": b"1", "tags": [["x", None], None][row % 2]}
+        for row in range(3)
+    ]
+    more = imported(VECTORS[:2], ids=pa.array(["a", "b"], pa.string_view()))
+    assert add(tmp_path / "index", more).added == 2
+
+
+def test_columns_of_which_no_rows_can_be_picked_are_refused(tmp_path):
+    names = pa.DictionaryArray.from_arrays(pa.array([0] * ROWS), pa.array(["x"], pa.string_view()))
+    for number, column in enumerate([names, pc.run_end_encode(pa.array([1] * ROWS))]):
+        path = tmp_path / f"{number}.arrow"
+        table = pa.table({"vector": pa.array(VECTORS.tolist(), pa.list_(pa.float32())), "odd": column})
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+        with pytest.raises(DataError, match=rf"{path}: column 'odd' holds .*, of which no rows"):
+            build(imported(path), tmp_path / "index")
+    with pytest.raises(DataError, match="bare rows: column 'odd' holds run_end_encoded"):
+        build_bare(Bare(Vectors(VECTORS), table.select(["odd"])), tmp_path / "index")
+    assert not (tmp_path / "index").exists()
 
 
 def test_what_is_asked_for_stands_in_place_of_a_column_of_that_name(tmp_path):
