@@ -8,7 +8,7 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, DataError, RecipeError
 from ray_retrieval.search.building import Progress, opened_rows, write_shards
 from ray_retrieval.search.changes import Change, Where, changing, ids_of, published, rows_again
-from ray_retrieval.search.column_values import fit, plain
+from ray_retrieval.search.column_values import fit, plain, rounds
 from ray_retrieval.search.deletes import write_deletes
 from ray_retrieval.search.duplicates import duplicates
 from ray_retrieval.search.hits import NO_ROW
@@ -228,7 +228,11 @@ def _check_same_ids(index: Index, *, numbered: bool) -> None:
 
 
 def _check_columns(index: Index, rows: RowSource) -> None:
-    """Refuse columns that have no type with those of the index which holds the values of both as they are."""
+    """Refuse columns that have no type with those of the index which holds the values of both as they are.
+
+    Nor are floating-point numbers of more digits added to those of fewer: from then on a filter would compare
+    the old numbers with what is written in it as it stands, not rounded as they are, and find others.
+    """
     for field in rows.schema:
         if field.name not in index.schema.names:
             continue
@@ -239,6 +243,12 @@ def _check_columns(index: Index, rows: RowSource) -> None:
                 f"column '{field.name}' holds {own} in the index and {kind} in the new rows",
                 where=index.folder,
                 mend="give a column of that type, or rename it",
+            )
+        if rounds(own, kind):
+            raise DataError(
+                f"column '{field.name}' holds {own} in the index and {kind}, of more digits, in the new rows",
+                where=index.folder,
+                mend="cast it to that of the index (Arrow's float has 32 bits, double 64), or rename it",
             )
 
 

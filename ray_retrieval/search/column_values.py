@@ -96,7 +96,7 @@ def fit(one: pa.DataType, other: pa.DataType) -> bool:
     """Whether the values of two types fit into the wider of them, none of them changed."""
     if one == other or pa.types.is_null(one) or pa.types.is_null(other):
         return True
-    if any(pa.types.is_list(kind) or pa.types.is_large_list(kind) for kind in (one, other)):
+    if _is_list(one) or _is_list(other):
         return type(one) is type(other) and fit(one.value_type, other.value_type)
     return any(
         all(is_one(kind) for kind in (one, other))
@@ -108,6 +108,16 @@ def fit(one: pa.DataType, other: pa.DataType) -> bool:
             lambda kind: pa.types.is_binary(kind) or pa.types.is_large_binary(kind),
         )
     )
+
+
+def rounds(own: pa.DataType, other: pa.DataType) -> bool:
+    """Whether a type, of numbers or lists of them, rounds numbers to fewer digits than another that fits it.
+
+    A number as people write it, such as 0.1, is then another one in the wider type.
+    """
+    if pa.types.is_floating(own) and pa.types.is_floating(other):
+        return bool(own.bit_width < other.bit_width)
+    return _is_list(own) and _is_list(other) and rounds(own.value_type, other.value_type)
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
@@ -143,6 +153,10 @@ def _shown(kind: pa.DataType) -> pa.DataType:
     if kinds.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(_shown(kind.value_type)), kind.list_size)
     return {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(kind, kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

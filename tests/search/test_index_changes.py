@@ -217,10 +217,10 @@ def test_columns_may_come_later_but_not_change_their_kind(made, index, tmp_path)
 
 
 def test_columns_of_one_kind_meet_in_the_wider_type(made, index, tmp_path):
-    """Whichever comes first, every value is what it was."""
+    """Every value is what it was."""
     values = {
-        "first": {"size": pa.array([2**60, 3], pa.int64()), "share": pa.array([0.5, 0.1], pa.float32())},
-        "second": {"size": pa.array([-7, None], pa.int8()), "share": pa.array([0.1, 1e300], pa.float64())},
+        "first": {"size": pa.array([2**60, 3], pa.int64()), "share": pa.array([0.1, 1e300], pa.float64())},
+        "second": {"size": pa.array([-7, None], pa.int8()), "share": pa.array([0.5, 0.1], pa.float32())},
         "third": {"size": pa.nulls(2), "share": pa.nulls(2)},
     }
     for number, (name, columns) in enumerate(values.items()):
@@ -229,10 +229,30 @@ def test_columns_of_one_kind_meet_in_the_wider_type(made, index, tmp_path):
         opened = Index.open(index)
         records = opened.records(np.arange(first, first + 6))
         assert records["size"].to_pylist() == [2**60, 3, -7, None, None, None]
-        assert records["share"].to_pylist() == [0.5, float(np.float32(0.1)), 0.1, 1e300, None, None]
-        assert opened.living("size > 3 or share > 1").tolist() == [first, first + 3]
+        assert records["share"].to_pylist() == [0.1, 1e300, 0.5, float(np.float32(0.1)), None, None]
+        assert opened.living("size > 3 or share > 1").tolist() == [first, first + 1]
         remove(index, [opened.records([0])["id"][0].as_py()])
         compact(index)
+
+
+def test_numbers_of_more_digits_do_not_change_what_a_filter_finds(index, tmp_path):
+    """0.1 of float32 equals what a filter says, but not as float64, which all shards would be compared as."""
+    few, many = pa.array([0.1] * 3, pa.float32()), pa.array([0.1] * 3, pa.float64())
+    columns = {"price": few, "prices": pa.array([[0.1]] * 3, pa.list_(pa.float32()))}
+    add(index, write(tmp_path / "few", draw_codes(3, BITS), images_of(3, 80, **columns)))
+    finer = {"price": many, "prices": pa.array([[0.1]] * 3, pa.list_(pa.float64()))}
+    before = files_in(index)
+    for name, column in finer.items():
+        rows = write(tmp_path / name, draw_codes(3, BITS), images_of(3, 90, **{name: column}))
+        with pytest.raises(DataError, match=f"'{name}' holds .* of more digits, .*cast it to that of"):
+            add(index, rows)
+    assert files_in(index) == before
+    rows = write(tmp_path / "cast", draw_codes(3, BITS), images_of(3, 90, price=many.cast(pa.float32())))
+    add(index, rows)
+    compact(index, shards=1)
+    for sign, expected in (("=", 6), ("<=", 6), ("<", 0), (">", 0)):
+        assert len(Index.open(index).living(f"price {sign} 0.1")) == expected, sign
+    assert len(Index.open(index).living("prices = 0.1")) == 3
 
 
 def test_what_does_not_fit_is_refused(made, index, tmp_path):
