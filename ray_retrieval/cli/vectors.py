@@ -35,16 +35,13 @@ def holds_descriptors(place: str, column: str | None = None) -> bool:
         place: a path or URI.
         column: that is said to hold descriptors, of a table.
     """
-    from pathlib import Path
-
     from ray_retrieval.search.export_files import is_export
     from ray_retrieval.search.table_files import columns_of_descriptors, open_table
-    from ray_retrieval.search.vector_files import SUFFIXES
-    from ray_retrieval.storage import split_query
+    from ray_retrieval.search.vector_files import SUFFIXES, suffix_of
 
     if is_export(place):
         return True
-    suffix = Path(split_query(place)[0]).suffix
+    suffix = suffix_of(place)
     if suffix != ".parquet":
         return suffix in SUFFIXES
     schema = open_table(place).schema

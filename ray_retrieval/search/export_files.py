@@ -16,6 +16,7 @@ from ray_retrieval.search.vector_files import (
     Block,
     VectorFile,
     absolute,
+    suffix_of,
 )
 from ray_retrieval.storage import Folder, check_file, fingerprint, read_description
 
@@ -123,6 +124,7 @@ class ExportedFile:
 
 
 def _opened(place: str) -> VectorFile:
-    if place.endswith(".npy"):
+    suffix = suffix_of(place)
+    if suffix == ".npy":
         return ArrayFile.open(place)
-    return FaissFile(place) if place.endswith(".faiss") else TableFile(place, None)
+    return FaissFile(place) if suffix == ".faiss" else TableFile(place, None)

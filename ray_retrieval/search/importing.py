@@ -36,8 +36,9 @@ from ray_retrieval.search.vector_files import (
     VectorFile,
     bare,
     is_folder,
+    suffix_of,
 )
-from ray_retrieval.storage import digest, fingerprint, split_query
+from ray_retrieval.storage import digest, fingerprint
 
 Place = str | Path
 Array = npt.NDArray[Any]
@@ -177,7 +178,7 @@ def _opened(file: "Place | Array", column: str | None) -> VectorFile:
         return ExportedFile(place)
     if is_folder(place):
         raise DataError("a folder, and no export of an index", where=place, mend="give the files in it")
-    suffix = Path(split_query(place)[0]).suffix
+    suffix = suffix_of(place)
     if suffix not in SUFFIXES:
         raise DataError(
             f"no file of descriptors: its name ends in '{suffix}'",

@@ -19,6 +19,7 @@ from ray_retrieval.search.vector_files import (
     chosen,
     readable,
     split,
+    suffix_of,
 )
 from ray_retrieval.storage import fingerprint
 
@@ -102,7 +103,7 @@ def open_table(place: str) -> AnyTable:
         DataError: if it is no such file.
     """
     with readable(place, pa.ArrowException):
-        return _Parquet(place) if place.endswith(".parquet") else _Arrow(place)
+        return _Parquet(place) if suffix_of(place) == ".parquet" else _Arrow(place)
 
 
 class _Parquet:

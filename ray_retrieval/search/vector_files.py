@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from ray_retrieval.errors import DataError
 from ray_retrieval.search.column_values import Shape
-from ray_retrieval.storage import Folder, digest, fingerprint
+from ray_retrieval.storage import Folder, digest, fingerprint, split_query
 
 Block = tuple[npt.NDArray[Any], pa.Table]
 """The descriptors of some rows, [b, width], and what else the file says of them, b rows."""
@@ -80,6 +80,11 @@ def split(place: str | Path) -> tuple[Folder, str]:
     """The folder that a file lies in, and its name there."""
     whole = Folder(place)
     return whole.parent, whole.path.rpartition("/")[2]
+
+
+def suffix_of(place: str) -> str:
+    """How the name of a file ends, such as `.npy`; the options after a URI are no part of it."""
+    return Path(split_query(place)[0]).suffix
 
 
 def is_folder(place: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 from search_parts import (
     KilledError,
     draw_codes,
@@ -23,6 +24,7 @@ from search_parts import (
     write,
 )
 
+from ray_retrieval import storage
 from ray_retrieval.errors import ArtefactError, DataError, RecipeError
 from ray_retrieval.search import Index, add, build, export, exporting, imported, remove, vector_files
 from ray_retrieval.search.approximate import ApproximateConfig
@@ -83,6 +85,30 @@ def test_an_export_is_built_again_with_the_same_hits(made, tmp_path, monkeypatch
     assert found_by(again, queries) == found_by(index, queries)
     old, new = index.records(index.living()), again.records(again.living())
     assert new.to_pydict() == {**old.to_pydict(), "row": list(range(index.rows))}
+
+
+@pytest.mark.parametrize("form", ["npy", "faiss", "parquet"])
+def test_files_in_a_store_whose_uri_has_options_are_read(made, tmp_path, monkeypatch, form):
+    """As those of Ceph and MinIO have, which say at which address the store is."""
+    (tmp_path / "bucket").mkdir()
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(
+        storage, "store_at", lambda uri: (store, storage.split_query(uri)[0].removeprefix("s3://"))
+    )
+    monkeypatch.setattr(storage, "_cache", lambda: storage.Folder(tmp_path / "cache"))
+    out, options = "s3://bucket/out", "?endpoint_override=http%3A%2F%2Fhost%3A9000"
+    export(made / "vectors", out + options, form)
+    exported = {path.name for path in (tmp_path / "bucket" / "out").iterdir()}
+    assert exported >= {"export.json", "rows.parquet"}
+    rows = imported(out + options)
+    assert len(rows) == ROWS + 26
+    build(rows, tmp_path / "again")
+    queries = DRAWN["vectors"].take(np.arange(5))
+    assert found_by(Index.open(tmp_path / "again"), queries) == found_by(
+        Index.open(made / "vectors"), queries
+    )
+    if form == "parquet":
+        assert len(imported(f"{out}/rows.parquet{options}")) == ROWS + 26
 
 
 @pytest.mark.parametrize("kind", list(DRAWN))
