@@ -46,8 +46,7 @@ def shape_of(field: pa.Field, first: Callable[[], pa.Array], where: str) -> Shap
     bits = int(field.metadata[b"bits"]) if field.metadata and b"bits" in field.metadata else None
     if kinds.is_fixed_size_binary(kind):
         return Shape(np.dtype(np.uint8), kind.byte_width, bits)
-    lists = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
-    numbers = lists and (kinds.is_floating(kind.value_type) or kinds.is_uint8(kind.value_type))
+    numbers = _is_numbers(kind)
     if not numbers and not _is_bytes(kind):
         raise DataError(
             f"column '{field.name}' holds {kind}, no descriptors",
@@ -61,6 +60,16 @@ def shape_of(field: pa.Field, first: Callable[[], pa.Array], where: str) -> Shap
     if width == 0:
         raise DataError(f"column '{field.name}' holds nothing in row 0", where=where)
     return Shape(dtype, width, bits)
+
+
+def holds_descriptors(kind: pa.DataType, *, of_any_length: bool = False) -> bool:
+    """Whether values of a type may be descriptors: lists of numbers, or bytes of one length.
+
+    Args:
+        kind: of a column.
+        of_any_length: also bytes whose length the type does not say, such as those of an image.
+    """
+    return pa.types.is_fixed_size_binary(kind) or _is_numbers(kind) or (of_any_length and _is_bytes(kind))
 
 
 def values_of(column: pa.Array, shape: Shape, where: str, first_row: int) -> npt.NDArray[Any]:
@@ -153,6 +162,12 @@ def _shown(kind: pa.DataType) -> pa.DataType:
     if kinds.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(_shown(kind.value_type)), kind.list_size)
     return {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(kind, kind)
+
+
+def _is_numbers(kind: pa.DataType) -> bool:
+    """Whether values are lists of floating-point numbers, or of bytes."""
+    lists = _is_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(lists and (pa.types.is_floating(kind.value_type) or pa.types.is_uint8(kind.value_type)))
 
 
 def _is_list(kind: pa.DataType) -> bool:

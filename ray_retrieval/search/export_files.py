@@ -8,6 +8,7 @@ import pyarrow as pa
 from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.search.column_values import Shape
+from ray_retrieval.search.columns import column_names
 from ray_retrieval.search.faiss_files import FaissFile
 from ray_retrieval.search.table_files import TableFile, open_table
 from ray_retrieval.search.vector_files import (
@@ -82,7 +83,7 @@ class ExportedFile:
         for entry in about["files"]:
             check_file(folder, entry, content=True)
         self.where, self._entries = place, about["files"]
-        self._descriptors = _opened(folder.uri_of(names[0]))
+        self._descriptors = _opened(folder.uri_of(names[0]), column_names(form)[0])
         self._known = open_table(folder.uri_of(names[1])) if len(names) > 1 else None
         self.rows = self._descriptors.rows
         found = self._descriptors.shape
@@ -123,8 +124,9 @@ class ExportedFile:
         return fingerprint([entry["sha256"] for entry in self._entries])
 
 
-def _opened(place: str) -> VectorFile:
+def _opened(place: str, column: str) -> VectorFile:
+    """The descriptors of an export; those in a table are in a column of a known name."""
     suffix = suffix_of(place)
     if suffix == ".npy":
         return ArrayFile.open(place)
-    return FaissFile(place) if suffix == ".faiss" else TableFile(place, None)
+    return FaissFile(place) if suffix == ".faiss" else TableFile(place, column)

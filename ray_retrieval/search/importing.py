@@ -56,7 +56,7 @@ class ImportConfig(Config):
     """Divide each vector by its length."""
     column: str | None = None
     """Of a table the column, and of a `.npz` file the array, that holds the descriptors; default the only one
-    that can."""
+    that can. An export says so itself."""
     ids: str | None = None
     """A column; or a file of as many ids: text, one a line, a JSON list, or `.npy`. Default the column `id`;
     where there is none, the rows have no ids but their numbers."""

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_retrieval.errors import DataError
-from ray_retrieval.search.column_values import shape_of, values_of
+from ray_retrieval.search.column_values import holds_descriptors, shape_of, values_of
 from ray_retrieval.search.columns import own_metadata
 from ray_retrieval.search.vector_files import (
     BLOCK_ROWS,
@@ -157,21 +157,10 @@ class _Arrow:
 
 
 def columns_of_descriptors(schema: pa.Schema) -> list[str]:
-    """Those that may hold descriptors: one of our own names, or all of a fitting type."""
-    own = [name for name in _OWN_NAMES if name in schema.names]
-    if own:
-        return own
-    kinds = pa.types
-    return [
-        field.name
-        for field in schema
-        if kinds.is_fixed_size_binary(field.type)
-        or (
-            (
-                kinds.is_fixed_size_list(field.type)
-                or kinds.is_list(field.type)
-                or kinds.is_large_list(field.type)
-            )
-            and (kinds.is_floating(field.type.value_type) or kinds.is_uint8(field.type.value_type))
-        )
+    """Those that may hold descriptors: of our own names, where these are of a fitting type; else all such."""
+    own = [
+        name
+        for name in _OWN_NAMES
+        if name in schema.names and holds_descriptors(schema.field(name).type, of_any_length=True)
     ]
+    return own or [field.name for field in schema if holds_descriptors(field.type)]

@@ -87,6 +87,20 @@ def test_an_export_is_built_again_with_the_same_hits(made, tmp_path, monkeypatch
     assert new.to_pydict() == {**old.to_pydict(), "row": list(range(index.rows))}
 
 
+@pytest.mark.parametrize("form", ["npy", "parquet", "arrow"])
+def test_a_column_of_the_name_of_other_descriptors_is_one_like_others(tmp_path, form):
+    vectors, codes = draw_vectors(9, 6), pa.array([bytes([row]) * 2 for row in range(9)], pa.binary(2))
+    for number, column in enumerate([pa.array([f"c{row}" for row in range(9)]), codes]):
+        table = pa.table({"vector": list(vectors.data), "code": column})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+        build(imported(tmp_path / f"{number}.parquet", column="vector"), tmp_path / f"index{number}")
+        export(tmp_path / f"index{number}", tmp_path / f"out{number}", form)
+        build(imported(tmp_path / f"out{number}", column="other"), tmp_path / f"again{number}")
+        again = Index.open(tmp_path / f"again{number}")
+        assert again.records(np.arange(9))["code"].to_pylist() == column.to_pylist()
+        assert found_by(again, vectors) == found_by(Index.open(tmp_path / f"index{number}"), vectors)
+
+
 @pytest.mark.parametrize("form", ["npy", "faiss", "parquet"])
 def test_files_in_a_store_whose_uri_has_options_are_read(made, tmp_path, monkeypatch, form):
     """As those of Ceph and MinIO have, which say at which address the store is."""

@@ -477,6 +477,20 @@ def test_no_rows_are_refused(tmp_path):
             build(imported(rows), tmp_path / "index")
 
 
+def test_columns_of_our_names_hold_descriptors_only_if_their_type_does(tmp_path):
+    table = table_of(VECTORS, pa.list_(pa.float32())).append_column("code", pa.array(IDS))
+    rows = imported(write_table(tmp_path / "other.parquet", table))
+    assert all_of(rows)[0]["code"].to_pylist() == IDS
+    named = table.rename_columns(["key", "vector", "price", "code"]).append_column(
+        "embedding", table["embedding"]
+    )
+    assert "embedding" in imported(write_table(tmp_path / "own.parquet", named)).schema.names
+    bytes_of_any_length = table_of(CODES, pa.binary()).rename_columns(["key", "code", "price"])
+    assert (
+        imported(write_table(tmp_path / "codes.parquet", bytes_of_any_length)).form.size == 8 * CODES.shape[1]
+    )
+
+
 def broken(folder):
     """Files that are not what they should be, with what is said of them."""
     np.save(folder / "flat.npy", VECTORS.ravel())
