@@ -357,6 +357,8 @@ class _Masks:
                 f"column '{condition.column}' holds lists, which are not below or above a value",
                 mend="compare it by =, != or in",
             )
+        if pa.types.is_null(column.type):
+            return pa.nulls(len(column), pa.bool_())
         value = self._value(condition.column, condition.value, column.type)
         if whole(column.type):
             return compared(_comparable(column), condition.sign, value)

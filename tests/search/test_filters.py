@@ -226,6 +226,13 @@ def test_digits_are_names_of_classes_before_they_are_numbers():
     assert passing("label in (2, 3)", rows, names=None) == [2, 3]
 
 
+@pytest.mark.parametrize("condition", ["label {} 3", "label {} dog", "n {} 3", "n {} '2020-01-01'"])
+def test_of_a_column_that_is_null_throughout_nothing_is_true_or_false(condition):
+    rows = pa.record_batch({"label": pa.nulls(2), "n": pa.nulls(2)})
+    for sign in ("=", "!=", "<", "<=", ">", ">="):
+        assert passing(condition.format(sign), rows) == passing(f"not {condition.format(sign)}", rows) == []
+
+
 def test_a_column_that_these_rows_lack_is_null():
     schema = pa.schema([*ROWS.schema, ("later", pa.int64())])
     assert passing("later is null", schema=schema) == [0, 1, 2, 3, 4]
