@@ -327,7 +327,9 @@ class ImportedRows:
             columns["id"] = values if self.next_id is not None else as_ids(values, self.where, first)
         if self._labels.given:
             values = _values(self._labels, table, first, rows)
-            label = numbered(values, self.class_names, self.where, named=self._named)
+            column = self._labels.column
+            where = self.where if column is None else f"{self.where}, column '{column}'"
+            label = numbered(values, self.class_names, where, named=self._named)
             label = pa.chunked_array([label])
             columns["label"] = label if self._renumbered is None else renumbered(label, self._renumbered)
         for field in self.schema:

@@ -156,7 +156,14 @@ def _numbers(values: pa.Array, names: list[str] | None, where: object, named: bo
         raise DataError(
             f"labels are class names or numbers, got {kind}", where=where, mend="give another column"
         )
-    numbers = values.cast(pa.int64())
+    try:
+        numbers = values.cast(pa.int64())
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"labels are whole numbers from 0 to 2^63 - 1: {str(error).splitlines()[0]}",
+            where=where,
+            mend="count the classes from 0",
+        ) from None
     extent = pc.min_max(numbers).as_py()
     last = None if names is None else len(names) - 1
     if extent["min"] is not None and (extent["min"] < 0 or (last is not None and extent["max"] > last)):

@@ -530,6 +530,8 @@ def broken(folder):
     pq.write_table(pa.table({"v": [rows[0]], "label": [1.5]}), folder / "label.parquet")
     pq.write_table(pa.table({"v": [rows[0]], "label": [-1]}), folder / "minus.parquet")
     pq.write_table(pa.table({"v": [rows[0]], "path": [3]}), folder / "path.parquet")
+    beyond = pa.array([2**63 + 5], pa.uint64())
+    pq.write_table(pa.table({"v": [rows[0]], "kind": beyond}), folder / "beyond.parquet")
 
 
 @pytest.mark.parametrize(
@@ -572,6 +574,7 @@ def broken(folder):
         ("noid.parquet", {}, "row 1 has no id"),
         ("label.parquet", {}, "labels are class names or numbers, got double"),
         ("minus.parquet", {}, "label -1 is no class"),
+        ("beyond.parquet", {"labels": "kind"}, "column 'kind': labels are .* value 9223372036854775813 not"),
         ("path.parquet", {}, "'path' says where an image lies, got int64"),
         ("two.parquet", {"column": "a", "bits": 8}, "values are no codes"),
         ("two.parquet", {"column": "a", "bit": 8}, "unknown key 'bit'"),
