@@ -145,6 +145,18 @@ def test_a_table_of_paths_is_one_of_images(tmp_path):
         assert holds_descriptors(str(tmp_path / "a.parquet")) == expected, names
 
 
+def test_vectors_beside_names_of_images_are_added_to_vectors(cli_call, tmp_path):
+    """Where a model of ours made the index, the same file is one of images unless `--column` is said."""
+    index, file = tmp_path / "index", tmp_path / "a.parquet"
+    names = [f"{row}.jpg" for row in range(20)]
+    pq.write_table(pa.table({"image": names, "embedding": list(draw(20)), "id": names}), file)
+    said(cli_call, "index", "build", file, "--out", index, "--normalise")
+    said(cli_call, "index", "add", index, file, "--normalise", "--replace")
+    assert Index.open(index).records([25])["image"].to_pylist() == ["5.jpg"]
+    assert not holds_descriptors(str(file))
+    assert holds_descriptors(str(file), "embedding")
+
+
 def test_a_local_path_may_hold_a_question_mark():
     assert holds_descriptors("/of/what?.npy")
 
@@ -179,6 +191,7 @@ def test_a_local_path_may_hold_a_question_mark():
         ),
         (["index", "build", "a.csv", "FILE", "--out", "OUT"], "its name ends in '.csv'"),
         (["index", "add", "INDEX", "FILE", "--normalise"], "as the index does: --model-name"),
+        (["index", "add", "INDEX", "photos", "more"], "photos: several places are files of descriptors"),
         (["index", "add", "INDEX", "photos", "--ids", "x"], "--ids: it is for files of descriptors"),
         (["index", "export", "INDEX", "--out", "OUT", "--format", "csv"], "no format 'csv'"),
     ],

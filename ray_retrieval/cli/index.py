@@ -17,6 +17,7 @@ from ray_retrieval.cli.vectors import (
     Labels,
     ModelName,
     Normalise,
+    check_several,
     holds_descriptors,
     refuse_settings,
     rows_to_index,
@@ -211,8 +212,8 @@ def index_add(
         list[str],
         typer.Argument(
             metavar="IMAGES|EMBEDDINGS|FILE...",
-            help="A folder, list (.txt), CSV or Parquet of images; an embeddings directory; or files of "
-            "codes or vectors, as for build.",
+            help="A folder, list (.txt), CSV or Parquet of images; an embeddings directory; or one or more "
+            "files of codes or vectors, as for build.",
         ),
     ],
     replace: Annotated[
@@ -271,7 +272,9 @@ def index_add(
             )
 
     told = {"bits": bits, "normalise": normalise, "column": column, "ids": ids, "labels": labels}
-    if len(places) > 1 or extend.are_embeddings(places[0]) or holds_descriptors(places[0], column):
+    if len(places) > 1:
+        check_several(places)
+    if len(places) > 1 or extend.are_embeddings(places[0]) or holds_descriptors(places[0], column, index):
         own = None if extend.are_embeddings(places[0]) else model
         refuse_settings({"root": root, "embeddings": out, "set": settings}, "images")
         rows = rows_to_index(places, **told, model_name=model_name, model=own)

@@ -28,26 +28,47 @@ ModelName = Annotated[
 ]
 
 
-def holds_descriptors(place: str, column: str | None = None) -> bool:
+def holds_descriptors(place: str, column: str | None = None, index: str | None = None) -> bool:
     """Whether a path is that of descriptors in a file of others, or of an export, rather than of images.
 
     Args:
         place: a path or URI.
         column: that is said to hold descriptors, of a table.
+        index: that the rows are for. To one of descriptors that were made elsewhere no images are added, so a
+            table may then have both.
     """
     from ray_retrieval.search.export_files import is_export
+    from ray_retrieval.search.importing import made_elsewhere
+    from ray_retrieval.search.manifest import read_current
     from ray_retrieval.search.table_files import columns_of_descriptors, open_table
     from ray_retrieval.search.vector_files import SUFFIXES, suffix_of
+    from ray_retrieval.storage import Folder
 
     if is_export(place):
         return True
     suffix = suffix_of(place)
-    if suffix != ".parquet":
+    if suffix != ".parquet" or column is not None:
         return suffix in SUFFIXES
     schema = open_table(place).schema
-    if column is not None or {"image", "img"} & set(schema.names):
-        return column is not None
-    return bool(columns_of_descriptors(schema)) or "path" not in schema.names
+    found = bool(columns_of_descriptors(schema))
+    if {"image", "img"} & set(schema.names):
+        return found and index is not None and made_elsewhere(read_current(Folder(index)).model)
+    return found or "path" not in schema.names
+
+
+def check_several(places: list[str]) -> None:
+    """Raise RecipeError unless each of several places is a file of descriptors, or an export."""
+    from ray_retrieval.errors import RecipeError
+    from ray_retrieval.search.export_files import is_export
+    from ray_retrieval.search.vector_files import SUFFIXES, suffix_of
+
+    for place in places:
+        if suffix_of(place) not in SUFFIXES and not is_export(place):
+            raise RecipeError(
+                "several places are files of descriptors, which this is none of",
+                where=place,
+                mend="add images from one place at a time, or list them in a file",
+            )
 
 
 def rows_to_index(places: list[str], *, model: str | None = None, **settings: Any) -> Any:
