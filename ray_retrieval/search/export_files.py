@@ -114,11 +114,10 @@ class ExportedFile:
             yield values, waiting.slice(0, len(values))
             waiting = waiting.slice(len(values))
 
-    def column(self, name: str) -> pa.ChunkedArray:
+    def column(self, name: str) -> Iterator[pa.Array]:
         if self._known is None:
             return self._descriptors.column(name)
-        batches = self._known.batches([name], 0, self.rows, self.rows)
-        return pa.chunked_array([batch[name] for batch in batches], self.schema.field(name).type)
+        return (batch[name] for batch in self._known.batches([name], 0, self.rows, BLOCK_ROWS))
 
     def checksum(self) -> str:
         return fingerprint([entry["sha256"] for entry in self._entries])

@@ -80,8 +80,8 @@ class FaissFile:
             with _reading(self.where):
                 yield self._rows(cut, count), self._known.slice(cut, count)
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        return self._known[name]
+    def column(self, name: str) -> Iterator[pa.Array]:
+        return iter(self._known[name].chunks)
 
     def checksum(self) -> str:
         folder, name = split(self.where)

@@ -10,6 +10,7 @@ that descriptors of different origin do not mix.
 """
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -269,20 +270,27 @@ class ImportedRows:
         return self._blocks_of_ids() if self._ids.given and self.next_id is None else None
 
     def _blocks_of_ids(self) -> Iterator[pa.Array]:
-        if self._ids.array is not None:
-            columns = iter([as_ids(self._ids.array, self.where)])
-        else:
-            name = str(self._ids.column)
-            columns = (as_ids(file.column(name), file.where) for file in self._files)
         before = 0
-        for column in columns:
-            for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-                if self._kept is None:
-                    yield chunk
-                else:
-                    first, last = np.searchsorted(self._kept, [before, before + len(chunk)])
-                    yield chunk.take(pa.array(self._kept[first:last] - before))
-                before += len(chunk)
+        for ids in self._blocks_of_all_ids():
+            if self._kept is None:
+                yield ids
+            else:
+                first, last = np.searchsorted(self._kept, [before, before + len(ids)])
+                yield ids.take(pa.array(self._kept[first:last] - before))
+            before += len(ids)
+
+    def _blocks_of_all_ids(self) -> Iterator[pa.Array]:
+        """The ids of all rows of the files, also those that are left out."""
+        given = self._ids.array
+        if given is not None:
+            ids = as_ids(given, self.where)
+            yield from ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
+            return
+        for file in self._files:
+            first = 0
+            for column in file.column(str(self._ids.column)):
+                yield as_ids(column, file.where, first)
+                first += len(column)
 
     def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
         kept = None if self._kept is None else self._kept[start:stop]
@@ -345,7 +353,8 @@ class ImportedRows:
         if self._labels.array is not None:
             return classes_in([self._labels.array])
         name = str(self._labels.column)
-        return classes_in(file.column(name) for file in self._files if name in file.schema.names)
+        files = (file for file in self._files if name in file.schema.names)
+        return classes_in(itertools.chain.from_iterable(file.column(name) for file in files))
 
     def _check_ids(self) -> None:
         """Refuse files of which some have ids and others none, and numbers that do not count up."""
@@ -360,9 +369,12 @@ class ImportedRows:
                     mend="give ids to all rows, or to none",
                 )
         if self.next_id is not None:
-            ids = np.asarray(self._files[0].column(name))
-            if len(ids) and (ids[0] < 0 or (np.diff(ids) < 1).any() or ids[-1] >= self.next_id):
-                raise DataError("the numbers of its rows do not ascend", where=self.where)
+            last = -1
+            for column in self._files[0].column(name):
+                ids = np.asarray(column)
+                if (np.diff(ids, prepend=last) < 1).any() or (ids >= self.next_id).any():
+                    raise DataError("the numbers of its rows do not ascend", where=self.where)
+                last = ids[-1] if len(ids) else last
 
     def _schema(self, whole: pa.Schema) -> pa.Schema:
         """Types of what is known of the rows.

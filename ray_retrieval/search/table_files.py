@@ -63,10 +63,8 @@ class TableFile:
             known = batch.select(self.schema.names) if self.schema.names else None
             yield values, bare(len(batch)) if known is None else pa.Table.from_batches([known])
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        kind = self.schema.field(name).type
-        batches = self._table.batches([name], 0, self.rows, BLOCK_ROWS)
-        return pa.chunked_array([batch[name] for batch in batches], kind)
+    def column(self, name: str) -> Iterator[pa.Array]:
+        return (batch[name] for batch in self._table.batches([name], 0, self.rows, BLOCK_ROWS))
 
     def checksum(self) -> str:
         folder, name = split(self.where)

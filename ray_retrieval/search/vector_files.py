@@ -62,8 +62,8 @@ class VectorFile(Protocol):
         """The rows from one place to another, in order."""
         ...
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        """One of the other columns, of all rows."""
+    def column(self, name: str) -> Iterator[pa.Array]:
+        """One of the other columns: its values of all rows, in order, some at a time."""
         ...
 
     def checksum(self) -> str:
@@ -158,7 +158,7 @@ class ArrayFile:
             some = np.ascontiguousarray(self._array[cut : min(cut + step, stop)])
             yield some, bare(len(some))
 
-    def column(self, name: str) -> pa.ChunkedArray:
+    def column(self, name: str) -> Iterator[pa.Array]:
         raise KeyError(name)
 
     def checksum(self) -> str:
@@ -211,8 +211,8 @@ class NpzFile:
                     some = np.frombuffer(stream.read(count * width), dtype).reshape(count, -1)
                 yield some, self._known.slice(cut, count)
 
-    def column(self, name: str) -> pa.ChunkedArray:
-        return self._known[name]
+    def column(self, name: str) -> Iterator[pa.Array]:
+        return iter(self._known[name].chunks)
 
     def checksum(self) -> str:
         folder, name = split(self._path)

@@ -4,14 +4,28 @@ import tracemalloc
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
 import pytest
 from bare_parts import Bare, CodesFile, build_bare
 from search_parts import draw_codes
 
 from ray_retrieval import storage
-from ray_retrieval.search import Index, compact, remove, rows, sources
+from ray_retrieval.search import (
+    Index,
+    build,
+    compact,
+    imported,
+    remove,
+    rows,
+    sources,
+    table_files,
+    vector_files,
+)
 
 ROWS = 200_000
+POOLS = []
+"""That counted what Arrow takes; kept, as arrays that were made meanwhile may outlive a test."""
 
 
 @pytest.fixture
@@ -31,6 +45,18 @@ def peak(work):
         tracemalloc.stop()
 
 
+def arrow_peak(work):
+    """Bytes that Arrow took at most, beyond those that it had."""
+    before = pa.default_memory_pool()
+    POOLS.append(pa.proxy_memory_pool(before))
+    pa.set_memory_pool(POOLS[-1])
+    try:
+        work()
+        return POOLS[-1].max_memory()
+    finally:
+        pa.set_memory_pool(before)
+
+
 def test_codes_alone_are_never_all_in_memory(tmp_path, few_at_once):
     build_bare(Bare(draw_codes(9, 64)), tmp_path / "compiled")
     path = tmp_path / "codes"
@@ -42,6 +68,29 @@ def test_codes_alone_are_never_all_in_memory(tmp_path, few_at_once):
     remove(index, ["7"])
     assert peak(lambda: compact(index)) < bytes_of_all / 2
     assert Index.open(index).records([7])["id"].to_pylist() == ["8"]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_ids_and_classes_in_a_column_are_never_all_in_memory(tmp_path, few_at_once, monkeypatch, ending):
+    for module in (table_files, vector_files):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 1 << 12)
+    count, width = 100_000, 36
+    columns = {
+        "code": pa.array([bytes(8)] * count, pa.binary(8)),
+        "id": [f"{row:0{width}}" for row in range(count)],
+        "label": [f"a class of some length {row % 7}" for row in range(count)],
+    }
+    table, path = pa.table(columns), tmp_path / f"rows.{ending}"
+    if ending == "parquet":
+        pq.write_table(table, path, row_group_size=count // 4, use_dictionary=["label"])
+    else:
+        pyarrow.feather.write_feather(table, path, chunksize=1 << 12)
+    bytes_of_all = table["id"].nbytes
+    del columns, table
+    assert arrow_peak(lambda: build(imported(path), tmp_path / "index")) < bytes_of_all / 2
+    index = Index.open(tmp_path / "index")
+    assert index.records([count - 1])["id"].to_pylist() == [f"{count - 1:0{width}}"]
+    assert index.class_names == [f"a class of some length {number}" for number in range(7)]
 
 
 def test_what_is_known_is_written_in_batches_of_equal_length(tmp_path, few_at_once):
