@@ -21,13 +21,14 @@ from ray_retrieval.search.manifest import (
     read_current,
     read_pointer,
 )
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, meant_by
 
-_OURS = ("shards", "approximate", "local", "deletes")
-"""Folders whose files are all written by us."""
-_AT_THE_TOP = re.compile(rf"manifest-\d+(-[0-9a-f]+)?\.json(\.tmp-.*)?|{CURRENT}\.tmp-.*")
-_BEGUN = re.compile(r"(shards|approximate|local)/[0-9a-f]{16}/")
+_TOPS = ("shards", "approximate", "local")
+"""Folders of folders that we write; somebody else may have folders of these names beside an index."""
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+_BUILT = re.compile(rf"({'|'.join(_TOPS)})/{_FINGERPRINT.pattern}/[^/]+")
 """Files of a build, in a folder that may be no index."""
+_DELETES = re.compile(rf"deletes/{_FINGERPRINT.pattern}\.bin")
 _RECENT_NS = 24 * 3600 * 10**9
 """Where there are no locks, files younger than a day may be those of somebody who is writing."""
 
@@ -106,7 +107,7 @@ def _only_begun(index: Folder) -> dict[str, fs.FileInfo]:
     files = index.files()
     if any(name == CURRENT or number_of(name) is not None for name in files):
         return {}
-    return {name: info for name, info in files.items() if _BEGUN.match(name)}
+    return {name: info for name, info in files.items() if _BUILT.fullmatch(name)}
 
 
 def _collect_begun(index: Folder, files: dict[str, fs.FileInfo], *, alone: bool, dry_run: bool) -> Pruned:
@@ -171,9 +172,12 @@ def _listed(index: Folder, current: Manifest) -> set[str]:
 
 
 def _is_ours(name: str) -> bool:
-    """Whether a file can be one of an index; what somebody else has put there is left alone."""
-    top, slash, _ = name.partition("/")
-    return top in _OURS if slash else _AT_THE_TOP.fullmatch(top) is not None
+    """Whether a file has a name that we write, or write under; whatever else is there is left alone."""
+    meant = meant_by(name)
+    written = meant or name
+    if _BUILT.fullmatch(written) or _DELETES.fullmatch(written) or number_of(written) is not None:
+        return True
+    return meant == CURRENT
 
 
 def _in_order(files: Iterable[str]) -> list[str]:
@@ -192,7 +196,7 @@ def _recent(files: dict[str, fs.FileInfo], names: Iterable[str]) -> set[str]:
 def _remove_empty_folders(index: Folder) -> None:
     """Delete folders of shards, and of files beside them, that have lost their last file."""
     used = {"/".join(name.split("/")[:2]) for name in index.files()}
-    for top in _OURS:
+    for top in _TOPS:
         for name in (index / top).names():
-            if f"{top}/{name}" not in used:
+            if _FINGERPRINT.fullmatch(name) and f"{top}/{name}" not in used:
                 index.remove(f"{top}/{name}")

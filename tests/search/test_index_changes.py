@@ -422,10 +422,11 @@ def test_pruning_deletes_what_no_version_needs(made, index, queries):
     assert_same(reader.search(queries, 9), hits)
     (index / "README").write_text("mine")
     (index / "manifest-notes.txt").write_text("mine")
-    (index / "shards" / "half").mkdir()
+    half = index / "shards" / "0123456789abcdef"
+    half.mkdir()
     for name in (
-        "shards/half/codes.bin.tmp-0123456789ab",
-        "deletes/0.bin",
+        f"shards/{half.name}/codes.bin.tmp-0123456789ab",
+        "deletes/0123456789abcdef.bin",
         "manifest-000009.json",
         "CURRENT.tmp-ba9876543210",
     ):
@@ -435,13 +436,38 @@ def test_pruning_deletes_what_no_version_needs(made, index, queries):
     assert (expected.files, expected.bytes, expected.versions) == (4, 44, [])
     assert (index / "manifest-000009.json").exists()
     assert prune(index) == expected
-    assert not (index / "shards" / "half").exists()
+    assert not half.exists()
     assert (index / "README").exists()
     assert (index / "manifest-notes.txt").exists()
     assert prune(index).files == 0
     assert Index.open(index).verify()
     with pytest.raises(QueryError, match="at least the current version is kept"):
         prune(index, 0)
+
+
+def test_files_beside_an_index_that_are_not_of_it_are_never_deleted(made, tmp_path):
+    mine = {
+        "shards/train-0000.tar",
+        "shards/extra/0001.tar",
+        "shards/0123456789abcdef/deeper/0002.tar",
+        "approximate/notes.txt",
+        "local/0123456789ABCDEF/photo.jpg",
+        "deletes/list.bin",
+        "deletes/0123456789abcdef/0.bin",
+        "manifest-7.json",
+        "manifest-000007.json.tmp-mine",
+        "CURRENT.tmp-mine",
+    }
+    for name in mine:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "shards" / "to come").mkdir()
+    build(made / "first", tmp_path, shards=3)
+    remove(tmp_path, ["image-0003"])
+    assert compact(tmp_path, keep=1).pruned.versions == [2, 1]
+    assert prune(tmp_path, 1).files == 0
+    assert {name for name in files_in(tmp_path) if (tmp_path / name).read_bytes() == b"mine"} == mine
+    assert (tmp_path / "shards" / "to come").is_dir()
 
 
 OPERATIONS = {
