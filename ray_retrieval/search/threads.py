@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 
@@ -11,20 +11,53 @@ from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 
 def run_all(task: Callable[..., None], calls: list[tuple[int, int]], threads: int) -> None:
-    """Make the calls on this thread and up to `threads` - 1 others; each takes the next one when free."""
-    waiting = iter(calls)
+    """Make the calls on this thread and up to `threads` - 1 others; each takes the next one when free.
 
-    def drain(waiting: Iterator[tuple[int, int]]) -> None:
-        for call in waiting:
-            task(*call)
+    Once a call fails, or this thread is interrupted, no other is begun. However it ends, none is still being
+    made then: whoever holds a lock for them may give it back.
+
+    Raises:
+        BaseException: the first that a call has raised, or the interrupt.
+    """
+    waiting, errors = iter(calls), list[BaseException]()
+
+    def drain() -> None:
+        try:
+            for call in waiting:
+                if errors:
+                    return
+                task(*call)
+        except BaseException as error:  # also an interrupt: it is raised again below
+            errors.append(error)
 
     helpers = min(threads, len(calls)) - 1
-    futures = [_pool(os.getpid(), helpers).submit(drain, waiting) for _ in range(helpers)]
-    drain(waiting)
+    futures: list[Future[None]] = []
+    try:
+        for _ in range(helpers):
+            futures.append(_pool(os.getpid(), helpers).submit(drain))
+        drain()
+    except BaseException as error:
+        errors.append(error)
+    finally:
+        _wait_for(futures, errors)
+    try:
+        if errors:
+            raise errors[0]
+    finally:
+        errors.clear()  # an error holds this frame, which would hold the error until somebody collects both
+
+
+def _wait_for(futures: list["Future[None]"], errors: list[BaseException]) -> None:
+    """Return once no helper is at work; an interrupt meanwhile, however many, is one more error."""
     for future in futures:
         # A helper that has not begun has nothing left to do; waiting for it would wait for other searches.
-        if not future.cancel():
-            future.result()
+        while True:
+            try:
+                if future.cancel() or future.done():
+                    break
+                future.result()
+            except BaseException as error:
+                errors.append(error)
 
 
 @cache

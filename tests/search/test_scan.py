@@ -2,6 +2,9 @@
 
 import itertools
 import os
+import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -15,6 +18,7 @@ from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search import scan as module
 from ray_retrieval.search.hits import NO_DISTANCE, NO_ROW, Hits
 from ray_retrieval.search.scan import Segment, scan, scan_segments, to_words, words_per_row
+from ray_retrieval.search.threads import run_all
 
 
 def nearest(database, queries, bits, k):
@@ -183,6 +187,51 @@ def test_searches_run_side_by_side():
         found = list(pool.map(lambda _: scan(database, queries, 64, 10, threads=3), range(30)))
     for one in found:
         assert_same(one, expected)
+
+
+def test_after_an_error_of_a_helper_no_other_call_is_begun():
+    begun, here, failed = [], threading.Event(), threading.Event()
+
+    def work(number, _):
+        begun.append(number)
+        if threading.current_thread() is threading.main_thread():
+            here.set()
+            assert failed.wait(60)
+            time.sleep(0.05)  # until it is known
+            return
+        assert here.wait(60)
+        failed.set()
+        raise ValueError(f"call {number}")
+
+    with pytest.raises(ValueError, match="call [01]"):
+        run_all(work, [(number, 0) for number in range(100)], 2)
+    assert sorted(begun) == [0, 1]
+
+
+@pytest.mark.parametrize("place", ["in a call", "while it waits"])
+def test_an_interrupted_thread_leaves_no_helper_at_work(place):
+    """A second interrupt changes nothing: whoever asks for the calls may hold a lock for them."""
+    begun, ended, here, helping = [], [], threading.Event(), threading.Event()
+
+    def work(number, _):
+        begun.append(number)
+        if threading.current_thread() is threading.main_thread():
+            here.set()
+            assert helping.wait(60)
+            if place == "in a call":
+                raise KeyboardInterrupt
+            return
+        helping.set()
+        assert here.wait(60)
+        for _ in range(2):
+            time.sleep(0.05)
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.05)
+        ended.append(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(work, [(number, 0) for number in range(100 if place == "in a call" else 2)], 2)
+    assert (len(begun), len(ended)) == (2, 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
