@@ -10,10 +10,11 @@ so at their marks (`bits`): see `structure_search.StructureSearch.search`.
 
 import functools
 import math
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -41,7 +42,8 @@ _MORE = 8  # times as many hits at the second attempt
 _SPARE = 8
 _BYTES_AT_ONCE = 1 << 26  # of gathered rows, or of hits
 _HIT_BYTES = 4 + 8  # a distance and a row
-_FILTERED_BYTES = 1 << 28  # of what filters select, a bit a row
+_FILTERED_BYTES = 1 << 28  # of filters and what they select
+_MOST_FILTERS = 64
 _KEPT_BYTES = 1 << 26  # of what a selection keeps for the next search
 
 
@@ -109,6 +111,13 @@ class Selection:
         if self.allowed is None:
             return self.spans.rows - len(self.dead)
         return sum(int(np.bitwise_count(bits).sum(dtype=np.int64)) for bits in self.allowed)
+
+    @property
+    def bytes(self) -> int:
+        """Of memory, with the places that it will keep once they are asked for."""
+        places = len(self) * np.dtype(np.int64).itemsize
+        bits = sum(some.nbytes for some in self.allowed or ())
+        return bits + self.dead.nbytes + (places if places <= _KEPT_BYTES else 0)
 
     def mask(self, number: int) -> Mask:
         """Bool [rows of a shard]: which of them may."""
@@ -203,26 +212,37 @@ def _clear(bits: Bits, places: Rows) -> None:
 class RecentSelections:
     """The selections of the filters that were used last, as the same ones often come again.
 
-    They are kept up to some bytes in all: of a billion rows, two.
+    They are kept up to some number, and some bytes in all, those of the filters included: of a billion rows,
+    two.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[Hashable, Selection] = OrderedDict()
+        self._kept: OrderedDict[Hashable, tuple[Selection, int]] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
 
     def of(self, asked: Asked, select: Callable[[Asked], Selection]) -> Selection:
         """The selection of a filter, made anew if it is not there."""
         with self._lock:
-            found = self._kept.pop(asked, None)
-            if found is not None:
-                self._kept[asked] = found
-                return found
+            known = self._kept.pop(asked, None)
+            if known is not None:
+                self._kept[asked] = known
+                return known[0]
         found = select(asked)
+        taken = found.bytes + _bytes_of(asked)
         with self._lock:
-            self._kept[asked] = found
-            while sum(some.spans.rows // 8 for some in self._kept.values()) > _FILTERED_BYTES:
-                self._kept.popitem(last=False)
+            before = self._kept.pop(asked, None)  # of another thread that was asked the same
+            self._kept[asked] = found, taken
+            self._bytes += taken - (before[1] if before else 0)
+            while self._bytes > _FILTERED_BYTES or len(self._kept) > _MOST_FILTERS:
+                self._bytes -= self._kept.popitem(last=False)[1][1]
         return found
+
+
+def _bytes_of(asked: object) -> int:
+    """Of memory that a filter takes, about: it and all that it consists of."""
+    parts = vars(asked).values() if is_dataclass(asked) else asked if isinstance(asked, tuple) else ()
+    return sys.getsizeof(asked) + sum(map(_bytes_of, parts))
 
 
 def is_among(rows: Rows, sorted_rows: Rows) -> Mask:

@@ -203,7 +203,7 @@ def test_after_an_error_of_a_helper_no_other_call_is_begun():
         failed.set()
         raise ValueError(f"call {number}")
 
-    with pytest.raises(ValueError, match="call [01]"):
+    with pytest.raises(ValueError, match=r"call [01]"):
         run_all(work, [(number, 0) for number in range(100)], 2)
     assert sorted(begun) == [0, 1]
 

@@ -10,6 +10,7 @@ from search_parts import draw_codes, draw_vectors
 
 from ray_retrieval.descriptors import Codes, Vectors
 from ray_retrieval.search import selection as module
+from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.scan import Segment, to_words
 from ray_retrieval.search.segments import search_segments
@@ -125,18 +126,47 @@ def test_all_that_is_near_may_be_deleted(kind, monkeypatch):
     assert found.rows[0].tolist() == expected[:5]
 
 
-def test_selections_of_the_last_filters_are_kept_within_bounds(monkeypatch):
-    monkeypatch.setattr(module, "_FILTERED_BYTES", 2)
-    spans, made = Spans(np.array([0]), np.array([9])), []
+def selected(rows, dead=0):
+    """Every one of some rows but the first `dead`, as of a filter."""
+    spans = Spans(np.array([0]), np.array([rows]))
+    return Selection.of(spans, np.arange(dead), [np.ones(rows, bool)])
+
+
+@pytest.mark.parametrize("bound", ["_FILTERED_BYTES", "_MOST_FILTERS"])
+def test_selections_of_the_last_filters_are_kept_within_bounds(monkeypatch, bound):
+    most = {"_FILTERED_BYTES": 2 * (selected(9).bytes + module._bytes_of("a")), "_MOST_FILTERS": 2}
+    monkeypatch.setattr(module, bound, most[bound])
+    made = []
 
     def select(name):
         made.append(name)
-        return Selection(spans, np.zeros(0, np.int64), (np.array([255, 1], np.uint8),))
+        return selected(9)
 
     recent = RecentSelections()
     for name in ("a", "b", "a", "c", "a", "b"):
         assert len(recent.of(name, select)) == 9
     assert made == ["a", "b", "c", "b"]
+    for _ in range(3):  # as if several had been asked at a time, and each had made it
+        recent.of("d", lambda _: recent.of("d", select))
+    made.clear()
+    assert all(len(recent.of(name, select)) == 9 for name in ("b", "d"))
+    assert made == []
+
+
+def test_what_a_filter_and_its_selection_take_is_counted(monkeypatch):
+    assert selected(80).bytes == 10 + 80 * 8
+    assert selected(80, dead=5).bytes == 10 + 75 * 8 + 5 * 8
+    selection = selected(80)
+    selection.places(0)
+    assert selection.bytes == 10 + selection.places(0).nbytes
+    monkeypatch.setattr(module, "_KEPT_BYTES", 79 * 8)
+    assert selected(80).bytes == 10  # so many places are not kept
+    short = module._bytes_of(Filter.parse("label = 1"))
+    tracemalloc.start()
+    asked = Filter.parse(f"label in ({', '.join(map(str, range(10_000, 11_000)))})")
+    taken = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert short < 1000 < 0.8 * taken < module._bytes_of(asked) < 1.2 * taken
 
 
 def test_a_filter_takes_a_bit_a_row():
