@@ -97,7 +97,7 @@ class Finder:
 
         Args:
             queries: descriptors of the index's form.
-            k: hits of each.
+            k: hits of each; all there are, where that is more.
             where: which images of the index may be hits, such as `label in (cat, dog)`; see `search.filters`.
             features: the queries' local features, where a step verifies by an index of such.
 
@@ -113,6 +113,8 @@ class Finder:
                 mend="search with images, or leave out that step of re-ranking",
             )
         depth = max([k, *(step.depth for step in self._steps)])
+        # Each hit that is asked for takes memory for every query, also where there is no row for it.
+        depth = min(depth, max(1, self.index.rows))
         found = self.index.search(queries, depth, effort=self._effort, where=where)
         if not self._steps:
             hits = [hits_of(self.index, found, query) for query in range(len(queries))]

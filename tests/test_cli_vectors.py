@@ -112,6 +112,17 @@ def test_an_exported_index_is_built_again(cli_call, tmp_path):
     assert (one.model, one.row_of("item-7")) == (two.model, two.row_of("item-7"))
 
 
+def test_all_hits_may_be_asked_for_by_any_large_number(cli_call, tmp_path):
+    np.save(tmp_path / "vectors.npy", draw(20))
+    np.save(tmp_path / "queries.npy", draw(3, seed=1))
+    said(cli_call, "index", "build", tmp_path / "vectors.npy", "--out", tmp_path / "index", "--normalise")
+    asked = ["search", tmp_path / "index", "--vectors", tmp_path / "queries.npy", "--normalise"]
+    for steps in ([], ["--rerank", "query_expansion"]):
+        all_hits = said(cli_call, *asked, *steps, "-k", 20)["queries"]
+        assert [len(answer["hits"]) for answer in all_hits] == [20] * 3
+        assert said(cli_call, *asked, *steps, "-k", 10**15)["queries"] == all_hits
+
+
 def test_an_approximate_search_looks_as_hard_as_is_said(cli_call, tmp_path):
     np.save(tmp_path / "vectors.npy", draw(400))
     np.save(tmp_path / "queries.npy", draw(20, seed=1))

@@ -44,6 +44,8 @@ _OTHERS = (pa.field("label", pa.null()), pa.field("path", pa.null()))
 _AT_ONCE = (
     1 << 16
 )  # rows that a filter is asked of, at least: each time takes some time, however few they are
+_MOST_HITS = 2**31 - 1
+"""Of a query: more take 24 GB for each."""
 
 
 class Index:
@@ -275,7 +277,7 @@ class Index:
 
         Raises:
             ArtefactError: if the queries are of another form than the index.
-            QueryError: if `k` < 1, or the filter is not one for this index.
+            QueryError: if `k` < 1 or no array can be so long, or the filter is not one for this index.
         """
         if Form.of(queries) != self.form:
             raise ArtefactError(
@@ -285,6 +287,11 @@ class Index:
             )
         if k < 1:
             raise QueryError(f"k is the number of hits to return and at least 1, got {k}")
+        if k > _MOST_HITS:
+            raise QueryError(
+                f"k is the number of hits to return and at most {_MOST_HITS:,}, got {k:,}",
+                mend=f"the index has {self.rows:,} rows: ask for no more",
+            )
         selection = self.selection(where) if where is not None or self.deleted else None
         if self.shortlist is not None:
             assert isinstance(queries, Local)

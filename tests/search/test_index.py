@@ -225,6 +225,8 @@ def test_queries_of_other_bits_are_refused(sharded):
         sharded.search(draw_codes(1, 16), 3)
     with pytest.raises(QueryError, match="got 0"):
         sharded.search(draw_codes(1, BITS), 0)
+    with pytest.raises(QueryError, match=r"at most 2,147,483,647, got 1,000,000,000,000 \(.* 300 rows"):
+        sharded.search(draw_codes(1, BITS), 10**12)
 
 
 def test_another_model_is_refused_with_both_named(made, tmp_path, codes):
