@@ -64,10 +64,10 @@ def compact(
         built = previous.approximate
         stale = built is not None and built.recall.rows != previous.next_row
         # Also where it is not only tried: what cannot be pruned is said before anything is written.
-        coming = layout is not None or stale
-        pruned = collect(index, keep, alone=alone, dry_run=True, coming=int(coming))
+        coming = _staying(previous, layout) if layout is not None or stale else None
+        pruned = collect(index, keep, alone=alone, dry_run=True, coming=coming)
         if dry_run:
-            return Change(previous, changed=coming, dropped=previous.deleted, pruned=pruned)
+            return Change(previous, changed=coming is not None, dropped=previous.deleted, pruned=pruned)
         manifest = previous
         if layout is not None:
             _check_sound(index, opened)
@@ -128,6 +128,18 @@ def _layout(opened: Index, shards: int | None) -> _Layout | None:
     anew = min(shards or -(-left // size), left)
     as_it_is = sizes[kept:] == np.diff(_bounds(left, anew)).tolist() and None not in manifest.beside
     return None if as_it_is and manifest.deletes is None else _Layout(kept, int(ends[kept]), anew)
+
+
+def _staying(previous: Manifest, layout: _Layout | None) -> set[str]:
+    """Files of a version that the compacted one needs too: those of the shards that stay, and beside them."""
+    kept = len(previous.shards) if layout is None else layout.kept
+    beside = {
+        name: structure.model_copy(update={"files": structure.files[:kept]})
+        for name, structure in (("approximate", previous.approximate), ("local", previous.local))
+        if structure is not None
+    }
+    changes = {"shards": previous.shards[:kept], "deletes": None, **beside}
+    return {name for name, _ in previous.model_copy(update=changes).needed()} - {previous.name}
 
 
 def _bounds(rows: int, shards: int) -> list[int]:

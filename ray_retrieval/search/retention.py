@@ -3,7 +3,7 @@
 import itertools
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -121,7 +121,9 @@ def _collect_begun(index: Folder, files: dict[str, fs.FileInfo], *, alone: bool,
     return Pruned(files=len(deleted), bytes=sum(files[name].size for name in deleted), spared=len(spared))
 
 
-def collect(index: Folder, keep: int, *, alone: bool, dry_run: bool = False, coming: int = 0) -> Pruned:
+def collect(
+    index: Folder, keep: int, *, alone: bool, dry_run: bool = False, coming: Collection[str] | None = None
+) -> Pruned:
     """As `prune`, for a writer.
 
     Args:
@@ -130,7 +132,7 @@ def collect(index: Folder, keep: int, *, alone: bool, dry_run: bool = False, com
         alone: whether it holds the lock; else files that may be another writer's are spared, and nothing more
             is deleted once another version is published.
         dry_run: only say what would be deleted.
-        coming: 1 if a version will be published before, else 0.
+        coming: files that are there and that a version needs which will be published before; None: none will.
 
     Raises:
         ArtefactError: if the manifest of a version that stays is damaged, or another one is published
@@ -141,9 +143,10 @@ def collect(index: Folder, keep: int, *, alone: bool, dry_run: bool = False, com
         raise QueryError(f"at least the current version is kept, asked for {keep}", where=index)
     current = read_current(index)
     # Those before are not read: what is damaged of them is deleted like the rest.
-    kept = list(itertools.islice(backwards(index, current), keep - coming))
+    more = int(coming is not None)
+    kept = list(itertools.islice(backwards(index, current), keep - more))
     oldest = kept[-1].number if kept else current.number + 1
-    needed = {name for manifest in kept for name, _ in manifest.needed()}
+    needed = {name for manifest in kept for name, _ in manifest.needed()}.union(coming or ())
     unneeded = {name: info for name, info in index.files().items() if _is_ours(name) and name not in needed}
     gone = {number for number in map(number_of, unneeded) if number is not None and number < oldest}
     spared = set() if alone else _recent(unneeded, unneeded.keys() - _listed(index, current))
@@ -156,7 +159,7 @@ def collect(index: Folder, keep: int, *, alone: bool, dry_run: bool = False, com
         _remove_empty_folders(index)
     return Pruned(
         versions=sorted(gone, reverse=True),
-        kept=[*([current.number + 1] * coming), *(manifest.number for manifest in kept)],
+        kept=[*([current.number + 1] * more), *(manifest.number for manifest in kept)],
         files=len(deleted),
         bytes=sum(unneeded[name].size for name in deleted),
         spared=len(spared),

@@ -46,7 +46,9 @@ def test_shards_stay_until_one_is_small_or_lost_rows(tmp_path, sizes, gone, expe
     if gone:
         remove(tmp_path, [str(row) for row in gone])
     before = Index.open(tmp_path)
+    tried = compact(tmp_path, keep=1, dry_run=True)
     change = compact(tmp_path, keep=1)
+    assert (tried.changed, tried.pruned) == (change.changed, change.pruned)
     assert change.changed == (expected is not None)
     assert sorted(sizes_of(change.manifest)) == sorted(expected or sizes)
     assert sizes_of(change.manifest)[:1] == (expected or sizes)[:1]
@@ -63,7 +65,8 @@ def test_shards_that_stay_keep_their_files(tmp_path):
     options = {"approximate": ApproximateConfig(search="IVF2,SQ8", recall_queries=9)}
     grown(tmp_path, [40, 40, 3, 3], draw_vectors, **options)
     first = Index.open(tmp_path).manifest
-    compact(tmp_path, keep=1)
+    tried = compact(tmp_path, keep=1, dry_run=True)
+    assert compact(tmp_path, keep=1).pruned == tried.pruned
     second = Index.open(tmp_path).manifest
     assert second.shards[:2] == first.shards[:2]
     trained_and_two = 3

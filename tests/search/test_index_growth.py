@@ -92,8 +92,10 @@ def test_compacting_fills_in_what_was_left_out(clustered, tmp_path):
     made, _ = clustered
     index = shutil.copytree(made / "index", tmp_path / "index")
     add(index, made / "few")
-    assert compact(index, dry_run=True).changed
-    assert None not in compact(index).manifest.approximate.files
+    tried = compact(index, keep=1, dry_run=True)
+    change = compact(index, keep=1)
+    assert (tried.changed, tried.pruned) == (True, change.pruned)
+    assert None not in change.manifest.approximate.files
 
 
 @pytest.mark.parametrize(
