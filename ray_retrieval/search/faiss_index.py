@@ -28,6 +28,8 @@ ROWS_PER_CELL = 39
 """To train on: FAISS warns below it, and k-means gets worse."""
 
 _ROWS_AT_ONCE = 1 << 16
+_TOO_FEW_LINKS = re.compile(r"HNSW0*[01](?!\d)")
+"""With fewer than 2, FAISS ends the process."""
 _MEND = "take another factory string, or 'auto'; see FAISS's wiki, 'The index factory'"
 
 
@@ -85,6 +87,8 @@ def untrained(factory: str, dimension: int, rows: int) -> Any:
         RecipeError: as `train`, as far as it can be said by now.
     """
     with _refusing(factory):
+        if _TOO_FEW_LINKS.search(factory):
+            raise RuntimeError("Error: a graph has at least 2 links a row, such as HNSW32")
         index = faiss.index_factory(dimension, factory, faiss.METRIC_L2)
         check_sample(factory, cells_of(index), rows)
         if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):

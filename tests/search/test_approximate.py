@@ -203,6 +203,9 @@ def test_fewer_rows_than_hits(tmp_path):
         ("IDMap2,SQ8", "leave out what maps their ids"),
         ("PQ12", "'PQ12'"),
         ("BIVF8", "could not parse index string BIVF8"),
+        ("HNSW0", "at least 2 links"),
+        ("HNSW1,SQ8", "at least 2 links"),
+        ("IVF4_HNSW01,Flat", "at least 2 links"),
     ],
 )
 def test_strings_that_cannot_be_built_are_refused(factory, reason):
