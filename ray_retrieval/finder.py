@@ -9,7 +9,7 @@ from ray_retrieval.cores import cores
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Local, Vectors
 from ray_retrieval.errors import QueryError, RecipeError
 from ray_retrieval.search import Hits, Index
-from ray_retrieval.search.effort import Effort
+from ray_retrieval.search.effort import Effort, refuse_needless
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.rerank import (
@@ -36,15 +36,17 @@ def local_index(steps: Sequence[AnyRerankConfig]) -> str | None:
     return named.pop() if named else None
 
 
-def _effort_of(index: Index, asked: Effort) -> Effort:
+def _effort_of(index: Index, asked: Effort, *, gpu: bool) -> Effort:
     """What an index was built with, but for what is set of another effort."""
     approximate, local = index.manifest.approximate, index.manifest.local
+    if gpu or (approximate is None and local is None):
+        where = "a search on a GPU" if gpu else "the index"
+        raise RecipeError(f"{where} compares all rows", where=index.folder, mend="leave out `effort`")
     if approximate is not None:
-        built = approximate.effort
+        built, search = approximate.effort, approximate.factory
     elif local is not None:
-        built = local.config.effort
-    else:
-        raise RecipeError("the index compares all rows", where=index.folder, mend="leave out `effort`")
+        built, search = local.config.effort, local.factory or local.kind
+    refuse_needless(asked.model_fields_set, index.settings, search)
     return built.model_copy(update={name: getattr(asked, name) for name in asked.model_fields_set})
 
 
@@ -63,7 +65,8 @@ class Finder:
     Raises:
         ArtefactError: if the index is missing, damaged or made by another model, or a step is not for what it
             holds.
-        RecipeError: if steps verify by several indices, or there is no approximate search to set.
+        RecipeError: if steps verify by several indices, there is no approximate search to set, or it has no
+            use for what is set.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class Finder:
     ) -> None:
         threads = threads or cores()
         self.index = Index.open(Folder(index), threads=threads, model=model, gpu=gpu)
-        self._effort = None if effort is None else _effort_of(self.index, effort)
+        self._effort = None if effort is None else _effort_of(self.index, effort, gpu=gpu)
         if rerank is None:
             verifies = self.index.form.kind is DescriptorKind.LOCAL
             rerank = (GeometricVerificationConfig(),) if verifies else ()

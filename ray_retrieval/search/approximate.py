@@ -29,6 +29,7 @@ from ray_retrieval.search.faiss_index import (
     innermost,
     open_index,
     selects,
+    settings_of,
 )
 from ray_retrieval.search.hits import NO_ROW, Hits, merge, no_hits
 from ray_retrieval.search.segments import AnySegment
@@ -66,11 +67,15 @@ class ApproximateConfig(Config):
     @property
     def effort(self) -> Effort:
         """How hard to look where nothing is measured."""
-        given = {name: getattr(self, name) for name in Effort.model_fields}
-        return Effort(**{name: value for name, value in given.items() if value is not None})
+        return Effort(**{name: getattr(self, name) for name in self.stated})
+
+    @property
+    def stated(self) -> frozenset[str]:
+        """Names of what is given of an effort."""
+        return frozenset(name for name in Effort.model_fields if getattr(self, name) is not None)
 
     def check_of_use(self) -> None:
-        """Raise RecipeError if something is asked for that the search has no use for."""
+        """Raise RecipeError if something is asked for that no search of the name has a use for."""
         needless = {"memory": self.search != "auto"}
         if self.search == "exact":
             needless |= dict.fromkeys(("recall_target", *Effort.model_fields), True)
@@ -121,6 +126,11 @@ class ApproximateSegment:
     def compares(self) -> bool:
         """Whether candidates are found by something compressed, so that `k_factor` counts."""
         return not holds_vectors(self._index)
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """As `Structure.settings`."""
+        return settings_of(self._index)
 
     def cost(self, effort: Effort, hits: int) -> float:
         """Bytes that a search for so many hits looks at, about."""
@@ -184,6 +194,7 @@ class Structure(Protocol):
         cells: what `nprobe` is a part of; 0 without cells.
         graph: whether `ef_search` counts.
         compares: whether candidates are compared again, so that `k_factor` counts.
+        settings: names of the fields of `Effort` that make a difference to what it finds.
     """
 
     @property
@@ -194,6 +205,8 @@ class Structure(Protocol):
     def graph(self) -> bool: ...
     @property
     def compares(self) -> bool: ...
+    @property
+    def settings(self) -> frozenset[str]: ...
 
     def cost(self, effort: Effort, hits: int) -> float:
         """Bytes that a search for so many hits looks at, about."""

@@ -161,6 +161,10 @@ def _parsed(data: npt.NDArray[np.uint8], where: str | Path) -> _Cells:
     return found
 
 
+SETTINGS = frozenset({"nprobe"})
+"""As `approximate.Structure.settings`."""
+
+
 class CellSegment:
     """The cells of one shard, opened for searching, beside its codes.
 
@@ -174,6 +178,7 @@ class CellSegment:
     """
 
     graph, compares = False, False
+    settings = SETTINGS
 
     def __init__(self, path: str | Path, segment: Segment, bits: int) -> None:
         try:

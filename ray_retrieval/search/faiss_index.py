@@ -207,6 +207,20 @@ def holds_vectors(index: Any) -> bool:
     return isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat | faiss.IndexHNSWFlat | faiss.IndexNSGFlat)
 
 
+def settings_of(index: Any) -> frozenset[str]:
+    """Names of the fields of `Effort` that make a difference to what it finds."""
+    inner, names = innermost(index), set[str]()
+    if isinstance(inner, faiss.IndexIVF):
+        names.add("nprobe")
+    coarse = innermost(inner.quantizer) if isinstance(inner, faiss.IndexIVF) else inner
+    if isinstance(coarse, faiss.IndexHNSW):
+        names.add("ef_search")
+    # Asked for more candidates a graph looks further, also where it finds them by the vectors themselves.
+    if not holds_vectors(index) or isinstance(inner, faiss.IndexHNSW | faiss.IndexNSG):
+        names.add("k_factor")
+    return frozenset(names)
+
+
 def selects(index: Any) -> bool:
     """Whether FAISS can look for candidates among some of the rows only."""
     kinds = (faiss.IndexIVF, faiss.IndexHNSW, faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexRaBitQ)

@@ -325,6 +325,12 @@ class Index:
         return search_selected(find, self._segments, selection, queries, k, threads=self._threads)
 
     @property
+    def settings(self) -> frozenset[str]:
+        """Names of the fields of `effort` that make a difference to a search; none where all is compared."""
+        search = None if self._gpu is not None else self.shortlist or self._structure
+        return frozenset() if search is None else search.settings
+
+    @property
     def votes(self) -> bool:
         """Whether what is nearest is known only once the neighbours of all shards are merged."""
         return self.shortlist is not None and self.shortlist.kind in ("votes", "exact")

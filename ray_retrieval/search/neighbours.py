@@ -19,7 +19,7 @@ from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search import faiss_index
 from ray_retrieval.search.effort import Effort
-from ray_retrieval.search.faiss_index import candidates, open_index, selects
+from ray_retrieval.search.faiss_index import candidates, open_index, selects, settings_of
 from ray_retrieval.search.hits import NO_ROW, Hits, merge, no_hits
 from ray_retrieval.search.selection import search_blocks
 from ray_retrieval.search.threads import run_all
@@ -119,6 +119,10 @@ class IndexedFeatures:
         path: of the file; see `faiss_index.open_index`.
         features: what it was filled with.
 
+    Attributes:
+        features: the same.
+        settings: names of the fields of `Effort` that make a difference to what it finds.
+
     Raises:
         ArtefactError: if the file is missing, damaged or of other features.
     """
@@ -126,6 +130,7 @@ class IndexedFeatures:
     def __init__(self, path: str | Path, features: FeatureSegment) -> None:
         self._index = open_index(path, *features.data.shape)
         self.features = features
+        self.settings = settings_of(self._index)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -27,7 +27,7 @@ from ray_retrieval.search.choosing import (
 )
 from ray_retrieval.search.scan import words_per_row
 from ray_retrieval.search.sources import RowSource
-from ray_retrieval.search.structure_kinds import kind_of
+from ray_retrieval.search.structure_kinds import check_search
 from ray_retrieval.search.structure_sizes import StructureSize, cells_of_kind, structure_bytes
 from ray_retrieval.search.votes import LocalSearchConfig, choose_shortlist
 
@@ -100,7 +100,7 @@ def plan(
         kinds = [fast, f"{coarse},SQ8", f"{coarse},Flat", "SQ8", "HNSW32"]
     asked = config or ApproximateConfig(search="auto")
     if asked.search not in ("exact", "auto"):
-        kind_of(form).check(asked.search, form.size, rows)
+        check_search(form, asked.search, rows, asked)
     try:
         chosen = choose(form, rows, asked, shards).factory or "exact"
     except RecipeError:

@@ -88,6 +88,12 @@ class ShortlistSearch:
     indexed: list[IndexedFeatures]
     words: list[AsmkSegment]
 
+    @property
+    def settings(self) -> frozenset[str]:
+        """Names of the fields of an effort that make a difference to what it finds."""
+        taken = frozenset({"nprobe"})  # all that `search` takes of an effort
+        return taken.intersection(*(some.settings for some in self.indexed)) if self.indexed else frozenset()
+
     @classmethod
     def open(
         cls,

@@ -34,6 +34,11 @@ class StructureSearch:
     segments: list[AnySegment]
     filled: dict[int, Structure]
 
+    @property
+    def settings(self) -> frozenset[str]:
+        """Names of the fields of an effort that make a difference to what it finds."""
+        return frozenset[str]().union(*(structure.settings for structure in self.filled.values()))
+
     @classmethod
     def open(cls, index: Folder, built: Approximate, shards: "dict[int, Shard]") -> "StructureSearch":
         """The search of some shards; files are mapped into memory where they can be.

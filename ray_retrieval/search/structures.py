@@ -34,7 +34,7 @@ from ray_retrieval.search.planning import descriptor_bytes
 from ray_retrieval.search.pool import Pool
 from ray_retrieval.search.segments import search_segments
 from ray_retrieval.search.shard import Shard, descriptors_of
-from ray_retrieval.search.structure_kinds import kind_of, opened_structures
+from ray_retrieval.search.structure_kinds import check_search, kind_of, opened_structures
 from ray_retrieval.search.tuning import Tried, raised, settle
 from ray_retrieval.storage import Folder, fingerprint
 
@@ -66,7 +66,7 @@ def chosen_search(form: Form, rows: int, shards: int, config: ApproximateConfig)
         )
     choice = choose(form, rows, config, shards)
     if choice.factory is not None:
-        kind_of(form).check(choice.factory, form.size, min(rows, most_to_train_on(form, config)))
+        check_search(form, choice.factory, min(rows, most_to_train_on(form, config)), config)
     return choice
 
 

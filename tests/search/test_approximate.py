@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from ray_retrieval.config import validate
+from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.errors import ArtefactError, MetricError, QueryError, RecipeError
-from ray_retrieval.search import approximate
+from ray_retrieval.search import approximate, structures
 from ray_retrieval.search.approximate import (
     ApproximateConfig,
     ApproximateSegment,
@@ -214,6 +215,33 @@ def test_strings_that_cannot_be_built_are_refused(factory, reason):
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("factory", "names"),
+    [
+        ("HNSW8", {"ef_search", "k_factor"}),
+        ("HNSW8_SQ8", {"ef_search", "k_factor"}),
+        ("IVF4,Flat", {"nprobe"}),
+        ("IVF4,SQ8", {"nprobe", "k_factor"}),
+        ("IVF4_HNSW8,Flat", {"nprobe", "ef_search"}),
+        ("PCAR4,IVF4,Flat", {"nprobe", "k_factor"}),
+        ("IVF4,PQ4x4fs,RFlat", {"nprobe", "k_factor"}),
+        ("SQ8", {"k_factor"}),
+        ("Flat", set()),
+    ],
+)
+def test_what_is_set_in_vain_is_refused_and_what_counts_is_not(tmp_path, factory, names):
+    form = Form(DescriptorKind.VECTORS, 24)
+    (opened,) = built(tmp_path, factory, clustered(300, 24))
+    assert opened.settings == names
+    for name in Effort.model_fields:
+        config = ApproximateConfig.model_validate({"search": factory, name: 3})
+        if name in names:
+            assert structures.chosen_search(form, 300, 1, config).factory == factory
+            continue
+        with pytest.raises(RecipeError, match=f"{name}: search '{factory}' has no use for it"):
+            structures.chosen_search(form, 300, 1, config)
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):

@@ -19,6 +19,7 @@ from search_parts import (
 
 from ray_retrieval.descriptors import Codes
 from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.finder import Finder
 from ray_retrieval.search import (
     NO_ROW,
     Index,
@@ -229,6 +230,21 @@ def test_a_build_below_its_recall_fails_with_a_hint_and_publishes_nothing(spread
     with pytest.raises(RecipeError, match="asked for"):
         build(embeddings, tmp_path, approximate=config)
     assert files_in(tmp_path) == before  # the version before stays
+
+
+@pytest.mark.parametrize("name", ["ef_search", "k_factor"])
+def test_cells_of_codes_have_no_use_for_what_is_not_of_cells(tmp_path, monkeypatch, name):
+    config = ApproximateConfig.model_validate({"search": "BIVF4", "recall_queries": 5})
+    wrong = config.model_copy(update={name: 3})
+    with pytest.raises(RecipeError, match=rf"{name}: search 'BIVF4' has no use .* what counts is nprobe"):
+        build_bare(Bare(clustered_codes(40)), tmp_path, approximate=wrong)
+    build_bare(Bare(clustered_codes(40)), tmp_path, approximate=config)
+    with pytest.raises(RecipeError, match=f"{name}: search 'BIVF4' has no use"):
+        Finder(str(tmp_path), effort=Effort.model_validate({name: 3}))
+    assert Finder(str(tmp_path), effort=Effort(nprobe=3)).find(clustered_codes(1), 2)
+    monkeypatch.setattr("ray_retrieval.search.index.GpuSearch", lambda *_: None)
+    with pytest.raises(RecipeError, match="a search on a GPU compares all rows"):
+        Finder(str(tmp_path), effort=Effort(nprobe=3), gpu=True)
 
 
 def test_what_a_failed_first_build_wrote_is_pruned(spread, tmp_path):

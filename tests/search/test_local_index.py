@@ -26,6 +26,7 @@ from search_parts import (
 
 from ray_retrieval.descriptors import DescriptorKind, Form, Local, concatenate
 from ray_retrieval.errors import ArtefactError, DataError, QueryError, RecipeError
+from ray_retrieval.finder import Finder
 from ray_retrieval.search import NO_ROW, Index, build, embeddings, merge
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.columns import descriptor_columns, descriptors_in
@@ -75,6 +76,18 @@ def assert_equal(found, expected):
 def assert_same(found, expected):
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_array_equal(found.distances, expected.distances)
+
+
+def test_a_shortlist_takes_only_what_it_has_a_use_for(made):
+    for kind, config in CONFIGS.items():
+        for name in Effort.model_fields:
+            index, effort = str(made / f"{kind}-5"), Effort.model_validate({name: 3})
+            if (kind, name) == ("votes", "nprobe"):
+                assert Finder(index, effort=effort, rerank=[]).index.settings == {"nprobe"}
+                continue
+            search = config.factory or kind
+            with pytest.raises(RecipeError, match=f"{name}: search '{search}' has no use for it"):
+                Finder(index, effort=effort, rerank=[])
 
 
 # Columns and embeddings

@@ -141,12 +141,13 @@ def clustered(tmp_path_factory):
 @pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,PQ8x4fs", "HNSW16", "SQ8"])
 def test_an_approximate_search_has_exact_distances_and_a_measured_recall(clustered, tmp_path, factory):
     embeddings, vectors = clustered
-    config = ApproximateConfig(search=factory, nprobe=4, recall_queries=200)
+    nprobe = 4 if factory.startswith("IVF") else 64
+    config = ApproximateConfig(search=factory, nprobe=4 if nprobe == 4 else None, recall_queries=200)
     for shards in (1, 3):
         build(embeddings, tmp_path / f"{shards}", shards=shards, approximate=config, threads=2)
     index = Index.open(tmp_path / "3", threads=2)
     info = index.info()
-    assert (info["search"], info["factory"], info["nprobe"]) == ("approximate", factory, 4)
+    assert (info["search"], info["factory"], info["nprobe"]) == ("approximate", factory, nprobe)
     assert 0.8 < info["recall@10"] <= 1
     queries = Vectors(vectors.data[:50])
     found, exact = index.search(queries, 10), index.search(queries, 10, exact=True)
