@@ -15,7 +15,7 @@ from ray_retrieval.data import datasets
 from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.methods import build
 from ray_retrieval.run import images
-from ray_retrieval.run.checks import refuse_unmeasurable
+from ray_retrieval.run.checks import refuse_codes, refuse_unmeasurable
 from ray_retrieval.storage import Folder
 
 DELF = (
@@ -75,6 +75,23 @@ def test_galleries_that_are_drawn_are_refused_for_local_features(tmp_path, bench
     with pytest.raises(RecipeError, match=r"data: the gallery of coloured is drawn several times"):
         run_on(tmp_path / "out", DELF, PLAIN).all()
     refuse_unmeasurable(recipe_of(GEM), drawn)
+
+
+@pytest.mark.parametrize("part", ["", "validation_"])
+def test_codes_are_refused_where_a_query_is_an_image_of_the_database(benchmark, part):
+    database = getattr(benchmark, f"{part}database")
+    some = database.take(np.array([4, 0]))  # another table: `queries is database` does not tell
+    inside = replace(benchmark, **{f"{part}queries": some})
+    role = f"{part}queries".replace("_", " ")
+    with pytest.raises(RecipeError, match=f"the {role} of coloured are images of the database"):
+        refuse_codes(recipe_of(), inside)
+    refuse_codes(recipe_of(GEM), inside)
+    refuse_codes(recipe_of(), benchmark)
+
+
+def test_codes_are_measured_where_published_lists_have_the_queries_in_the_database(benchmark):
+    lists = replace(benchmark, queries=benchmark.database.take(np.array([4, 0])), counts_queries=True)
+    refuse_codes(recipe_of(), lists)
 
 
 class TestIndexOfLocalFeatures:

@@ -32,6 +32,8 @@ class Benchmark:
         k: cut-off of the mean average precision; None for the whole database.
         queries_in_database: whether all queries are in the database too. Where they are all that is in it,
             both roles have the same table object, so that it is encoded once.
+        counts_queries: whether, where queries are in the database, the published numbers of codes count each
+            query as a hit of its own. Where not, codes are not measured there.
         ks: cut-offs of the recall that the benchmark's papers report; empty where they report none.
         gallery_draws: for protocols that draw what is searched several times: queries and database are then
             the same table of all test images. Each draw, int64 rows of it, is a gallery; the other rows are
@@ -54,6 +56,7 @@ class Benchmark:
     database: ImageTable
     k: int | None = None
     queries_in_database: bool = False
+    counts_queries: bool = False
     ks: tuple[int, ...] = ()
     gallery_draws: tuple[IntArray, ...] = ()
     ground_truth: tuple[Mapping[str, IntArray], ...] | None = None
@@ -148,6 +151,8 @@ class Benchmark:
             self._note("the queries are the database: each is left out of its own results")
         elif self.queries_in_database:
             self._note("the queries are in the database")
+            if self.counts_queries:
+                self._note("codes count each query as its own hit, as published numbers do; vectors do not")
         else:
             pairs.insert(0, ("queries", "database"))
         for inner, outer in pairs:
@@ -170,6 +175,7 @@ def from_tables(
     *,
     k: int | None = None,
     queries_in_database: bool = False,
+    counts_queries: bool = False,
     ks: tuple[int, ...] = (),
     gallery_draws: tuple[IntArray, ...] = (),
     notes: list[str],
@@ -181,6 +187,7 @@ def from_tables(
         tables: role → table, one for each of `ROLES`.
         k: as of `Benchmark`, like all that follows.
         queries_in_database: whether the queries are images of the database.
+        counts_queries: whether codes count each of them as its own hit.
         ks: cut-offs of the metrics.
         gallery_draws: int64 [m] each, ascending: the rows of the database that are one drawn gallery.
         notes: for whoever reads the numbers.
@@ -197,6 +204,7 @@ def from_tables(
         database=database,
         k=k,
         queries_in_database=queries_in_database,
+        counts_queries=counts_queries,
         ks=ks,
         gallery_draws=gallery_draws,
         notes=notes,
@@ -226,6 +234,34 @@ def overlap(table: ImageTable, other: ImageTable) -> IntArray:
         other_paths = other.path_column.take(pa.array(other_outside))
         found[outside] = np.asarray(pc.and_(pc.is_in(paths, other_paths.drop_null()), paths.is_valid()))
     return np.flatnonzero(found)
+
+
+def places_in(table: ImageTable, other: ImageTable) -> IntArray:
+    """int64 [n]: where each row of `table` stands in `other`, by id and by image; -1 where it does not.
+
+    An id alone does not tell, as two folders may use the same ones for different images. The image is the
+    same as in `overlap`.
+    """
+    place = pc.index_in(table.id_column, other.id_column.combine_chunks())
+    found = np.asarray(pc.fill_null(place, -1)).astype(np.int64)
+    named = np.flatnonzero(found >= 0)
+    if not len(named):
+        return found
+    theirs = found[named]
+    lengths, others = table.inline_lengths()[named], other.inline_lengths()[theirs]
+    paths, other_paths = (
+        column.take(pa.array(rows))
+        for column, rows in ((table.path_column, named), (other.path_column, theirs))
+    )
+    outside = (lengths < 0) & (others < 0)
+    same = outside & np.asarray(pc.fill_null(pc.equal(paths, other_paths), False))
+    inline = np.flatnonzero((lengths >= 0) & (lengths == others))
+    if len(inline):
+        same[inline] = np.asarray(
+            pc.equal(table.inline_bytes(named[inline]), other.inline_bytes(theirs[inline]))
+        )
+    found[named[~same]] = -1
+    return found
 
 
 def _classes_present(table: ImageTable) -> int:

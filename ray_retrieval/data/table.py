@@ -105,6 +105,11 @@ class ImageTable:
         return list(self._rest["id"].to_pylist())
 
     @property
+    def id_column(self) -> pa.ChunkedArray:
+        """`ids` as an Arrow column: string [n], without a Python object for each row."""
+        return self._rest["id"]
+
+    @property
     def paths(self) -> list[str | None]:
         """Where each image lies, or what its file was called; None where nothing is known."""
         return list(self.path_column.to_pylist())

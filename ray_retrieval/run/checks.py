@@ -11,7 +11,7 @@ import yaml
 from ray_retrieval import recipe as recipes
 from ray_retrieval.config import validate
 from ray_retrieval.cores import cores
-from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.benchmark import Benchmark, places_in
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.engines import find_export
 from ray_retrieval.errors import ArtefactError, RecipeError, RetrievalError
@@ -70,6 +70,8 @@ def refuse_another_recipe(recipe: Recipe, folder: Folder) -> None:
 def refuse_codes(recipe: Recipe, benchmark: Benchmark) -> None:
     """The metrics of codes leave no query out of its own results, and know no ground truth.
 
+    Lists that have their queries in the database go on: published numbers count each as its own hit.
+
     Raises:
         RecipeError: if the benchmark needs that, in the test or in the validation.
     """
@@ -86,13 +88,19 @@ def refuse_codes(recipe: Recipe, benchmark: Benchmark) -> None:
         "validation queries": (benchmark.validation_queries, benchmark.validation_database),
     }
     for role, (queries, database) in pairs.items():
+        published = role == "queries" and benchmark.counts_queries
         if queries is database:
-            raise RecipeError(
-                f"the {role} of {benchmark.name} are searched in themselves, and "
-                f"{recipe.method.name} makes codes, whose measures would count each as its own hit",
-                where="data",
-                mend="take a method that makes vectors, such as xbm, or give queries apart",
-            )
+            found = "searched in themselves"
+        elif not published and (places_in(queries, database) >= 0).any():
+            found = "images of the database that they search"
+        else:
+            continue
+        raise RecipeError(
+            f"the {role} of {benchmark.name} are {found}, and "
+            f"{recipe.method.name} makes codes, whose measures would count each as its own hit",
+            where="data",
+            mend="take a method that makes vectors, such as xbm, or give queries apart",
+        )
 
 
 def refuse_unmeasurable(recipe: Recipe, benchmark: Benchmark) -> None:

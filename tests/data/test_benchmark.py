@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_retrieval.data.benchmark import Benchmark, overlap
+from ray_retrieval.data.benchmark import Benchmark, overlap, places_in
 from ray_retrieval.data.table import ImageTable, open_images
 from ray_retrieval.errors import DataError
 
@@ -49,6 +49,24 @@ class TestOverlap:
         table = make_table([0, 1])
         assert overlap(table.take(rows()), table).tolist() == []
         assert overlap(table, table.take(rows())).tolist() == []
+
+
+class TestPlacesIn:
+    def test_id_and_image_are_both_the_same(self) -> None:
+        database = by_path(["/a", "/b", "/c", None])
+        assert places_in(by_path(["/a", "/x", "/c", None]), database).tolist() == [0, -1, 2, -1]
+        assert places_in(by_path(["/a", "/b"], name="other"), database).tolist() == [-1, -1]
+        assert places_in(database.take(rows(2, 0)), database).tolist() == [2, 0]
+        assert places_in(database.take(rows()), database).tolist() == []
+
+    def test_of_images_in_the_table_the_bytes_are(self, make_table: Any) -> None:
+        database, other = make_table([0, 1, 0, 1], name="a"), make_table([0, 1, 0, 1], name="a", seed=50)
+        assert database.ids == other.ids
+        assert places_in(database.take(rows(3, 1)), database).tolist() == [3, 1]
+        assert places_in(other, database).tolist() == [-1] * 4
+        files = by_path(["/0", "/1"], name="a-")
+        assert files.ids == database.ids[:2]
+        assert places_in(files, database).tolist() == [-1, -1]
 
 
 @pytest.fixture
@@ -100,6 +118,10 @@ def test_queries_that_belong_to_the_database_are_no_leak(pool: ImageTable) -> No
     meant = benchmark(pool, database=pool, queries_in_database=True)
     meant.check()
     assert meant.notes == ["the queries are in the database"]
+    published = benchmark(pool, database=pool, queries_in_database=True, counts_queries=True)
+    published.check()
+    assert published.notes[0] == "the queries are in the database"
+    assert "codes count each query as its own hit" in published.notes[1]
 
 
 def test_queries_without_relevant_image_are_noted(pool: ImageTable, make_table: Any) -> None:

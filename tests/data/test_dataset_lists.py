@@ -61,6 +61,7 @@ def test_validation_takes_neither_queries_nor_training_images(tmp_path):
     benchmark = opened(root, tmp_path / "split")
     assert benchmark.queries_in_database
     assert "the queries are in the database" in benchmark.notes
+    assert any("codes count each query as its own hit" in note for note in benchmark.notes)
     held = [*benchmark.validation_queries.ids, *benchmark.validation_database.ids]
     assert not set(held) & {*benchmark.queries.ids, *benchmark.train.ids}
     assert (len(benchmark.validation_queries), len(held)) == (125, 250)

@@ -237,7 +237,12 @@ def from_parts(
         for role, found in split.roles.items()
     }
     benchmark = from_tables(
-        protocol.title, tables, k=protocol.k, queries_in_database=inside, notes=[*said, *notes]
+        protocol.title,
+        tables,
+        k=protocol.k,
+        queries_in_database=inside,
+        counts_queries=True,
+        notes=[*said, *notes],
     )
     expected = {part: count for part, count in protocol.counts.items() if count is not None and not lost}
     if held:
