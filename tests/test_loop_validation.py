@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loop_parts import LocalReporter, config, trainer
 from samples import coloured_benchmark, coloured_table
+from search_parts import draw_vectors
 
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.loop.validation import measure, rows_of_queries
+from ray_retrieval.metrics import retrieval
 
 DELF = {
     "method": "delf",
@@ -110,6 +112,23 @@ def test_other_images_of_the_same_ids_are_not_taken_for_them():
     assert rows_of_queries(changed(some, id=["image-0000", "image-0001", "else"]), DATABASE) is None
     assert rows_of_queries(changed(some, label=[1, 1, 2]), DATABASE) is None
     assert rows_of_queries(changed(some, box=[None, [0.0, 0.0, 4.0, 4.0], None]), DATABASE) is None
+
+
+def test_another_image_of_the_same_id_counts():
+    """Two folders may call different images the same; what is in both is left out of its own results."""
+    queries = coloured_table(6, seed=1)
+    other, database = coloured_table(6, seed=2), coloured_table(12, seed=1)
+    assert queries.ids == other.ids == database.ids[:6]
+    vectors = draw_vectors(12, 6)
+    asked = vectors.take(np.arange(6))
+    found = measure(asked, queries, vectors.take(np.arange(6)), other, k=None, threads=1)
+    assert found["recall@1"] == 1  # each finds the other image that is described alike
+    apart = retrieval.evaluate(asked.data, queries.labels, asked.data.copy(), other.labels)
+    assert found == {name: apart[name].value for name in found}
+    inside = measure(asked, queries, vectors, database, k=None, threads=1)
+    own = {"query_ids": queries.ids, "database_ids": database.ids}
+    left_out = retrieval.evaluate(asked.data, queries.labels, vectors.data, database.labels, **own)
+    assert inside == {name: left_out[name].value for name in inside}
 
 
 @pytest.mark.parametrize(

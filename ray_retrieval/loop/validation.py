@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from ray_retrieval.config import Config
-from ray_retrieval.data.benchmark import Benchmark
+from ray_retrieval.data.benchmark import Benchmark, places_in
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Vectors
 from ray_retrieval.errors import RecipeError
@@ -108,15 +108,16 @@ def measure(
     assert isinstance(queries, Vectors)
     assert isinstance(database, Vectors)
     itself = query_table is database_table
+    # Some of the database may be the queries: none counts for itself. Another image of the same id does.
+    places = None if itself else places_in(query_table, database_table)
     found = retrieval.evaluate(
         queries.data,
         query_table.labels,
         None if itself else database.data,
         None if itself else database_table.labels,
         ks=(1,),
-        # Some of the database may be the queries: none of them counts for itself.
-        query_ids=None if itself else query_table.ids,
-        database_ids=None if itself else database_table.ids,
+        query_ids=places,
+        database_ids=None if itself else np.arange(len(database_table)),
         threads=threads,
     )
     return {name: found[name].value for name in MEASURED[DescriptorKind.VECTORS]}
