@@ -6,8 +6,9 @@ with zeros around it where nothing else is known of the database: a row's simila
 whatever the cut into shards and whatever is done at once.
 """
 
+import functools
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from ray_retrieval.errors import MetricError
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
 
 QUERIES, ROWS = 128, 1024
 """The shape of every product: a quarter faster than half as many queries; more rows gain nothing."""
@@ -79,22 +81,47 @@ def copies_in(vectors: Vectors) -> tuple[Rows, Rows]:
     Returns:
         The numbers of such rows, int64 [copies], ascending, and for each the first row that equals it.
     """
-    weights = np.random.default_rng(0).integers(0, 1 << 64, vectors.shape[1], np.uint64)
-    keys = np.empty(len(vectors), np.uint64)
-    for start in range(0, len(vectors), _ROWS_AT_ONCE):
-        # Sums of whole numbers are the same in any order; adding 0 makes -0 a 0, which it equals.
-        bits = (vectors[start : start + _ROWS_AT_ONCE] + np.float32(0)).view(np.uint32)
-        keys[start : start + len(bits)] = bits.astype(np.uint64) @ weights
-    order = np.argsort(keys, kind="stable")
-    begins = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
-    first = np.empty(len(keys), np.int64)
-    first[order] = np.repeat(order[begins], np.diff(np.r_[begins, len(keys)]))
-    copies = np.flatnonzero(first != np.arange(len(keys)))
+    first = first_of_equal(keys_of(vectors))
+    copies = np.flatnonzero(first != np.arange(len(first)))
     equal = np.zeros(len(copies), bool)
     for start in range(0, len(copies), _ROWS_AT_ONCE):
         some = copies[start : start + _ROWS_AT_ONCE]
         equal[start : start + len(some)] = (vectors[some] == vectors[first[some]]).all(axis=1)
     return copies[equal], first[copies[equal]]
+
+
+def keys_of(vectors: Vectors) -> Keys:
+    """uint64 [n]: a number for each vector, float32 [n, d], the same for equal ones.
+
+    That two others have the same is as unlikely as 2^-48; it hangs on nothing but the vector itself.
+    """
+    weights = _weights(vectors.shape[1])
+    keys = np.empty(len(vectors), np.uint64)
+    for start in range(0, len(vectors), _ROWS_AT_ONCE):
+        # Sums of whole numbers are the same in any order; adding 0 makes -0 a 0, which it equals.
+        bits = (vectors[start : start + _ROWS_AT_ONCE] + np.float32(0)).view(np.uint32)
+        # A sign alone is the highest bit, of which the product with a weight would keep one bit in 33.
+        bits ^= bits >> np.uint32(16)
+        keys[start : start + len(bits)] = bits.astype(np.uint64) @ weights
+    return keys
+
+
+@functools.cache
+def _weights(dimension: int) -> Keys:
+    """uint64 [d]: random and always the same; drawing them takes longer than some keys."""
+    weights = np.random.default_rng(0).integers(0, 1 << 64, dimension, np.uint64)
+    weights.flags.writeable = False
+    return weights
+
+
+def first_of_equal(*keys: npt.NDArray[Any]) -> Rows:
+    """int64 [n]: for each place the first one at which every one of the keys [n] is the same."""
+    order = np.lexsort(keys)
+    changes = [key[order][1:] != key[order][:-1] for key in keys]
+    begins = np.flatnonzero(np.r_[np.ones(min(1, len(order)), np.bool_), np.any(changes, axis=0)])
+    first = np.empty(len(order), np.int64)
+    first[order] = np.repeat(order[begins], np.diff(np.r_[begins, len(order)]))
+    return first
 
 
 def checked_vectors(vectors: Vectors, where: str) -> Vectors:

@@ -13,11 +13,7 @@ def test_copies_are_found_with_the_first_of_each(rows: list[tuple[float, float]]
 
 
 def test_keys_that_are_equal_by_chance_make_no_copies(monkeypatch) -> None:
-    class Zeros:
-        def integers(self, _low, _high, size, dtype):
-            return np.zeros(size, dtype)
-
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: Zeros())
+    monkeypatch.setattr(products, "_weights", lambda dimension: np.zeros(dimension, np.uint64))
     vectors = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
     copies, originals = products.copies_in(vectors)
     assert (copies.tolist(), originals.tolist()) == ([2], [0])

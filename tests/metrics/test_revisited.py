@@ -222,12 +222,11 @@ def test_shards_are_counted_apart_and_added():
     firsts = np.cumsum([0, *map(len, shards)])[:-1].tolist()
     placed = list(zip(shards, firsts, strict=True))
     found = [positions.look_up(queries, shard, first, parsed.wanted) for shard, first in placed]
-    similarities = positions.joined(found[::-1], parsed.wanted)
+    known = positions.joined(found[::-1], parsed.wanted)
     better = sum(
-        positions.count_better(queries, shard, first, parsed.wanted, similarities)
-        for shard, first in placed[::-1]
+        positions.count_better(queries, shard, first, parsed.wanted, known) for shard, first in placed[::-1]
     )
-    places = positions.positions_of(parsed.wanted, similarities, better)
+    places = positions.positions_of(parsed.wanted, known, better)
     report = report_of(parsed, places, ks=KS, ranking="by hand")
     assert values(report) == values(evaluate(rankings_of(queries, database), truth, ks=KS))
     with pytest.raises(MetricError, match="the database has no row"):
@@ -237,9 +236,38 @@ def test_shards_are_counted_apart_and_added():
 def test_a_processor_that_rounds_otherwise_counts_no_wanted_row():
     queries, database = np.ones((1, 1), np.float32), np.ones((3, 1), np.float32)
     wanted = positions.Wanted.of([[1]])
-    for rounded, before in ((np.nextafter(np.float32(1), np.float32(0)), 2), (np.float32(1), 1)):
-        better = positions.count_better(queries, database, 0, wanted, np.array([rounded], np.float32))
-        assert better.tolist() == [before]
+    known = positions.joined([positions.look_up(queries, database, 0, wanted)], wanted)
+    for rounded in (np.nextafter(np.float32(1), np.float32(0)), np.float32(1)):
+        elsewhere = known._replace(similarities=np.array([rounded], np.float32))
+        better = positions.count_better(queries, database, 0, wanted, elsewhere)
+        assert better.tolist() == [1]  # the equal one before it
+
+
+@pytest.mark.parametrize("dimension", [40, 512])
+def test_rows_that_repeat_a_wanted_one_stand_in_row_order(dimension):
+    """A library may give equal vectors other similarities in other columns of a product."""
+    generator = np.random.default_rng(0)
+    database = generator.standard_normal((1500, dimension), np.float32)
+    database /= np.linalg.norm(database, axis=1, keepdims=True)
+    wanted = np.arange(0, 1400, 20)
+    copies = wanted[:, None] + np.array([1, 3, 9])
+    database[copies] = database[wanted, None]
+    database[1450:1460] = database[0]  # in another product than the wanted one
+    queries = database[wanted] + 0.3 * generator.standard_normal((70, dimension), np.float32) / dimension**0.5
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    first = [{"ok": [row], "junk": []} for row in wanted]
+    last = [{"ok": [row], "junk": [row - 8]} for row in wanted + 9]
+    several = [{"ok": [row + 9, row], "junk": [row + 3]} for row in wanted]
+    shards = np.split(database, [7, 1024, 1100])
+    head = np.stack([wanted + 500, wanted + 3], axis=1) % 1500
+    for rows in (database, shards):
+        assert evaluate_vectors(queries, rows, first, "classic")["classic"]["map"].value == 1
+        found = evaluate_vectors(queries, rows, last, "classic", ks=(2, 3))["classic"]
+        assert (found["mr@2"].value, found["mr@3"].value) == (0, 1)
+        found = evaluate_vectors(queries, rows, several, "classic", ks=(1, 2, 3))["classic"]
+        assert [found[f"mr@{k}"].value for k in (1, 2, 3)] == [0.5, 0.5, 1]
+        found = evaluate_reranked(queries, rows, first, head, "classic", ks=(2, 3))["classic"]
+        assert (found["mr@2"].value, found["mr@3"].value) == (0, 1)
 
 
 @settings(max_examples=50, deadline=None)
