@@ -13,7 +13,8 @@ from samples import coloured_benchmark, coloured_table
 from search_parts import draw_vectors
 
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.loop.validation import measure, rows_of_queries
+from ray_retrieval.errors import RecipeError
+from ray_retrieval.loop.validation import measure, notes_on_accuracy, rows_of_accuracy, rows_of_queries
 from ray_retrieval.metrics import retrieval
 
 DELF = {
@@ -76,6 +77,36 @@ def test_rows_of_the_database_are_measured_like_the_same_images_elsewhere(name):
         with torch.no_grad():
             guesses = made.method.class_probabilities(made.database.batch(np.arange(60))).argmax(dim=1)
         assert found["accuracy"] == float((guesses.numpy() == database.labels).mean())
+
+
+def without_class(benchmark, *labels):
+    """The benchmark without the training images of some classes."""
+    kept = np.flatnonzero(~np.isin(benchmark.train.labels, labels))
+    return replace(benchmark, train=benchmark.train.take(kept), notes=[])
+
+
+def test_accuracy_is_that_of_the_images_whose_class_is_trained():
+    settings = config(augmentation={}, validation={"metric": "accuracy"})
+    made = trainer(settings, benchmark=without_class(benchmark_of(True), 1), **METHODS["classes"])
+    database = made.benchmark.validation_database
+    rows = np.flatnonzero(database.labels != 1)
+    assert rows_of_accuracy(made.method, made.benchmark).tolist() == rows.tolist()
+    found = made.validate()
+    with torch.no_grad():
+        guesses = made.method.class_probabilities(made.database.batch(np.arange(60))).argmax(dim=1)
+    assert found["accuracy"] == float((guesses.numpy() == database.labels)[rows].mean())
+    (note,) = notes_on_accuracy(made.method, made.benchmark)
+    assert "leaves out 20 of 60 validation images" in note
+    assert notes_on_accuracy(made.method, benchmark_of(True)) == []
+
+
+def test_accuracy_is_refused_where_no_validation_image_is_of_a_trained_class():
+    made = benchmark_of(True)
+    rows = np.flatnonzero(made.validation_database.labels == 1)
+    made = replace(made, validation_database=made.validation_database.take(rows))
+    settings = config(augmentation={}, validation={"metric": "accuracy"})
+    with pytest.raises(RecipeError, match="the validation queries are of other classes than are trained"):
+        trainer(settings, benchmark=without_class(made, 1), **METHODS["classes"])
 
 
 DATABASE = coloured_table(12)

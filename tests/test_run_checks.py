@@ -152,6 +152,15 @@ class TestIndexOfLocalFeatures:
             refuse_unmeasurable(recipe_of(GEM, verified_by(local, tmp_path / "other")), benchmark)
 
 
+def test_validation_images_of_no_trained_class_are_noted(tmp_path, benchmark, monkeypatch):
+    kept = np.flatnonzero(np.asarray(benchmark.train.labels) != 1)
+    lacking = replace(benchmark, train=benchmark.train.take(kept), notes=[])
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: lacking)
+    chosen = "train.validation.metric=accuracy"
+    notes = run_on(tmp_path / "out", DELF, PLAIN, chosen).prepare().notes
+    assert any("the accuracy leaves out" in note for note in notes)
+
+
 @pytest.mark.parametrize("decoded", [False, True])
 def test_images_that_were_decoded_before_are_not_looked_at_again(tmp_path, benchmark, monkeypatch, decoded):
     looked = []

@@ -4,7 +4,7 @@ from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.loop.config import TrainConfig
 from ray_retrieval.loop.optim import PlateauSchedule
-from ray_retrieval.loop.validation import has_accuracy, refuse_unmeasured
+from ray_retrieval.loop.validation import refuse_unmeasured, rows_of_accuracy
 from ray_retrieval.methods.base import Method
 
 
@@ -23,7 +23,7 @@ def refuse_misfits(method: Method, benchmark: Benchmark, config: TrainConfig) ->
             mend="set it to 1",
         )
     refuse_unmeasured(config.validation.metric, method.config.form.kind)
-    if config.validation.metric == "accuracy" and not has_accuracy(method, benchmark):
+    if config.validation.metric == "accuracy" and not len(rows_of_accuracy(method, benchmark)):
         raise RecipeError(
             "accuracy is not measured: the validation queries are of other classes than are trained",
             where="train.validation.metric",

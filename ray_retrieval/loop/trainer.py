@@ -38,7 +38,7 @@ from ray_retrieval.loop.monitor import Monitor
 from ray_retrieval.loop.optim import build_optimizer, set_learning_rate
 from ray_retrieval.loop.process import Process
 from ray_retrieval.loop.steplog import Window
-from ray_retrieval.loop.validation import MEASURED, has_accuracy, measure, rows_of_queries
+from ray_retrieval.loop.validation import MEASURED, measure, rows_of_accuracy, rows_of_queries
 from ray_retrieval.methods.base import Batch, Clock, Method, Rows
 from ray_retrieval.storage import Folder
 
@@ -335,8 +335,8 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """How the validation queries find their like in the validation database, and which class they get."""
         self.method.eval()
-        benchmark, accuracy = self.benchmark, has_accuracy(self.method, self.benchmark)
-        database, likeliest = self._describer.describe(self.database, classes=accuracy)
+        benchmark, told = self.benchmark, rows_of_accuracy(self.method, self.benchmark)
+        database, likeliest = self._describer.describe(self.database, classes=len(told) > 0)
         if self._query_rows is None:
             queries, _ = self._describer.describe(self.queries)
         else:
@@ -349,7 +349,7 @@ class Trainer:
             measured = measure(queries, tables[0], database, tables[1], k=k, threads=self.process.threads)
         found: dict[str, float] = {name: self.process.from_leader(measured[name]) for name in names}
         if likeliest is not None:
-            found["accuracy"] = float((likeliest == benchmark.validation_database.labels).mean())
+            found["accuracy"] = float((likeliest == benchmark.validation_database.labels)[told].mean())
         return found
 
     def _complete(self) -> None:

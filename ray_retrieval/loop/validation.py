@@ -22,7 +22,7 @@ MEASURED: dict[DescriptorKind, tuple[ValidationMetric, ...]] = {
     DescriptorKind.LOCAL: ("map", "map@r", "recall@1", "accuracy"),
 }
 """What is measured on validation queries, by what the method makes of an image. Of local features it is what
-`Method.compared` gives, and the accuracy where validation images are of classes that are trained."""
+`Method.compared` gives, and the accuracy of the validation images whose classes are trained."""
 
 
 class ValidationConfig(Config):
@@ -51,15 +51,30 @@ def refuse_unmeasured(metric: ValidationMetric, kind: DescriptorKind) -> None:
         )
 
 
-def has_accuracy(method: Method, benchmark: Benchmark) -> bool:
-    """Whether the accuracy is measured: the method tells classes, and the validation's are all trained."""
+def rows_of_accuracy(method: Method, benchmark: Benchmark) -> Rows:
+    """Rows of the validation database that the accuracy is measured by: those of trained classes.
+
+    There are none where the method tells no classes, or the validation images are of other classes.
+    """
+    none = np.zeros(0, np.int64)
     if method.config.form.kind is not DescriptorKind.LOCAL:
-        return False
+        return none
     trained, asked = benchmark.train, benchmark.validation_database
     # Tables of other classes number them from 0 too: it is the list of classes that tells.
     if (trained.classes, trained.class_names) != (asked.classes, asked.class_names) or not len(asked):
-        return False
-    return asked.labels.ndim == 1 and bool(np.isin(asked.labels, trained.labels).all())
+        return none
+    return np.flatnonzero(np.isin(asked.labels, trained.labels)) if asked.labels.ndim == 1 else none
+
+
+def notes_on_accuracy(method: Method, benchmark: Benchmark) -> list[str]:
+    """Says how many validation images the accuracy leaves out, where it is measured without some."""
+    measured, images = len(rows_of_accuracy(method, benchmark)), len(benchmark.validation_database)
+    if measured in (0, images):
+        return []
+    return [
+        f"the accuracy leaves out {images - measured:,} of {images:,} validation images: "
+        "no training image is of their class"
+    ]
 
 
 def rows_of_queries(queries: ImageTable, database: ImageTable) -> Rows | None:

@@ -7,6 +7,7 @@ from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.history import read_history
 from ray_retrieval.loop import Outcome
+from ray_retrieval.loop.validation import notes_on_accuracy
 from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
 from ray_retrieval.model_folder import DESCRIPTION, read_model_description
@@ -71,6 +72,8 @@ class Training:
         benchmark.notes.extend(
             method.warnings(benchmark.train, config.total_steps(method.rounds * len(sizes)))
         )
+        said = notes_on_accuracy(method, benchmark)
+        benchmark.notes.extend(note for note in said if note not in benchmark.notes)
 
     def take_model(self, benchmark: Benchmark) -> None:
         """Take the model that the recipe starts from for the trained one, where nothing can be trained.
