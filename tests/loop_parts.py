@@ -39,8 +39,8 @@ def trainer(
     method = build(sized(method, 12, **settings), classes=3).to(dtype)
     if dtype == torch.float64 and not isinstance(method, Gem):
         look_at_one_pixel(method)
-    if dropout:
-        method.backbone.append(torch.nn.Dropout(dropout))
+    if dropout:  # two layers: what one draws must not depend on how often the other has drawn
+        method.backbone.extend([torch.nn.Dropout(dropout), torch.nn.Dropout(dropout)])
     return Trainer(
         method, benchmark or coloured_benchmark(), train or config(), seed=5, process=process or Process()
     )

@@ -143,9 +143,11 @@ def test_images_that_do_not_fit_in_memory_train_alike(tmp_path):
     assert loss_curve(cached) == loss_curve(decoded)
 
 
-def test_accumulated_parts_give_the_gradient_of_the_batch():
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_accumulated_parts_give_the_gradient_of_the_batch(dropout):
     def gradients(parts):
-        made = trainer(config(accumulate=parts, optimizer={"lr": 1e-9}), dtype=torch.float64)
+        settings = config(accumulate=parts, optimizer={"lr": 1e-9})
+        made = trainer(settings, dtype=torch.float64, dropout=dropout)
         for layer in made.method.modules():  # batch statistics see one part at a time: leave them out
             if isinstance(layer, torch.nn.BatchNorm2d):
                 layer.forward = lambda x: x

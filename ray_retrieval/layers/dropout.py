@@ -1,8 +1,9 @@
 """Dropout whose masks are those of the whole global batch.
 
-With masks that each worker draws for itself, the same recipe trains differently on one and on two workers.
-Here every worker draws the mask of the global batch from the same seed and takes its own rows, so that two
-workers drop what one would.
+With masks that each worker draws for itself, or for each part of its batch, the same recipe trains
+differently on one and on two workers, and in one part and in several. Here every worker draws the mask of the
+global batch from the same seed, for each part anew, and takes its own rows of it, so that they all drop what
+one worker would that has the whole batch at hand.
 """
 
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor, nn
 
 
 class GlobalDropout(nn.Dropout):
-    """`nn.Dropout` that draws for the global batch; the workers' generators have to be seeded alike.
+    """`nn.Dropout` that draws for the global batch; all generators have to be in one state before each part.
 
-    Called on float [n, …], this worker's rows, it gives the same shape and type.
+    Called on float [n, …], the rows of a worker or of a part of its batch, it gives the same shape and type.
 
     Attributes:
-        start: position of this worker's first row in the global batch.
+        start: position of the first of these rows in the global batch.
         total: rows of the global batch; 0 draws for the rows at hand alone.
     """
 

@@ -21,7 +21,8 @@ class Gradients:
     """Adds the gradients of global batches to a method's parameters, the same on every process.
 
     Args:
-        method: on its device; its batch normalisation and dropout are made to span the processes.
+        method: on its device; its batch normalisation is made to span the processes, its dropout these and
+            the parts.
         accumulate: parts in which a process computes its share of a batch.
         process: this process among its peers.
 
@@ -34,10 +35,11 @@ class Gradients:
     def __init__(self, method: Method, *, accumulate: int, process: Process) -> None:
         self._method, self._accumulate, self._process = method, accumulate, process
         self._dropout: list[GlobalDropout] = []
+        if process.world > 1 or accumulate > 1:
+            self._dropout = synchronise_dropout(method)
         self.network: Method | DistributedDataParallel = method
         if process.world > 1:
             synchronise_batch_norm(method)
-            self._dropout = synchronise_dropout(method)
             devices = [process.device] if process.device.type == "cuda" else None
             self.network = DistributedDataParallel(method, device_ids=devices)
         self.precision: Literal["bf16", "float32"] = "float32"
@@ -65,7 +67,8 @@ class Gradients:
             for layer in self._dropout:
                 layer.start, layer.total = batch.start + int(part[0]), batch.global_size
             with self._gradients_wait(number < len(parts) - 1):
-                outputs = self._forward(self.network, images[part[0] : part[-1] + 1])
+                with self._draws_again(number < len(parts) - 1):
+                    outputs = self._forward(self.network, images[part[0] : part[-1] + 1])
                 self._backward(outputs, batch.part(part), clock)
 
     def _in_two_passes(self, batch: Batch, images: Images, clock: Clock) -> None:
@@ -100,6 +103,13 @@ class Gradients:
         if self._process.world == 1 or not waits:
             return nullcontext()
         return self.network.no_sync()  # type: ignore[operator]
+
+    def _draws_again(self, again: bool) -> AbstractContextManager[None]:
+        """The next part draws what this one does: dropout's masks of the global batch."""
+        if not again:
+            return nullcontext()
+        device = self._process.device
+        return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
     def _forward(self, network: Method | DistributedDataParallel, images: Tensor) -> Outputs:
         with autocast(self.precision, self._process.device):
