@@ -53,7 +53,7 @@ def local_ray():
 
 
 @pytest.fixture
-def encoding_here(local_ray):
+def encoding_here():
     """Images are encoded in this process."""
     from here_parts import encoding_in_this_process
 

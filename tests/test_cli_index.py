@@ -150,7 +150,9 @@ def test_mistakes_end_in_one_line_and_code_2(cli_call, index, arguments, message
 
 
 @pytest.mark.cluster
-def test_images_are_encoded_by_the_model_beside_the_index(cli_call, made, index, tmp_path, local_ray):
+def test_images_are_encoded_by_the_model_beside_the_index(
+    cli_call, made, index, tmp_path, local_ray, encoding_here
+):
     change = said(cli_call, "index", "add", index, made / "images")
     assert (change["added"], change["rows"]) == (4, 28)
     opened = search.Index.open(index)

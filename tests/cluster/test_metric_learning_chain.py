@@ -34,7 +34,7 @@ def photographs(tmp_path_factory):
     return folder
 
 
-def test_xbm_goes_the_whole_way_with_two_workers(encoding_here, photographs, tmp_path):
+def test_xbm_goes_the_whole_way_with_two_workers(local_ray, encoding_here, photographs, tmp_path):
     settings = [
         f"data={{name: images, database: {photographs}, split: classes, validation_classes: 0.3}}",
         "method={name: xbm, dimension: 9, images_per_class: 2, warmup_steps: 3, image: {size: 16},"

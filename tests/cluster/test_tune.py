@@ -190,6 +190,7 @@ def test_records_that_cannot_be_written_end_a_search_with_their_error(
     assert [(line["state"], line["epochs"]) for line in lines(tmp_path / "search")] == [("running", 1)]
 
 
+@pytest.mark.long
 def test_when_every_trial_failed_the_report_says_of_what(local_ray, photos, tmp_path):
     tune = "{searcher: grid, concurrent: 1, space: {train.optimizer.lr: {grid: [1.0e+30]}}}"
     made = recipes.template(QUICKSTART, settings(photos, tmp_path / "search", tune))

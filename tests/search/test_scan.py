@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from unittest import mock
 
 import faiss
@@ -209,9 +210,11 @@ def test_after_an_error_of_a_helper_no_other_call_is_begun():
 
 
 @pytest.mark.parametrize("place", ["in a call", "while it waits"])
-def test_an_interrupted_thread_leaves_no_helper_at_work(place):
+def test_an_interrupted_thread_leaves_no_helper_at_work(place, request):
     """A second interrupt changes nothing: whoever asks for the calls may hold a lock for them."""
     begun, ended, here, helping = [], [], threading.Event(), threading.Event()
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell none is there
 
     def work(number, _):
         begun.append(number)

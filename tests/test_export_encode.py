@@ -14,8 +14,6 @@ from ray_retrieval.model import Encoder
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
-
 
 def test_an_export_encodes_in_the_place_of_the_model(encoding_here, tmp_path):
     table = coloured_table(12)
