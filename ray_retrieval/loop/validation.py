@@ -84,15 +84,10 @@ def rows_of_queries(queries: ImageTable, database: ImageTable) -> Rows | None:
     """
     if queries is database:
         return np.arange(len(database))
-    places = {name: row for row, name in enumerate(database.ids)}
-    if not all(name in places for name in queries.ids):
+    rows = places_in(queries, database)
+    if (rows < 0).any() or database.take(rows).fingerprint != queries.fingerprint:
         return None
-    rows = np.array([places[name] for name in queries.ids], np.int64)
-    if database.take(rows).fingerprint != queries.fingerprint:
-        return None
-    inline = np.flatnonzero(queries.inline_lengths() >= 0).tolist()
-    same = (queries.image_bytes(row) == database.image_bytes(int(rows[row])) for row in inline)
-    return rows if all(same) else None
+    return rows
 
 
 def measure(
