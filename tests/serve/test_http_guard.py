@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from http_parts import CONFIG, Asker, FakeBackend, changed, error_of
 from serving_parts import picture
 
 from ray_retrieval.errors import RecipeError
+from ray_retrieval.serve import middleware
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.http import create_app
 from ray_retrieval.serve.keys import new_key
+from ray_retrieval.serve.limits import RateLimit
 
 SEARCH = {"examples": [{"id": "plain"}]}
 
@@ -22,6 +25,12 @@ SEARCH = {"examples": [{"id": "plain"}]}
 @pytest.fixture
 def backend() -> FakeBackend:
     return FakeBackend()
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time passes between requests, so no token drips in."""
+    monkeypatch.setattr(middleware, "RateLimit", partial(RateLimit, clock=lambda: 0.0))
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -160,6 +169,7 @@ def test_listed_origins_are_told_that_they_may_ask(backend: FakeBackend) -> None
     assert "access-control-allow-origin" not in alone.headers
 
 
+@pytest.mark.usefixtures("still")
 def test_who_asks_too_often_is_told_when_to_come_back(backend: FakeBackend, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     anna, bob = new_key(keys, "anna", "read"), new_key(keys, "bob", "read")
@@ -172,6 +182,7 @@ def test_who_asks_too_often_is_told_when_to_come_back(backend: FakeBackend, tmp_
     assert asker.get("/healthz").status_code == 200
 
 
+@pytest.mark.usefixtures("still")
 def test_a_batch_counts_as_its_searches_and_a_thumbnail_as_a_tenth(backend: FakeBackend) -> None:
     asker = Asker(backend, changed(rate_limit=0.01, rate_burst=3))
     assert asker.post("/v1/search/batch", json={"searches": [SEARCH] * 3}).status_code == 200
@@ -181,6 +192,7 @@ def test_a_batch_counts_as_its_searches_and_a_thumbnail_as_a_tenth(backend: Fake
     assert seen == [200] * 10 + [429]
 
 
+@pytest.mark.usefixtures("still")
 def test_whoever_guesses_keys_is_held_up(backend: FakeBackend, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     good = new_key(keys, "anna", "read")
