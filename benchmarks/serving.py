@@ -37,7 +37,6 @@ from typing import Any
 import numpy as np
 import psutil
 import pyarrow as pa
-import ray
 import torch
 from apart import at_once
 from book import arguments, claim, measuring, on_threads
@@ -126,7 +125,7 @@ def measure(options: argparse.Namespace, backbone: str, *, codes: bool) -> None:
         print(f"alone       {known.alone:8.1f} images/s in batches of {BATCH}, {known.layout}")
         print(f"in process  {1000 * known.image_s:8.2f} ms for an image, encoded and searched: p50")
         print(f"in process  {1000 * known.code_s:8.2f} ms for a code, searched: p50")
-        with _local_ray(), _server(uri, index, options) as url:
+        with _server(uri, index, options) as url:
             bodies = {"images": [_upload(image) for image in images]}
             if codes:
                 bodies["codes"] = [_code(index, row) for row in range(len(images))]
@@ -231,17 +230,8 @@ def _median(work: Callable[[int], None], seconds: float) -> float:
 
 
 @contextmanager
-def _local_ray() -> Iterator[None]:
-    """It is there only while a server is measured, not what is compared with."""
-    ray.init(num_cpus=max(4, cores()), num_gpus=0, log_to_driver=False, logging_level="ERROR")
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
 def _server(uri: str, index: str, options: argparse.Namespace) -> Iterator[str]:
+    """A server on a local Ray of its own, as `ray-retrieval serve` starts it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

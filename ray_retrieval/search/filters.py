@@ -343,7 +343,8 @@ class _Masks:
             possible = those_of(items.type, values)
         else:
             possible = _of_type(pa.array(values), items.type)
-        found = pc.is_in(_comparable(items), value_set=_comparable(possible))
+        # An item that is null is equal to nothing, even where no value of the column's type is known.
+        found = pc.is_in(_comparable(items), value_set=_comparable(possible), skip_nulls=True)
         if _is_list(column.type):
             parents = np.asarray(pc.list_parent_indices(column))
             among = np.zeros(len(column), np.bool_)
@@ -426,8 +427,9 @@ def _of_type(values: pa.Array, kind: pa.DataType) -> pa.Array:
 def _comparable(column: pa.Array) -> pa.Array:
     """A column as a type whose values Arrow compares; each is the same."""
     kind = column.type
-    if pa.types.is_float16(kind):
-        return column.cast(pa.float32())
+    if pa.types.is_floating(kind):
+        column = column.cast(pa.float32()) if pa.types.is_float16(kind) else column
+        return pc.add(column, pa.scalar(0, column.type))  # to Arrow, -0.0 is another item than 0.0
     if pa.types.is_decimal(kind) and kind.bit_width < 128:
         return column.cast(pa.decimal128(kind.precision, kind.scale))
     return column

@@ -343,7 +343,9 @@ class Index:
         """
         return len(self.selection(where))
 
-    def nearest_features(self, queries: Local, *, where: "str | Filter | None" = None) -> Neighbours:
+    def nearest_features(
+        self, queries: Local, *, where: "str | Filter | None" = None, compare_few: bool = True
+    ) -> Neighbours:
         """What the queries' features would vote on, among the opened shards, where the index has `votes`.
 
         Merged by `neighbours.merge_neighbours` with that of the other shards, and voted on by `votes.cast`,
@@ -352,6 +354,8 @@ class Index:
         Args:
             queries: sets of the index's form.
             where: as for `search`.
+            compare_few: compare the features one by one where only `few_features` of the opened shards may be
+                found. Of shards that are merged with others which have more, they must not be.
 
         Returns:
             The nearest features of each feature of the queries, one query after another.
@@ -360,10 +364,24 @@ class Index:
             QueryError: if the filter is not one for this index.
         """
         assert self.shortlist is not None
+        selection = self._voting(where)
+        return self.shortlist.nearest(
+            queries, selection=selection, compare_few=compare_few, threads=self._threads
+        )
+
+    def few_features(self, where: "str | Filter | None" = None) -> int | None:
+        """How many features of the opened shards `nearest_features` compares one by one: None if by an index.
+
+        Raises:
+            QueryError: if the filter is not one for this index.
+        """
+        assert self.shortlist is not None
+        return self.shortlist.few_features(self._voting(where))
+
+    def _voting(self, where: "str | Filter | None") -> Selection | None:
+        """The rows whose features vote: None of an index that nothing was removed from, without a filter."""
         # As with all shards opened: how features are compared may depend on whether there is a selection.
-        selected = where is not None or self.manifest.deleted
-        selection = self.selection(where) if selected else None
-        return self.shortlist.nearest(queries, selection=selection, threads=self._threads)
+        return self.selection(where) if where is not None or self.manifest.deleted else None
 
     def selection(self, where: "str | Filter | None" = None) -> Selection:
         """The rows that a search can find, or those that pass a filter.

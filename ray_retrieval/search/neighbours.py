@@ -235,6 +235,7 @@ def nearest_features(
     effort: Effort,
     *,
     masks: Sequence[Mask] | None = None,
+    compare_few: bool = True,
     threads: int = 1,
 ) -> Neighbours:
     """The K nearest features of some segments, for each of the queries' features.
@@ -244,8 +245,9 @@ def nearest_features(
         queries: float32 [q, d], features of one or more queries.
         count: K.
         effort: how hard an index looks.
-        masks: bool [images] of each segment, whose features count; default those of all images. Where few
-            features count, they are compared with the queries' one by one, whatever the segments are.
+        masks: bool [images] of each segment, whose features count; default those of all images.
+        compare_few: where `few_features` count, they are compared with the queries' one by one, whatever the
+            segments are. What is merged must have been found in one way: distances of an index are others.
         threads: to share the work among.
 
     Raises:
@@ -253,17 +255,36 @@ def nearest_features(
         QueryError: if a query holds what is no finite number.
     """
     check_query_vectors(queries, *{segment.features.data.shape[1] for segment in segments})
-    if masks is not None:
-        counted = zip(segments, masks, strict=True)
-        kept = sum(int(np.count_nonzero(segment.features.features_of(mask))) for segment, mask in counted)
-        if kept <= _FEW:
-            segments = [segment.features for segment in segments]
+    if compare_few and few_features(segments, masks) is not None:
+        segments = [segment.features for segment in segments]
     parts = []
     for number, segment in enumerate(segments):
         mask = None if masks is None else masks[number]
         hits = segment.nearest(queries, count, effort, mask=mask, threads=threads)
         parts.append(_placed(hits, segment.features))
     return merge_neighbours(parts or [_no_neighbours(len(queries), count)], count)
+
+
+def few_features(segments: Sequence[AnyFeatures], masks: Sequence[Mask] | None) -> int | None:
+    """How many features count, where they are so few that no index is needed to find them.
+
+    Args:
+        segments: of the database or of a part of it.
+        masks: as for `nearest_features`.
+
+    Returns:
+        None where they are more, where all count, and where there is no index that could be left out.
+    """
+    if masks is None or all(isinstance(segment, FeatureSegment) for segment in segments):
+        return None
+    counted = zip(segments, masks, strict=True)
+    kept = sum(int(np.diff(segment.features.offsets)[mask].sum()) for segment, mask in counted)
+    return kept if are_few(kept) else None
+
+
+def are_few(features: int) -> bool:
+    """Whether so many features are compared one by one where others are left out."""
+    return features <= _FEW
 
 
 def merge_neighbours(parts: Sequence[Neighbours], count: int) -> Neighbours:

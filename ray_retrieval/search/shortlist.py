@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ray_retrieval.descriptors import Codes, Local, Vectors
 from ray_retrieval.search import asmk, faiss_index
@@ -35,9 +36,11 @@ from ray_retrieval.search.hits import NO_ROW, Hits, without
 from ray_retrieval.search.local import LocalSegment
 from ray_retrieval.search.manifest import FileEntry, LocalSearch, Recall, ShardEntry
 from ray_retrieval.search.neighbours import (
+    AnyFeatures,
     FeatureSegment,
     IndexedFeatures,
     Neighbours,
+    few_features,
     fill,
     nearest_features,
     sample_features,
@@ -164,7 +167,7 @@ class ShortlistSearch:
         check_k(k)
         if self.kind == "global":
             return self._by_vectors(queries, k, selection, threads)
-        masks = None if selection is None else [selection.mask(n) for n in range(len(self.segments))]
+        masks = self._masks(selection)
         if self.kind == "asmk":
             return search_asmk(self.words, queries, k, self.config, masks=masks, threads=threads)
         config = self.config if effort is None else self.config.model_copy(update={"nprobe": effort.nprobe})
@@ -172,24 +175,42 @@ class ShortlistSearch:
         images = self.images if selection is None or not filtered else len(selection)
         return search_votes(segments, queries, k, config, images=images, masks=masks, threads=threads)
 
-    def nearest(self, queries: Local, *, selection: Selection | None = None, threads: int = 1) -> Neighbours:
+    def nearest(
+        self,
+        queries: Local,
+        *,
+        selection: Selection | None = None,
+        compare_few: bool = True,
+        threads: int = 1,
+    ) -> Neighbours:
         """The neighbours that `votes` and `exact` vote on: of every feature of the queries, in their order.
 
         Args:
             queries: sets of the index's form.
             selection: images of the opened shards whose features count; default all.
+            compare_few: see `nearest_features`.
             threads: to share the work among.
         """
-        masks = None if selection is None else [selection.mask(n) for n in range(len(self.segments))]
-        segments = self.features if self.kind == "exact" else self.indexed
         return nearest_features(
-            segments,
+            self._voters,
             queries.data.astype(np.float32),
             self.config.neighbours,
             self.config.effort,
-            masks=masks,
+            masks=self._masks(selection),
+            compare_few=compare_few,
             threads=threads,
         )
+
+    def few_features(self, selection: Selection | None) -> int | None:
+        """As `neighbours.few_features`, of the opened shards."""
+        return few_features(self._voters, self._masks(selection))
+
+    @property
+    def _voters(self) -> Sequence[AnyFeatures]:
+        return self.features if self.kind == "exact" else self.indexed
+
+    def _masks(self, selection: Selection | None) -> list[npt.NDArray[np.bool_]] | None:
+        return None if selection is None else [selection.mask(n) for n in range(len(self.segments))]
 
     def _by_vectors(self, queries: Local, k: int, selection: Selection | None, threads: int) -> Hits:
         """By the global vectors, exactly: similarities are (1 + cosine) / 2."""

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,6 +14,7 @@ from ray_retrieval.descriptors import Codes, Descriptors, Local, Vectors, concat
 from ray_retrieval.errors import QueryError
 from ray_retrieval.search import Hits, Index
 from ray_retrieval.search.filters import Filter
+from ray_retrieval.search.neighbours import are_few
 from ray_retrieval.serve.answers import Described, Partial, Query, SearchAnswer
 from ray_retrieval.serve.backend import (
     AnyExample,
@@ -244,14 +245,20 @@ class Searching:
         shards = len(live.index.manifest.shards)
         numbers = [number for number in range(len(groups)) if share(shards, number, len(groups))]
         allowed = self._config.partial == "allow" if request.partial is None else request.partial
-        # Without it there is no answer: then a group that comes back in time is worth waiting for.
-        left = min(call.left(), self._config.group_timeout_s) if allowed else call.left()
-        query = GroupQuery(live.key, queries, k, where, time.time() + left, len(groups))
+
+        async def ask(some: list[int], *, compare_few: bool) -> list[GroupAnswer | PartError]:
+            # Without it there is no answer: then a group that comes back in time is worth waiting for.
+            left = min(call.left(), self._config.group_timeout_s) if allowed else call.left()
+            query = GroupQuery(live.key, queries, k, where, time.time() + left, len(groups), compare_few)
+            return await all_of(_asked(groups[number], query, left, allowed) for number in some)
+
         with self._metrics.waiting("group"):
-            answers = await all_of(_asked(groups[number], query, left, allowed) for number in numbers)
+            answers = dict(zip(numbers, await ask(numbers, compare_few=True), strict=True))
+            if others := _other_distances(answers):
+                answers |= dict(zip(others, await ask(others, compare_few=False), strict=True))
         missing = []
         there: list[GroupAnswer] = []
-        for number, answer in zip(numbers, answers, strict=True):
+        for number, answer in answers.items():
             if isinstance(answer, PartError):
                 self._metrics.failure(answer.part, answer.why)
                 missing.append(number)
@@ -279,6 +286,13 @@ async def _asked(group: Watched, query: GroupQuery, left: float, allowed: bool) 
         if not allowed or error.why == "busy":
             raise
         return error
+
+
+def _other_distances(answers: Mapping[int, GroupAnswer | PartError]) -> list[int]:
+    """The groups that compared few features one by one, where all groups together have more than few."""
+    there = {number: answer for number, answer in answers.items() if isinstance(answer, GroupAnswer)}
+    few = {number: answer.few for number, answer in there.items() if answer.few is not None}
+    return [] if len(few) == len(there) and are_few(sum(few.values())) else list(few)
 
 
 def _merged(live: Live, there: list[GroupAnswer], queries: Descriptors, k: int, *, filtered: bool) -> Hits:

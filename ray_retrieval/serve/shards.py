@@ -107,8 +107,17 @@ class ShardGroup(Replica[Division, Index | None]):
         selected = 0
         if index.votes:
             selected = index.count(where)
-            parts = [(index.nearest_features(_local(query), where=where)) for query in queries]
-            return [GroupAnswer(version, part, selected, len(queries)) for part in parts]
+            few = index.few_features(where)
+            return [
+                GroupAnswer(
+                    version,
+                    index.nearest_features(_local(query), where=where, compare_few=query.compare_few),
+                    selected,
+                    len(queries),
+                    few if query.compare_few else None,
+                )
+                for query in queries
+            ]
         described = concatenate([query.queries for query in queries])
         hits = index.search(described, max(query.k for query in queries), where=where)
         ends = np.cumsum([0, *(len(query.queries) for query in queries)]).tolist()

@@ -57,6 +57,7 @@ class GroupQuery:
         where: which rows may be hits; None: all.
         expires: moment (`time.time`) after which nobody waits for the answer.
         groups: among how many the shards are divided, as the one that asks knows it.
+        compare_few: whether a group with few features that count may compare them one by one.
     """
 
     version: VersionKey
@@ -65,6 +66,7 @@ class GroupQuery:
     where: Filter | None
     expires: float
     groups: int
+    compare_few: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,14 @@ class GroupAnswer:
             features, one query after another, which have to be merged before anything is voted on.
         selected: rows of the group that may be hits, where votes are still to be cast; else 0.
         batch: queries that were searched together.
+        few: features of the group that count, where they were compared one by one as they are few; else None.
     """
 
     version: VersionKey
     found: Hits | Neighbours
     selected: int
     batch: int
+    few: int | None = None
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,14 @@ def test_a_number_means_the_same_below_above_and_equal():
         assert passing(text, rows) == expected, text
 
 
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()], ids=str)
+def test_zero_has_no_sign(kind):
+    rows = pa.RecordBatch.from_pydict({"c": pa.array([0.0, -0.0, 1.0, None]).cast(kind)})
+    for zero in ("0", "-0.0", "0.0"):
+        assert passing(f"c = {zero}", rows) == passing(f"c in ({zero}, 7)", rows) == [0, 1]
+        assert passing(f"c != {zero}", rows) == [2]
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from([pa.float16(), pa.float32(), pa.float64(), pa.int8(), pa.uint8(), pa.int64()]),
@@ -231,6 +239,12 @@ def test_of_a_column_that_is_null_throughout_nothing_is_true_or_false(condition)
     rows = pa.record_batch({"label": pa.nulls(2), "n": pa.nulls(2)})
     for sign in ("=", "!=", "<", "<=", ">", ">="):
         assert passing(condition.format(sign), rows) == passing(f"not {condition.format(sign)}", rows) == []
+
+
+def test_items_that_are_null_throughout_are_equal_to_nothing():
+    rows = pa.RecordBatch.from_pydict({"c": pa.array([[None], [], None], pa.list_(pa.null()))})
+    assert passing("c = 1", rows) == passing("c in (1, dog)", rows) == []
+    assert passing("c != 1", rows) == [0, 1]
 
 
 def test_a_column_that_these_rows_lack_is_null():

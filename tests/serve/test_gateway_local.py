@@ -87,9 +87,17 @@ def photograph(number: int) -> ImageExample:
 
 
 @pytest.mark.parametrize(
-    ("shortlist", "where"), [("exact", None), ("votes", None), ("votes", "label = 1"), ("asmk", "label = 1")]
+    ("shortlist", "where", "few"),
+    [
+        ("exact", None, 0),
+        ("asmk", "label = 1", 0),
+        *(("votes", where, few) for where in (None, "label = 1") for few in (0, 400, 10**6)),
+    ],
 )
-def test_groups_find_the_shortlist_of_one_process(tmp_path: Path, shortlist: str, where: str | None) -> None:
+def test_groups_find_the_shortlist_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shortlist: str, where: str | None, few: int
+) -> None:
+    monkeypatch.setattr("ray_retrieval.search.neighbours._FEW", few)
     served = built(tmp_path, shortlist)
     remove(served.index, [served.ids[5]])
     expected = Index.open(served.index).search(SCENE, 10, where=where)
