@@ -130,6 +130,10 @@ def files_in(folder: str) -> list[str]:
     """
     filesystem, path = store(folder)
     with _listing(folder):
+        if isinstance(filesystem, fs.LocalFileSystem):
+            # pyarrow stops at a name that is not UTF-8, whatever the file is.
+            with os.scandir(path) as entries:
+                return sorted(i.name for i in entries if i.is_file() and not _hidden(i.name))
         found = filesystem.get_file_info(fs.FileSelector(path))
     return sorted(i.base_name for i in found if i.type == fs.FileType.File and not _hidden(i.base_name))
 
@@ -140,7 +144,8 @@ def walk(folder: str) -> Iterator[str]:
     The order is not defined: sort what comes. Links to folders are followed, each real folder once.
 
     Raises:
-        DataError: if a folder of a store is not there, or may not be listed.
+        DataError: if a folder below a local one cannot be read; if one of a store is not there, or may not be
+            listed.
     """
     filesystem, path = store(folder)
     if isinstance(filesystem, fs.LocalFileSystem):
@@ -156,7 +161,7 @@ def walk(folder: str) -> Iterator[str]:
 
 def _walk_local(top: str) -> Iterator[str]:
     seen = set()
-    for here, folders, files in os.walk(top, followlinks=True):
+    for here, folders, files in os.walk(top, onerror=_refuse_folder, followlinks=True):
         real = os.path.realpath(here)
         if real in seen:
             folders.clear()
@@ -170,8 +175,17 @@ def _walk_local(top: str) -> Iterator[str]:
                 yield name if prefix == "." else f"{prefix.replace(os.sep, '/')}/{name}"
 
 
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(
+        f"the folder cannot be read: {error.strerror or error}",
+        where=error.filename,
+        mend="make it readable, or leave it out by a name that begins with a dot",
+    ) from None
+
+
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    # lost+found lies at the top of a disk, and only root may read it.
+    return name.startswith(".") or name in ("__MACOSX", "lost+found")
 
 
 @contextmanager

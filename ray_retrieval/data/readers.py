@@ -59,16 +59,18 @@ def read(uri: str, root: str | None) -> Rows:
     """The rows of whatever lies at `uri`: see the table at the head of this module.
 
     Raises:
-        DataError: if nothing is there, or nothing that is known.
+        DataError: if nothing is there, or nothing that is known, or if a name is not UTF-8.
     """
     base = None if root is None else location.expand(root)
     place = location.expand(uri)
+    _refuse_other_encodings([place])
     # What is there wins over a pattern: names may hold brackets.
     kind = location.find(place).type
     if kind == fs.FileType.Directory:
         inside = [name for name in location.files_in(place) if _suffix(name) in _TABLE_SUFFIXES]
         tables = [name for name in inside if _suffix(name) in (".parquet", ".arrow")]
         if tables:
+            _refuse_other_encodings(tables, place)
             _refuse_several_splits(place, tables)
             return _read_files(place, tables, base, where=place)
         return read_folder(place, lists=inside)
@@ -90,9 +92,11 @@ def read_folder(folder: str, lists: Sequence[str] = ()) -> Rows:
         lists: list files that lie in the folder too, for a better error when there is no image.
 
     Raises:
-        DataError: if there is no image, or if the sub-folders are splits rather than classes.
+        DataError: if there is no image, if a name is not UTF-8, if a sub-folder cannot be read, or if the
+            sub-folders are splits rather than classes.
     """
     names = sorted(name for name in location.walk(folder) if _suffix(name) in IMAGE_SUFFIXES)
+    _refuse_other_encodings(names, folder)
     if not names:
         mend = f"did you mean {location.join(folder, lists[0])}?" if lists else _known_forms()
         raise DataError("no image in this folder", where=folder, mend=mend)
@@ -325,6 +329,7 @@ def _matching(pattern: str) -> tuple[str, list[str]]:
     names = sorted(name for name in found if fnmatch.fnmatchcase(name, inner))
     if not names:
         raise DataError("no file matches this pattern", where=pattern, mend="check the path")
+    _refuse_other_encodings(names, folder)
     return folder, names
 
 
@@ -336,6 +341,26 @@ def _refuse_several_splits(folder: str, names: Sequence[str]) -> None:
             where=folder,
             mend=f"give one of them, such as {location.join(folder, sorted(heads)[0])}*.parquet",
         )
+
+
+def _refuse_other_encodings(names: Sequence[str], where: str | None = None) -> None:
+    """Fail where a name has bytes that are not UTF-8, as archives of old systems have them."""
+    wrong = [name for name in names if not _is_utf8(name)]
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} of {len(names)} names are not UTF-8, the first is {os.fsencode(wrong[0])!r}",
+            where=where,
+            mend="rename them: `convmv -f latin1 -t utf8 -r --notest` does so for a whole folder",
+        )
+
+
+def _is_utf8(name: str) -> bool:
+    # What is not UTF-8 in a name of the file system comes as lone surrogates, which no text has.
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_missing(paths: Sequence[str], where: str) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,19 @@ class TestFolder:
         with pytest.raises(DataError, match="splits, not classes"):
             open_images(str(top))
         assert open_images(str(top / "train")).class_names == ["cat", "dog", "owl"]
+
+    @pytest.mark.parametrize("pattern", ["", "*/*.png", "cat"])
+    def test_a_name_that_is_not_utf8_is_named(self, photo_folder: Path, pattern: str) -> None:
+        (photo_folder / "cat" / "00.png").rename(photo_folder / "cat" / os.fsdecode(b"caf\xe9.png"))
+        with pytest.raises(DataError, match=r"1 of \d+ names are not UTF-8, the first is b'.*caf\\xe9.png'"):
+            open_images(f"{photo_folder}/{pattern}")
+
+    def test_a_place_and_other_files_that_are_not_utf8(self, photo_folder: Path) -> None:
+        place = str(photo_folder / os.fsdecode(b"caf\xe9"))
+        with pytest.raises(DataError, match="names are not UTF-8"):
+            open_images(place)
+        Path(f"{place}.txt").touch()
+        assert len(open_images(str(photo_folder))) == 36
 
     def test_missing_folder(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="nothing is there"):

@@ -1,4 +1,7 @@
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,11 +57,27 @@ def test_the_limit_stops_the_reading_one_byte_beyond(tmp_path: Path) -> None:
 
 
 def test_walk_leaves_out_hidden_files_and_survives_a_loop_of_links(tmp_path: Path) -> None:
-    for name in ("a/1.png", ".hidden/2.png", "a/.3.png", "__MACOSX/4.png"):
+    for name in ("a/1.png", ".hidden/2.png", "a/.3.png", "__MACOSX/4.png", "lost+found/5.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     assert list(location.walk(str(tmp_path))) == ["a/1.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    listed = os.scandir
+
+    def closed(folder: str) -> Any:
+        if folder == str(tmp_path / "b"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(DataError, match=r"/b: the folder cannot be read: Permission denied"):
+        list(location.walk(str(tmp_path)))
 
 
 def test_missing_file_and_unknown_store_are_data_errors(tmp_path: Path) -> None:
