@@ -1,5 +1,6 @@
 """The columns of a table of images: `image` and `label` as every reader and table has them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -147,6 +148,21 @@ def lists_of_classes(multi_hot: npt.NDArray[np.bool_]) -> pa.Array:
     rows, columns = np.nonzero(multi_hot)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(multi_hot)))])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(columns, pa.int64()))
+
+
+def refuse_repeated(names: Sequence[str], *, where: str) -> None:
+    """Fail where two columns of a table have the same name.
+
+    Raises:
+        DataError: naming them.
+    """
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"columns stand more than once: {', '.join(repr(name) for name in twice)}",
+            where=where,
+            mend="give every column a name of its own",
+        )
 
 
 def is_text(kind: pa.DataType) -> bool:

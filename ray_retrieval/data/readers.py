@@ -27,7 +27,13 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from ray_retrieval.data import location
-from ray_retrieval.data.columns import canonical_images, canonical_labels, images_at, is_text
+from ray_retrieval.data.columns import (
+    canonical_images,
+    canonical_labels,
+    images_at,
+    is_text,
+    refuse_repeated,
+)
 from ray_retrieval.data.list_files import parse_list
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import split_query
@@ -134,18 +140,21 @@ def read_list(file: str, root: str | None = None) -> Rows:
 def read_csv(file: str, root: str | None = None) -> Rows:
     """A CSV file with a header: a path, optionally `id` and `label`, and any further columns.
 
-    Labels are numbers or names; several of one image are separated by `|` or `;`. An empty one is unknown.
+    Labels are numbers or names; several of one image are separated by `|` or `;`. An empty field is unknown.
+    Among numbers `NA`, `NaN`, `null` and the like are unknown too; among words they are words. Columns without
+    a name and a value, as spreadsheets add them, are left out.
 
     Raises:
-        DataError: if the file is no CSV, has no column of paths, or an empty path.
+        DataError: if the file is no CSV, has no column of paths, an empty path, or two columns of one name.
     """
     text_columns = {name: pa.string() for name in ("id", *_PATH_COLUMNS, *_LABEL_COLUMNS)}
-    options = pyarrow.csv.ConvertOptions(column_types=text_columns, strings_can_be_null=True)
+    options = pyarrow.csv.ConvertOptions(column_types=text_columns)
     try:
         with location.open_file(file) as source:
-            table = pyarrow.csv.read_csv(source, convert_options=options)
-    except pa.ArrowInvalid as error:
+            table = _tidied(pyarrow.csv.read_csv(source, convert_options=options))
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise DataError(f"not a valid CSV file: {error}", where=file) from None
+    refuse_repeated(table.column_names, where=file)
     column = _first_of(table, _PATH_COLUMNS)
     if column is None:
         raise DataError(
@@ -164,7 +173,8 @@ def read_csv(file: str, root: str | None = None) -> Rows:
     label_column = _first_of(table, _LABEL_COLUMNS)
     label, names = pa.nulls(len(table)), None
     if label_column is not None:
-        label, names = canonical_labels(table[label_column], None, where=file, separators="|;")
+        given_labels = _known(table[label_column], options.null_values)
+        label, names = canonical_labels(given_labels, None, where=file, separators="|;")
     ids = table["id"] if "id" in table.column_names else given
     rest = _without(table, (column, label_column, "id"))
     return Rows(_table(ids, label, paths=pa.array(paths), rest=rest), names)
@@ -193,6 +203,27 @@ def read_arrow(files: Sequence[str], root: str | None = None) -> Rows:
     return _join_tables([(file, _read_one_arrow(file)) for file in files], root)
 
 
+def _tidied(table: pa.Table) -> pa.Table:
+    """A CSV's columns with null for empty text, without those that have neither a name nor a value."""
+    kept = [
+        place for place, name in enumerate(table.column_names) if name or table[place].null_count < len(table)
+    ]
+    table = table.select(kept)
+    for place, field in enumerate(table.schema):
+        if is_text(field.type):
+            column = table[place]
+            known = pc.if_else(pc.equal(column, ""), pa.scalar(None, field.type), column)
+            table = table.set_column(place, field.name, known)
+    return table
+
+
+def _known(label: pa.ChunkedArray, unknown: list[str]) -> pa.ChunkedArray:
+    """A CSV's labels with null for the words of `unknown`, where all others are numbers."""
+    missing = pc.is_in(label, value_set=pa.array(unknown))
+    numbers = pc.match_substring_regex(label.filter(pc.invert(missing)), r"^[\s\d|;-]+$")
+    return pc.if_else(missing, pa.scalar(None, label.type), label) if pc.all(numbers).as_py() else label
+
+
 def _read_one_parquet(file: str) -> pa.Table:
     try:
         reader = pq.ParquetFile(location.open_file(file))
@@ -217,6 +248,8 @@ def _read_one_arrow(file: str) -> pa.Table:
 
 def _join_tables(pieces: Sequence[tuple[str, pa.Table]], root: str | None) -> Rows:
     where = pieces[0][0]
+    for file, piece in pieces:
+        refuse_repeated(piece.column_names, where=file)
     try:
         table = pa.concat_tables([piece for _, piece in pieces], promote_options="default")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.data import location, positives, readers
-from ray_retrieval.data.columns import IMAGE_TYPE, canonical_images, canonical_labels
+from ray_retrieval.data.columns import IMAGE_TYPE, canonical_images, canonical_labels, refuse_repeated
 from ray_retrieval.data.decode import MAX_BYTES
 from ray_retrieval.errors import DataError
 
@@ -41,12 +41,14 @@ class ImageTable:
         classes: number of classes; default the names', or else the highest label + 1.
 
     Raises:
-        DataError: if a column is missing, an id is missing or stands twice, or a positive is no row.
+        DataError: if a column is missing or stands twice, an id is missing or stands twice, or a positive is
+            no row.
     """
 
     def __init__(
         self, table: pa.Table, *, name: str, class_names: list[str] | None = None, classes: int | None = None
     ) -> None:
+        refuse_repeated(table.column_names, where=name)
         for column in ("id", "image"):
             if column not in table.column_names:
                 raise DataError(f"a table of images has a column '{column}'", where=name)

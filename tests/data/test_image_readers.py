@@ -181,7 +181,37 @@ class TestCsv:
         assert table.class_names == ["land", "sea", "sky"]
         assert table.labels.tolist() == [[False, True, True], [False, False, True], [True, True, False]]
 
+    def test_words_for_nothing_are_unknown_among_numbers_alone(self, files: Path) -> None:
+        rows = ["path,label,id,country,price", "a.png,NA,NA,NA,NA", "b.png,FR,null,FR,2.5", "sub dir/c.png,,3,,"]
+        table = open_images(write(files, "l.csv", "\n".join(rows)))
+        assert table.class_names == ["FR", "NA"]
+        assert table.ids == ["NA", "null", "3"]
+        assert table.table["label"].to_pylist() == [1, 0, None]
+        assert table.table["country"].to_pylist() == ["NA", "FR", None]
+        assert table.table["price"].to_pylist() == [None, 2.5, None]
+
+    @pytest.mark.parametrize(("text", "labels"), [("4", [4, None, None]), ("4|7", [[4, 7], None, None])])
+    def test_labels_that_are_numbers_may_be_unknown_by_a_word(
+        self, files: Path, text: str, labels: list[Any]
+    ) -> None:
+        table = open_images(write(files, "l.csv", f"path,label\na.png,{text}\nb.png,NA\nsub dir/c.png,\n"))
+        assert table.table["label"].to_pylist() == labels
+        assert table.class_names is None
+
+    def test_empty_columns_without_a_name_are_left_out(self, files: Path) -> None:
+        table = open_images(write(files, "l.csv", "path,label,,\na.png,x,,\nb.png,y,,\n"))
+        assert table.table.column_names == ["id", "image", "label"]
+        with pytest.raises(DataError, match="columns stand more than once: ''"):
+            open_images(write(files, "l.csv", "path,label,,\na.png,x,1,\nb.png,y,,2\n"))
+
+    def test_columns_of_the_same_name(self, files: Path) -> None:
+        with pytest.raises(DataError, match="columns stand more than once: 'label'"):
+            open_images(write(files, "l.csv", "path,label,label\na.png,x,1\n"))
+
     def test_errors(self, files: Path) -> None:
+        (files / "l.csv").write_bytes(b"path,caf\xe9\na.png,1\n")
+        with pytest.raises(DataError, match="not a valid CSV"):
+            open_images(str(files / "l.csv"))
         with pytest.raises(DataError, match="no column of paths"):
             open_images(write(files, "l.csv", "picture,label\na.png,1\n"))
         with pytest.raises(DataError, match="no row"):
@@ -266,6 +296,12 @@ class TestParquet:
         pq.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "a.parquet")
         with pytest.raises(DataError, match="no row"):
             open_images(str(tmp_path / "a.parquet"))
+
+    def test_columns_of_the_same_name(self, tmp_path: Path) -> None:
+        table = pa.table([[b"1"], ["x"], ["y"]], names=["image", "label", "label"])
+        pq.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(DataError, match=r"a\.parquet: columns stand more than once: 'label'"):
+            open_images(str(tmp_path))
 
     def test_files_that_do_not_fit_each_other(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"image": [b"1"], "label": [0]}), tmp_path / "a.parquet")

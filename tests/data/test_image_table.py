@@ -98,6 +98,12 @@ def test_ids_that_stand_twice_are_named() -> None:
         ImageTable(inline(pa.array(["a", None]), [b"x"] * 2), name="t")
 
 
+def test_columns_of_the_same_name_are_named() -> None:
+    table = inline(["a"], [b"x"], size=[1])
+    with pytest.raises(DataError, match="columns stand more than once: 'size'"):
+        ImageTable(table.append_column("size", table["size"]), name="t")
+
+
 def test_missing_column_is_named() -> None:
     with pytest.raises(DataError, match="column 'image'"):
         ImageTable(pa.table({"id": ["a"]}), name="t")
