@@ -44,6 +44,7 @@ _IMAGE_COLUMNS = ("image", "img")
 _PATH_COLUMNS = ("path", "image", "filename", "file_name", "file")
 _TABLE_SUFFIXES = frozenset({".parquet", ".arrow", ".txt", ".csv"})
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
+_BATCH_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -227,11 +228,26 @@ def _known(label: pa.ChunkedArray, unknown: list[str]) -> pa.ChunkedArray:
 def _read_one_parquet(file: str) -> pa.Table:
     try:
         reader = pq.ParquetFile(location.open_file(file))
-        # One row group at a time: a struct column of more than 2 GiB cannot be read in one piece.
-        groups = [reader.read_row_group(group) for group in range(reader.num_row_groups)]
-        return pa.concat_tables(groups) if groups else reader.schema_arrow.empty_table()
+        groups = [batch for group in range(reader.num_row_groups) for batch in _batches(reader, group)]
+        return pa.Table.from_batches(groups, schema=reader.schema_arrow)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"not a valid Parquet file: {error}", where=file) from None
+    except pa.ArrowNotImplementedError as error:
+        raise DataError(f"the Parquet file cannot be read: {error}", where=file) from None
+
+
+def _batches(reader: pq.ParquetFile, group: int) -> list[pa.RecordBatch]:
+    """The rows of a row group, so many at once as Arrow reads: of a struct less than 2 GiB."""
+    found = reader.metadata.row_group(group)
+    rows = max(1, min(found.num_rows, found.num_rows * _BATCH_BYTES // max(1, found.total_byte_size)))
+    while True:
+        try:
+            return list(reader.iter_batches(rows, row_groups=[group]))
+        except pa.ArrowNotImplementedError:
+            # The size in the file is that of dictionaries, whose values may stand in many rows each.
+            if rows == 1:
+                raise
+            rows = max(1, rows // 8)
 
 
 def _read_one_arrow(file: str) -> pa.Table:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ray_retrieval.data import readers
 from ray_retrieval.data.columns import canonical_labels
 from ray_retrieval.data.table import open_images
 from ray_retrieval.errors import DataError
@@ -226,6 +227,20 @@ class TestCsv:
             open_images(write(files, "l.csv", "path\nx.png\n"))
 
 
+class ShortReader(pq.ParquetFile):
+    """Reads at most `rows` rows at once, as Arrow does where they hold 2 GiB."""
+
+    rows = 4
+
+    def read_row_group(self, *_: Any, **__: Any) -> pa.Table:
+        raise pa.ArrowNotImplementedError("Nested data conversions not implemented for chunked array outputs")
+
+    def iter_batches(self, batch_size: int, **options: Any) -> Any:
+        if batch_size > self.rows:
+            self.read_row_group()
+        return super().iter_batches(batch_size, **options)
+
+
 class TestParquet:
     def test_hugging_face_layout_with_names(self, tmp_path: Path) -> None:
         features = {"features": {"labels": {"names": ["no", "yes"], "_type": "ClassLabel"}}}
@@ -253,6 +268,28 @@ class TestParquet:
         found = open_images(str(tmp_path / "a.parquet"))
         assert found.classes == 3
         assert found.labels.tolist() == [[True, False, True], [False] * 3]
+
+    def test_a_large_row_group_is_read_in_parts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = [bytes([row]) * 1000 for row in range(50)]
+        images = pa.array([{"bytes": item, "path": None} for item in data])
+        pq.write_table(pa.table({"image": images, "label": list(range(50))}), tmp_path / "a.parquet")
+        monkeypatch.setattr(readers, "_BATCH_BYTES", 10_000)
+        monkeypatch.setattr(pq, "ParquetFile", ShortReader)
+        found = open_images(str(tmp_path / "a.parquet"))
+        assert found.table["image"].num_chunks >= 50 // ShortReader.rows
+        assert [found.image_bytes(row) for row in range(50)] == data
+        assert found.labels.tolist() == list(range(50))
+
+    def test_a_row_group_that_cannot_be_read_at_all(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pq.write_table(pa.table({"image": [b"1", b"2"]}), tmp_path / "a.parquet")
+        monkeypatch.setattr(ShortReader, "rows", 0)
+        monkeypatch.setattr(pq, "ParquetFile", ShortReader)
+        with pytest.raises(DataError, match=r"a\.parquet: the Parquet file cannot be read: Nested data"):
+            open_images(str(tmp_path / "a.parquet"))
 
     def test_folder_and_pattern_join_files_in_order(self, tmp_path: Path) -> None:
         for part in (1, 0, 2):
