@@ -51,7 +51,7 @@ def _canonical_image_chunk(chunk: pa.Array, root: str, where: str) -> pa.Array:
         # flatten() also carries the struct's own nulls into its children.
         children = dict(zip([field.name for field in kind], chunk.flatten(), strict=True))
         data = children["bytes"].cast(pa.large_binary()) if "bytes" in children else data
-        path = children["path"].cast(pa.string()) if "path" in children else path
+        path = as_text(children["path"], "path", where=where) if "path" in children else path
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         data = chunk.cast(pa.large_binary())
     elif is_text(kind):
@@ -85,7 +85,7 @@ def canonical_labels(
         separators: characters that separate several labels in one string.
 
     Raises:
-        DataError: if the type is no label, or a number has no name.
+        DataError: if the type is no label, or a number has no name or is above 2^63 - 1.
     """
     label = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(label, pa.ChunkedArray):
@@ -118,7 +118,12 @@ def _list_labels(label: pa.Array, names: list[str] | None, where: str) -> tuple[
 
 def _numbers(label: pa.Array, names: list[str] | None, where: str) -> tuple[pa.Array, list[str] | None]:
     if pa.types.is_integer(label.type):
-        return label.cast(pa.int64()), _checked_names(label, names, where)
+        try:
+            return label.cast(pa.int64()), _checked_names(label, names, where)
+        except pa.ArrowInvalid:
+            raise DataError(
+                f"label {pc.max(label)} is above 2^63 - 1", where=where, mend="number the classes from 0"
+            ) from None
     if not is_text(label.type):
         raise DataError(f"the labels are of type {label.type}", where=where, mend="use integers or names")
     label = pc.utf8_trim_whitespace(label)
@@ -148,6 +153,35 @@ def lists_of_classes(multi_hot: npt.NDArray[np.bool_]) -> pa.Array:
     rows, columns = np.nonzero(multi_hot)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=len(multi_hot)))])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(columns, pa.int64()))
+
+
+def as_text(column: Any, name: str, *, where: str) -> Any:
+    """A column of text, of text in bytes or of numbers as string [n].
+
+    Args:
+        column: [n], an array of any kind.
+        name: what to call it in an error.
+        where: what to name in an error.
+
+    Raises:
+        DataError: if its type is no text, or naming a value in bytes that is not UTF-8.
+    """
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowNotImplementedError:
+        found = f"it is of type {column.type}"
+    except pa.ArrowInvalid as error:
+        wrong = [value for value in column.to_pylist() if isinstance(value, bytes) and not _is_utf8(value)]
+        found = f"the first that is not UTF-8 is {wrong[0][:100]!r}" if wrong else str(error)
+    raise DataError(f"the column '{name}' is no text: {found}", where=where, mend="make it text")
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def refuse_repeated(names: Sequence[str], *, where: str) -> None:

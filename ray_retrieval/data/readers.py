@@ -28,6 +28,7 @@ from pyarrow import fs
 
 from ray_retrieval.data import location
 from ray_retrieval.data.columns import (
+    as_text,
     canonical_images,
     canonical_labels,
     images_at,
@@ -142,8 +143,8 @@ def read_csv(file: str, root: str | None = None) -> Rows:
     """A CSV file with a header: a path, optionally `id` and `label`, and any further columns.
 
     Labels are numbers or names; several of one image are separated by `|` or `;`. An empty field is unknown.
-    Among numbers `NA`, `NaN`, `null` and the like are unknown too; among words they are words. Columns without
-    a name and a value, as spreadsheets add them, are left out.
+    Among numbers `NA`, `NaN`, `null` and the like are unknown too; among words they are words. Columns
+    without a name and a value, as spreadsheets add them, are left out.
 
     Raises:
         DataError: if the file is no CSV, has no column of paths, an empty path, or two columns of one name.
@@ -283,7 +284,8 @@ def _join_tables(pieces: Sequence[tuple[str, pa.Table]], root: str | None) -> Ro
     if label_column is not None:
         declared = _declared_names(table.schema, label_column)
         label, names = canonical_labels(table[label_column], declared, where=where)
-    ids = table["id"] if "id" in table.column_names else _ids(table[column], pieces)
+    given = table["id"] if "id" in table.column_names else _ids(table[column], pieces)
+    ids = as_text(given, "id", where=where)
     rest = _without(table, (column, label_column, "id"))
     return Rows(_table(ids, label, images=images, rest=rest), names)
 
@@ -326,7 +328,7 @@ def _table(
 ) -> pa.Table:
     if paths is not None:
         images = images_at(paths)
-    columns = {"id": ids.cast(pa.string()), "image": images, "label": label}
+    columns = {"id": ids, "image": images, "label": label}
     if rest is not None:
         columns |= {name: rest[name] for name in rest.column_names}
     return pa.table(columns)

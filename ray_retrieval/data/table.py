@@ -10,6 +10,8 @@ import bisect
 import functools
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_retrieval.data import location, positives, readers
-from ray_retrieval.data.columns import IMAGE_TYPE, canonical_images, canonical_labels, refuse_repeated
+from ray_retrieval.data.columns import (
+    IMAGE_TYPE,
+    as_text,
+    canonical_images,
+    canonical_labels,
+    refuse_repeated,
+)
 from ray_retrieval.data.decode import MAX_BYTES
 from ray_retrieval.errors import DataError
 
@@ -41,8 +49,8 @@ class ImageTable:
         classes: number of classes; default the names', or else the highest label + 1.
 
     Raises:
-        DataError: if a column is missing or stands twice, an id is missing or stands twice, or a positive is
-            no row.
+        DataError: if a column is missing or stands twice, an id is missing, stands twice or is no text,
+            `box` holds no lists of numbers, or a positive is no row.
     """
 
     def __init__(
@@ -52,12 +60,14 @@ class ImageTable:
         for column in ("id", "image"):
             if column not in table.column_names:
                 raise DataError(f"a table of images has a column '{column}'", where=name)
-        ids = table["id"].cast(pa.string())
+        ids = as_text(table["id"], "id", where=name)
         _check_ids(ids, name)
         label = table["label"] if "label" in table.column_names else pa.nulls(len(table))
         label, class_names = canonical_labels(label, class_names, where=name)
         rest = table.drop_columns([c for c in ("image", "label") if c in table.column_names])
         rest = rest.set_column(rest.column_names.index("id"), "id", ids).add_column(1, "label", label)
+        if "box" in rest.column_names:
+            _refuse_no_boxes(rest["box"].type, name)
         if "positives" in rest.column_names:
             rest = _with_positives(rest, positives.canonical(rest["positives"], where=name))
         images = _chunked(table["image"])
@@ -190,14 +200,12 @@ class ImageTable:
         boxes = self.column("box")
         if boxes is None or boxes.null_count == len(boxes):
             return None
-        try:
-            found: list[list[float] | None] = boxes.cast(pa.list_(pa.float64())).to_pylist()
-        except pa.ArrowInvalid:
-            found = [[]]
+        found: list[list[float] | None] = boxes.cast(pa.list_(pa.float64()), safe=False).to_pylist()
         for row, box in enumerate(found):
-            if box is not None and not (len(box) == 4 and box[0] < box[2] and box[1] < box[3]):
+            if box is not None and not _is_box(box):
                 raise DataError(
-                    f"a box is left, top, right, bottom with left < right and top < bottom, got {box}",
+                    "a box is left, top, right, bottom, four finite numbers with left < right and "
+                    f"top < bottom, got {box}",
                     where=f"{self.name}, image '{self._rest['id'][row]}'",
                 )
         return found
@@ -437,6 +445,23 @@ def _with_positives(table: pa.Table, listed: pa.ListArray) -> pa.Table:
 
 def _restore(table: pa.Table, name: str, class_names: list[str] | None, classes: int) -> ImageTable:
     return ImageTable(table, name=name, class_names=class_names, classes=classes)
+
+
+def _refuse_no_boxes(kind: pa.DataType, name: str) -> None:
+    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    value = kind.value_type if listed else kind
+    number = pa.types.is_integer(value) or pa.types.is_floating(value) or pa.types.is_decimal(value)
+    if not (pa.types.is_null(value) or (listed and number)):
+        raise DataError(
+            f"'box' holds lists of left, top, right and bottom in pixels, found {kind}",
+            where=name,
+            mend="give four numbers, or the column another name",
+        )
+
+
+def _is_box(box: Sequence[float | None]) -> bool:
+    numbers = [place for place in box if place is not None and math.isfinite(place)]
+    return len(box) == len(numbers) == 4 and numbers[0] < numbers[2] and numbers[1] < numbers[3]
 
 
 def _check_ids(ids: pa.ChunkedArray, name: str) -> None:

@@ -183,7 +183,12 @@ class TestCsv:
         assert table.labels.tolist() == [[False, True, True], [False, False, True], [True, True, False]]
 
     def test_words_for_nothing_are_unknown_among_numbers_alone(self, files: Path) -> None:
-        rows = ["path,label,id,country,price", "a.png,NA,NA,NA,NA", "b.png,FR,null,FR,2.5", "sub dir/c.png,,3,,"]
+        rows = [
+            "path,label,id,country,price",
+            "a.png,NA,NA,NA,NA",
+            "b.png,FR,null,FR,2.5",
+            "sub dir/c.png,,3,,",
+        ]
         table = open_images(write(files, "l.csv", "\n".join(rows)))
         assert table.class_names == ["FR", "NA"]
         assert table.ids == ["NA", "null", "3"]

@@ -104,6 +104,49 @@ def test_columns_of_the_same_name_are_named() -> None:
         ImageTable(table.append_column("size", table["size"]), name="t")
 
 
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (pa.array([b"a", b"caf\xe9"], pa.binary()), r"the first that is not UTF-8 is b'caf\\xe9'"),
+        (pa.array([["a"], ["b"]]), "it is of type list"),
+    ],
+)
+def test_ids_that_are_no_text_are_shown(ids: pa.Array, said: str) -> None:
+    with pytest.raises(DataError, match=f"t: the column 'id' is no text: {said}"):
+        ImageTable(inline(ids, [b"x"] * 2), name="t")
+
+
+def test_ids_may_be_numbers_or_text_in_bytes() -> None:
+    assert ImageTable(inline([7, 8], [b"x"] * 2), name="t").ids == ["7", "8"]
+    assert ImageTable(inline([b"a", "é".encode()], [b"x"] * 2), name="t").ids == ["a", "é"]
+
+
+def test_label_that_no_int64_holds_is_shown() -> None:
+    with pytest.raises(DataError, match="label 18446744073709551615 is above"):
+        ImageTable(inline(["a", "b"], [b"x"] * 2, label=pa.array([1, 2**64 - 1], pa.uint64())), name="t")
+
+
+@pytest.mark.parametrize("box", [["a", "b"], [3, 4], [["0", "0", "8", "8"]] * 2, [{"x": 1.5}, None]])
+def test_a_column_box_of_something_else_needs_another_name(box: list[Any]) -> None:
+    with pytest.raises(DataError, match=r"'box' holds lists of left, top.*another name"):
+        ImageTable(inline(["a", "b"], [b"x"] * 2, box=box), name="t")
+
+
+@pytest.mark.parametrize(
+    "box", [[0, 0, float("inf"), 8], [0, float("nan"), 8, 8], [0, 0, None, 8], [0, 0, 8], [8, 0, 8, 8]]
+)
+def test_a_box_that_is_none_names_the_image(box: list[float | None]) -> None:
+    table = ImageTable(inline(["a", "b"], [b"x"] * 2, box=[[0, 0, 8, 8.5], box]), name="t")
+    with pytest.raises(DataError, match="t, image 'b': a box is left, top, right, bottom, four finite"):
+        table.box(0)
+
+
+@pytest.mark.parametrize("box", [[None, None], [[0, 0, 2**60, 8], None]])
+def test_boxes_may_be_missing_and_whole_numbers(box: list[Any]) -> None:
+    table = ImageTable(inline(["a", "b"], [b"x"] * 2, box=box), name="t")
+    assert [table.box(row) for row in range(2)] == box
+
+
 def test_missing_column_is_named() -> None:
     with pytest.raises(DataError, match="column 'image'"):
         ImageTable(pa.table({"id": ["a"]}), name="t")
