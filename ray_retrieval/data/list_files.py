@@ -10,6 +10,8 @@ from ray_retrieval.data import location
 from ray_retrieval.data.columns import lists_of_classes
 from ray_retrieval.errors import DataError
 
+_DIGITS = 18  # of a label: as many as every int64 holds
+
 
 @dataclass(frozen=True)
 class ListFile:
@@ -33,7 +35,7 @@ def parse_list(file: str) -> ListFile:
 
     Raises:
         DataError: if there is none; or naming the line, if it has more or fewer labels than the first one, or
-            others than 0 and 1.
+            others than 0 and 1, or one of more than 18 digits.
     """
     numbered = [
         (number, line.strip())
@@ -90,7 +92,14 @@ def _words(numbered: list[tuple[int, str]], count: int, file: str) -> tuple[list
             raise DataError(
                 f"line {number} has not the {count} labels that line {numbered[0][0]} has",
                 where=file,
-                mend="give every line a path, or a path and as many labels as the others",
+                mend="give every line a path, or a path and as many whole numbers from 0 as the others",
+            )
+        long = [word for word in tail if len(word) > _DIGITS]
+        if long:
+            raise DataError(
+                f"line {number} has the label {long[0]}, of more than {_DIGITS} digits",
+                where=file,
+                mend="number the classes from 0",
             )
         names.append(head)
         tails.append(tail)

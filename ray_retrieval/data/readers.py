@@ -46,6 +46,8 @@ _PATH_COLUMNS = ("path", "image", "filename", "file_name", "file")
 _TABLE_SUFFIXES = frozenset({".parquet", ".arrow", ".txt", ".csv"})
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _BATCH_BYTES = 1 << 30
+_MISSING = "put them there, or give the folder that the paths start from as 'root'"
+_LABELS = "labels of a list are whole numbers from 0 behind a space; for others give a .csv with a header"
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,13 @@ def read_list(file: str, root: str | None = None) -> Rows:
     stands in the list.
 
     Raises:
-        DataError: as `parse_list`; or if an image is missing.
+        DataError: as `parse_list`; or if an image is missing. Where all are, and labels seem to stand there
+            that a list cannot have, the mend says what it can.
     """
     found = parse_list(file)
     base = root or location.parent(file)
-    _refuse_missing(paths := [location.join(base, name) for name in found.names], file)
+    paths = [location.join(base, name) for name in found.names]
+    _refuse_missing(paths, file, none_there=_LABELS if _has_stray_label(found.names[-1]) else _MISSING)
     return Rows(_table(pa.array(found.names), found.label, paths=pa.array(paths)), classes=found.classes)
 
 
@@ -414,14 +418,26 @@ def _is_utf8(name: str) -> bool:
     return True
 
 
-def _refuse_missing(paths: Sequence[str], where: str) -> None:
-    """Fail where a list names local files that are not there; remote ones would cost a request each."""
+def _has_stray_label(name: str) -> bool:
+    """Whether the path of a list seems to end in a label, such as -1, 1.0, a name, or one behind a comma."""
+    *fields, last = re.split(r"[\s,;]+", name)
+    if not fields or _suffix(name) in IMAGE_SUFFIXES:
+        return False
+    number = re.fullmatch(r"[-+]?\d*\.?\d*", last)
+    return number is not None or any(_suffix(field) in IMAGE_SUFFIXES for field in fields)
+
+
+def _refuse_missing(paths: Sequence[str], where: str, none_there: str = _MISSING) -> None:
+    """Fail where a list names local files that are not there; remote ones would cost a request each.
+
+    `none_there` is the mend where not one of them is there.
+    """
     missing = [path for path in paths if not location.is_uri(path) and not os.path.isfile(path)]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(paths)} images are missing, the first is {missing[0]}",
             where=where,
-            mend="put them there, or give the folder that the paths start from as 'root'",
+            mend=none_there if len(missing) == len(paths) else _MISSING,
         )
 
 

@@ -142,6 +142,34 @@ class TestList:
         with pytest.raises(DataError, match=r"2 of 3 images are missing, the first is .*x\.png"):
             open_images(write(files, "l.txt", "a.png 0\nx.png 1\ny.png 1\n"))
 
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "a.png -1\nb.png -1\n",
+            "a.png 1.0\nb.png 2.0\n",
+            "a.png,1\nb.png,2\n",
+            "path,label\na.png,cat\n",
+            "a.png, 1\nb.png, 2\n",
+            "a.png;1\n",
+            "a.png cat\n",
+            "sub dir/c -1\n",
+        ],
+    )
+    def test_labels_that_a_list_cannot_have_are_not_taken_for_missing_images(
+        self, files: Path, text: str
+    ) -> None:
+        with pytest.raises(DataError, match=r"images are missing.*labels of a list are whole numbers from 0"):
+            open_images(write(files, "l.txt", text))
+
+    @pytest.mark.parametrize("text", ["x 1, y.png\n", "x y\n", "a.png\nx.png -1\n"])
+    def test_paths_with_spaces_may_be_missing(self, files: Path, text: str) -> None:
+        with pytest.raises(DataError, match=r"images are missing.*as 'root'"):
+            open_images(write(files, "l.txt", text))
+
+    def test_label_of_too_many_digits_is_named(self, files: Path) -> None:
+        with pytest.raises(DataError, match="line 2 has the label 99999999999999999999, of more than 18 dig"):
+            open_images(write(files, "l.txt", "a.png 1\nb.png 99999999999999999999\n"))
+
     def test_image_that_stands_twice(self, files: Path) -> None:
         with pytest.raises(DataError, match=r"'a\.png'"):
             open_images(write(files, "l.txt", "a.png 0\na.png 1\n"))
