@@ -6,10 +6,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from multiprocessing.synchronize import Barrier
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 _LIBRARIES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -19,13 +20,16 @@ class ProcessError(Exception):
     """A process failed; the text is the end of what it said."""
 
 
-def in_its_own_process(script: str, arguments: list[str], threads: int) -> dict[str, Any]:
+def in_its_own_process(
+    script: str, arguments: list[str], threads: int, variables: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """Run a script with other arguments; what it prints last is JSON, and is returned.
 
     Args:
         script: its `__file__`.
         arguments: that let it measure one thing and print it.
         threads: of the libraries that compute.
+        variables: of its environment, besides those of this process.
 
     Raises:
         ProcessError: if it fails.
@@ -35,7 +39,7 @@ def in_its_own_process(script: str, arguments: list[str], threads: int) -> dict[
         check=False,
         capture_output=True,
         text=True,
-        env={**os.environ, **dict.fromkeys(_LIBRARIES, str(threads))},
+        env={**os.environ, **dict.fromkeys(_LIBRARIES, str(threads)), **variables},
     )
     if done.returncode:
         raise ProcessError(done.stderr[-2000:])
