@@ -185,10 +185,25 @@ def test_a_broken_form_is_refused(asker: Asker) -> None:
 
 
 @pytest.mark.parametrize("charset", ["undefined", "idna", "zlib", "rot13", "utf-16", "nonsense", "punycode"])
-def test_a_form_in_an_odd_encoding_is_read_or_refused(asker: Asker, charset: str) -> None:
+def test_a_form_in_an_odd_encoding_is_refused_unread(asker: Asker, charset: str) -> None:
     kind = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
-    part = b'--x\r\nContent-Disposition: form-data; name="k\xff."\r\n\r\n\xff1..\xd8\r\n--x--\r\n'
-    error_of(asker.post("/v1/search", content=part, headers=kind), 400)
+    part = b'--x\r\nContent-Disposition: form-data; name="k"\r\n\r\n1\r\n--x--\r\n'
+    assert error_of(asker.post("/v1/search", content=part, headers=kind), 415)["where"] == "Content-Type"
+
+
+@pytest.mark.parametrize("charset", ["", "utf-8", '"UTF-8"', "iso-8859-1"])
+def test_the_text_of_a_form_is_in_utf8_or_latin_1(asker: Asker, backend: FakeBackend, charset: str) -> None:
+    kind = {"Content-Type": f"multipart/form-data; boundary=x{charset and '; charset='}{charset}"}
+    encoding = charset.strip('"') or "utf-8"
+    name = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    parts = (
+        name % (b"where", b"", "label = ü".encode(encoding)),
+        name % (b"image", b"; filename=a", picture(1)),
+    )
+    assert asker.post("/v1/search", content=b"".join(parts) + b"--x--\r\n", headers=kind).status_code == 200
+    assert backend.searches[0].where == "label = ü"
+    odd = name % (b"k\xff.", b"", b"\xff1..\xd8") + b"--x--\r\n"
+    error_of(asker.post("/v1/search", content=odd, headers=kind), 400)
 
 
 def test_large_files_of_a_form_never_touch_the_disk(
