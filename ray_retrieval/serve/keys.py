@@ -45,6 +45,9 @@ class Key:
 class Keys:
     """The keys of a file, which is read again when it changes: a key is taken back by deleting its line.
 
+    From then on only what stands there opens: a line that cannot be read opens nothing, and neither does a
+    file that is empty or gone. Where it is there and cannot be read, the former keys stay in use.
+
     Raises:
         RecipeError: if the file is missing, holds no key, or a line cannot be read.
     """
@@ -72,11 +75,11 @@ class Keys:
         stamp = self._stamp_now()
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
-            self._keys = read_keys(self._path)
-        except RecipeError as error:
-            _log.error("the former keys stay in use: %s", error)
+            self._keys = _keys_left(self._path)
+            self._stamp = stamp
+        except OSError as error:
+            _log.error("the former keys stay in use: %s cannot be read: %s", self._path, error.strerror)
 
     def _stamp_now(self) -> tuple[int, ...]:
         try:
@@ -101,6 +104,27 @@ def read_keys(path: str | Path) -> list[Key]:
     keys = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if _says(line)]
     if not keys:
         raise RecipeError("the file holds no key, so nobody could ask", where=path, mend=mend)
+    return keys
+
+
+def _keys_left(path: Path) -> list[Key]:
+    """The keys of the lines of a file that can be read; what is wrong with others is logged.
+
+    Raises:
+        OSError: if it is there and cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        lines = []
+    keys = []
+    for number, line in enumerate(lines, 1):
+        try:
+            keys += [_parse(line, f"{path}:{number}")] if _says(line) else []
+        except RecipeError as error:
+            _log.error("a key is left out: %s", error)
+    if not keys:
+        _log.error("%s holds no key: nobody may ask", path)
     return keys
 
 

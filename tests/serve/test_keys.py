@@ -1,5 +1,6 @@
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,35 @@ def test_a_key_is_taken_back_while_the_server_runs(tmp_path: Path, monkeypatch: 
     os.utime(path, (time.time() + 5, time.time() + 5))
     assert keys.find(anna) is None
     assert keys.find(bob) is not None
-    path.write_text("broken\n")
+    path.write_text(f"{lines[0]}broken\n")
     os.utime(path, (time.time() + 9, time.time() + 9))
-    assert keys.find(bob) is not None, "keys that cannot be read leave the former ones in use"
+    assert keys.find(bob) is None, "a broken line keeps no other key in use"
+    assert keys.find(anna) is not None
+
+
+@pytest.mark.parametrize("withdraw", [Path.unlink, lambda path: path.write_text("# none\n")])
+def test_the_last_key_is_taken_back_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, withdraw: Callable[[Path], object]
+) -> None:
+    monkeypatch.setattr(module, "_RECHECK_S", 0.0)
+    path = tmp_path / "keys"
+    anna = new_key(path, "anna", "read")
+    keys = Keys(path)
+    withdraw(path)
+    assert keys.find(anna) is None
+
+
+def test_keys_stay_in_use_while_their_file_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RECHECK_S", 0.0)
+    path = tmp_path / "keys"
+    anna = new_key(path, "anna", "read")
+    keys = Keys(path)
+    text = path.read_text()
     path.unlink()
-    assert keys.find(bob) is not None
+    path.mkdir()
+    assert keys.find(anna) is not None
+    path.rmdir()
+    path.write_text(f"# back\n{text}")
+    assert keys.find(anna) is not None
