@@ -291,13 +291,15 @@ class Gateway:
             QueryError: 404 if the index has no such image, or its file cannot be read.
         """
         live = self._named(index).live
+        # Before the file: one that is overwritten meanwhile must not go out under the tag of the new one.
+        etag = await self._tag(live, identifier, None)
 
         def read() -> tuple[bytes, str]:
             data = looked_up(lambda: stored_image(live.index, identifier))
             return data, media_type(data)
 
         data, kind = await self._aside(read)
-        return Original(data, kind, await self._tag(live, identifier, None))
+        return Original(data, kind, etag)
 
     async def check(self) -> Health:
         """Ask every part for a sign of life.
@@ -328,7 +330,7 @@ class Gateway:
             try:
                 return await work(live, rolling)
             except GoneError:
-                return await work(await rolling.refresh(force=True), rolling)
+                return await work(await _newer(rolling), rolling)
         except PartError as error:
             self.measured.failure(error.part, error.why)
             raise error.as_query_error() from None
@@ -397,6 +399,19 @@ def _told(found: Descriptors | QueryError) -> Described | ErrorAnswer:
     if isinstance(found, QueryError):
         return ErrorAnswer.of(found)
     return described(found)
+
+
+async def _newer(rolling: Rolling) -> Live:
+    """The version that is current, in the place of one that has gone.
+
+    Raises:
+        GoneError: if it cannot be read.
+    """
+    try:
+        return await rolling.refresh(force=True)
+    except RetrievalError as error:
+        rolling.trouble(error)
+        raise GoneError(error.problem) from None
 
 
 async def _answers(ping: Callable[[float], Awaitable[Any]]) -> None:

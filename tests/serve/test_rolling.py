@@ -12,6 +12,7 @@ from serving_parts import AverageHash, Served, make_index, picture, pixels
 
 from ray_retrieval.errors import QueryError
 from ray_retrieval.search import Index, compact, prune, remove
+from ray_retrieval.serve import gateway as module
 from ray_retrieval.serve.backend import ImageExample, NewImage
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.gateway import Gateway
@@ -198,6 +199,39 @@ def test_a_version_that_cannot_be_opened_is_not_served(own: Served) -> None:
         assert answer.index.version == 1
         assert [hit.row for hit in answer.hits] == expected
         assert 'outcome="refused"' in gateway.metrics().decode()
+
+    on(own, work)
+
+
+def test_an_index_that_cannot_be_read_for_now_is_told_as_such(own: Served) -> None:
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        async def gone(query: Any, timeout_s: float) -> Any:
+            raise GoneError("pruned")
+
+        gateway._rolling["x"].groups[0]._ask = gone
+        Path(own.index).rename(f"{own.index}-away")
+        with pytest.raises(QueryError, match="no longer there") as caught:
+            await search(gateway, image(8))
+        assert caught.value.status == 503
+
+    on(own, work)
+
+
+def test_a_picture_that_is_overwritten_while_it_is_read_keeps_the_tag_of_before(
+    own: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = ["before"]
+
+    def stored(index: Index, identifier: str) -> bytes:
+        written[0] = "after"
+        return picture(7)
+
+    monkeypatch.setattr(module, "stored_image", stored)
+    monkeypatch.setattr(module, "picture_key", lambda index, identifier: (written[0],))
+
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        before = await gateway.picture_tag(own.ids[7], None, None)
+        assert (await gateway.original(own.ids[7], None)).etag == before
 
     on(own, work)
 
