@@ -60,7 +60,7 @@ class ServeConfig(Config):
     max_pixels: int = Field(50_000_000, ge=1)
     """Largest image that may be sent, in pixels."""
     max_body_bytes: int = Field(64 * 1024**2, ge=1)
-    """Largest request, with all its images, in bytes."""
+    """Largest request, with all its images, in bytes; those that it names by URL may be as large together."""
     max_k: int = Field(1000, ge=1)
     """Most hits that one search may ask for."""
     max_examples: int = Field(8, ge=1)

@@ -30,7 +30,6 @@ from ray_retrieval.serve.bodies import (
     EmbedBody,
     ExampleBody,
     FormSettings,
-    ImageBody,
     MatchBody,
     NewImageSettings,
     SearchBody,
@@ -39,6 +38,7 @@ from ray_retrieval.serve.bodies import (
     parsed,
 )
 from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.limits import all_of
 from ray_retrieval.serve.uploads import (
     FORM,
     File,
@@ -49,7 +49,7 @@ from ray_retrieval.serve.uploads import (
     read_json,
     too_large,
 )
-from ray_retrieval.serve.urls import Fetcher
+from ray_retrieval.serve.urls import Fetcher, Fetching
 
 ANIMATED = "the image has several pictures; the first one counts"
 
@@ -72,6 +72,10 @@ class Reader:
     def __init__(self, config: ServeConfig, fetcher: Fetcher) -> None:
         self._config, self._fetcher = config, fetcher
 
+    def fetching(self) -> Fetching:
+        """What fetches the images of one request."""
+        return Fetching(self._fetcher, self._config.max_body_bytes)
+
     async def search(self, request: Request) -> tuple[SearchRequest, list[str]]:
         """A search, and what has to be said of its images.
 
@@ -79,7 +83,7 @@ class Reader:
             QueryError: if it cannot be read or is beyond a limit.
         """
         if body_kind(request) != FORM:
-            return await self.one_search(parsed(SearchBody, await self._json(request)))
+            return await self.one_search(parsed(SearchBody, await self._json(request)), self.fetching())
         form = await self._form(request, {"image"}, _SEARCH_FIELDS, self._config.max_examples)
         settings = _form_settings(form)
         files = form.files.get("image", [])
@@ -94,11 +98,11 @@ class Reader:
         read = await asyncio.gather(*(self._image(file.data, box, name) for file, box, name in pairs))
         return self._request(settings, [one for one, _ in read]), _notes(note for _, note in read)
 
-    async def one_search(self, body: SearchBody) -> tuple[SearchRequest, list[str]]:
+    async def one_search(self, body: SearchBody, fetching: Fetching) -> tuple[SearchRequest, list[str]]:
         """As `search`, out of its JSON."""
         self._check_count(body.examples, "examples", self._config.max_examples)
-        read = await asyncio.gather(
-            *(self._example(one, f"examples.{number}") for number, one in enumerate(body.examples))
+        read = await all_of(
+            self._example(one, f"examples.{number}", fetching) for number, one in enumerate(body.examples)
         )
         return self._request(body, [one for one, _ in read]), _notes(note for _, note in read)
 
@@ -119,6 +123,7 @@ class Reader:
     async def embed(self, request: Request) -> tuple[list[ImageExample | ErrorAnswer], str | None]:
         """Images, each of them or what is wrong with it, and the name of the index."""
         works: list[Any]
+        fetching = self.fetching()
         if body_kind(request) == FORM:
             form = await self._form(request, {"image"}, {"index"}, self._config.max_batch)
             files, index = form.files.get("image", []), form.only("index")
@@ -128,8 +133,12 @@ class Reader:
             body = parsed(EmbedBody, await self._json(request))
             self._check_count(body.images, "images", self._config.max_batch)
             index = body.index
-            works = [self._image_of(one, f"images.{number}") for number, one in enumerate(body.images)]
+            works = [
+                self._source(one.image, one.url, f"images.{number}", fetching, one.box)
+                for number, one in enumerate(body.images)
+            ]
         read = await asyncio.gather(*works, return_exceptions=True)
+        fetching.check()
         images = [_or_error(one) for one in read]
         if all(isinstance(one, ErrorAnswer) for one in images):
             raise next(one for one in read if isinstance(one, BaseException))
@@ -142,15 +151,17 @@ class Reader:
             images = [await self._image(_one(form, name).data, None, name) for name in ("first", "second")]
             return images[0][0], images[1][0], form.only("index")
         body = parsed(MatchBody, await self._json(request))
+        fetching = self.fetching()
         first, second = (
-            await self._photograph(body.first, "first"),
-            await self._photograph(body.second, "second"),
+            await self._photograph(body.first, "first", fetching),
+            await self._photograph(body.second, "second", fetching),
         )
         return first, second, body.index
 
     async def add(self, request: Request) -> tuple[list[NewImage], dict[str, str]]:
         """Images to add, and why others among them cannot be."""
         wanted: list[tuple[NewImageSettings, Any]]
+        fetching = self.fetching()
         if body_kind(request) == FORM:
             form = await self._form(request, {"image"}, {"request", "id"}, self._config.max_added)
             files = form.files.get("image", [])
@@ -166,9 +177,11 @@ class Reader:
             self._check_count(body.images, "images", self._config.max_added)
             _check_once([one.id for one in body.images])
             wanted = [
-                (one, self._source(one.image, one.url, f"images.{n}")) for n, one in enumerate(body.images)
+                (one, self._source(one.image, one.url, f"images.{number}", fetching))
+                for number, one in enumerate(body.images)
             ]
         read = await asyncio.gather(*(work for _, work in wanted), return_exceptions=True)
+        fetching.check()
         images, left_out = [], {}
         for (about, _), found in zip(wanted, read, strict=True):
             identifier = str(about.id)
@@ -257,30 +270,29 @@ class Reader:
             partial=settings.partial,
         )
 
-    async def _example(self, body: ExampleBody, where: str) -> tuple[AnyExample, str | None]:
+    async def _example(
+        self, body: ExampleBody, where: str, fetching: Fetching
+    ) -> tuple[AnyExample, str | None]:
         if body.id is not None:
             return IdExample(body.id, body.box), None
         if body.vector is not None:
             return DescriptorExample(_vector(body.vector, f"{where}.vector")), None
         if body.code is not None:
             return DescriptorExample(np.frombuffer(bytes.fromhex(body.code), np.uint8)), None
-        return await self._source(body.image, body.url, where, body.box)
+        return await self._source(body.image, body.url, where, fetching, body.box)
 
-    async def _photograph(self, body: ExampleBody, where: str) -> PhotographExample:
-        example, _ = await self._example(body, where)
+    async def _photograph(self, body: ExampleBody, where: str, fetching: Fetching) -> PhotographExample:
+        example, _ = await self._example(body, where, fetching)
         if isinstance(example, DescriptorExample):
             raise _refused("a photograph is an image, a url or an id", where, "send one of these")
         return example
 
-    async def _image_of(self, body: ImageBody, where: str) -> tuple[ImageExample, str | None]:
-        return await self._source(body.image, body.url, where, body.box)
-
     async def _source(
-        self, image: str | None, url: str | None, where: str, box: Box | None = None
+        self, image: str | None, url: str | None, where: str, fetching: Fetching, box: Box | None = None
     ) -> tuple[ImageExample, str | None]:
         """An image in base64 or at a URL, one of which is given."""
         if url is not None:
-            return await self._image(await self._fetcher.fetch(url), box, f"{where}.url")
+            return await self._image(await fetching.fetch(url), box, f"{where}.url")
         assert image is not None
         return await self._image(self._decoded(image, f"{where}.image"), box, f"{where}.image")
 

@@ -48,10 +48,11 @@ def search_routes(parts: HttpParts) -> APIRouter:
     @router.post("/search/batch", response_model=BatchAnswer, openapi_extra=BATCH)
     async def batch(request: Request) -> Response:
         """Several searches; each has its own answer or error."""
+        fetching = reader.fetching()
 
         async def one(values: Any, deadline: float, share: asyncio.Semaphore) -> SearchAnswer:
             async with share, parts.admission.turn():
-                read = await _read(reader.one_search(checked(SearchBody, values)))
+                read = await _read(reader.one_search(checked(SearchBody, values), fetching))
                 return read.finished(await backend.search(read.wanted, deadline=deadline))
 
         async def or_error(

@@ -18,7 +18,10 @@ from ray_retrieval.serve.uploads import too_large
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """Addresses of a host name and port."""
+Count = Callable[[int], None]
 
+_AT_ONCE = 8
+"""Images of one request that are fetched at once."""
 _REDIRECTS = 3
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
@@ -51,29 +54,33 @@ class Fetcher:
         self._transport = transport
         self._made: httpx.AsyncClient | None = None
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(self, url: str, count: Count = lambda _: None) -> bytes:
         """The bytes of a file.
+
+        Args:
+            url: of the file.
+            count: told how many bytes have come, each time some do; what it raises ends the fetch.
 
         Raises:
             QueryError: 403 if its host is not listed or lies at a private address, 413 if it is too large,
                 422 if it cannot be had.
         """
         try:
-            return await asyncio.wait_for(self._fetch(url), self._timeout_s)
+            return await asyncio.wait_for(self._fetch(url, count), self._timeout_s)
         except (asyncio.TimeoutError, TimeoutError, httpx.TimeoutException):
             raise _failed(url, f"its host gave no answer within {self._timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError):
             raise _failed(url, "its host cannot be reached") from None
 
-    async def _fetch(self, url: str) -> bytes:
+    async def _fetch(self, url: str, count: Count) -> bytes:
         for _ in range(_REDIRECTS + 1):
-            found = await self._get(url)
+            found = await self._get(url, count)
             if isinstance(found, bytes):
                 return found
             url = urljoin(url, found)
         raise _failed(url, "it leads from one address to the next")
 
-    async def _get(self, url: str) -> bytes | str:
+    async def _get(self, url: str, count: Count) -> bytes | str:
         """The file, or the address that it has moved to."""
         scheme, host, port = self._listed(url)
         address = await self._address(host, port)
@@ -93,7 +100,7 @@ class Fetcher:
                 raise _failed(url, f"its host answered with status {answer.status_code}")
             if answer.headers.get("content-encoding", "identity") != "identity":
                 raise _failed(url, "its host sends it compressed, though asked not to")
-            return await self._read(answer, url)
+            return await self._read(answer, url, count)
         finally:
             await answer.aclose()
 
@@ -109,10 +116,11 @@ class Fetcher:
             )
         return self._made
 
-    async def _read(self, answer: httpx.Response, url: str) -> bytes:
+    async def _read(self, answer: httpx.Response, url: str, count: Count) -> bytes:
         data = bytearray()
         async for chunk in answer.aiter_bytes():
             data += chunk
+            count(len(chunk))
             if len(data) > self._max_bytes:
                 raise too_large("the image", self._max_bytes, where=url)
         return bytes(data)
@@ -171,6 +179,43 @@ class Fetcher:
         name = f"[{host}]" if ":" in host else host
         usual = port in _PORTS.values() and not self._hosts.isdisjoint({host, name})
         return usual or f"{name}:{port}" in self._hosts
+
+
+class Fetching:
+    """The images that one request names by URL: a few are fetched at once, all of them up to a size together.
+
+    Args:
+        fetcher: of each.
+        max_bytes: of all of them.
+    """
+
+    def __init__(self, fetcher: Fetcher, max_bytes: int) -> None:
+        self._fetcher, self._max_bytes = fetcher, max_bytes
+        self._fetched = 0
+        self._places = asyncio.Semaphore(_AT_ONCE)
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            QueryError: as `Fetcher.fetch`; 413 if those of the request are too many.
+        """
+        async with self._places:
+            self.check()
+            return await self._fetcher.fetch(url, self._count)
+
+    def check(self) -> None:
+        """See that the images are not too large together.
+
+        Raises:
+            QueryError: 413 if they are.
+        """
+        if self._fetched > self._max_bytes:
+            raise too_large("the images of the request together", self._max_bytes, where="url")
+
+    def _count(self, count: int) -> None:
+        self._fetched += count
+        self.check()
 
 
 def _is_public(address: Address) -> bool:

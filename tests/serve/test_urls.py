@@ -12,7 +12,7 @@ from serving_parts import picture
 
 from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.backend import ImageExample
-from ray_retrieval.serve.urls import Fetcher
+from ray_retrieval.serve.urls import Count, Fetcher, Fetching
 
 Handler = Callable[[httpx.Request], httpx.Response]
 PUBLIC = "93.184.216.34"
@@ -243,3 +243,44 @@ def test_a_search_by_url_hands_over_the_image() -> None:
     assert backend.searches[0].examples == (ImageExample(picture(4), "PNG", 16, 16, (0, 0, 8, 8)),)
     error_of(asker.post("/v1/search", json={"examples": [{"url": "https://evil.com/"}]}), 403)
     error_of(Asker(backend).post("/v1/search", json=body), 403)
+
+
+def test_the_images_of_a_request_are_bounded_together() -> None:
+    web, backend = Web(served(picture(4))), FakeBackend()
+    config = changed(max_body_bytes=2 * len(picture(4)) + 1, max_batch=9, max_added=9)
+    asker = Asker(backend, config, fetcher=web.fetcher("images.example.com", max_bytes=100_000))
+    body = [{"url": "https://images.example.com/4"} for _ in range(3)]
+    named = [{**one, "id": str(number)} for number, one in enumerate(body)]
+    for path, sent in (
+        ("/v1/search", {"examples": body}),
+        ("/v1/embed", {"images": body}),
+        ("/v1/indexes/first/images", {"images": named}),
+    ):
+        assert "together" in error_of(asker.post(path, json=sent), 413)["problem"]
+    assert asker.post("/v1/embed", json={"images": body[:2]}).status_code == 200
+    web.asked.clear()
+    searches = {"searches": [{"examples": [one]} for one in body * 3]}
+    answers = asker.post("/v1/search/batch", json=searches).json()["answers"]
+    assert ["hits" in one for one in answers].count(True) == 2
+    assert {one["error"]["status"] for one in answers if "error" in one} == {413}
+    assert len(web.asked) < 9, "nothing more is fetched"
+
+
+def test_few_images_of_a_request_are_fetched_at_once() -> None:
+    under_way = most = 0
+
+    class Slow(Fetcher):
+        async def fetch(self, url: str, count: Count = lambda _: None) -> bytes:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0)
+            under_way -= 1
+            return b"image"
+
+    async def fetch() -> list[bytes]:
+        fetching = Fetching(Slow((), max_bytes=10, timeout_s=1), 1000)
+        return await asyncio.gather(*(fetching.fetch("https://a/") for _ in range(50)))
+
+    assert asyncio.run(fetch()) == [b"image"] * 50
+    assert most == 8
