@@ -2,12 +2,13 @@
 
 import base64
 import hashlib
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 _TITLES = {
     "search": "Search",
@@ -25,19 +26,40 @@ _COMMANDS = {
 }
 
 
-def docs_page(schema: dict[str, Any], base: str) -> HTMLResponse:
-    """The page of an interface.
+_BASE = "http://server.invalid"
+"""Stands in a page for the address of the server until somebody reads it."""
+
+
+@dataclass(frozen=True)
+class DocsPage:
+    """The page of an interface, all but the address of the server.
+
+    Attributes:
+        text: of the page.
+        policy: what a browser may load for it.
+    """
+
+    text: str
+    policy: str
+
+    def at(self, base: str) -> HTMLResponse:
+        """The page for who knows the server by an address."""
+        text = self.text.replace(_BASE, str(escape(base.rstrip("/"))))
+        return HTMLResponse(text, headers={"Content-Security-Policy": self.policy})
+
+
+def docs_page(schema: dict[str, Any]) -> DocsPage:
+    """The page of an interface, which takes some milliseconds to make.
 
     Args:
         schema: its OpenAPI description.
-        base: address of the server, as its reader knows it.
     """
     environment = _environment()
     style = environment.get_template("style.css").render() + environment.get_template("docs.css").render()
     page = environment.get_template("docs.html").render(
         title=schema["info"]["title"],
         summary=schema["info"]["summary"],
-        groups=_groups(schema, base.rstrip("/")),
+        groups=_groups(schema),
         schemas=[
             {"name": name, "about": one.get("description", "").replace("`", ""), "fields": _fields(one)}
             for name, one in sorted(schema["components"]["schemas"].items())
@@ -49,7 +71,7 @@ def docs_page(schema: dict[str, Any], base: str) -> HTMLResponse:
         f"default-src 'none'; style-src 'sha256-{digest}'; img-src 'self'; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'"
     )
-    return HTMLResponse(page, headers={"Content-Security-Policy": policy})
+    return DocsPage(page, policy)
 
 
 @lru_cache(1)
@@ -63,16 +85,16 @@ def _environment() -> Environment:
     )
 
 
-def _groups(schema: dict[str, Any], base: str) -> list[dict[str, Any]]:
+def _groups(schema: dict[str, Any]) -> list[dict[str, Any]]:
     """Operations under the titles of their tags."""
     groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in _TITLES}
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
-            groups[operation["tags"][0]].append(_operation(path, method, operation, base))
+            groups[operation["tags"][0]].append(_operation(path, method, operation))
     return [{"title": title, "name": tag, "operations": groups[tag]} for tag, title in _TITLES.items()]
 
 
-def _operation(path: str, method: str, operation: dict[str, Any], base: str) -> dict[str, Any]:
+def _operation(path: str, method: str, operation: dict[str, Any]) -> dict[str, Any]:
     bodies = operation.get("requestBody", {}).get("content", {})
     answers = operation["responses"].get("200", {}).get("content", {})
     needed = [
@@ -97,7 +119,7 @@ def _operation(path: str, method: str, operation: dict[str, Any], base: str) -> 
             for kind, body in bodies.items()
         ],
         "answers": [{"type": kind, "kind": _kind(body["schema"])} for kind, body in answers.items()],
-        "command": " ".join(filter(None, ["curl", _COMMANDS.get(path), f"'{base}{path}{query}'"])),
+        "command": " ".join(filter(None, ["curl", _COMMANDS.get(path), f"'{_BASE}{path}{query}'"])),
     }
 
 

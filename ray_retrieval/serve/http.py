@@ -14,9 +14,12 @@ Whatever goes wrong is answered as {"error": {"problem", "where", "mend", "statu
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
@@ -72,6 +75,7 @@ def create_app(
         version="1",
         summary="Search of images by images.",
         docs_url=None,
+        openapi_url=None,
         redoc_url=None,
         redirect_slashes=False,
         responses={"default": {"model": ErrorAnswer, "description": "what is wrong, and the mend"}},
@@ -141,11 +145,25 @@ def _add_pages(app: FastAPI) -> None:
     async def page() -> Response:
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
+    # Made once each, for anybody may ask, and as often as they like.
+    page_of = cache(lambda: docs_page(app.openapi()))
+    description = cache(lambda root: json.dumps({**app.openapi(), **_servers(root)}).encode())
+
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
-        return docs_page(app.openapi(), str(request.base_url))
+        return page_of().at(str(request.base_url))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        root = str(request.scope.get("root_path", "")).rstrip("/")
+        return Response(description(root), media_type="application/json")
 
     app.mount("/page", StaticFiles(directory=PAGE))
+
+
+def _servers(root: str) -> dict[str, Any]:
+    """Where the paths of the interface lie, if the application is mounted somewhere."""
+    return {"servers": [{"url": root}]} if root else {}
 
 
 def _add_middleware(

@@ -20,7 +20,9 @@ from gateway_parts import gateway_over
 from http_parts import CONFIG, Asker, FakeBackend, changed
 from serving_parts import make_index, picture
 
+from ray_retrieval.serve import http
 from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.docs import docs_page
 from ray_retrieval.serve.http import create_app
 
 PATHS = {
@@ -104,6 +106,22 @@ def test_the_page_for_people_escapes_what_it_is_told() -> None:
     asker = Asker(FakeBackend(), changed(allow_anonymous=True))
     answer = asker.get("/docs", headers={"Host": '"><script>alert(1)</script>'})
     assert "<script" not in answer.text
+
+
+def test_what_anybody_may_ask_for_is_made_once(
+    schema: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(http, "docs_page", lambda schema: made.append(schema) or docs_page(schema))
+    asker = Asker(FakeBackend())
+    for host in ("localhost", "127.0.0.1:8000", "localhost"):
+        answer = asker.get("/docs", headers={"Host": host})
+        assert f"curl &#39;http://{host}/v1/indexes&#39;" in answer.text.replace("&#x27;", "&#39;")
+        assert ".invalid" not in answer.text
+    assert len(made) == 1
+    assert asker.get("/openapi.json").json() == schema
+    monkeypatch.setattr(http.json, "dumps", None)
+    assert asker.get("/openapi.json").json() == schema
 
 
 def _name_what_there_is(schema: dict[str, Any], name: str, identifiers: list[str]) -> None:
