@@ -5,9 +5,11 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from ray_retrieval.config import Config, EngineName
+from ray_retrieval.data.decode import MAX_BYTES, MAX_PIXELS
 from ray_retrieval.errors import QueryError
 from ray_retrieval.search.rerank import RerankConfigs
 
+ANY_ORIGIN = "*"
 NO_RERANKING = "none"
 """The name that searches give who want none."""
 
@@ -44,7 +46,8 @@ class ServeConfig(Config):
     rate_burst: int = Field(100, ge=1)
     """Requests that may come at once before `rate_limit` holds."""
     cors_origins: tuple[str, ...] = ()
-    """Origins of other web pages that may ask, such as `https://example.com`."""
+    """Origins of other web pages that may ask, such as `https://example.com`. `*` is any page, which takes
+    `api_keys` or `allow_anonymous`: else whatever somebody looks at on this machine could ask."""
     url_hosts: tuple[str, ...] = ()
     """Hosts whose images may be named by URL, none unless told. A host at a private address is asked only
     where that address is listed too, with its port if it is neither 80 nor 443."""
@@ -55,10 +58,10 @@ class ServeConfig(Config):
     """How long fetching one image by its URL may take, in seconds."""
     writable: bool = False
     """Whether images may be added and removed; where there are keys, it takes one of the scope `write`."""
-    max_upload_bytes: int = Field(20 * 1024**2, ge=1)
+    max_upload_bytes: int = Field(20 * 1024**2, ge=1, le=MAX_BYTES)
     """Largest image that may be sent, in bytes."""
-    max_pixels: int = Field(50_000_000, ge=1)
-    """Largest image that may be sent, in pixels."""
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=MAX_PIXELS)
+    """Largest image that may be sent, in pixels; the default is the most that are decoded."""
     max_body_bytes: int = Field(64 * 1024**2, ge=1)
     """Largest request, with all its images, in bytes; those that it names by URL may be as large together."""
     max_k: int = Field(1000, ge=1)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ray_retrieval.errors import RecipeError
-from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.config import ANY_ORIGIN, ServeConfig
 
 Scope = Literal["read", "write"]
 """`read`: all but changes of an index; `write`: these too."""
@@ -162,7 +162,8 @@ def check_exposure(config: ServeConfig) -> None:
     """See that a server that others can reach asks for keys.
 
     Raises:
-        RecipeError: if it would answer strangers and nobody has allowed that, or its keys cannot be read.
+        RecipeError: if it would answer strangers or any page, and nobody has allowed that, or its keys cannot
+            be read.
     """
     if config.api_keys is not None:
         read_keys(config.api_keys)
@@ -172,6 +173,12 @@ def check_exposure(config: ServeConfig) -> None:
             where="host",
             mend="set api_keys to a file of keys (ray-retrieval serve --new-key NAME --set api_keys=FILE "
             "makes one), or allow_anonymous=true",
+        )
+    elif ANY_ORIGIN in config.cors_origins and not config.allow_anonymous:
+        raise RecipeError(
+            "without keys, any page that somebody looks at on this machine could ask in their name",
+            where="cors_origins",
+            mend="name the origins that may ask, or set api_keys or allow_anonymous=true",
         )
 
 

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers as RequestHeaders
 from starlette.datastructures import MutableHeaders
 
 from ray_retrieval.errors import QueryError
-from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.config import ANY_ORIGIN, ServeConfig
 from ray_retrieval.serve.front import READS
 from ray_retrieval.serve.headers import guard
 from ray_retrieval.serve.keys import Keys, is_loopback
@@ -215,8 +215,8 @@ class Guard:
             )
 
     def _check_origin(self, headers: RequestHeaders, scope: Scope) -> None:
-        origin = headers.get("origin")
-        if origin is None or scope["method"] in _SAFE or origin in self._config.cors_origins:
+        origin, allowed = headers.get("origin"), self._config.cors_origins
+        if origin is None or scope["method"] in _SAFE or origin in allowed or ANY_ORIGIN in allowed:
             return
         if _netloc_of(origin) != headers.get("host", "").lower():
             raise QueryError(

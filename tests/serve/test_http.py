@@ -9,6 +9,7 @@ import pytest
 from http_parts import CONFIG, IDS, Asker, FakeBackend, changed, error_of
 from serving_parts import picture
 
+from ray_retrieval.data.decode import MAX_BYTES, MAX_PIXELS
 from ray_retrieval.serve.backend import DescriptorExample, IdExample, ImageExample
 
 
@@ -214,6 +215,13 @@ def test_large_files_of_a_form_never_touch_the_disk(
     assert len(large) > 2_000_000
     asker = Asker(backend, changed(max_upload_bytes=3_000_000, max_body_bytes=4_000_000))
     assert asker.post("/v1/search", files={"image": large}).status_code == 200
+
+
+def test_no_limit_is_beyond_what_is_decoded() -> None:
+    for limit, most in (("max_pixels", MAX_PIXELS), ("max_upload_bytes", MAX_BYTES)):
+        assert getattr(changed(**{limit: most}), limit) == most
+        with pytest.raises(ValueError, match=limit):
+            changed(**{limit: most + 1})
 
 
 def test_an_upload_is_bounded_by_its_announced_length(asker: Asker, backend: FakeBackend) -> None:

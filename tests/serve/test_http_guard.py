@@ -169,6 +169,22 @@ def test_listed_origins_are_told_that_they_may_ask(backend: FakeBackend) -> None
     assert "access-control-allow-origin" not in alone.headers
 
 
+def test_any_page_may_ask_where_there_are_keys_or_consent(backend: FakeBackend, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="any page"):
+        create_app(backend, changed(cors_origins="*"))
+    keys = tmp_path / "keys"
+    sent = {"Origin": "https://any.example.com", **bearer(new_key(keys, "anna", "read"))}
+    for more in ({"api_keys": str(keys)}, {"allow_anonymous": True}):
+        asker = Asker(backend, changed(cors_origins="*", **more))
+        wanted = {"Access-Control-Request-Method": "POST"}
+        for answer in (
+            asker.ask("OPTIONS", "/v1/search", headers={"Origin": sent["Origin"], **wanted}),
+            asker.post("/v1/search", json=SEARCH, headers=sent),
+        ):
+            assert answer.status_code == 200
+            assert answer.headers["access-control-allow-origin"] == "*"
+
+
 @pytest.mark.usefixtures("still")
 def test_who_asks_too_often_is_told_when_to_come_back(backend: FakeBackend, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
