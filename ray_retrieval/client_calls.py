@@ -9,6 +9,8 @@ import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 from urllib.parse import urlsplit
@@ -379,7 +381,11 @@ def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json(values: Mapping[str, Any]) -> str:
-    """Raises QueryError for what JSON cannot hold; numbers of NumPy are numbers."""
+    """Numbers of NumPy are numbers, dates and times as well as decimals text, bytes hexadecimal digits.
+
+    Raises:
+        QueryError: for what JSON cannot hold.
+    """
     try:
         return json.dumps(values, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
@@ -389,6 +395,12 @@ def _json(values: Mapping[str, Any]) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.hex()
     raise TypeError(f"{type(value).__name__} is no value of JSON")
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
 
 from ray_retrieval.errors import QueryError
 
@@ -150,7 +150,7 @@ class NewImageSettings(Body):
     id: Text | None = Field(
         default=None, description="unique in the index; in a form, the file's name unless told"
     )
-    label: int | Text | list[int] | list[Text] | None = Field(
+    label: StrictInt | Text | list[StrictInt] | list[Text] | None = Field(
         default=None, description="number or name of its class, or several"
     )
     columns: dict[str, Any] = Field(

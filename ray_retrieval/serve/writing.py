@@ -21,6 +21,7 @@ from ray_retrieval.search.embeddings import finish, part_table, write_part
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.serve.backend import NewImage
 from ray_retrieval.serve.behind import Addition, Removal, Written
+from ray_retrieval.serve.columns import column_of
 from ray_retrieval.serve.lookups import no_image
 from ray_retrieval.serve.wire import late
 from ray_retrieval.storage import Folder
@@ -34,6 +35,7 @@ MOST_SMALL = 32
 MOST_BYTES = 1 << 28
 """So much is written for that at most."""
 _EVERY = 1 << 62  # of the versions are kept
+_MOST_CLASSES = 1 << 63  # labels are int64
 
 _log = logging.getLogger(__name__)
 
@@ -231,7 +233,7 @@ def _labels(index: Index, images: Sequence[NewImage]) -> tuple[list[str] | None,
                 known[label] = len(names) + len(new)
                 new.append(label)
             return known[label]
-        if label < 0 or (names is not None and label >= len(names)):
+        if label < 0 or label >= (_MOST_CLASSES if names is None else len(names)):
             raise _label(f"the index has no class {label}")
         return label
 
@@ -275,8 +277,8 @@ def _columns(index: Index, images: Sequence[NewImage]) -> dict[str, pa.Array]:
         values = [image.columns.get(name) for image in images]
         kind = index.schema.field(name).type
         try:
-            found[name] = pa.array(values, kind)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            found[name] = column_of(values, kind)
+        except (pa.ArrowException, TypeError, ValueError, ArithmeticError):
             raise QueryError(
                 f"values of column '{name}' are not {kind}",
                 where=name,

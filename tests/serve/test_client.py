@@ -5,6 +5,8 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,26 @@ def test_numbers_of_numpy_are_numbers(client: Client, backend: FakeBackend) -> N
     client.search([Id("plain")], k=np.int64(3))  # type: ignore[arg-type]
     client.add([New("c", picture(3), np.int64(2), {"price": np.float32(0.5)})])  # type: ignore[arg-type]
     assert backend.searches[0].k == 3
+
+
+def test_values_of_columns_are_sent_as_answers_show_them(client: Client, backend: FakeBackend) -> None:
+    day = datetime(2026, 3, 1, 12, 30)
+    columns = {
+        "day": day.date(),
+        "at": day,
+        "time": day.time(),
+        "price": Decimal("1.50"),
+        "data": b"\xff\x00",
+    }
+    client.add([New("c", picture(3), columns={**columns, "taken": np.datetime64("2026-03-01T12:30:00")})])
+    assert backend.added[0][0][0].columns == {
+        "day": "2026-03-01",
+        "at": "2026-03-01T12:30:00",
+        "time": "12:30:00",
+        "price": "1.50",
+        "data": "ff00",
+        "taken": "2026-03-01T12:30:00",
+    }
 
 
 def test_what_cannot_be_sent_is_told_here(client: Client, backend: FakeBackend) -> None:

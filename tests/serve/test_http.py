@@ -320,6 +320,9 @@ def test_images_are_added_by_form_and_by_json(asker: Asker, backend: FakeBackend
     error_of(asker.post("/v1/indexes/first/images", files=twice), 422)
     error_of(asker.post("/v1/indexes/first/images", files=twice, data={"id": ["x"]}), 422)
     error_of(asker.post("/v1/indexes/none/images", files={"image": ("f", picture(1))}), 404)
+    for label in (True, [1, False], 1.5, {}):
+        body = {"images": [{"id": "g", "image": encoded(picture(3)), "label": label}]}
+        assert "label" in error_of(asker.post("/v1/indexes/first/images", json=body), 422)["where"]
 
 
 def test_images_are_removed_by_id_or_by_filter(asker: Asker, backend: FakeBackend) -> None:
