@@ -132,6 +132,20 @@ def test_the_server_goes_and_comes(
     complaints.forget("ERR_INTERNET_DISCONNECTED")
 
 
+def test_another_server_with_other_indices_is_asked_what_it_serves(
+    visit: Visit, backend: Galleries, complaints: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = visit(SEARCH)
+    expect(tiles(page)).to_have_count(24)
+    left = {name: one for name, one in backend.galleries.items() if name != "posters"}
+    monkeypatch.setattr(backend, "galleries", left)
+    page.locator(".brand").click()
+    expect(tiles(page)).to_have_count(18)
+    expect(page.locator("#served")).to_contain_text(next(iter(left)))
+    expect(page.locator(".notice.wrong")).to_have_count(0)
+    complaints.forget("404")
+
+
 def test_an_empty_index_and_a_filter_that_nothing_passes(visit: Visit) -> None:
     page = visit("?where=price+>+1000")
     expect(page.locator(".empty-title")).to_have_text("No image passes the filter")

@@ -55,10 +55,9 @@ async function exampleFor(state, index, signal) {
 }
 
 async function askFor(state, setting, signal, why = false) {
-  const { index, rerank } = setting;
+  const { index, asked: rerank } = setting;
   const wanted = { index, k: Math.min(state.k, served.max_k), where: whereOf(state), rerank, ...(why && { why }) };
-  const asked = [state.id, state.from, state.upload, state.box, wanted];
-  return remembered(asked, async () => {
+  return remembered([state.id, state.from, state.upload, state.box, wanted], async () => {
     const example = await exampleFor(state, index, signal);
     return search({ example, box: state.box, ...wanted }, signal);
   });
@@ -70,8 +69,9 @@ const linkTo =
     address(searched(state, { id: hit.id, index: state.index, from: index }));
 
 // How: `restore` the scroll position of an entry of the history; `quiet` leave scroll and focus where they are;
-// `kept` go on after so many hits; `initial` nobody has asked for anything yet.
-async function render({ restore, kept: shownBefore, quiet, initial } = {}) {
+// `kept` go on after so many hits; `initial` nobody has asked for anything yet; `renewed` what is served is known anew.
+async function render(how = {}) {
+  const { restore, kept: shownBefore, quiet, initial, renewed } = how;
   running?.abort();
   interrupted = false;
   // What a dialog is about is no longer there.
@@ -102,6 +102,12 @@ async function render({ restore, kept: shownBefore, quiet, initial } = {}) {
     }
   } catch (error) {
     if (error.name === "AbortError" || controller.signal.aborted) return;
+    if (error.status === 404 && !renewed) {
+      // Another server may be in this one's place by now, and call its indices otherwise.
+      const before = JSON.stringify(versions());
+      if (!(await connect()) || controller.signal.aborted) return;
+      if (JSON.stringify(versions()) !== before) return render({ ...how, renewed: true });
+    }
     told(error);
   }
   if (running !== controller) return;

@@ -7,6 +7,7 @@ const MOST_LABELS = 1000; // in a list to choose from; beyond it the filter fiel
 
 const wide = matchMedia("(min-width: 62rem)");
 let opened = false;
+let usual; // the re-ranking of the shown index where none is asked for
 
 const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
 
@@ -23,12 +24,13 @@ const indexOf = (served, name) => served.indexes.find((one) => one.name === name
 const titleOf = (index, rerank) =>
   index.rerankings.length > 1 ? `${index.name} · ${rerank === "none" ? "no re-ranking" : rerank}` : index.name;
 
-// The one or two searches that a state asks for: { index, rerank, title }.
+// The one or two searches that a state asks for: { index, rerank, asked, title }. What nobody has chosen is not
+// asked for: then the server does without the re-ranking that it would use where that cannot be.
 export function settingsOf(state, served, index) {
-  const setting = (of, rerank) => {
-    const known = of.rerankings.some(({ name }) => name === rerank);
-    const used = known ? rerank : defaultOf(of);
-    return { index: of.name, rerank: used, title: titleOf(of, used) };
+  const setting = (of, chosen) => {
+    const asked = of.rerankings.find(({ name }) => name === chosen)?.name;
+    const rerank = asked ?? defaultOf(of);
+    return { index: of.name, rerank, asked, title: titleOf(of, rerank) };
   };
   const settings = [setting(index, state.rerank)];
   const other = state.with && indexOf(served, state.with);
@@ -64,6 +66,7 @@ export function showSettings(state, served, index) {
       : "";
   $("where-hint").textContent = columns.length ? `Columns: ${words(columns)}.` : "";
 
+  usual = defaultOf(index);
   const rerank = settingsOf(state, served, index)[0].rerank;
   $("rerank-choice").hidden = index.rerankings.length < 2 || !searching;
   $("rerank").replaceChildren(
@@ -96,7 +99,10 @@ export function prepareSettings() {
   });
   $("where").addEventListener("change", () => $("settings-form").requestSubmit());
   $("label").addEventListener("change", () => change({ label: $("label").value || undefined }));
-  $("rerank").addEventListener("change", () => change({ rerank: $("rerank").value }));
+  $("rerank").addEventListener("change", () => {
+    const chosen = $("rerank").value;
+    change({ rerank: chosen === usual ? undefined : chosen });
+  });
   $("compare").addEventListener("change", () => {
     const [index, rerank] = $("compare").value ? JSON.parse($("compare").value) : [];
     change({ with: index, "with-rerank": rerank });
