@@ -119,11 +119,15 @@ def known(name: str, index: Index, record: dict[str, Any]) -> dict[str, Any]:
 
 def further(record: dict[str, Any]) -> dict[str, Any]:
     """The values of a row's further columns, as JSON can hold them."""
-    return {
-        name: value.hex() if isinstance(value, bytes) else value
-        for name, value in record.items()
-        if name not in _OWN
-    }
+    return {name: _shown(value) for name, value in record.items() if name not in _OWN}
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list | tuple):
+        return [_shown(one) for one in value]
+    return {name: _shown(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def class_names(index: Index, label: int | list[int] | None) -> str | list[str] | None:

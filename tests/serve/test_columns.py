@@ -49,6 +49,8 @@ PAIR = pa.struct([("a", pa.int64()), ("b", pa.date32())])
         (pa.duration("ms"), timedelta(days=-1, seconds=1, milliseconds=5)),
         (pa.list_(pa.date32()), [date(2026, 3, 1), None]),
         (pa.list_(pa.float32(), 2), [0.5, 1.0]),
+        (pa.list_(pa.binary()), [b"\xff", b""]),
+        (pa.struct([("a", pa.list_(pa.binary()))]), {"a": [b"\xff"]}),
         (PAIR, {"a": 1, "b": date(2026, 3, 1)}),
         (pa.map_(pa.string(), pa.int64()), [("a", 1)]),
         (pa.dictionary(pa.int8(), pa.string()), "word"),
