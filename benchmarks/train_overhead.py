@@ -1,7 +1,7 @@
 """Ray Train with one worker against the plain loop: images a second while training, in one run.
 
     python benchmarks/train_overhead.py            768 images, four epochs, twice
-    python benchmarks/train_overhead.py --short    256 images, three epochs, twice
+    python benchmarks/train_overhead.py --short    192 images, three epochs, twice
 
 Both train the same method on the same images with the same loop; the plain one calls it in this process,
 the other through Ray Train, with checkpoints. The two take turns; the first ratio is that of their medians
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     options = parser.parse_args()
     if options.short:
-        options.epochs, options.images = 3, 256
+        options.epochs, options.images = 3, 192
     with measuring(f"{options.backbone} at {options.size} px, {options.images} images"):
         measure(options)
 
