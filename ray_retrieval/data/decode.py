@@ -8,7 +8,7 @@ import io
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from ray_retrieval.errors import DataError
 
@@ -22,6 +22,8 @@ MAX_RATIO = 100
 """A 1 × 1,000,000 image is within `MAX_PIXELS`; scaled to a short side of 224 it would be 150 gigabytes."""
 
 _JPEG = b"\xff\xd8"
+_JPEGS = ("JPEG", "MPO")  # what Pillow calls a JPEG, and one with further pictures behind it, as phones write
+_BITS_PER_SAMPLE = 258  # TIFF 6.0, section 8
 _ORIENTATION = 0x0112  # Exif 2.32, table 4
 _FIRST_LYING = 5  # from here on, width and height change places
 _UPRIGHT = {
@@ -40,8 +42,8 @@ def decode(
 ) -> Image.Image:
     """An upright RGB image.
 
-    The EXIF orientation is applied; transparent pixels are laid on white; 16-bit grey keeps its upper 8 bits;
-    of an animation or a multi-page file the first picture counts; colour profiles are ignored.
+    The EXIF orientation is applied; transparent pixels are laid on white; 12- and 16-bit grey keeps its
+    upper 8 bits; of an animation or a multi-page file the first picture counts; colour profiles are ignored.
 
     Args:
         data: the file's bytes: JPEG, PNG, WebP, BMP, GIF or TIFF.
@@ -51,8 +53,9 @@ def decode(
         max_bytes: limit on the length of `data`.
 
     Raises:
-        DataError: if the bytes are too many, no image, damaged or truncated, hold too many pixels, or a side
-            is more than `MAX_RATIO` times the other. No other exception comes out.
+        DataError: if the bytes are too many, no image, damaged or truncated, hold too many pixels, or pixels
+            without a range (floating-point, 32-bit), or a side is more than `MAX_RATIO` times the other. No
+            other exception comes out.
     """
     image = _opened(data, max_pixels, max_bytes)
     try:
@@ -87,7 +90,7 @@ def jpeg_size(start: bytes, *, target: int | None = None) -> tuple[int, int] | N
         image = _opened(start, MAX_PIXELS, MAX_BYTES)
     except DataError:
         return None  # The header may be longer than this.
-    return _upright_size(image, target) if image.format == "JPEG" else None
+    return _upright_size(image, target) if image.format in _JPEGS else None
 
 
 def _upright_size(image: Image.Image, target: int | None) -> tuple[int, int]:
@@ -99,7 +102,7 @@ def _upright_size(image: Image.Image, target: int | None) -> tuple[int, int]:
 
 def _reduce(image: Image.Image, target: int | None) -> None:
     """Let a JPEG be decoded at a part of its size, of at least `target` pixels a side."""
-    if target is not None and image.format == "JPEG":
+    if target is not None and image.format in _JPEGS:
         image.draft(None, (target, target))
 
 
@@ -145,16 +148,31 @@ def _orientation(image: Image.Image) -> int:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode == "F":
-        raise DataError("floating-point pixels have no agreed range")
+    # Older versions of Pillow open a PNG of 16-bit grey as "I", too.
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        kind = "floating-point" if image.mode == "F" else "signed or 32-bit integer"
+        raise DataError(
+            f"{kind} pixels have no agreed range", mend="save the image with 8 bits, or 16-bit grey"
+        )
     if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64) >> 8
-        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+        return _upper_bits(image).convert("RGB")
     if image.has_transparency_data:
         with_alpha = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, with_alpha).convert("RGB")
     return image.convert("RGB")
+
+
+def _upper_bits(image: Image.Image) -> Image.Image:
+    """8-bit grey of 16-bit grey; Pillow leaves the 12 bits of some TIFFs as they are."""
+    bits = 16
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = int(image.tag_v2[_BITS_PER_SAMPLE][0])
+    grey = np.asarray(image)
+    upper = np.clip(grey >> (bits - 8), 0, 255).astype(np.uint8)
+    if "transparency" in image.info:
+        upper[grey == image.info["transparency"]] = 255
+    return Image.fromarray(upper)
 
 
 def _words(error: Exception) -> str:

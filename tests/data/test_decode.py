@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from ray_retrieval.data.decode import FORMATS, decode, png, upright_size
+from ray_retrieval.data.decode import FORMATS, decode, jpeg_size, png, upright_size
 from ray_retrieval.errors import DataError
 
 
@@ -96,9 +96,27 @@ def test_sixteen_bit_grey_keeps_the_upper_half() -> None:
         assert image[..., 0].tolist() == (grey >> 8).tolist()
 
 
-def test_floating_point_pixels_are_refused() -> None:
-    with pytest.raises(DataError, match="floating-point"):
-        decode(saved(Image.fromarray(np.ones((4, 4), dtype=np.float32)), "TIFF"))
+def test_a_transparent_grey_of_sixteen_bits_is_white() -> None:
+    grey = np.array([[0x1234, 0x1235], [0x4000, 0x1234]], dtype=np.uint16)
+    image = np.asarray(decode(saved(Image.fromarray(grey), "PNG", transparency=0x1234)))
+    assert image[..., 0].tolist() == [[255, 0x12], [0x40, 255]]
+
+
+def test_twelve_bit_grey_keeps_the_upper_half() -> None:
+    """As microscopes write it: two pixels in three bytes, 0x0FF and 0x801."""
+    pixels = bytes([0x0F, 0xF8, 0x01])
+    entries = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 134), (277, 1), (278, 1), (279, 3)]
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    data = b"II*\0" + struct.pack("<IH", 8, len(entries)) + body + bytes(4)
+    assert np.asarray(decode(data.ljust(134, b"\0") + pixels))[..., 0].tolist() == [[0x0F, 0x80]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "words"), [(np.float32, "floating-point"), (np.int32, "signed or 32-bit integer")]
+)
+def test_pixels_without_a_range_are_refused(dtype: Any, words: str) -> None:
+    with pytest.raises(DataError, match=f"{words} pixels have no agreed range"):
+        decode(saved(Image.fromarray(np.full((4, 4), 200, dtype=dtype)), "TIFF"))
 
 
 def test_first_picture_of_an_animation_counts() -> None:
@@ -109,9 +127,17 @@ def test_first_picture_of_an_animation_counts() -> None:
         assert (red > 200, blue < 50) == (True, True)
 
 
-def test_multi_picture_jpeg_of_a_phone_decodes() -> None:
-    data = saved(photo(64, 48), "MPO", save_all=True, append_images=[photo(64, 48, 1)])
-    assert decode(data, target=16).size in {(64, 48), (16, 12), (32, 24)}
+@pytest.mark.parametrize("target", [None, 50])
+def test_multi_picture_jpeg_of_a_phone_decodes_as_its_first_picture(target: int | None) -> None:
+    first, exif = photo(800, 600), Image.Exif()
+    exif[0x0112] = 6
+    alone = saved(first, "JPEG", exif=exif)
+    data = saved(first, "MPO", exif=exif, save_all=True, append_images=[photo(64, 48, 1)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    image = decode(data, target=target)
+    assert image.size == ((600, 800) if target is None else (75, 100))
+    assert np.array_equal(np.asarray(image), np.asarray(decode(alone, target=target)))
+    assert jpeg_size(data[:2000], target=target) == upright_size(data, target=target) == image.size
 
 
 @pytest.mark.parametrize(
