@@ -52,31 +52,48 @@ def pk_plan(
     Raises:
         DataError: if fewer than P classes have enough images.
     """
-    chunks = [
-        chunk
-        for chunk in (
-            _chunks(np.flatnonzero(labels == label), int(label), images, seed, epoch, remainder)
-            for label in np.unique(labels)
-        )
-        if chunk
-    ]
     usable = usable_classes(labels, images, remainder)
     if usable < classes:
         raise DataError(
             f"{usable} classes have enough images, {classes} are needed in a batch",
             mend=f"ask for fewer classes or images a batch, got {classes} × {images}",
         )
+    names, starts = np.unique(np.sort(labels), return_index=True)
+    rows_of = np.split(np.argsort(labels, kind="stable"), starts[1:])
+    cut = (
+        _chunks(rows, label, images, seed, epoch, remainder)
+        for rows, label in zip(rows_of, names.tolist(), strict=True)
+    )
+    chunks = [chunk for chunk in cut if chunk]
     left = np.array([len(chunk) for chunk in chunks])
     generator = np.random.default_rng([seed, epoch])
     batches = []
     while (left > 0).sum() >= classes:
-        # The largest of log(left) + Gumbel noise: a draw without replacement in proportion to `left`.
-        with np.errstate(divide="ignore"):
-            keys = np.log(left) + generator.gumbel(size=len(left))
-        chosen = np.argsort(-keys, kind="stable")[:classes]
+        chosen = _drawn(left, classes, generator)
         batches.append(np.concatenate([chunks[one][left[one] - 1] for one in chosen]))
         left[chosen] -= 1
     return batches
+
+
+def _drawn(left: Rows, count: int, generator: np.random.Generator) -> Rows:
+    """Classes drawn one after another without replacement, each in proportion to its chunks.
+
+    A race: a class of c chunks arrives at the time −log(1 − u) / c, u uniform, and the first `count` are the
+    draw. No class arrives before u / c, so that most need no logarithm and no place in a sorted order.
+
+    Args:
+        left: int64 [classes], chunks of each; `count` classes or more have some.
+        count: how many classes to draw.
+        generator: gives one number a class.
+    """
+    uniform = generator.random(len(left))
+    within = 2 * count / left.sum()  # twice the time in which `count` chunks arrive
+    while True:
+        near = np.flatnonzero(uniform < within * left)
+        times = -np.log1p(-uniform[near]) / left[near]
+        if (times <= within).sum() >= count:
+            return near[np.argsort(times, kind="stable")[:count]]
+        within *= 2
 
 
 def usable_classes(labels: npt.NDArray[np.int64], images: int, remainder: Remainder) -> int:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_retrieval.data.samplers import pk_plan
+from ray_retrieval.data.samplers import _drawn, pk_plan
 from ray_retrieval.errors import DataError
 
 
@@ -81,6 +81,16 @@ def test_classes_are_drawn_in_proportion_to_what_they_have_left():
     assert min(Counter(first)[label] for label in (1, 2, 3, 4)) >= 4
     without = sum(0 not in labels[batch] for batch in plan)
     assert len(plan) == 80 - without  # each batch without class 0 uses two chunks of the others
+
+
+@pytest.mark.parametrize("left", [[5] * 300, [2000, 1, 1, 0, 1], [0, 0, 3, 1, 9] * 40, [10**9, 1, 1]])
+def test_a_draw_is_that_of_gumbel_noise_on_every_class(left):
+    left = np.array(left)
+    for seed in range(50):
+        noise = np.random.default_rng(seed).gumbel(size=len(left))
+        with np.errstate(divide="ignore"):
+            expected = np.argsort(-(np.log(left) + noise), kind="stable")[:3]
+        assert _drawn(left, 3, np.random.default_rng(seed)).tolist() == expected.tolist()
 
 
 def test_too_few_classes_are_refused():
