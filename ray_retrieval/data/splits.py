@@ -35,11 +35,14 @@ class SplitPlan:
             int is the number in all, and a float the share of all.
         seed: of the draw.
         keep: rows of each class that must be left over for the role "rest".
+        most: classes that a share is taken of: where there are more, it is one row each of so many classes,
+            which are drawn. Every class must have enough rows all the same.
     """
 
     parts: Mapping[str, int | float]
     seed: int
     keep: int = 0
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,18 @@ class Split:
         Raises:
             DataError: naming the class, its count and what is needed, if a class has too few rows.
         """
-        groups = (
-            np.zeros(len(labels), dtype=np.int64) if labels.ndim == 2 else np.asarray(labels, dtype=np.int64)
+        several = labels.ndim == 2
+        # By rank: a label may be a number of any size, such as that of an article.
+        present, groups = np.unique(
+            np.zeros(len(labels), np.int64) if several else labels, return_inverse=True
         )
         counts = np.bincount(groups, minlength=1)
         wanted = {role: _shares(share, counts) for role, share in plan.parts.items()}
-        _refuse_short(
-            counts, wanted, plan.keep, multilabel=labels.ndim == 2, class_names=class_names, where=where
-        )
+        named = [f"'{class_names[label]}'" if class_names else str(label) for label in present.tolist()]
+        _refuse_short(counts, wanted, plan.keep, named=None if several else named, where=where)
+        for number, (role, part) in enumerate(plan.parts.items()):
+            if isinstance(part, float) and plan.most is not None:
+                wanted[role] = _of_some_classes(wanted[role], plan.most, [plan.seed, number])
         rank = ranked(groups, plan.seed)
         roles, taken = {}, np.zeros(len(counts), dtype=np.int64)
         for role, share in wanted.items():
@@ -292,22 +299,27 @@ def _shares(share: int | float, counts: IntArray) -> IntArray:
     return np.where(counts > 0, np.maximum(rounded, 1 if share > 0 else 0), 0)
 
 
+def _of_some_classes(shares: IntArray, most: int, seed: list[int]) -> IntArray:
+    """The shares [classes], or one row each of `most` of the classes where more than that give any."""
+    giving = np.flatnonzero(shares)
+    if len(giving) <= most:
+        return shares
+    uniform = np.random.Generator(np.random.Philox(seed)).random(len(giving))
+    drawn = np.zeros_like(shares)
+    drawn[giving[np.argsort(uniform, kind="stable")[:most]]] = 1
+    return drawn
+
+
 def _refuse_short(
-    counts: IntArray,
-    wanted: Mapping[str, IntArray],
-    keep: int,
-    *,
-    multilabel: bool,
-    class_names: list[str] | None,
-    where: str | None,
+    counts: IntArray, wanted: Mapping[str, IntArray], keep: int, *, named: list[str] | None, where: str | None
 ) -> None:
+    """Refuse classes of too few rows; `named` are those of `counts`, None where there are no classes."""
     needed = sum(wanted.values(), np.where(counts > 0, keep, 0))
     short = np.flatnonzero(counts < needed)
     if not len(short):
         return
     first = int(short[0])
-    name = first if class_names is None else f"'{class_names[first]}'"
-    subject = "the table" if multilabel else f"class {name}"
+    subject = "the table" if named is None else f"class {named[first]}"
     shares = [f"{share[first]} {role.replace('_', ' ')}" for role, share in wanted.items() if share[first]]
     detail = ", ".join([*shares, f"{keep} to remain"] if keep else shares)
     others = f"; {len(short) - 1} other classes are short too" if len(short) > 1 else ""

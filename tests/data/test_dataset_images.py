@@ -7,7 +7,7 @@ import pytest
 
 from ray_retrieval.config import validate
 from ray_retrieval.data.benchmark import Benchmark
-from ray_retrieval.data.datasets import ImagesConfig, load
+from ray_retrieval.data.datasets import ImagesConfig, images, load
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.storage import Folder
 
@@ -64,6 +64,28 @@ def test_numbers_of_queries_are_kept_to(photo_folder: Path, tmp_path: Path) -> N
     small = loaded(tmp_path / "c", database=photo_folder, validation_database=15)
     assert sizes(small)["validation_database"] == 15
     assert sizes(small)["database"] == 30
+
+
+def test_limits_hold_where_there_are_more_classes(make_table: Any) -> None:
+    table = make_table(np.repeat(np.arange(40), 5))
+    config = ImagesConfig(database="photos", queries_at_most=6, validation_database=30)
+    roles = images._draw(config, {"database": table}, seed=0)
+    assert {role: len(rows) for role, rows in roles.items()} == {
+        "queries": 6,
+        "validation_queries": 6,
+        "database": 188,
+        "validation_database": 30,
+        "train": 188,
+    }
+    asked, searched = table.labels[roles["validation_queries"]], roles["validation_database"]
+    everything = roles["database"][np.isin(table.labels[roles["database"]], asked)]
+    assert set(everything) <= set(searched) <= set(roles["database"])
+    fewer = images._at_most(10, table, roles["database"], asked, seed=0)
+    assert set(table.labels[fewer]) == set(asked)
+    given = {"database": table, "validation_queries": table.take(np.array([0, 199]))}
+    searched = images._draw(config, given, seed=0)["validation_database"]
+    assert len(searched) == 30
+    assert {0, 39} <= set(table.labels[searched])
 
 
 def test_moved_images_keep_their_split(photo_folder: Path, tmp_path: Path) -> None:

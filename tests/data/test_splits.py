@@ -101,6 +101,32 @@ def test_too_few_images_name_class_count_and_need() -> None:
         Split.draw(np.ones((5, 2), dtype=np.bool_), SplitPlan({"queries": 6}, seed=0))
 
 
+def test_labels_of_any_size_are_drawn_by() -> None:
+    labels, large = np.arange(30) % 3, np.array([7, 20_000_000, 4006381333931])
+    plan = SplitPlan({"a": 2, "b": 0.2}, seed=7)
+    expected = Split.draw(labels, plan).roles
+    for role, rows in Split.draw(large[labels], plan).roles.items():
+        assert rows.tolist() == expected[role].tolist()
+    with pytest.raises(DataError, match="class 4006381333931 has 2 images, 3 are needed"):
+        Split.draw(large[[0, 0, 0, 2, 2]], SplitPlan({"a": 3}, seed=0))
+
+
+def test_a_share_of_many_classes_is_a_row_each_of_some() -> None:
+    labels = np.repeat(np.arange(50), 4)
+    roles = Split.draw(labels, SplitPlan({"a": 0.1, "b": 0.1, "c": 1}, seed=0, keep=1, most=8)).roles
+    assert [len(roles[role]) for role in "abc"] == [8, 8, 50]
+    assert len(set(labels[roles["a"]])) == len(set(labels[roles["b"]])) == 8
+    assert set(labels[roles["a"]]) != set(labels[roles["b"]])
+    assert sorted(np.concatenate(list(roles.values())).tolist()) == list(range(200))
+    few = SplitPlan({"a": 0.5}, seed=0)
+    assert np.array_equal(
+        Split.draw(labels, few).roles["a"],
+        Split.draw(labels, SplitPlan({"a": 0.5}, seed=0, most=50)).roles["a"],
+    )
+    with pytest.raises(DataError, match="4 other classes are short too"):
+        Split.draw(np.repeat(np.arange(5), 2), SplitPlan({"a": 0.1}, seed=0, keep=2, most=1))
+
+
 def test_empty_table_and_empty_plan() -> None:
     assert Split.draw(np.zeros(0, dtype=np.int64), SplitPlan({"a": 0.5}, seed=0)).roles["a"].tolist() == []
     assert Split.draw(np.zeros(3, dtype=np.int64), SplitPlan({}, seed=0)).roles[REST].tolist() == [0, 1, 2]

@@ -5,7 +5,8 @@ With a folder alone (class = sub-folder), everything else follows:
     data: {name: images, database: photos/}
 
 Of each class a tenth become test queries and a tenth validation queries, at least one and about 1,000 in all;
-they leave the database, and the rest is both database and training set. A class thus needs four images.
+they leave the database, and the rest is both database and training set. A class thus needs four images. Of
+more than 1,000 classes, 1,000 that are drawn give a query of either kind.
 
 What is given separately is used as it is. With `queries` given, all of `database` stays in the database; the
 validation queries are drawn from it (from the part that is not in `train`, where that is at least half of it)
@@ -106,7 +107,7 @@ def load(config: ImagesConfig, *, seed: int, splits: Folder) -> Benchmark:
     origin = _origin(config)
 
     def draw(seed: int) -> dict[str, IntArray]:
-        return _draw(config, base, queries, train, seed)
+        return _draw(config, given, seed)
 
     split, notes = load_or_draw(splits, base, draw, seed=seed, origin=origin)
     tables = {
@@ -247,10 +248,9 @@ def _with_common_classes(tables: dict[str, ImageTable]) -> dict[str, ImageTable]
     return {role: table.with_classes(names) for role, table in tables.items()}
 
 
-def _draw(
-    config: ImagesConfig, base: ImageTable, queries: ImageTable | None, train: ImageTable | None, seed: int
-) -> dict[str, IntArray]:
+def _draw(config: ImagesConfig, given: dict[str, ImageTable], seed: int) -> dict[str, IntArray]:
     """Rows of the database by role, for all roles that are not given."""
+    base, queries, train = given["database"], given.get("queries"), given.get("train")
     everything = np.arange(len(base))
     parts: dict[str, int | float] = {}
     if queries is None:
@@ -262,13 +262,15 @@ def _draw(
     if queries is not None and train is not None:
         outside = np.setdiff1d(everything, overlap(base, train))
         pool = outside if 2 * len(outside) >= len(base) else everything
-    plan = SplitPlan(parts, seed, keep=_KEEP if parts else 0)
+    plan = SplitPlan(parts, seed, keep=_KEEP if parts else 0, most=config.queries_at_most)
     drawn = Split.draw(base.labels[pool], plan, class_names=base.class_names, where=base.name).roles
     roles = {role: pool[drawn[role]] for role in parts}
     none = np.zeros(0, dtype=np.int64)
     rest = np.setdiff1d(everything, np.concatenate([none, *roles.values()]))
     roles["database"] = rest if queries is None else everything
-    roles["validation_database"] = _at_most(config.validation_database, base, rest, seed)
+    validation = given.get("validation_queries")
+    asked = base.labels[roles["validation_queries"]] if validation is None else validation.labels
+    roles["validation_database"] = _at_most(config.validation_database, base, rest, asked, seed)
     if train is None:
         roles["train"] = rest if queries is None else np.setdiff1d(rest, overlap(base, queries))
     return roles
@@ -278,12 +280,23 @@ def _share(count: int | None, fraction: float, config: ImagesConfig, images: int
     return min(fraction, config.queries_at_most / images) if count is None else count
 
 
-def _at_most(limit: int, base: ImageTable, rows: IntArray, seed: int) -> IntArray:
-    """About `limit` of the rows, the same share of each class."""
+def _at_most(limit: int, base: ImageTable, rows: IntArray, asked: npt.NDArray[Any], seed: int) -> IntArray:
+    """About `limit` of the rows, the same share of each class.
+
+    Where there are more classes than that, the rows of the classes that are asked for, and others by chance.
+    """
     if len(rows) <= limit:
         return rows
+    labels = base.labels[rows]
+    if labels.ndim == 1 and len(np.unique(labels)) > limit:
+        wanted = np.isin(labels, asked)
+        others, rows, labels = rows[~wanted], rows[wanted], labels[wanted]
+        if len(rows) < limit:
+            plan = SplitPlan({"kept": limit - len(rows)}, seed)
+            drawn = Split.draw(np.zeros(len(others), np.int64), plan).roles["kept"]
+            return np.union1d(rows, others[drawn])
     plan = SplitPlan({"kept": limit / len(rows)}, seed)
-    return rows[Split.draw(base.labels[rows], plan).roles["kept"]]
+    return rows[Split.draw(labels, plan).roles["kept"]]
 
 
 def _without(train: ImageTable, drawn: list[ImageTable], notes: list[str]) -> ImageTable:
