@@ -15,6 +15,10 @@ from ray_retrieval.errors import DataError
 IMAGE_TYPE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
 """Type of the column `image`: the file's bytes, or where it lies."""
 
+NAMED_FROM = 1_000_000
+"""From here on a label is a name, such as the number of an article. Class numbers count from 0, and heads and
+multi-hot labels have a place for each up to the highest."""
+
 
 def images_at(paths: pa.Array | Sequence[str]) -> pa.StructArray:
     """A column of images that are read where they lie, as `IMAGE_TYPE`.
@@ -75,8 +79,9 @@ def canonical_labels(
 ) -> tuple[pa.Array, list[str] | None]:
     """A label column as int64 or list<int64>, with its class names.
 
-    Numbers stay; names become their rank in sorted order. A negative number means unknown, as in the test
-    splits of Hugging Face, and becomes null.
+    Numbers stay; names become their rank in sorted order. Where a number is `NAMED_FROM` or more, all of the
+    column are names, as they are written. A negative number means unknown, as in the test splits of Hugging
+    Face, and becomes null.
 
     Args:
         column: [n], integers, strings, or lists of either; or all null.
@@ -117,18 +122,19 @@ def _list_labels(label: pa.Array, names: list[str] | None, where: str) -> tuple[
 
 
 def _numbers(label: pa.Array, names: list[str] | None, where: str) -> tuple[pa.Array, list[str] | None]:
-    if pa.types.is_integer(label.type):
-        try:
-            return label.cast(pa.int64()), _checked_names(label, names, where)
-        except pa.ArrowInvalid:
-            raise DataError(
-                f"label {pc.max(label)} is above 2^63 - 1", where=where, mend="number the classes from 0"
-            ) from None
-    if not is_text(label.type):
+    numbers = label
+    if is_text(label.type):
+        label = pc.utf8_trim_whitespace(label)
+        numeric = names is None and pc.all(pc.match_substring_regex(label, r"^-?\d{1,18}$")).as_py()
+        numbers = label.cast(pa.int64()) if numeric else None
+    elif not pa.types.is_integer(label.type):
         raise DataError(f"the labels are of type {label.type}", where=where, mend="use integers or names")
-    label = pc.utf8_trim_whitespace(label)
-    if names is None and pc.all(pc.match_substring_regex(label, r"^-?\d{1,18}$")).as_py():
-        return label.cast(pa.int64()), None
+    if numbers is not None:
+        highest = pc.max(numbers).as_py() if len(numbers) else None
+        _check_named(highest, names, where)
+        if names is not None or highest is None or highest < NAMED_FROM:
+            return numbers.cast(pa.int64()), names
+        label = pc.if_else(pc.less(numbers, 0), pa.scalar(None, pa.string()), label.cast(pa.string()))
     names = names or sorted(pc.unique(label.drop_null()).to_pylist())
     index = pc.index_in(label, value_set=pa.array(names, label.type))
     unknown = label.filter(pc.and_(index.is_null(), label.is_valid()))
@@ -137,15 +143,13 @@ def _numbers(label: pa.Array, names: list[str] | None, where: str) -> tuple[pa.A
     return index.cast(pa.int64()), names
 
 
-def _checked_names(label: pa.Array, names: list[str] | None, where: str) -> list[str] | None:
-    highest = pc.max(label).as_py() if len(label) else None
+def _check_named(highest: int | None, names: list[str] | None, where: str) -> None:
     if names is not None and highest is not None and highest >= len(names):
         raise DataError(
             f"label {highest} has no name: there are {len(names)} class names",
             where=where,
             mend="mend either",
         )
-    return names
 
 
 def lists_of_classes(multi_hot: npt.NDArray[np.bool_]) -> pa.Array:

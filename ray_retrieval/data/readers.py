@@ -146,9 +146,10 @@ def read_list(file: str, root: str | None = None) -> Rows:
 def read_csv(file: str, root: str | None = None) -> Rows:
     """A CSV file with a header: a path, optionally `id` and `label`, and any further columns.
 
-    Labels are numbers or names; several of one image are separated by `|` or `;`. An empty field is unknown.
-    Among numbers `NA`, `NaN`, `null` and the like are unknown too; among words they are words. Columns
-    without a name and a value, as spreadsheets add them, are left out.
+    Labels are class numbers or names; several of one image are separated by `|` or `;`. Numbers are names
+    where one has more than six digits. An empty field is unknown. Among numbers `NA`, `NaN`, `null` and the
+    like are unknown too; among words they are words. Columns without a name and a value, as spreadsheets add
+    them, are left out.
 
     Raises:
         DataError: if the file is no CSV, has no column of paths, an empty path, or two columns of one name.

@@ -175,6 +175,21 @@ def test_queries_that_are_all_in_the_database_are_declared(photo_folder: Path, t
     assert not set(found.train.ids) & set(found.queries.ids)
 
 
+def test_numbers_of_articles_are_classes(photo_folder: Path, tmp_path: Path) -> None:
+    names = [f"{name}/{row:02d}.png" for name in ("cat", "dog", "owl") for row in range(12)]
+    numbers = ["7", "20000000", "4006381333931"]
+    rows = [(name, numbers[index // 12]) for index, name in enumerate(names)]
+    database = write_list(tmp_path / "database.txt", photo_folder, rows[1:])
+    found = loaded(tmp_path / "a", database=database)
+    assert found.train.classes == 3
+    assert found.database.class_names == ["20000000", "4006381333931", "7"]
+    asked = loaded(
+        tmp_path / "b", database=database, queries=write_list(tmp_path / "asked.txt", photo_folder, rows[:1])
+    )
+    assert asked.queries.class_name(int(asked.queries.labels[0])) == "7"
+    assert not any("no relevant image" in note for note in asked.notes)
+
+
 class TestErrors:
     def test_too_few_images_name_the_class(self, photo_folder: Path, tmp_path: Path) -> None:
         for row in range(9):

@@ -403,6 +403,21 @@ def test_unknown_form_lists_the_known_ones(tmp_path: Path) -> None:
         open_images(str(tmp_path / "a.arrow"))
 
 
+@pytest.mark.parametrize(
+    ("column", "expected", "names"),
+    [
+        (["4006381333931", "12", "012", "-1"], [2, 1, 0, None], ["012", "12", "4006381333931"]),
+        ([20_000_000, 20_000_001, -1, None], [0, 1, None, None], ["20000000", "20000001"]),
+        ([[5_000_000, 7], []], [[0, 1], []], ["5000000", "7"]),
+        ([999_999, 7, -1], [999_999, 7, None], None),
+    ],
+)
+def test_large_numbers_are_names(column: list[Any], expected: list[Any], names: list[str] | None) -> None:
+    label, found = canonical_labels(pa.array(column), None, where="t")
+    assert label.to_pylist() == expected
+    assert found == names
+
+
 def test_dictionary_labels_are_decoded() -> None:
     label, names = canonical_labels(pa.array(["b", "a", "b"]).dictionary_encode(), None, where="t")
     assert label.to_pylist() == [1, 0, 1]

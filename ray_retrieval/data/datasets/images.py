@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config
 from ray_retrieval.data.benchmark import Benchmark, from_tables, overlap
+from ray_retrieval.data.columns import NAMED_FROM
 from ray_retrieval.data.datasets.disjoint import LEAST, lone_classes, tables_of
 from ray_retrieval.data.splits import REST, Split, SplitPlan, draw_groups, held_groups, load_or_draw
 from ray_retrieval.data.table import ImageTable, IntArray, open_images
@@ -227,11 +228,12 @@ def _open_all(config: ImagesConfig) -> dict[str, ImageTable]:
 
 def _with_common_classes(tables: dict[str, ImageTable]) -> dict[str, ImageTable]:
     """Two folders number their classes each by its own sub-folders: here the names decide."""
-    named = {table.class_names is not None for table in tables.values()}
     if len({table.is_multilabel for table in tables.values()}) > 1:
         raise DataError(
             "some of the images have several labels and some have one", mend="give all the same form"
         )
+    tables = _all_named_by_number(tables)
+    named = {table.class_names is not None for table in tables.values()}
     if len(named) > 1:
         raise DataError(
             "some of the labels have names and some are numbers",
@@ -246,6 +248,17 @@ def _with_common_classes(tables: dict[str, ImageTable]) -> dict[str, ImageTable]
     others = {name for table in tables.values() for name in table.class_names or []}
     names += sorted(others - set(names))
     return {role: table.with_classes(names) for role, table in tables.items()}
+
+
+def _all_named_by_number(tables: dict[str, ImageTable]) -> dict[str, ImageTable]:
+    """Numbers are names in all tables where they are in one, being too large to count classes."""
+    names = [name for table in tables.values() for name in table.class_names or []]
+    numeric = all(map(str.isdecimal, names)) and not tables["database"].is_multilabel
+    if not numeric or max(map(int, names), default=0) < NAMED_FROM:
+        return tables
+    return {
+        role: table.renumbered() if table.class_names is None else table for role, table in tables.items()
+    }
 
 
 def _draw(config: ImagesConfig, given: dict[str, ImageTable], seed: int) -> dict[str, IntArray]:
