@@ -32,6 +32,22 @@ def images_at(paths: pa.Array | Sequence[str]) -> pa.StructArray:
     )
 
 
+def without_views(table: pa.Table) -> pa.Table:
+    """The table with text and bytes in the place of views of them, of which Arrow picks no rows."""
+    kinds = [field.with_type(_plain(field.type)) for field in table.schema]
+    return table if kinds == list(table.schema) else table.cast(pa.schema(kinds, table.schema.metadata))
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_plain(kind.value_type)))
+    return {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(kind, kind)
+
+
 def canonical_images(column: pa.ChunkedArray, root: str, *, where: str) -> pa.ChunkedArray:
     """An image column as `IMAGE_TYPE`; the bytes are not copied. Paths without bytes become absolute.
 
@@ -90,7 +106,7 @@ def canonical_labels(
         separators: characters that separate several labels in one string.
 
     Raises:
-        DataError: if the type is no label, or a number has no name or is above 2^63 - 1.
+        DataError: if the type is no label, or a number has no name.
     """
     label = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(label, pa.ChunkedArray):

@@ -34,6 +34,7 @@ from ray_retrieval.data.columns import (
     images_at,
     is_text,
     refuse_repeated,
+    without_views,
 )
 from ray_retrieval.data.list_files import parse_list
 from ray_retrieval.errors import DataError
@@ -204,6 +205,8 @@ def read_parquet(files: Sequence[str], root: str | None = None) -> Rows:
 def read_arrow(files: Sequence[str], root: str | None = None) -> Rows:
     """Arrow IPC files (file or stream format) with the columns of `read_parquet`, memory-mapped.
 
+    Columns that are views of text or bytes, as Polars writes them, are read into memory.
+
     Raises:
         DataError: if a file is no Arrow IPC, has no image column, or does not fit the others.
     """
@@ -273,7 +276,8 @@ def _join_tables(pieces: Sequence[tuple[str, pa.Table]], root: str | None) -> Ro
     for file, piece in pieces:
         refuse_repeated(piece.column_names, where=file)
     try:
-        table = pa.concat_tables([piece for _, piece in pieces], promote_options="default")
+        plain = [without_views(piece) for _, piece in pieces]
+        table = pa.concat_tables(plain, promote_options="default")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"the files do not have the same columns: {error}", where=where) from None
     column = _first_of(table, _IMAGE_COLUMNS)

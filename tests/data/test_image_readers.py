@@ -418,6 +418,28 @@ def test_large_numbers_are_names(column: list[Any], expected: list[Any], names: 
     assert found == names
 
 
+def test_views_of_text_and_bytes_are_read_as_what_they_show(tmp_path: Path) -> None:
+    text, data = pa.string_view(), pa.binary_view()
+    pictures = [b"1", b"2", b"3"]
+    columns = {
+        "id": pa.array(["a", "b", "c"], text),
+        "label": pa.array(["owl", "cat", "owl"], text),
+        "shop": pa.array(["x", "y", None], text),
+        "tags": pa.array([["x"], [], ["y", "z"]], pa.list_(text)),
+    }
+    structs = pa.array([{"bytes": picture} for picture in pictures], pa.struct([("bytes", data)]))
+    for images in (structs, pa.array(pictures, data)):
+        table = pa.table(columns | {"image": images})
+        with pa.ipc.new_file(str(tmp_path / "t.arrow"), table.schema) as writer:
+            writer.write_table(table)
+        found = open_images(str(tmp_path / "t.arrow")).take(np.array([2, 0]))
+        assert found.ids == ["c", "a"]
+        assert found.labels.tolist() == [1, 1]
+        assert found.image_bytes(0) == b"3"
+        assert found.table["shop"].to_pylist() == [None, "x"]
+        assert found.table["tags"].to_pylist() == [["y", "z"], ["x"]]
+
+
 def test_dictionary_labels_are_decoded() -> None:
     label, names = canonical_labels(pa.array(["b", "a", "b"]).dictionary_encode(), None, where="t")
     assert label.to_pylist() == [1, 0, 1]
