@@ -213,7 +213,10 @@ def measured(stage: str, sizes: Sizes, parent: Path | None) -> float:
     with tempfile.TemporaryDirectory(dir=parent) as folder:
         for what in ("--prepare", "--measure") if stage in PREPARED else ("--measure",):
             try:
-                given, variables = [what, stage, json.dumps(sizes), folder], RETURNED if stage == "train" else {}
+                given, variables = (
+                    [what, stage, json.dumps(sizes), folder],
+                    RETURNED if stage == "train" else {},
+                )
                 found = in_its_own_process(__file__, given, 1, variables)
             except ProcessError as error:
                 raise SystemExit(f"{stage} of {_words(sizes)} failed:\n{error}") from None
