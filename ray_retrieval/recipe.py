@@ -2,7 +2,8 @@
 
 A recipe is one YAML file that states a whole experiment. Any field can be set from the command line
 (`train.optimizer.lr=0.01`), one field can refer to another (`runs/${method.bits}bits`), and paths may use
-`~` and environment variables (`$HOME`). An unknown key is an error that names the nearest known one.
+`~` and environment variables (`$HOME`). An unknown key is an error that names the nearest known one; so is
+a key that stands twice.
 
 `method.bits`, `method.dimension` and `seed` may be lists: then the file states a study, one recipe for every
 combination.
@@ -39,6 +40,7 @@ from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationCo
 from ray_retrieval.search.votes import LocalSearchConfig
 from ray_retrieval.storage import split_query
 from ray_retrieval.tuning.config import SHARED, TuneConfig
+from ray_retrieval.yaml_text import read_yaml
 
 # What may differ between two runs that give the same model: how fast it is made, and what comes after.
 _NOT_OF_THE_MODEL: dict[str, Any] = {
@@ -142,7 +144,7 @@ class Recipe(Config):
     """What it is called in reports."""
     output: str = Field(min_length=1)
     """The folder that everything is written to: a local path or a URI."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     """Determines the splits, the starting weights, and every random draw."""
     data: DataConfig
     """Images and the protocol they are split by."""
@@ -379,10 +381,7 @@ def rerank_steps(texts: list[str]) -> tuple[AnyRerankConfig, ...] | None:
         return None
     if texts == ["none"]:
         return ()
-    try:
-        given = [yaml.safe_load(text) for text in texts]
-    except yaml.YAMLError as error:
-        raise RecipeError(" ".join(str(error).split()), where=where) from None
+    given = [read_yaml(text, where=where) for text in texts]
     steps = [{"name": step} if isinstance(step, str) else step for step in given]
     return validate(EvaluateConfig, {"rerank": steps}, where=where).rerank
 
@@ -394,12 +393,12 @@ def ready_made() -> list[str]:
 
 def _file_of(path: str | Path) -> Path:
     """The file of a recipe that is named by its path, or by the name of a ready-made one."""
-    file = Path(os.path.expandvars(path)).expanduser()
-    if file.is_file():
+    file = Path(os.path.expanduser(os.path.expandvars(path)))
+    if os.path.isfile(file):  # unlike Path's, it takes a name that is too long for one of no file
         return file
     if str(path) in ready_made():
         return _READY_MADE / f"{path}.yaml"
-    if file.is_dir():
+    if os.path.isdir(file):
         inside = file / "recipe.yaml"
         mend = f"give {inside}" if inside.is_file() else "give a file of YAML in it"
         raise RecipeError("a folder, no recipe", where=path, mend=mend)
@@ -411,9 +410,12 @@ def _file_of(path: str | Path) -> Path:
 def _read(path: str | Path) -> dict[str, Any]:
     file = _file_of(path)
     try:
-        values = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not valid YAML: {' '.join(str(error).split())}", where=path) from None
+        text = file.read_text()
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"not valid YAML: {error}", where=path) from None
+    except OSError as error:
+        raise RecipeError(f"cannot be read: {error.strerror}", where=path) from None
+    values = read_yaml(text, where=path)
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=path)
     return {"seed": 0, **values}  # the default, for others to refer to
@@ -421,23 +423,37 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 def _with_settings(values: dict[str, Any], settings: list[str], *, where: object) -> DictConfig:
     """The values and the settings after them, references still in place."""
+    given: list[tuple[str, Any]] = []
     for setting in settings:
-        if "=" not in setting or setting.startswith("="):
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
             raise RecipeError("not of the form key=value", where=setting, mend="e.g. train.epochs=10")
+        given.append((key, read_yaml(text, where=key)))
     try:
         merged = OmegaConf.create(values)
-        for setting in settings:
-            key, _, text = setting.partition("=")
-            # A whole section replaces the old one: its keys may belong to another kind.
-            OmegaConf.update(merged, key, yaml.safe_load(text), merge=False, force_add=True)
-        return _with_one_length(merged, settings)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        for key, value in given:
+            _update(merged, key, value, where=where)
+        return _with_one_length(merged, {key for key, value in given if value is not None})
+    except OmegaConfBaseException as error:
         raise RecipeError(" ".join(str(error).split()), where=where) from None
+    except RecursionError:
+        raise RecipeError("a value is nested too deeply, or in itself", where=where) from None
 
 
-def _with_one_length(merged: DictConfig, settings: list[str]) -> DictConfig:
+def _update(merged: DictConfig, key: str, value: Any, *, where: object) -> None:
+    """Put a value in its place. A whole section replaces the old one: its keys may be of another kind."""
+    try:
+        OmegaConf.update(merged, key, value, merge=False, force_add=True)
+    except OmegaConfBaseException:
+        raise
+    except (TypeError, ValueError):
+        raise RecipeError(
+            f"'{key}' has a word where a list has numbers", where=where, mend="count its entries from 0"
+        ) from None
+
+
+def _with_one_length(merged: DictConfig, given: set[str]) -> DictConfig:
     """Without the length of training in epochs where the settings give it in steps, and the other way."""
-    given = {key for key, _, text in (s.partition("=") for s in settings) if yaml.safe_load(text) is not None}
     for key, other in _LENGTHS.items():
         if key in given and other not in given:
             OmegaConf.update(merged, other, None, merge=False, force_add=True)

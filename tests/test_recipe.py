@@ -10,6 +10,7 @@ from ray_retrieval.data.datasets.sfm import SfmConfig
 from ray_retrieval.data.datasets.survey import about
 from ray_retrieval.encode import EncodeConfig
 from ray_retrieval.errors import QueryError, RecipeError, RetrievalError
+from ray_retrieval.yaml_text import read_yaml
 
 JOBS = [Path(__file__).parents[1] / "jobs" / f"{name}.yaml" for name in recipe.ready_made()]
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "quickstart.yaml"
@@ -68,6 +69,13 @@ def test_recipes_that_measure_a_model_have_the_network_of_the_recipe_that_trains
         ("method.backbone.name=lenet", "'method.backbone.name'"),
         ("data.name=mnist", "'data'"),
         ("train.epochs", "not of the form key=value"),
+        ("train={epochs: 1, steps: 2, epochs: 3}", "line 1 has the key 'epochs' of line 1 again"),
+        ("seed=2020-13-45", "'seed': input should be a valid integer"),
+        ("seed=0b_", "seed: not valid YAML"),
+        ("seed=!!int ''", "seed: not valid YAML"),
+        ("seed=" + 999 * "[", "seed: not valid YAML: too deeply nested"),
+        ("seed=&a [*a]", "a value is nested too deeply, or in itself"),
+        (f"seed={2**64}", "'seed': input should be less than 18446744073709551616"),
         ("name=${nowhere}", "nowhere"),
         ("train.augmentation.random_crop=true", "needs a 'method.image.resize_to' above 24, the size"),
         ("published=[{sorce: a, metric: map@all, values: {16: 0.7}}]", "unknown key 'published.0.sorce'"),
@@ -95,6 +103,37 @@ def test_parts_of_batches_are_refused_where_the_loss_pairs_images():
     assert recipe.load(QUICKSTART, [pairs, "method.alpha=1e-1"]).method.alpha == 0.1
     with pytest.raises(RecipeError, match=r"'train.accumulate' is 1 for hashnet, whose loss pairs images"):
         recipe.load(QUICKSTART, [pairs, "train.accumulate=2"])
+
+
+@pytest.mark.parametrize("setting", ["published.x.tolerance=0.5", "published.x=0.5"])
+def test_a_word_is_no_place_in_a_list(setting):
+    with pytest.raises(RecipeError, match="has a word where a list has numbers"):
+        recipe.load("gem_gl18_resnet101_ap", [setting])
+
+
+def test_a_repeated_key_is_refused_with_both_its_lines(tmp_path):
+    text = QUICKSTART.read_text()
+    line = text.splitlines().index("train:") + 1
+    again = len(text.splitlines()) + 1
+    (tmp_path / "r.yaml").write_text(f"{text}train: {{epochs: 1}}\n")
+    told = rf"r.yaml: not valid YAML: line {again} has the key 'train' of line {line} again"
+    with pytest.raises(RecipeError, match=told):
+        recipe.load(tmp_path / "r.yaml")
+    with pytest.raises(RecipeError, match="has the key 'k1' of line 1 again"):
+        recipe.rerank_steps(["{name: k_reciprocal, k1: 20, k1: 30}"])
+
+
+def test_what_stands_beside_a_merged_mapping_replaces_what_it_brings():
+    text = "a: {b: &b {<<: &c {x: 1, y: 1}, x: 2}}\nd: {<<: *b, y: 3}\n"
+    found = {"a": {"b": {"x": 2, "y": 1}}, "d": {"x": 2, "y": 3}}
+    assert read_yaml(text, where="text") == found
+
+
+def test_dates_are_text(tmp_path):
+    assert recipe.load(QUICKSTART, ["name=2020-10-10"]).name == "2020-10-10"
+    assert recipe.load(QUICKSTART, ["name=2020-13-45"]).name == "2020-13-45"
+    with pytest.raises(RecipeError, match=r"'rerank.0': unknown name '2020-13-45'"):
+        recipe.rerank_steps(["2020-13-45"])
 
 
 def test_settings_replace_the_files_values():
@@ -286,6 +325,22 @@ def test_a_folder_is_no_recipe_but_may_hold_one(tmp_path):
 def test_missing_recipe_names_the_path():
     with pytest.raises(RecipeError, match=r"nowhere.yaml: no such recipe"):
         recipe.load("nowhere.yaml")
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "~nobody-is-called-so/r.yaml"])
+def test_a_path_that_cannot_be_is_no_recipe(path):
+    with pytest.raises(RecipeError, match="no such recipe"):
+        recipe.load(path)
+
+
+def test_a_recipe_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "r.yaml").touch()
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(RecipeError, match=r"r.yaml: cannot be read: Permission denied"):
+        recipe.load(tmp_path / "r.yaml")
 
 
 def test_ready_made_recipes_are_found_by_name(tmp_path, monkeypatch):
