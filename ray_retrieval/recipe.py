@@ -36,6 +36,7 @@ from ray_retrieval.methods import METHODS, AnyMethodConfig
 from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.cells import cells_in
+from ray_retrieval.search.faiss_index import check_sample, untrained
 from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationConfig
 from ray_retrieval.search.votes import LocalSearchConfig
 from ray_retrieval.storage import split_query
@@ -208,10 +209,13 @@ class Recipe(Config):
         search = self.index.search
         if search != "exact" and kind is DescriptorKind.LOCAL:
             raise ValueError(f"'index.search' is exact for {self.method.name}, which makes {kind.value}")
-        if search in ("exact", "auto") or kind is not DescriptorKind.CODES:
+        if search in ("exact", "auto"):
             return
         try:
-            cells_in(search)
+            if kind is DescriptorKind.CODES:
+                check_sample(search, cells_in(search), self.index.train_rows)
+            else:
+                untrained(search, self.method.form.size, self.index.train_rows)
         except RecipeError as error:
             raise ValueError(f"'index.search': {error.problem}; {error.mend}") from None
 

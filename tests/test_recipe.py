@@ -58,6 +58,7 @@ def test_recipes_that_measure_a_model_have_the_network_of_the_recipe_that_trains
         ("train.epoch=3", "unknown key 'train.epoch' (did you mean 'epochs'?)"),
         ("train.validation.metric=recall@1", "'train.validation.metric' is map for greedyhash"),
         ("index.search=IVF8,Flat", "'index.search': 'IVF8,Flat' is no search of codes"),
+        ("index={search: BIVF64, train_rows: 63}", "'index.search': 'BIVF64' has 64 cells, and there are 63"),
         ("method.bit=3", "unknown key 'method.bit' (did you mean 'bits'?)"),
         ("method.backbone.nam=small", "unknown key 'method.backbone.nam' (did you mean 'name'?)"),
         ("train.schedule.warm=0.1", "unknown key 'train.schedule.warm' (did you mean 'warmup'?)"),
@@ -95,6 +96,21 @@ def test_mistakes_are_named_with_their_mend(override, message):
         recipe.load(QUICKSTART, [override])
     assert message.lower() in str(caught.value).lower()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["index.search=FOO12"], "'index.search': FAISS cannot build 'FOO12'"),
+        (["index.search=PQ7x4"], "'index.search': FAISS cannot build 'PQ7x4'"),
+        (["index.search=IVF64,Flat", "index.train_rows=63"], "there are 63 rows to train on; take fewer"),
+    ],
+)
+def test_a_search_that_cannot_be_built_is_refused_in_the_recipe(settings, message):
+    with pytest.raises(RecipeError) as caught:
+        recipe.load("xbm_digits", settings)
+    assert message in str(caught.value)
+    assert recipe.load("xbm_digits", ["index.search=PQ8x4"]).index.search == "PQ8x4"
 
 
 def test_parts_of_batches_are_refused_where_the_loss_pairs_images():
