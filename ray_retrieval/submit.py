@@ -100,9 +100,11 @@ def prepare(arguments: Sequence[str], *, name: str | None = None) -> Submission:
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError("no verb to submit", mend="e.g. ray-retrieval submit -- run RECIPE output=s3://…")
     sent, recipes = [arguments[0]], dict[str, Path]()
+    named = _recipe_in(arguments)
     for argument in arguments[1:]:
         file = Path(os.path.expandvars(os.path.expanduser(argument)))
-        if file.suffix in (".yaml", ".yml") and file.is_file():
+        # os.path's takes a filter that is too long for a path, which Path's does not.
+        if (argument == named or file.suffix in (".yaml", ".yml")) and os.path.isfile(file):
             place = f"{_RECIPES}/{file.name}"
             if recipes.get(place, file) != file:
                 raise RecipeError("two files of that name would be uploaded", where=file.name)
@@ -187,19 +189,26 @@ def _unique(stem: str, given: str | None) -> str:
     return f"{re.sub('[^A-Za-z0-9_-]+', '-', stem)}-{uuid.uuid4().hex[:8]}"
 
 
+def _recipe_in(arguments: Sequence[str]) -> str | None:
+    """The recipe that a command line names; None where its verb takes none."""
+    given = (text for text in arguments[1:] if not text.startswith("-"))
+    return next(given, None) if arguments[0] in TAKES_RECIPE else None
+
+
 def _settings_of(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """What a command line says, as pairs of where it says so and the text there.
 
     Of a recipe these are all its fields, with the settings that follow it; a recipe that is wrong is refused.
     """
     verb, *rest = arguments
-    given = [text for text in rest if not text.startswith("-")]
-    if verb in TAKES_RECIPE and given:
+    recipe = _recipe_in(arguments)
+    if recipe is not None:
+        settings = [text for text in rest if not text.startswith("-")][1:]
         if verb == "tune":
-            made = template(given[0], given[1:])
+            made = template(recipe, settings)
             check(made({}), made)
-        for recipe in load_study(given[0], given[1:]):
-            yield from _texts(recipe, "")
+        for member in load_study(recipe, settings):
+            yield from _texts(member, "")
         return
     option = ""
     for argument in rest:
@@ -249,7 +258,7 @@ def _warnings(found: list[tuple[str, str]]) -> Iterator[str]:
         named = value if key == value else f"{key}: {value}"
         if _is_rooted(value):
             yield f"{named} has to be there on every node, or be a URI (s3://…)"
-        elif Path(value).exists():
+        elif os.path.exists(value):
             yield f"{named} is here, but does not travel with the job: give a URI (s3://…)"
 
 

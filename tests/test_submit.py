@@ -152,6 +152,23 @@ def test_every_option_that_says_where_something_goes_is_looked_at():
     assert made.arguments[1:] == ("download", "/mnt/gldv2", "--tars", "0-3")
 
 
+def test_a_recipe_travels_whatever_its_name_ends_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text(QUICKSTART.read_text())
+    Path("quickstart").write_text(DIGITS.read_text())
+    made = submit.prepare(["run", "mine.txt", OUT])
+    assert (made.arguments, list(made.recipes)) == (("run", "recipes/mine.txt", OUT), ["recipes/mine.txt"])
+    assert submit.prepare(["train", "--fresh", "quickstart", OUT]).recipes
+    assert not submit.prepare(["search", "s3://bucket/index", "mine.txt"]).recipes
+
+
+def test_a_text_that_is_too_long_for_a_path_is_none():
+    condition = " or ".join(f"price = {number}" for number in range(100))
+    arguments = ["search", "s3://bucket/index", "s3://bucket/q.jpg", "--where", condition]
+    made = submit.prepare([*arguments, f"{condition}.yaml"])
+    assert (made.recipes, made.warnings) == ({}, ())
+
+
 def test_two_recipes_of_one_name_are_not_mixed_up(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
