@@ -29,6 +29,8 @@ LOCK = ".lock"
 """Name of the file that says who works in a folder, see `lock`."""
 _TEMPORARY = re.compile(r"(.+)\.tmp-[0-9a-f]{12}")
 """Names that files are written under, see `temporary_name`."""
+_VARIABLE = re.compile(r"(?<![^/])\$\{?(?P<name>[A-Za-z_]\w*)[^/]*", re.ASCII)
+"""What a folder is called if `os.path.expandvars` does not know the variable that its name begins with."""
 _STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 """Schemes of stores that are asked over the network."""
 _WITHOUT_FOLDERS = ("s3", "gcs")
@@ -47,7 +49,8 @@ class Folder:
             store is not asked before something of it is wanted, and whatever asks it raises as `store_at`.
 
     Raises:
-        ArtefactError: if the URI's scheme is unknown, or it holds a password.
+        ArtefactError: if the URI's scheme is unknown, or it holds a password, or the first word of a folder
+            in it is an environment variable that is not set.
     """
 
     def __init__(self, uri: "str | Path | Folder") -> None:
@@ -55,11 +58,13 @@ class Folder:
         text = uri.uri if isinstance(uri, Folder) else os.path.expandvars(os.path.expanduser(str(uri)))
         if "://" in text:
             refuse_password(text)
-            self.uri = text.rstrip("/")
+            self.uri = plain_uri(text)
             if text.partition("://")[0] not in _STORES:
                 store_at(text)
         else:
             self.uri = os.path.abspath(text)
+        if not isinstance(uri, Folder):
+            _refuse_unset(text)
 
     @functools.cached_property
     def _store(self) -> tuple[fs.FileSystem, str]:
@@ -274,7 +279,7 @@ class Folder:
         """Say where and why a store refuses: no rights, no space, a file where a folder should be."""
         try:
             yield
-        except OSError as error:
+        except (OSError, pyarrow.ArrowInvalid) as error:
             raise refusal(error, self.uri_of(name)) from error
 
     def _at(self, name: str) -> str:
@@ -292,9 +297,10 @@ def meant_by(name: str) -> str | None:
     return found[1] if found else None
 
 
-def refusal(error: OSError, where: object) -> ArtefactError:
-    """What to say of a store that refuses: no rights, no space, a file where a folder should be."""
-    reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+def refusal(error: OSError | pyarrow.ArrowInvalid, where: object) -> ArtefactError:
+    """What to say of a store that refuses: no rights, no space, no such name, a file instead of a folder."""
+    said = error.strerror if isinstance(error, OSError) else None
+    reason = said or (str(error).splitlines() or [type(error).__name__])[0]
     return ArtefactError(
         f"the store refuses: {reason}", where=where, mend="check the path, the rights and the space left"
     )
@@ -306,6 +312,22 @@ def split_query(location: str) -> tuple[str, str]:
         return location, ""
     address, mark, query = location.partition("?")
     return address, mark + query
+
+
+def plain_uri(uri: str) -> str:
+    """The URI of the same place without slashes that say nothing: at its end, and after one another."""
+    base, query = split_query(uri)
+    scheme, _, rest = base.partition("://")
+    return f"{scheme}://{re.sub('/+', '/', rest).rstrip('/')}{query}"
+
+
+def _refuse_unset(location: str) -> None:
+    """Raise ArtefactError if a variable is left in a path or URI, unless a local folder is called so."""
+    for found in _VARIABLE.finditer(location):
+        if not os.path.lexists(location[: found.end()]):
+            raise ArtefactError(
+                f"the environment variable {found['name']} is not set", where=location, mend="set it"
+            )
 
 
 def store_at(uri: str) -> tuple[fs.FileSystem, str]:

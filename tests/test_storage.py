@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from ray_retrieval.data import location
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.storage import (
     Folder,
@@ -87,6 +88,43 @@ def test_unknown_scheme_names_the_address():
 def test_environment_variables_and_home_are_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("SOMEWHERE", str(tmp_path))
     assert Folder("$SOMEWHERE/a").uri == f"{tmp_path}/a"
+
+
+@pytest.mark.parametrize("path", ["$NOWHERE/a", "a/${NOWHERE}/b", "/data/$NOWHERE", "s3://$NOWHERE/a"])
+def test_a_variable_that_is_not_set_is_no_folder(path, monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    with pytest.raises(ArtefactError, match="the environment variable NOWHERE is not set") as caught:
+        Folder(path)
+    assert caught.value.where == path
+
+
+def test_a_folder_may_be_called_like_a_variable(tmp_path):
+    (tmp_path / "$recycled").mkdir()
+    assert (Folder(tmp_path / "$recycled") / "a").uri == f"{tmp_path}/$recycled/a"
+    for name in ("us$er", "$5 a day"):
+        assert Folder(tmp_path / name).uri == f"{tmp_path}/{name}"
+
+
+QUERY = "?endpoint_override=localhost:1&scheme=http"
+
+
+@pytest.mark.parametrize("path", ["s3://b/x/", "s3://b/x", "s3://b//x//"])
+def test_slashes_that_say_nothing_make_no_other_place(path):
+    folder = Folder(path + QUERY)
+    assert folder.uri == f"s3://b/x{QUERY}"
+    assert folder.path == "b/x"
+    assert (folder / "model").path == "b/x/model"
+    assert (folder / "model").parent.uri == folder.uri
+    assert location.join(location.expand(path + QUERY), "a.jpg") == f"s3://b/x/a.jpg{QUERY}"
+
+
+def test_the_root_of_the_disk_has_a_uri(tmp_path):
+    assert Folder("file:///").exists(str(tmp_path).lstrip("/"))
+
+
+def test_a_name_that_no_store_takes_is_refused(tmp_path):
+    with pytest.raises(ArtefactError, match="the store refuses: Embedded NUL"):
+        Folder(tmp_path).exists("a\0b")
 
 
 @pytest.mark.parametrize("content", [True, False])

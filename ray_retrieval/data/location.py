@@ -14,14 +14,14 @@ import pyarrow
 from pyarrow import fs
 
 from ray_retrieval.errors import ArtefactError, DataError, StoreError
-from ray_retrieval.storage import byte_range, split_query, store_at
+from ray_retrieval.storage import byte_range, plain_uri, split_query, store_at
 
 
 def expand(location: str) -> str:
     """The location with `~` and environment variables filled in; a local path becomes absolute."""
     text = os.path.expandvars(os.path.expanduser(location))
     if is_uri(text):
-        return text.rstrip("/")
+        return plain_uri(text)
     return os.path.abspath(text)
 
 
