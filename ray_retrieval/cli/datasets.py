@@ -1,6 +1,5 @@
 """The command `datasets`, and those that fetch and build Google Landmarks v2. Parsing and printing only."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -43,7 +42,7 @@ def datasets(
 
 @gldv2_app.command("download")
 def gldv2_download(
-    root: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything goes.")],
+    root: Annotated[str, typer.Argument(metavar="FOLDER", help="Where everything goes: a local folder.")],
     tars: Annotated[
         str | None,
         typer.Option(help="Archives of images, about 1 GB each: 0-499 for all, or 7; none by default."),

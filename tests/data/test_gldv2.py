@@ -231,6 +231,16 @@ class TestDownload:
         fetch(tmp_path / "data", parse_range("1"), address=server[1])
         assert sorted(pictures_in(tmp_path / "data")) == sorted(jpeg)[1::2]
 
+    def test_the_folder_is_a_local_one_below_home_or_a_variable(self, server, tmp_path, jpeg, monkeypatch):
+        publish(server[0], jpeg)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("HERE", str(tmp_path))
+        for root in ("~/home", "$HERE/variable"):
+            fetch(root, address=server[1])
+        assert {path.parent.name for path in tmp_path.rglob("train_clean.csv")} >= {"home", "variable"}
+        with pytest.raises(RecipeError, match="archives are unpacked into a local folder"):
+            fetch("s3://bucket/gldv2", address=server[1])
+
     def test_a_wrong_checksum_leaves_nothing(self, server, tmp_path, jpeg):
         publish(server[0], jpeg, archives=1)
         (server[0] / "train" / "images_000.tar").write_bytes(b"something else")

@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ray_retrieval.data.download import download, telling, unpack
+from ray_retrieval.data.location import is_uri
 from ray_retrieval.errors import DataError, RecipeError
+from ray_retrieval.storage import Folder
 
 ADDRESS = "https://s3.amazonaws.com/google-landmark"
 TARS = 500
@@ -40,7 +42,7 @@ def parse_range(text: str) -> range:
 
 
 def fetch(
-    root: Path,
+    root: str | Path,
     tars: Sequence[int] = (),
     *,
     remove_tars: bool = False,
@@ -52,21 +54,27 @@ def fetch(
     What is there stays as it is.
 
     Args:
-        root: the folder that everything goes into.
+        root: the local folder that everything goes into; `~` and environment variables are expanded.
         tars: numbers of the archives.
         remove_tars: remove each archive once all of it is unpacked.
         address: where the collection is.
         say: called with a line about each file now and then.
 
     Raises:
+        ArtefactError: if the folder's variable is not set, see `Folder`.
+        RecipeError: if the folder is given by a URI.
         DataError: if a file cannot be had or has another checksum, an archive is damaged or has a member
             that would leave the folder, or there is no space.
         StoreError: if the server does not answer.
     """
+    place = Folder(root).uri
+    if is_uri(place):
+        raise RecipeError("archives are unpacked into a local folder", where=root, mend="give a path")
+    folder = Path(place)
     for name in METADATA:
-        download(f"{address}/metadata/{name}", root / name, progress=say and telling(name, say))
+        download(f"{address}/metadata/{name}", folder / name, progress=say and telling(name, say))
     for number in tars:
-        _fetch_tar(root, f"images_{number:03d}", remove_tars, address, say)
+        _fetch_tar(folder, f"images_{number:03d}", remove_tars, address, say)
 
 
 def _fetch_tar(root: Path, name: str, remove: bool, address: str, say: Callable[[str], None] | None) -> None:
