@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ from samples import coloured_table, write_run
 
 import ray_retrieval
 from ray_retrieval import cli, model, search
+from ray_retrieval.answers import Answer, Hit
+from ray_retrieval.cli.tables import print_answers
 from ray_retrieval.data.table import open_images
 from ray_retrieval.data.transforms import prepare
-from ray_retrieval.descriptors import Form
+from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
@@ -171,6 +174,20 @@ def test_search_prints_the_nearest_first(cli_call, built):
     assert code == 0
     assert "image-0007" in out
     assert "green" in out
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_ids_and_paths_of_hits_are_printed_whole(capsys, monkeypatch, terminal):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    name, path = "id-" + "0123456789" * 9, "/photos/" + "abcdefghij" * 20
+    answer = Answer([Hit(1, name, 3.0, 0.5, ["green"], path, row=0)], notes=[])
+    print_answers("image", ["q.jpg"], [answer], Form(DescriptorKind.CODES, 16), as_json=False)
+    out = capsys.readouterr().out
+    assert "…" not in out
+    columns = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert ["".join(column) for column in zip(*columns, strict=True)][-2:] == [name, path]
+    assert (len(columns) > 1) == terminal
 
 
 def test_search_as_json(cli_call, built):

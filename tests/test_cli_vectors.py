@@ -75,6 +75,18 @@ def test_an_image_is_no_query_of_vectors_made_elsewhere(cli_call, tmp_path):
     assert out.count("0 bits") == 10
 
 
+def test_what_comes_next_and_what_undoes_it_are_lines_for_a_shell(cli_call, tmp_path):
+    np.save(tmp_path / "vectors.npy", draw(10))
+    index = f"{tmp_path}/my index & more"
+    given = [tmp_path / "vectors.npy", "--normalise", "--model-name", "mine"]
+    _, out, _ = cli_call("index", "build", *given, "--out", index)
+    told = shlex.split(out.splitlines()[-1])
+    assert told == ["next", "ray-retrieval", "search", index, "--vectors", "FILE"]
+    code, out, _ = cli_call("index", "remove", index, "3")
+    assert code == 0
+    assert shlex.split(out.splitlines()[-1]) == ["undo", "ray-retrieval", "index", "rollback", index]
+
+
 def test_vectors_of_a_model_of_ours_go_on_being_searched_with_images(cli_call, tmp_path):
     """Codes saved by `embed`: in Parquet they say whose they are, of others --model does."""
     save_model(tmp_path / "model")

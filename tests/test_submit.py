@@ -273,6 +273,18 @@ def test_without_waiting_the_name_is_all_that_is_printed(cli_call, server):
     assert json.loads(out) == {"job": server.submitted[1]["name"], "address": server.address}
 
 
+def test_the_list_of_jobs_names_them_whole(cli_call, server, monkeypatch):
+    listed = [Job(f"{number}-{'name' * 30}", "RUNNING", "run" * 60, None, "", 0, None) for number in (1, 2)]
+    server.jobs = lambda: listed
+    _, out, _ = cli_call("submit", "list")
+    assert all(any(one.name in line and one.command in line for line in out.splitlines()) for one in listed)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")  # 80 characters, no colours
+    _, out, _ = cli_call("submit", "list")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+
+
 @pytest.mark.parametrize("wrong", [["rum"], ["run"], ["run", QUICKSTART, "--frsh"], ["index", "buid"]])
 def test_a_line_that_the_verb_would_refuse_is_not_submitted(cli_call, server, wrong):
     code, _, _ = cli_call("submit", "--", *wrong)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_retrieval.cli.printing import AsJson, print_json
+from ray_retrieval.cli.printing import AsJson, command, print_json
 from ray_retrieval.progress import Display
 
 gldv2_app = typer.Typer(help="Fetch and build Google Landmarks v2, to learn from.", no_args_is_help=True)
@@ -56,7 +56,7 @@ def gldv2_download(
 
     numbers = parse_range(tars) if tars is not None else ()
     fetch(root, numbers, remove_tars=remove_tars, say=Display().say)
-    typer.echo(f"next    ray-retrieval gldv2 build {root} --out OUT")
+    typer.echo(f"next    {command('gldv2', 'build', root, '--out', 'OUT')}")
 
 
 @gldv2_app.command("build")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ray_retrieval.cli.options import EngineOption, ModelArgument, Root, of_descriptors, with_engine
-from ray_retrieval.cli.printing import AsJson, print_json
+from ray_retrieval.cli.printing import AsJson, command, print_json
 from ray_retrieval.progress import Display
 
 
@@ -45,7 +45,7 @@ def encode(
     typer.echo(f"encoded {made.rows:,} images into {out}")
     if made.error_count:
         typer.echo(f"left out {made.error_count:,} that cannot be decoded: {out}/errors.parquet")
-    typer.echo(f"next    ray-retrieval index build {out} --out INDEX")
+    typer.echo(f"next    {command('index', 'build', out, '--out', 'INDEX')}")
 
 
 def embed(

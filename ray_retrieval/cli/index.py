@@ -5,11 +5,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from ray_retrieval.cli.index_export import index_export
-from ray_retrieval.cli.printing import AsJson, print_json
+from ray_retrieval.cli.printing import AsJson, command, console, print_json
 from ray_retrieval.cli.vectors import (
     Bits,
     Column,
@@ -126,8 +125,8 @@ def index_build(
         )
     _describe(out, as_json)
     if not as_json:
-        queries = "--vectors FILE" if made_elsewhere(source.model) else "IMAGE --model MODEL"
-        typer.echo(f"next    ray-retrieval search {out} {queries}")
+        queries = ["--vectors", "FILE"] if made_elsewhere(source.model) else ["IMAGE", "--model", "MODEL"]
+        typer.echo(f"next    {command('search', out, *queries)}")
 
 
 def _count(text: str) -> int:
@@ -188,7 +187,7 @@ def index_plan(
     for kind in found:
         sizes = (f"{size / 1e6:,.1f} MB" for size in (kind.mapped, kind.private))
         table.add_row(kind.kind, *sizes, f"{kind.bytes_per_row:,.1f}", mark if kind.auto else "")
-    Console(highlight=False, markup=False).print(table)
+    console(highlight=False, markup=False).print(table)
     typer.echo(
         f"{count:,} images; bytes a row are megabytes a million. Mapped files are shared by all processes."
     )
@@ -370,7 +369,7 @@ def index_versions(index: IndexArgument, as_json: AsJson = False) -> None:
     for version in found:
         numbers = (f"{version[name]:,}" for name in ("rows", "deleted", "shards", "bytes"))
         table.add_row(str(version["version"]), version["operation"], *numbers)
-    Console(highlight=False, markup=False).print(table)
+    console(highlight=False, markup=False).print(table)
 
 
 @index_app.command("prune")
@@ -476,7 +475,7 @@ def _report(index: str, change: Any, as_json: bool, *, dry_run: bool = False, le
             typer.echo(f"{count:,} images {what}")
     if change.changed and not dry_run:
         typer.echo(f"version {manifest.number}: {manifest.operation}; {manifest.rows:,} images")
-        typer.echo(f"undo    ray-retrieval index rollback {index}")
+        typer.echo(f"undo    {command('index', 'rollback', index)}")
     elif not dry_run:
         typer.echo(f"version {manifest.number} stays: there is nothing to change")
     if change.missed is not None:

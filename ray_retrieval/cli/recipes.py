@@ -1,12 +1,11 @@
 """The commands that take a recipe, and the one that compares what they leave. Parsing and printing only."""
 
-import shlex
 from typing import Annotated, Any
 
 import typer
 
 from ray_retrieval.cli.options import Fresh, Overrides, RecipeArgument, of_a_figure
-from ray_retrieval.cli.printing import AsJson, print_json, short
+from ray_retrieval.cli.printing import AsJson, command, print_json, short
 from ray_retrieval.progress import Display
 
 
@@ -30,7 +29,7 @@ def run(
         return
     print_metrics(finished.metrics)
     typer.echo(f"report  {short(finished.report)}")
-    typer.echo(f"next    ray-retrieval serve {short(finished.folder.uri_of('index'))}")
+    typer.echo(f"next    {command('serve', short(finished.folder.uri_of('index')))}")
 
 
 def train(
@@ -43,14 +42,14 @@ def train(
     from ray_retrieval.study import Study
 
     recipes = load_study(recipe, overrides)
-    next_command = shlex.join(["ray-retrieval", "run", recipe, *(overrides or [])])
+    following = f"next    {command('run', recipe, *(overrides or []))}"
     if len(recipes) > 1:
         models = Study(recipes, fresh=fresh, display=Display()).train()
         if as_json:
             print_json({"models": models})
             return
         print_models([{**model, "folder": short(model["folder"])} for model in models])
-        typer.echo(f"next    {next_command}")
+        typer.echo(following)
         return
     model = Run(recipes[0], fresh=fresh, display=Display()).only_train()
     if as_json:
@@ -59,7 +58,7 @@ def train(
     validation = model["metrics"]["validation"].items()
     measured = ", ".join(f"validation {name} {number(value)}" for name, value in validation)
     typer.echo(f"model   {short(model['folder'])} ({model['fingerprint']}), {measured}")
-    typer.echo(f"next    {next_command}")
+    typer.echo(following)
 
 
 def tune(
@@ -87,9 +86,9 @@ def tune(
     typer.echo(f"report  {short(tuned.report)}")
     best = tuned.folder / tuned.best[0].folder
     if tuned.metrics is None:
-        typer.echo(f"next    ray-retrieval run {short(best.uri_of('recipe.yaml'))}")
+        typer.echo(f"next    {command('run', short(best.uri_of('recipe.yaml')))}")
         return
-    typer.echo(f"next    ray-retrieval serve {short(best.uri_of('index'))}")
+    typer.echo(f"next    {command('serve', short(best.uri_of('index')))}")
 
 
 def evaluate(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJson = False) -> None:

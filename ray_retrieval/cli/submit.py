@@ -6,11 +6,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
-from ray_retrieval.cli.printing import AsJson, print_json
+from ray_retrieval.cli.printing import AsJson, console, print_json
 from ray_retrieval.progress import Display
 
 LEFT_RUNNING = 3
@@ -135,10 +134,12 @@ def list_jobs(address: Address = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"jobs": [_described(job) for job in jobs]})
         return
-    table = Table("job", "status", "started", "command", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("job", "status", "started", "command"):
+        table.add_column(column, overflow="fold")
     for job in jobs:
         table.add_row(job.name, job.status, _clock(job.started_ms), job.command)
-    Console(highlight=False, markup=False).print(table)
+    console(highlight=False, markup=False).print(table)
 
 
 @submit_app.command()

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ray_retrieval.cli.printing import print_json
+from ray_retrieval.cli.printing import console, print_json
 from ray_retrieval.descriptors import Form
 
 
@@ -26,12 +26,12 @@ def print_metrics(metrics: dict[str, Any]) -> None:
     first = next(iter(models.values()))["test"]
     for row, entry in enumerate(first):
         table.add_row(entry["name"], *(number(model["test"][row]["value"]) for model in models.values()))
-    console = Console(highlight=False)
-    console.print(table)
-    print_published(metrics["published"], console)
-    console.print(f"{first[0]['name']}: {escape(first[0]['policy'])}.", style="dim")
+    out = console(highlight=False)
+    out.print(table)
+    print_published(metrics["published"], out)
+    out.print(f"{first[0]['name']}: {escape(first[0]['policy'])}.", style="dim")
     for note in next(iter(models.values()))["notes"]:
-        console.print(f"note: {escape(note)}.", style="dim")
+        out.print(f"note: {escape(note)}.", style="dim")
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:
@@ -44,8 +44,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         values = {metric["name"]: metric["value"] for metric in run["metrics"]}
         cells = (run["name" if told_apart else "label"], _size(run), str(run["seed"]))
         table.add_row(*map(escape, cells), *(number(values.get(name)) for name in names))
-    console = Console(highlight=False)
-    console.print(table)
+    out = console(highlight=False)
+    out.print(table)
     if comparison["seeds"]:
         table = _table("over seeds: mean ± deviation", "size", "seeds", *names)
         for group in comparison["seeds"]:
@@ -54,16 +54,16 @@ def print_comparison(comparison: dict[str, Any]) -> None:
                 _with_deviation(found[n]["mean"], found[n]["deviation"]) if n in found else "–" for n in names
             ]
             table.add_row(escape(group["label"]), _size(group), str(len(group["seeds"])), *means)
-        console.print(table)
-    print_published(comparison["published"], console)
+        out.print(table)
+    print_published(comparison["published"], out)
     policies = [metric["policy"] for metric in runs[0]["metrics"][:1]]
     for policy in policies:
-        console.print(f"{names[0]}: {escape(policy)}.", style="dim")
+        out.print(f"{names[0]}: {escape(policy)}.", style="dim")
     for note in comparison["notes"]:
-        console.print(f"note: {escape(note)}.", style="yellow")
+        out.print(f"note: {escape(note)}.", style="yellow")
 
 
-def print_published(rows: list[dict[str, Any]], console: Console) -> None:
+def print_published(rows: list[dict[str, Any]], out: Console) -> None:
     """Results against published ones; nothing where there are none."""
     if not rows:
         return
@@ -80,7 +80,7 @@ def print_published(rows: list[dict[str, Any]], console: Console) -> None:
             difference,
             reached,
         )
-    console.print(table)
+    out.print(table)
 
 
 def print_models(models: list[dict[str, Any]]) -> None:
@@ -95,7 +95,7 @@ def print_models(models: list[dict[str, Any]]) -> None:
             str(training["epoch"]),
             ", ".join(f"{name} {number(value)}" for name, value in model["metrics"]["validation"].items()),
         )
-    Console(highlight=False).print(table)
+    console(highlight=False).print(table)
 
 
 def print_trials(tuned: dict[str, Any]) -> None:
@@ -111,14 +111,12 @@ def print_trials(tuned: dict[str, Any]) -> None:
         mark = " *" if trial["number"] in best else ""
         state = "failed: " + escape(trial["error"]) if trial["state"] == "failed" else trial["state"]
         table.add_row(f"{trial['number']:04d}{mark}", *chosen, *values, str(trial["epochs"]), state)
-    console = Console(highlight=False)
-    console.print(table)
+    out = console(highlight=False)
+    out.print(table)
     metrics = tuned["metrics"]
     for metric in metrics["models"][metrics["selected"]]["test"][:1] if metrics else ():
-        console.print(
-            f"{metric['name']} {number(metric['value'])} on the test queries, by trial {best[0]:04d}"
-        )
-        console.print(f"{metric['name']}: {escape(metric['policy'])}.", style="dim")
+        out.print(f"{metric['name']} {number(metric['value'])} on the test queries, by trial {best[0]:04d}")
+        out.print(f"{metric['name']}: {escape(metric['policy'])}.", style="dim")
 
 
 def print_answers(kind: str, queries: list[str], answers: list[Any], form: Form, as_json: bool) -> None:
@@ -143,12 +141,14 @@ def print_answers(kind: str, queries: list[str], answers: list[Any], form: Form,
         # What verification has found is told in the place of its score.
         scored = any(hit.score is not None for hit in answer.hits) and answer.hits[0].inliers is None
         columns = ("rank", *(["score"] if scored else []), "distance", "label", "id", "path")
-        table = Table(*columns, title=escape(query), title_justify="left")
+        table = Table(title=escape(query), title_justify="left")
+        for column in columns:
+            table.add_column(column, overflow="fold")
         for hit in answer.hits:
             first = [str(hit.rank), f"{hit.score:.4f}"] if scored else [str(hit.rank)]
             far = hit.in_words(form)
             table.add_row(*map(escape, (*first, far, ", ".join(hit.labels), hit.id, hit.path or "")))
-        Console().print(table)
+        console().print(table)
         for note in answer.notes:
             print(f"note: {note}")
 
@@ -156,7 +156,7 @@ def print_answers(kind: str, queries: list[str], answers: list[Any], form: Form,
 def print_prediction(prediction: dict[str, Any], far: str) -> None:
     """The nearest image, and the likeliest classes where the model has a class head."""
     nearest, classes = prediction["nearest"], prediction["classes"]
-    console = Console(highlight=False, soft_wrap=True)
+    out = console(highlight=False, soft_wrap=True)
     lines = {
         "nearest": nearest["id"],
         "distance": far,
@@ -164,14 +164,14 @@ def print_prediction(prediction: dict[str, Any], far: str) -> None:
         "path": nearest["path"] or "– (the image is in the index)",
     }
     for key, value in lines.items():
-        console.print(f"{key:<8} {escape(value)}")
+        out.print(f"{key:<8} {escape(value)}")
     if classes:
         table = _table("class", "number", "probability")
         for guess in classes:
             table.add_row(escape(guess["name"]), str(guess["number"]), number(guess["probability"]))
-        console.print(table)
+        out.print(table)
     for note in prediction["notes"]:
-        console.print(f"note: {escape(note)}.")
+        out.print(f"note: {escape(note)}.")
 
 
 def print_datasets(surveys: list[dict[str, Any]]) -> None:
@@ -183,16 +183,16 @@ def print_datasets(surveys: list[dict[str, Any]]) -> None:
         images = "there" if found["complete"] else "no images"
         state = images if not missing else f"{missing} missing"
         table.add_row(found["name"], _count(found["classes"]), _count(found["k"], "all"), *counts, state)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(
+    out = console(highlight=False)
+    out.print(table)
+    out.print(
         escape("one of them: ray-retrieval datasets NAME [root=FOLDER]; your own: data.name=images or lists")
     )
 
 
 def print_survey(found: dict[str, Any]) -> None:
     """One benchmark: its sources, its files, and what its lists say."""
-    console = Console(highlight=False, soft_wrap=True)
+    out = console(highlight=False, soft_wrap=True)
     counts = {part: found["counts"].get(part) for part in ("train", "queries", "database")}
     counts = {part: count for part, count in counts.items() if count is not None}
     published = ", ".join(f"{part} {count:,}" for part, count in counts.items()) or "–"
@@ -205,13 +205,13 @@ def print_survey(found: dict[str, Any]) -> None:
         "lists": found["lists"] or "none needed",
     }
     for key, value in lines.items():
-        console.print(f"{key:<10} {escape(value)}")
+        out.print(f"{key:<10} {escape(value)}")
     for entry in found["files"]:
-        console.print(f"{'found' if entry['found'] else 'missing':<10} {escape(entry['file'])}")
+        out.print(f"{'found' if entry['found'] else 'missing':<10} {escape(entry['file'])}")
     sampled = found["sampled"]
     if sampled["missing"]:
         missing, first = len(sampled["missing"]), sampled["missing"][0]
-        console.print(
+        out.print(
             f"missing    {missing} of {sampled['images']} images looked for, the first is {escape(first)}"
         )
     if found["parts"]:
@@ -229,14 +229,14 @@ def print_survey(found: dict[str, Any]) -> None:
                 f"{facts['positive_pair_rate']:.4f}",
                 "–" if weight is None else f"{weight:.2f}",
             )
-        console.print(table)
-        console.print(
+        out.print(table)
+        out.print(
             "labels: mean number an image; similar: share of pairs that share a label; weight: 1/similar",
             style="dim",
         )
     for overlap in found["overlaps"]:
         first, second = overlap["parts"]
-        console.print(f"{overlap['images']:,} images of {first} are in {second}")
+        out.print(f"{overlap['images']:,} images of {first} are in {second}")
 
 
 def print_export(made: dict[str, Any], folder: str) -> None:
