@@ -88,7 +88,8 @@ def encode(
         RecipeError: if the engine's package is not installed.
         ClusterError: if encoders were lost for good.
         ConflictError: if another process writes to a job's folder.
-        DataError: if no image of a table can be decoded, or a store does not answer.
+        DataError: if no image of a table can be decoded, a column of one has a name that embeddings need, or
+            a store does not answer.
     """
     with ExitStack() as alone:
         for job in jobs:
@@ -99,7 +100,8 @@ def encode(
 def encode_alone(jobs: list[EncodeJob], config: EncodeConfig, advance: Callable[[int, str], None]) -> int:
     """As `encode`, for who holds the locks of the jobs' folders."""
     models = [read_model_description(job.model) for job in jobs]
-    for job, (_, model) in zip(jobs, models, strict=True):
+    for job, (description, model) in zip(jobs, models, strict=True):
+        embeddings.check_columns(job.table.column_names, Form.from_json(description), where=job.table.name)
         own = config.engine == "torch"
         job.export = None if own else find_export(job.model, model, config.engine)
     items: list[dict[str, Any]] = []

@@ -7,8 +7,9 @@ import pytest
 from export_parts import made, saved
 from samples import coloured_table
 
+from ray_retrieval.data.table import ImageTable
 from ray_retrieval.encode import EncodeConfig, EncodeJob, encode
-from ray_retrieval.errors import ArtefactError
+from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.export import export
 from ray_retrieval.model import Encoder
 from ray_retrieval.search.embeddings import Embeddings
@@ -36,3 +37,12 @@ def test_an_export_encodes_in_the_place_of_the_model(encoding_here, tmp_path):
     other = job.key(config, "m", 0, 12)
     job.export = None
     assert len({key, other, job.key(EncodeConfig(), "m", 0, 12)}) == 3
+
+
+def test_a_column_that_embeddings_need_is_refused_before_any_image_is_described(tmp_path, monkeypatch):
+    table = coloured_table(3)
+    named = ImageTable(table.table.append_column("path", [table.ids]), name="set.parquet")
+    source = saved(tmp_path / "model", made("greedyhash", table))
+    monkeypatch.setattr("ray_retrieval.encode._run", None)
+    with pytest.raises(DataError, match=r"set.parquet: column 'path' of the images has a name that"):
+        encode([EncodeJob(Folder(source), named, Folder(tmp_path / "out"))], EncodeConfig())

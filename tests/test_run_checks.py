@@ -12,7 +12,8 @@ from test_run import QUICKSTART, run_on
 
 from ray_retrieval import model, recipe, search
 from ray_retrieval.data import datasets
-from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.data.table import ImageTable
+from ray_retrieval.errors import ArtefactError, DataError, RecipeError
 from ray_retrieval.methods import build
 from ray_retrieval.run import images
 from ray_retrieval.run.checks import refuse_codes, refuse_unmeasurable
@@ -67,6 +68,15 @@ def test_an_engine_whose_export_is_not_there_is_refused_before_training(tmp_path
     with pytest.raises(ArtefactError, match=r"no export of model .* for the engine onnx"):
         job.prepare(measured=True)
     assert len(job.prepare().train) == len(benchmark.train)  # training alone needs none
+
+
+def test_a_column_that_embeddings_need_is_refused_before_training(tmp_path, benchmark, monkeypatch):
+    database = benchmark.database
+    named = ImageTable(database.table.append_column("vector", [database.ids]), name="set.parquet")
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: replace(benchmark, database=named))
+    with pytest.raises(DataError, match=r"set.parquet: column 'vector' of the images has a name that"):
+        run_on(tmp_path / "out", PLAIN).all()
+    assert not (tmp_path / "out").exists()
 
 
 def test_galleries_that_are_drawn_are_refused_for_local_features(tmp_path, benchmark, monkeypatch):

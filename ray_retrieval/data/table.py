@@ -111,6 +111,12 @@ class ImageTable:
         images = self._images.column if self._rows is None else self._images.column.take(pa.array(self._rows))
         return self._rest.add_column(1, "image", images)
 
+    @property
+    def column_names(self) -> list[str]:
+        """Names of the columns of `table`, without copying it."""
+        id_, *rest = self._rest.column_names
+        return [id_, "image", *rest]
+
     @functools.cached_property
     def ids(self) -> list[str]:
         """The ids, in row order."""

@@ -21,6 +21,7 @@ from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.model_folder import DESCRIPTION, model_of, read_model_description
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.search import Index
+from ray_retrieval.search.embeddings import check_columns
 from ray_retrieval.search.rerank.verification import matched
 from ray_retrieval.storage import Folder
 
@@ -107,9 +108,12 @@ def refuse_unmeasurable(recipe: Recipe, benchmark: Benchmark) -> None:
     """What would end the measurement of a model is found before it is trained.
 
     Raises:
+        DataError: if queries or database have a column of a name that embeddings need.
         RecipeError: if the model is one that describes no image, its kind is not measured by the benchmark,
             or what verifies its hits is not there.
     """
+    for table in (benchmark.queries, benchmark.database):
+        check_columns(table.column_names, recipe.method.form, where=table.name)
     if isinstance(recipe.method, DelfConfig) and recipe.method.stage == "tuning":
         raise RecipeError(
             "a network that is only tuned does not know which features to take",

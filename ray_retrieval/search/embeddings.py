@@ -12,6 +12,7 @@ Nothing in it tells when or where it was made, so the same model and images give
 import functools
 import math
 import tempfile
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +41,23 @@ _IN_MEMORY = 1 << 30
 _ERRORS_SCHEMA = pa.schema([("id", pa.string()), ("reason", pa.string())])
 
 
+def check_columns(names: Iterable[str], form: Form, *, where: object = None) -> None:
+    """Raise DataError if a column of images is called `row`, `path`, `code`, `vector`, or as what describes.
+
+    Args:
+        names: of all columns of a table of images.
+        form: of the descriptors that are to stand beside them.
+        where: the table.
+    """
+    taken = sorted({"row", "path", "code", "vector", *column_names(form)} & set(names))
+    if taken:
+        raise DataError(
+            f"column '{taken[0]}' of the images has a name that embeddings need",
+            where=where,
+            mend="rename the column",
+        )
+
+
 def part_table(
     images: pa.Table,
     descriptors: Descriptors,
@@ -58,16 +76,10 @@ def part_table(
         keep_images: keep bytes; else only paths stay.
 
     Raises:
-        DataError: if a further column is called `row`, `path`, `code`, `vector`, or as one of those that
-            hold the descriptors.
+        DataError: as `check_columns`.
     """
+    check_columns(images.column_names, Form.of(descriptors))
     columns = descriptor_columns(descriptors)
-    reserved = {"row", "path", "code", "vector", *(field.name for field, _ in columns)}
-    taken = sorted(reserved & set(images.column_names))
-    if taken:
-        raise DataError(
-            f"column '{taken[0]}' of the images has a name that embeddings need", mend="rename the column"
-        )
     rows = pa.array(np.arange(first_row, first_row + len(images)))
     if not keep_images:
         column = images["image"].combine_chunks()
