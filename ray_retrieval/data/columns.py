@@ -150,7 +150,11 @@ def _numbers(label: pa.Array, names: list[str] | None, where: str) -> tuple[pa.A
         _check_named(highest, names, where)
         if names is not None or highest is None or highest < NAMED_FROM:
             return numbers.cast(pa.int64()), names
-        label = pc.if_else(pc.less(numbers, 0), pa.scalar(None, pa.string()), label.cast(pa.string()))
+        label = pc.if_else(
+            pc.less(numbers, pa.scalar(0, numbers.type)),
+            pa.scalar(None, pa.string()),
+            label.cast(pa.string()),
+        )
     names = names or sorted(pc.unique(label.drop_null()).to_pylist())
     index = pc.index_in(label, value_set=pa.array(names, label.type))
     unknown = label.filter(pc.and_(index.is_null(), label.is_valid()))
