@@ -102,7 +102,5 @@ def _metric_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _link(run: Folder, page: Folder | None) -> str | None:
     """The run's report as seen from the page, where it lies inside the page's folder."""
-    inside = page is not None and run.is_local and run.uri.startswith(f"{page.uri}/")
-    if page is None or not inside or not run.exists("report.html"):
-        return None
-    return quote(f"{run.uri.removeprefix(page.uri).lstrip('/')}/report.html")
+    inside = page.path_inside(run.uri_of("report.html")) if page is not None else None
+    return quote(inside) if inside is not None and run.exists("report.html") else None

@@ -98,6 +98,11 @@ class Folder:
         base, query = split_query(self.uri)
         return f"{base}/{name}{query}" if name else self.uri
 
+    def path_inside(self, location: str) -> str | None:
+        """Where a path or URI leads to from here: "" for the folder itself, None outside of it."""
+        base, found = split_query(self.uri)[0].rstrip("/"), split_query(location)[0].rstrip("/")
+        return found[len(base) + 1 :] if f"{found}/".startswith(f"{base}/") else None
+
     def __str__(self) -> str:
         return self.uri
 

@@ -11,6 +11,7 @@ from samples import write_run
 
 from ray_retrieval import compare_page
 from ray_retrieval.compare import acceptance, compare
+from ray_retrieval.compare_page import _link
 from ray_retrieval.errors import ArtefactError, RetrievalError
 from ray_retrieval.recipe import PublishedConfig
 from ray_retrieval.results import common_folder
@@ -164,6 +165,15 @@ def test_the_page_is_whole_in_itself_and_links_to_reports_inside(tmp_path):
     assert legend.count("<li>") == 3
     # The policies differ in the number of bits alone.
     assert page.count("by Hamming distance of the run&#39;s bits") == 2
+
+
+def test_a_page_on_a_store_links_to_reports_inside(monkeypatch):
+    monkeypatch.setattr(Folder, "exists", lambda *_: True)
+    page = Folder("s3://bucket/study?region=eu-west-1")
+    links = [
+        _link(Folder(f"s3://bucket/{run}?region=eu-west-1"), page) for run in ("study/16 bits", "studyb")
+    ]
+    assert links == ["16%20bits/report.html", None]
 
 
 def test_more_runs_than_colours_stay_apart(tmp_path):

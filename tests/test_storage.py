@@ -184,3 +184,18 @@ def test_only_a_uri_has_a_query():
     )
     assert split_query("s3://b/k") == ("s3://b/k", "")
     assert split_query("/photos/what?.npy") == ("/photos/what?.npy", "")
+
+
+@pytest.mark.parametrize(
+    ("folder", "location", "path"),
+    [
+        ("/a/b", "/a/b/c/d", "c/d"),
+        ("/a/b", "/a/b", ""),
+        ("/a/b", "/a/bc", None),
+        ("/", "/a", "a"),
+        ("s3://bucket/a?region=x", "s3://bucket/a/b?region=x", "b"),
+        ("s3://bucket/a", "/bucket/a/b", None),
+    ],
+)
+def test_what_lies_inside_a_folder(folder, location, path):
+    assert Folder(folder).path_inside(location) == path
