@@ -349,9 +349,12 @@ def save_models(
     run: Folder,
     provenance: dict[str, Any],
 ) -> None:
-    """Write `model/`, and `model-best/` or `model-last/` where the other one differs."""
+    """Write `model-best/` or `model-last/` where the one that is not selected differs, and `model/`.
+
+    `model/` comes last: where it is complete, the training is.
+    """
     selected = outcome.weights[config.select]
-    for which, weights in outcome.weights.items():
+    for which, weights in sorted(outcome.weights.items(), key=lambda pair: pair[0] == config.select):
         if which != config.select and weights is selected:
             continue
         name = "model" if which == config.select else f"model-{which}"

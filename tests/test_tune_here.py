@@ -6,12 +6,14 @@ import torch
 from loop_parts import LocalReporter
 from samples import coloured_benchmark, sized
 
+from ray_retrieval import model
 from ray_retrieval.history import read_history
-from ray_retrieval.loop import STATE, Process, TrainConfig, Trainer, read_outcome
+from ray_retrieval.loop import STATE, Outcome, Process, TrainConfig, Trainer, read_outcome
+from ray_retrieval.loop.folders import fetch_newest, put
 from ray_retrieval.methods import build
 from ray_retrieval.model import load
 from ray_retrieval.storage import Folder
-from ray_retrieval.train import _RayReporter, start_weights
+from ray_retrieval.train import _RayReporter, save_models, start_weights
 from ray_retrieval.tuning.here import newest_checkpoint, train_here
 
 METHOD = sized("greedyhash", 8, backbone={"name": "small", "weights": "none"}, image={"size": 16})
@@ -124,6 +126,40 @@ def test_of_both_kinds_the_newer_checkpoint_counts(benchmark, tmp_path, monkeypa
     for run in (here, other):
         reporter = _RayReporter(run)
         assert read_outcome(reporter.latest()).epochs["last"] == 2
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["epoch_9998", "epoch_9999", "epoch_9999_batch_000010", "epoch_10000"],
+        ["epoch_0001", "epoch_0001_batch_999999", "epoch_0001_batch_1000000", "epoch_0002"],
+    ],
+)
+def test_checkpoints_are_in_the_order_of_the_numbers_in_their_names(tmp_path, names):
+    folder = Folder(tmp_path / "checkpoints")
+    for done, name in enumerate(names, start=1):
+        put(folder, name, lambda into, name=name: (into / STATE).write_text(name), keep=2)
+        assert set(folder.names()) == set(names[:done][-2:])
+        newest = fetch_newest(folder, tmp_path / "newest")
+        assert (newest.name, (newest / STATE).read_text()) == (name, name)
+
+
+@pytest.mark.parametrize(
+    ("select", "written"), [("best", ["model-last", "model"]), ("last", ["model-best", "model"])]
+)
+def test_the_selected_model_is_written_last(tmp_path, benchmark, monkeypatch, select, written):
+    outcome = Outcome(
+        weights={"best": {}, "last": {}},
+        epochs={"best": 1, "last": 2},
+        steps={"best": 1, "last": 2},
+        validation={"best": {}, "last": {}},
+        precision="float32",
+    )
+    names = []
+    monkeypatch.setattr(model, "save", lambda folder, **_: names.append(folder.path.rpartition("/")[2]))
+    config = CONFIG.model_copy(update={"select": select})
+    save_models(outcome, METHOD, config, benchmark, Folder(tmp_path), {})
+    assert names == written
 
 
 def test_progress_and_weights_that_are_made_elsewhere(whole, benchmark, tmp_path):

@@ -1,6 +1,7 @@
 """Checkpoints in a folder, local or a store's, each whole once its last file is there: `state.json`."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ def put(folder: Folder, name: str, write: Callable[[Path], None], *, keep: int) 
 
     Args:
         folder: of the checkpoints.
-        name: of the new one; names ascend.
+        name: of the new one; the numbers in it are higher than those of the others, the first ones first.
         write: fills a local folder.
         keep: how many stay.
     """
@@ -24,7 +25,7 @@ def put(folder: Folder, name: str, write: Callable[[Path], None], *, keep: int) 
         for file in sorted(Path(made).iterdir(), key=lambda file: file.name == STATE):
             with file.open("rb") as source, (folder / name).writing(file.name) as target:
                 shutil.copyfileobj(source, target)
-    for old in folder.names()[:-keep]:
+    for old in sorted(folder.names(), key=_numbers)[:-keep]:
         (folder / old).remove(STATE)  # first: what is half deleted is no checkpoint
         (folder / old).remove()
 
@@ -34,12 +35,18 @@ def fetch_newest(folder: Folder, into: Path) -> Path | None:
     whole = [name for name in folder.names() if (folder / name).exists(STATE)]
     if not whole:
         return None
-    newest, local = folder / whole[-1], into / whole[-1]
+    name = max(whole, key=_numbers)
+    newest, local = folder / name, into / name
     local.mkdir(parents=True, exist_ok=True)
-    for name in newest.names():
-        with newest.reading(name) as source, (local / name).open("wb") as target:
+    for file in newest.names():
+        with newest.reading(file) as source, (local / file).open("wb") as target:
             shutil.copyfileobj(source, target)
     return local
+
+
+def _numbers(name: str) -> list[int]:
+    """A key that sorts epoch 9999 before epoch 10000."""
+    return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
 def newer(one: Path | None, other: Path | None) -> Path | None:
