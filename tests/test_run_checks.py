@@ -1,6 +1,7 @@
 """What would end a run after its expensive part is refused before anything starts."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ from samples import coloured_benchmark
 from search_parts import draw_local, draw_vectors, write
 from test_run import QUICKSTART, run_on
 
-from ray_retrieval import model, recipe, search
+from ray_retrieval import model, recipe, run, search
 from ray_retrieval.data import datasets
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.errors import ArtefactError, DataError, RecipeError
 from ray_retrieval.methods import build
-from ray_retrieval.run import images
+from ray_retrieval.run import Run, images, timings
 from ray_retrieval.run.checks import refuse_codes, refuse_unmeasurable
 from ray_retrieval.storage import Folder
 
@@ -179,3 +180,68 @@ def test_images_that_were_decoded_before_are_not_looked_at_again(tmp_path, bench
     made = run_on(tmp_path / "out", PLAIN).prepare()
     assert looked == ([] if decoded else ["database", "validation"])
     assert len(made.train) == len(benchmark.train)
+
+
+class Clock:
+    """Stands for the time, which passes when somebody says so."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(timings, "time", made)
+    return made
+
+
+def seconds_of(folder, stage):
+    return Folder(folder).read_json("timings.json")["stages"][stage]
+
+
+def test_images_that_were_checked_before_add_no_time(tmp_path, benchmark, clock, monkeypatch):
+    def load(*_, **__):
+        clock.now += 2
+        return replace(benchmark, notes=[])
+
+    def check(_table, **_):
+        clock.now += 5
+        return []
+
+    monkeypatch.setattr(datasets, "load", load)
+    monkeypatch.setattr(images, "check_images", check)
+    for _ in range(2):
+        run_on(tmp_path, PLAIN).prepare()
+        assert seconds_of(tmp_path, "data") == 12  # two tables are looked at
+    benchmark.train = benchmark.train.take(np.arange(11))
+    run_on(tmp_path, PLAIN).prepare()
+    assert seconds_of(tmp_path, "data") > 12
+
+
+def test_encoding_that_goes_on_after_a_kill_adds_to_its_time(tmp_path, benchmark, clock, monkeypatch):
+    saved(tmp_path / "run" / "model", made("greedyhash"))
+    job, parts = Run(recipe_of(f"output={tmp_path / 'run'}")), []
+
+    def encode(jobs, _config, advance, *, until=3):
+        began = len(parts)
+        for _ in parts:
+            advance(1, "")
+        for number in range(began, until):
+            clock.now += 20
+            jobs[0].out.write_text(f"part-{number}", "")
+            parts.append(number)
+            advance(1, "")
+        if until < 3:
+            raise KeyboardInterrupt
+        return len(parts) - began
+
+    monkeypatch.setattr(run, "encode", partial(encode, until=2))
+    with pytest.raises(KeyboardInterrupt):
+        job.encode(benchmark)
+    monkeypatch.setattr(run, "encode", encode)
+    for _ in range(2):
+        job.encode(benchmark)
+        assert seconds_of(tmp_path / "run", "encode") == 60

@@ -32,7 +32,7 @@ from ray_retrieval.run.checks import (
     refuse_engine,
     refuse_unmeasurable,
 )
-from ray_retrieval.run.images import without_broken
+from ray_retrieval.run.images import checked, without_broken
 from ray_retrieval.run.measuring import embeddings, encode_jobs, measure, queries_of
 from ray_retrieval.run.timings import timed
 from ray_retrieval.run.training import Training
@@ -179,13 +179,16 @@ class Run:
         return benchmark
 
     def _load_data(self, *, measured: bool) -> Benchmark:
-        with timed(self.folder, "data"):
+        before = checked(self.folder)
+        with timed(self.folder, "data") as stage:
             benchmark = datasets.load(self.recipe.data, seed=self.recipe.seed, splits=self.folder / "split")
             self.folder.write_text("recipe.yaml", recipes.dump(self.recipe))
             refuse_codes(self.recipe, benchmark)
             if measured:
                 refuse_unmeasurable(self.recipe, benchmark)
-            return without_broken(benchmark, self.folder, self.display)
+            kept = without_broken(benchmark, self.folder, self.display)
+            stage.worked = not stage.known_s or checked(self.folder) != before
+            return kept
 
     def train(self, benchmark: Benchmark) -> None:
         """Train, unless `model/` is complete: then the trainings before it need not be there any more.
@@ -227,8 +230,15 @@ class Run:
         refuse_unmeasurable(self.recipe, benchmark)
         with timed(self.folder, "encode") as stage:
             jobs = encode_jobs(self.recipe, self.folder, benchmark)
+            if any(job.out.names() for job in jobs):
+                stage.earlier_s = stage.known_s
             with self.display.task("encode", sum(len(job.table) for job in jobs), "images") as advance:
-                stage.worked = encode(jobs, self.recipe.encode, advance=advance) > 0
+
+                def advanced(count: int, remark: str) -> None:
+                    advance(count, remark)
+                    stage.keep_now_and_then()
+
+                stage.worked = encode(jobs, self.recipe.encode, advance=advanced) > 0
 
     def index(self) -> None:
         """Build the index of the selected model's database."""

@@ -17,6 +17,11 @@ TRAINED_ON = ("train", "validation_queries", "validation_database")
 """The roles of a benchmark that a training looks at."""
 
 
+def checked(run: Folder) -> str | None:
+    """Fingerprint of the images that were looked at before; None before the first."""
+    return run.read_json("data.json")["checked"] if run.exists("data.json") else None
+
+
 def without_broken(benchmark: Benchmark, run: Folder, display: Display) -> Benchmark:
     """The benchmark without the training and validation images that cannot be decoded.
 
@@ -31,7 +36,7 @@ def without_broken(benchmark: Benchmark, run: Folder, display: Display) -> Bench
     # One table may play several roles: its errors are found once, under the first of them.
     listed = {id(table): role for role, table in reversed(tables.items())}
     known = fingerprint([table.fingerprint for table in tables.values()])
-    if _checked(run) != known:
+    if checked(run) != known:
         _check({role: tables[role] for role in listed.values()}, run, display)
         run.write_json("data.json", {"checked": known})
     kept: dict[str, Any] = {}
@@ -49,11 +54,6 @@ def without_broken(benchmark: Benchmark, run: Folder, display: Display) -> Bench
             whole[id(table)] = _without(table, {error.row for error in errors})
         kept[role] = whole[id(table)]
     return replace(benchmark, **kept)
-
-
-def _checked(run: Folder) -> str | None:
-    """Fingerprint of the images that were looked at before."""
-    return run.read_json("data.json")["checked"] if run.exists("data.json") else None
 
 
 def _check(tables: dict[str, ImageTable], run: Folder, display: Display) -> None:

@@ -4,8 +4,8 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from ray_retrieval.compute import describe_machine
 from ray_retrieval.storage import Folder
@@ -21,35 +21,65 @@ _PACKAGES = (
     "faiss-cpu",
     "numba",
 )
+_KEPT_EVERY_S = 10
 
 
-@dataclass
 class Stage:
-    """What a stage says of itself.
+    """One stage of a run, and its seconds in `timings.json`.
+
+    Args:
+        run: the run's folder.
+        name: of the stage.
 
     Attributes:
-        worked: whether it had anything to do.
-        earlier_s: seconds that were spent on it before.
+        worked: whether it had anything to do; if not, what is known of it stays.
+        known_s: seconds that `timings.json` says of it from an earlier start, 0 without one.
+        earlier_s: seconds that were spent before on what it goes on with.
     """
 
-    worked: bool = True
-    earlier_s: float = 0.0
+    def __init__(self, run: Folder, name: str) -> None:
+        self.worked = True
+        self.known_s: float = _read(run)["stages"].get(name, 0.0)
+        self.earlier_s = 0.0
+        self._run, self._name = run, name
+        self._started = self._kept = time.monotonic()
+
+    def keep_now_and_then(self) -> None:
+        """Keep the seconds so far, for a start that goes on after a kill."""
+        if time.monotonic() - self._kept >= _KEPT_EVERY_S:
+            self._keep()
+
+    def end(self) -> None:
+        """Keep the seconds if it worked, else those that were known."""
+        if self.worked:
+            self._keep()
+        elif self._kept > self._started:
+            self._write(self.known_s)
+
+    def _keep(self) -> None:
+        self._kept = time.monotonic()
+        self._write(self._kept - self._started + self.earlier_s)
+
+    def _write(self, seconds: float) -> None:
+        timings = _read(self._run)
+        timings["stages"][self._name] = round(seconds, 2)
+        timings["versions"] = {"python": platform.python_version(), **_versions()}
+        timings["machine"] = describe_machine()
+        self._run.write_json("timings.json", timings)
 
 
 @contextmanager
 def timed(run: Folder, name: str) -> Iterator[Stage]:
     """Time a stage, and keep its seconds in `timings.json` if it had anything to do."""
-    started = time.monotonic()
-    stage = Stage()
+    stage = Stage(run, name)
     yield stage
-    if not stage.worked:
-        return
-    known = run.exists("timings.json")
-    timings = run.read_json("timings.json") if known else {"stages": {}}
-    timings["stages"][name] = round(time.monotonic() - started + stage.earlier_s, 2)
-    timings["versions"] = {"python": platform.python_version(), **_versions()}
-    timings["machine"] = describe_machine()
-    run.write_json("timings.json", timings)
+    stage.end()
+
+
+def _read(run: Folder) -> dict[str, Any]:
+    """What `timings.json` says; no stage before the first."""
+    found: dict[str, Any] = run.read_json("timings.json") if run.exists("timings.json") else {"stages": {}}
+    return found
 
 
 def _versions() -> dict[str, str]:
