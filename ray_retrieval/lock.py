@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -64,13 +64,14 @@ def writing_alone(folder: Folder, operation: str) -> Iterator[bool]:
                 Path(folder.path).rmdir()
 
 
-def clear(folder: Folder, operation: str, *, last: str) -> None:
+def clear(folder: Folder, operation: str, *, last: str, only: Set[str] | None = None) -> None:
     """Delete everything in a folder, if nobody works anywhere within.
 
     Args:
         folder: whose lock is held.
         operation: what does so, to tell others.
         last: name of the file that says what the folder is: after a kill in between it is still known.
+        only: names of what is deleted; None: all.
 
     Raises:
         ConflictError: as `writing_alone`; then nothing has been deleted.
@@ -80,8 +81,8 @@ def clear(folder: Folder, operation: str, *, last: str) -> None:
             for path in sorted(Path(folder.path).rglob(LOCK)):
                 if path.parent != Path(folder.path):
                     alone.enter_context(writing_alone(Folder(path.parent), operation))
-        names = set(os.listdir(folder.path)) - {LOCK} if folder.is_local else folder.names()
-        for name in sorted(names, key=lambda name: name == last):
+        names = set(os.listdir(folder.path)) - {LOCK} if folder.is_local else set(folder.names())
+        for name in sorted(names if only is None else names & only, key=lambda name: name == last):
             path = Path(folder.path) / name
             if folder.is_local and path.is_symlink():
                 path.unlink()  # what it leads to is not ours

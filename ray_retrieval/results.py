@@ -15,6 +15,7 @@ from ray_retrieval.charts import as_number
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ArtefactError, RetrievalError
 from ray_retrieval.recipe import Recipe
+from ray_retrieval.run_folder import RUN
 from ray_retrieval.storage import Folder, fingerprint, missing, split_query
 
 _DEPTH = 3
@@ -51,7 +52,7 @@ def find_runs(runs: Sequence[str | Path | Folder]) -> tuple[list[Folder], list[s
 
 def _inside(folder: Folder, depth: int) -> list[Folder]:
     """Runs in a folder, begun or finished; what lies inside a run is not looked at."""
-    if folder.exists("recipe.yaml") or folder.exists("metrics.json"):
+    if folder.exists(RUN) or folder.exists("metrics.json"):
         return [folder]
     if depth == 0:
         return []

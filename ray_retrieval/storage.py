@@ -455,8 +455,8 @@ def read_description(folder: Folder, name: str, *, kind: str, version: int) -> d
     """
     if not folder.exists(name):
         raise missing(folder, name, kind, mend=f"give the folder that holds {name}")
-    body = folder.read_json(name)
-    if not isinstance(body, dict) or body.get("format") != f"ray_retrieval/{kind}":
+    body: dict[str, Any] = folder.read_json(name)
+    if not _describes(body, kind):
         raise ArtefactError(f"{name} does not describe a {kind} of ray_retrieval", where=folder)
     if body.get("version") != version:
         raise ArtefactError(
@@ -465,6 +465,18 @@ def read_description(folder: Folder, name: str, *, kind: str, version: int) -> d
             mend="use the release that wrote it, or make it anew",
         )
     return body
+
+
+def is_described(folder: Folder, name: str, *, kind: str) -> bool:
+    """Whether a file describes an artefact of that kind, of whatever version."""
+    try:
+        return _describes(folder.read_json(name), kind)
+    except ArtefactError:
+        return False
+
+
+def _describes(body: Any, kind: str) -> bool:
+    return isinstance(body, dict) and body.get("format") == f"ray_retrieval/{kind}"
 
 
 def check_file(folder: Folder, entry: dict[str, Any], *, content: bool) -> None:

@@ -41,6 +41,7 @@ __all__ = [
     "start_weights",
     "starting",
     "train",
+    "worker_resources",
 ]
 
 _NAME = "checkpoints"
@@ -101,7 +102,7 @@ def train(
     """
     if config.tensorboard:
         refuse_remote(run)
-    asked = _worker_resources(config.workers)
+    asked = worker_resources(config.workers)
     # The starting weights are made here, once: files and downloads need not be on every node.
     start = (make_start or start_weights)(method, config, benchmark, seed=seed)
     inputs = ray.put((for_training(benchmark), method, config, start))
@@ -217,7 +218,7 @@ def start_weights(method: MethodConfig, config: TrainConfig, benchmark: Benchmar
         return starting(method, config, benchmark)[0].state_dict()
 
 
-def _worker_resources(workers: int) -> dict[str, float]:
+def worker_resources(workers: int) -> dict[str, float]:
     """What one worker asks for; threads are shared out separately, by the cores that a node really has."""
     found = resources()
     available = found.get("CPU", 0)

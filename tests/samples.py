@@ -13,6 +13,8 @@ from ray_retrieval.compare import acceptance
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.methods import METHODS
+from ray_retrieval.run_folder import begin
+from ray_retrieval.storage import Folder
 
 
 def png(pixels):
@@ -87,7 +89,7 @@ def sized(name, size, **settings):
 def write_run(
     folder, value=0.7, *, bits=16, seed=0, name="study-${method.bits}bits", metrics=None, facts=None
 ):
-    """A finished run's recipe.yaml and metrics.json."""
+    """A finished run's run.json, recipe.yaml and metrics.json."""
     folder.mkdir(parents=True)
     made = recipe.Recipe(
         name=name.replace("${method.bits}", str(bits)),
@@ -97,7 +99,7 @@ def write_run(
         method={"name": "greedyhash", "bits": bits, "backbone": {"name": "small"}, "image": {"size": 16}},
         published=[PAPER],
     )
-    (folder / "recipe.yaml").write_text(recipe.dump(made))
+    begin(Folder(folder), made)
     test = [
         {"name": key, "value": number, "policy": f"mean over 9 queries by Hamming distance of {bits} bits"}
         for key, number in (metrics or {"map@all": value, "precision@radius2": value / 2}).items()

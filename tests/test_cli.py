@@ -26,6 +26,7 @@ from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.methods.greedyhash import GreedyHash, GreedyHashConfig
 from ray_retrieval.model import Encoder
 from ray_retrieval.query import Searcher
+from ray_retrieval.run_folder import mark
 from ray_retrieval.search import embeddings
 from ray_retrieval.storage import Folder
 
@@ -296,11 +297,10 @@ def test_a_study_is_checked_before_its_first_run(cli_call, tmp_path):
     assert (code, "more than once" in err) == (2, True)
     (tmp_path / "out" / "32bits").mkdir(parents=True)
     (tmp_path / "out" / "32bits" / "letter.txt").write_text("dear")
-    (tmp_path / "out" / "16bits").mkdir()
-    (tmp_path / "out" / "16bits" / "recipe.yaml").write_text("name: earlier")
+    mark(Folder(tmp_path / "out" / "16bits"))
     code, _, err = cli_call("run", QUICKSTART, "method.bits=[16, 32]", output, "--fresh")
     assert (code, "32bits: the output folder holds something that is no run" in err) == (2, True)
-    assert (tmp_path / "out" / "16bits" / "recipe.yaml").exists()
+    assert (tmp_path / "out" / "16bits" / "run.json").exists()
     code, _, err = cli_call("evaluate", QUICKSTART, "seed=[1, 2]", output)
     assert (code, "seed1: no trained model here" in err) == (2, True)
 

@@ -15,6 +15,7 @@ from ray_retrieval.compare_page import _link
 from ray_retrieval.errors import ArtefactError, RetrievalError
 from ray_retrieval.recipe import PublishedConfig
 from ray_retrieval.results import common_folder
+from ray_retrieval.run_folder import mark
 from ray_retrieval.storage import Folder
 
 
@@ -122,8 +123,8 @@ def test_runs_that_cannot_be_compared_are_compared_with_a_note(tmp_path, changes
 def test_what_is_no_finished_run_is_named(tmp_path):
     write_run(tmp_path / "study" / "done")
     begun = tmp_path / "study" / "begun"
-    begun.mkdir()
-    (begun / "recipe.yaml").write_text("name: begun")
+    mark(Folder(begun))
+    (tmp_path / "study" / "recipe.yaml").write_text("name: of the user")
     (tmp_path / "empty").mkdir()
     (tmp_path / "study" / "file.txt").write_text("no folder")
     with pytest.raises(ArtefactError, match=r"begun: the run is not finished"):

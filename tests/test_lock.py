@@ -2,19 +2,39 @@
 
 import errno
 import os
+from contextlib import nullcontext
 
 import pytest
 from samples import coloured_table, write_run
 
-from ray_retrieval import lock
+from ray_retrieval import lock, run
 from ray_retrieval import recipe as recipes
 from ray_retrieval.encode import EncodeConfig, EncodeJob, encode
 from ray_retrieval.errors import ArtefactError, ConflictError, RecipeError
 from ray_retrieval.lock import clear, writing_alone
 from ray_retrieval.run import Run
-from ray_retrieval.run.checks import delete_runs
+from ray_retrieval.run_folder import begin
 from ray_retrieval.storage import Folder
+from ray_retrieval.study import Study
 from ray_retrieval.tune import Search
+
+
+class BegunError(Exception):
+    """In place of a training."""
+
+
+@pytest.fixture
+def begins(monkeypatch):
+    """What is raised when a run begins to train, without Ray."""
+
+    def train(*_):
+        raise BegunError
+
+    monkeypatch.setattr(run, "connect", nullcontext)
+    monkeypatch.setattr(run, "worker_resources", lambda _: {})
+    monkeypatch.setattr(Run, "train", train)
+    return BegunError
+
 
 BUSY = r"another writer is at work: '{}', process \d+ on .+wait for it to end"
 
@@ -28,14 +48,16 @@ def test_a_run_that_is_at_work_is_left_alone(tmp_path, monkeypatch, verb):
     assert not list(tmp_path.iterdir())
 
 
-def test_nor_is_it_deleted(tmp_path):
-    write_run(tmp_path / "run")
-    settings = [f"output={tmp_path / 'run'}"]
-    with writing_alone(Folder(tmp_path / "run"), "run"), pytest.raises(ConflictError):
-        Run(recipes.load("quickstart", settings), fresh=True)
+@pytest.mark.parametrize("within", [".", "index"])
+def test_nor_is_it_deleted(tmp_path, begins, within):
+    (write_run(tmp_path / "run") / "index").mkdir()
+    run = Run(recipes.load("quickstart", [f"output={tmp_path / 'run'}"]), fresh=True)
+    with writing_alone(Folder(tmp_path / "run" / within), "add"), pytest.raises(ConflictError):
+        run.only_train()
     assert (tmp_path / "run" / "metrics.json").is_file()
-    Run(recipes.load("quickstart", settings), fresh=True)
-    assert not list((tmp_path / "run").iterdir())
+    with pytest.raises(begins):
+        run.only_train()
+    assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_a_search_for_hyperparameters_too(tmp_path):
@@ -79,33 +101,26 @@ def test_a_folder_is_cleared_of_all_but_its_lock(tmp_path):
     assert (tmp_path / "elsewhere" / "kept").is_file()
 
 
-def test_nothing_is_cleared_where_somebody_works_within(tmp_path):
-    (tmp_path / "run" / "index").mkdir(parents=True)
-    (tmp_path / "run" / "recipe.yaml").write_text("")
-    with writing_alone(Folder(tmp_path / "run" / "index"), "add"):
-        with pytest.raises(ConflictError, match=BUSY.format("add")):
-            delete_runs([Folder(tmp_path / "run")])
-        assert (tmp_path / "run" / "recipe.yaml").is_file()
-    delete_runs([Folder(tmp_path / "run")])
-    assert not list((tmp_path / "run").iterdir())
-
-
-def test_of_a_study_all_members_are_deleted_or_none(tmp_path):
-    for name in ("a", "b"):
+def test_of_a_study_all_members_are_deleted_or_none(tmp_path, begins):
+    for name in ("8bits", "12bits"):
         write_run(tmp_path / name)
-    with writing_alone(Folder(tmp_path / "b"), "run"), pytest.raises(ConflictError):
-        delete_runs([Folder(tmp_path / "a"), Folder(tmp_path / "b")])
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "notes.txt").write_text("")
-    with pytest.raises(RecipeError, match="no run, so `fresh` does not delete it"):
-        delete_runs([Folder(tmp_path / "a"), Folder(tmp_path / "c")])
-    assert (tmp_path / "a" / "metrics.json").is_file()
+    settings = ["method.bits=[8,12]", f"output={tmp_path}"]
+    study = Study(recipes.load_study("quickstart", settings), fresh=True)
+    with writing_alone(Folder(tmp_path / "12bits"), "run"), pytest.raises(ConflictError):
+        study.train()
+    assert (tmp_path / "8bits" / "metrics.json").is_file()
+    with pytest.raises(begins):
+        study.train()
+    assert not list(tmp_path.glob("*/metrics.json"))
+    (tmp_path / "12bits" / "run.json").unlink()
+    with pytest.raises(RecipeError, match=r"no run .*, so `fresh` does not delete it"):
+        Study(recipes.load_study("quickstart", settings), fresh=True)
 
 
 def test_what_became_another_run_meanwhile_is_left_as_it_is(tmp_path):
     run = Run(recipes.load("quickstart", [f"output={tmp_path}"]))
     other = recipes.load("quickstart", [f"output={tmp_path}", "train.optimizer.lr=0.5"])
-    (tmp_path / "recipe.yaml").write_text(recipes.dump(other))
+    begin(Folder(tmp_path), other)
     with pytest.raises(RecipeError, match=r"train.optimizer.lr: 0.5 → "):
         run.all()
 

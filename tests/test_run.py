@@ -1,14 +1,18 @@
 """What a run checks before anything is started; the run itself is in tests/cluster."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from samples import coloured_table
 
 from ray_retrieval import recipe as recipes
-from ray_retrieval.errors import ArtefactError, ModelError, RecipeError
-from ray_retrieval.run import Run
+from ray_retrieval import run
+from ray_retrieval.data.source import check_images
+from ray_retrieval.errors import ArtefactError, ClusterError, ModelError, RecipeError, RetrievalError
+from ray_retrieval.run import Run, images
 from ray_retrieval.run.training import Training
+from ray_retrieval.storage import Folder, write_description
 from ray_retrieval.train import train as train_model
 
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "quickstart.yaml"
@@ -24,8 +28,8 @@ def write_images(folder, count=12, *, seed=0):
     return folder
 
 
-def run_on(folder, *settings):
-    return Run(recipes.load(QUICKSTART, [f"output={folder}", *settings]))
+def run_on(folder, *settings, fresh=False):
+    return Run(recipes.load(QUICKSTART, [f"output={folder}", *settings]), fresh=fresh)
 
 
 def test_an_image_that_is_broken_leaves_others_of_that_name_alone(tmp_path):
@@ -62,6 +66,100 @@ def test_after_a_first_failure_the_corrected_command_runs(tmp_path):
         run_on(out, "method.backbone={name: resnet18, weights: nowhere.pth}").prepare()
     assert list(out.iterdir()) == []
     run_on(out).prepare()
+
+
+def test_a_folder_that_holds_something_else_is_left_as_it_is(tmp_path):
+    mine = ["errors/mine.log", "split/train.txt", "data.json", "timings.json", "keep.txt"]
+    for name in mine:
+        Folder(tmp_path).write_text(name, "mine")
+    for fresh in (False, True):
+        with pytest.raises(
+            RecipeError, match=r"holds something that is no run \(data.json, errors, keep.txt, …\)"
+        ):
+            run_on(tmp_path, "data={name: images, database: /nowhere}", fresh=fresh).prepare()
+    assert list(Folder(tmp_path).files()) == sorted(mine)
+
+
+def test_nor_is_a_recipe_of_the_users_written_over(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("# mine\nname: mine\n")
+    for fresh in (False, True):
+        with pytest.raises(RecipeError, match=r"no run \(recipe.yaml\).*choose another output"):
+            run_on(tmp_path, fresh=fresh).prepare()
+    assert (tmp_path / "recipe.yaml").read_text().startswith("# mine")
+
+
+def test_a_run_of_another_version_is_refused_and_can_be_deleted(tmp_path):
+    write_description(Folder(tmp_path), "run.json", kind="run", version=2, body={})
+    with pytest.raises(ArtefactError, match="run has format version 2"):
+        run_on(tmp_path)
+    run_on(tmp_path, fresh=True)
+    (tmp_path / "run.json").write_text('{"format": "of somebody else"}')
+    with pytest.raises(RecipeError, match=r"holds a run.json that no run wrote, so `fresh` does not"):
+        run_on(tmp_path, fresh=True)
+
+
+class TestFresh:
+    """What an earlier run left is deleted once it is clear that the new one can begin."""
+
+    @pytest.fixture
+    def out(self, tmp_path):
+        """A run that has a model, with a file of the user's."""
+        out = Folder(tmp_path / "out")
+        run_on(out).prepare()
+        out.write_text("model/model.json", "{}")
+        out.write_text("letter.txt", "dear")
+        return out
+
+    @pytest.mark.parametrize(
+        ("setting", "refused"),
+        [
+            ("stages=[{name: a, settings: {train.epoks: 3}}]", "epoks"),
+            ("encode.engine=onnx", "has none yet .leave it out; then export its model"),
+            ("train.start=${output}/model", r"train.start: `fresh` would delete .*/model"),
+            (
+                "evaluate.rerank=[{name: geometric_verification, local: '${output}/index'}]",
+                r"evaluate.rerank: `fresh` would delete .*/index",
+            ),
+            ("data={name: images, database: /nowhere}", "nowhere: nothing is there"),
+            ("method.backbone={name: resnet18, weights: nowhere.pth}", "nowhere.pth"),
+            ("name=again", "Ray did not start"),
+        ],
+    )
+    def test_nothing_is_deleted_for_a_run_that_cannot_begin(self, out, setting, refused, monkeypatch):
+        def connect():
+            raise ClusterError("Ray did not start")
+
+        monkeypatch.setattr(run, "connect", connect)
+        gem = (
+            ["method={name: gem, image: {size: 16}, whitening: {name: none}}"] if "rerank" in setting else []
+        )
+        before = {name: out.read_bytes(name) for name in out.files()}
+        with pytest.raises(RetrievalError, match=refused):
+            run_on(out, *gem, setting, fresh=True).all()
+        assert {name: out.read_bytes(name) for name in out.files()} == before
+
+    def test_what_no_run_writes_stays_and_images_are_checked_once(self, out, tmp_path, monkeypatch):
+        photos = write_images(tmp_path / "photos", 60)
+        (photos / "a" / "00.png").write_bytes(b"no image")
+        looked = []
+
+        def check(table, **settings):
+            looked.append(table.name)
+            return check_images(table, **settings)
+
+        monkeypatch.setattr(images, "check_images", check)
+        monkeypatch.setattr(run, "connect", nullcontext)
+        monkeypatch.setattr(run, "worker_resources", lambda _: {})
+        job = run_on(out, f"data={{name: images, database: {photos}}}", "seed=3", fresh=True)
+        monkeypatch.setattr(
+            job, "train", lambda benchmark: looked.append(f"trained on {len(benchmark.train)}")
+        )
+        with pytest.raises(ArtefactError, match="no model here"):
+            job.only_train()
+        assert looked[-1].startswith("trained on")
+        assert len(looked) == len(set(looked))
+        assert recipes.load(f"{out}/recipe.yaml").seed == 3
+        assert {"letter.txt", "run.json", "split", "errors"} <= set(out.names())
 
 
 def test_selecting_the_other_model_is_another_run(tmp_path):

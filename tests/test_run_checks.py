@@ -65,6 +65,7 @@ def test_an_engine_whose_export_is_not_there_is_refused_before_training(tmp_path
     ):
         job.all()
     assert not (tmp_path / "out").exists()
+    job.prepare()
     saved(tmp_path / "out" / "model", made("greedyhash"))
     with pytest.raises(ArtefactError, match=r"no export of model .* for the engine onnx"):
         job.prepare(measured=True)
@@ -222,8 +223,8 @@ def test_images_that_were_checked_before_add_no_time(tmp_path, benchmark, clock,
 
 
 def test_encoding_that_goes_on_after_a_kill_adds_to_its_time(tmp_path, benchmark, clock, monkeypatch):
-    saved(tmp_path / "run" / "model", made("greedyhash"))
     job, parts = Run(recipe_of(f"output={tmp_path / 'run'}")), []
+    saved(tmp_path / "run" / "model", made("greedyhash"))
 
     def encode(jobs, _config, advance, *, until=3):
         began = len(parts)

@@ -14,6 +14,8 @@ from ray_retrieval import recipe as recipes
 from ray_retrieval.data import datasets
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.run import Run
+from ray_retrieval.run_folder import refuse_foreign
+from ray_retrieval.storage import Folder
 from ray_retrieval.train import starting
 
 STAGES = "stages=[{name: first, settings: {method.hidden: 4}}, {name: second, settings: {train.steps: 2}}]"
@@ -81,6 +83,7 @@ class TestGoingOn:
     def test_a_finished_run_does_not_need_its_stages(self, tmp_path, trainings):
         out = tmp_path / "out"
         assert begun_by(trainings, out) == ALL
+        refuse_foreign(Folder(out / "stages" / "second"))
         assert begun_by(trainings, out) == []
         shutil.rmtree(out / "stages")
         assert begun_by(trainings, out, "evaluate.at=[2]") == []

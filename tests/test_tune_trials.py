@@ -10,6 +10,7 @@ from ray_retrieval import recipe
 from ray_retrieval.errors import ArtefactError, ClusterError, DataError, RecipeError
 from ray_retrieval.progress import Display
 from ray_retrieval.run.training import Training
+from ray_retrieval.run_folder import refuse_foreign
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import train
 from ray_retrieval.tuning import ledger
@@ -43,6 +44,7 @@ def test_trials_are_handed_out_followed_and_written_down(tmp_path):
     trials = begun(tmp_path, trials=2)
     first = trials.next()
     made = recipe.load(tmp_path / "search" / "trials" / "0000" / "recipe.yaml")
+    refuse_foreign(Folder(made.output))  # it is a run's, which `run` goes on with
     assert made.method.bits == first.parameters["method.bits"]
     assert made.train.optimizer.lr == first.parameters["train.optimizer.lr"]
     assert (made.name, made.tune, Path(made.output).name) == ("small-0000", None, "0000")

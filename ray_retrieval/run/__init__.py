@@ -4,13 +4,13 @@ Every stage leaves an artefact, and a stage whose artefact is complete is not ru
 killed goes on where it stood.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ray_retrieval import examples, report, search
-from ray_retrieval import recipe as recipes
 from ray_retrieval.cluster import connect
 from ray_retrieval.cluster.pool import pool_of
 from ray_retrieval.cores import cores
@@ -20,15 +20,16 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.encode import encode
 from ray_retrieval.errors import RecipeError, RetrievalError
 from ray_retrieval.evaluation import as_text
-from ray_retrieval.lock import writing_alone
+from ray_retrieval.lock import clear, writing_alone
 from ray_retrieval.loop import Outcome
+from ray_retrieval.loop.tensorboard import refuse_remote
 from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.run.checks import (
-    delete_runs,
-    refuse_another_recipe,
+    refuse_another_run,
     refuse_codes,
+    refuse_deleted,
     refuse_engine,
     refuse_unmeasurable,
 )
@@ -36,9 +37,10 @@ from ray_retrieval.run.images import checked, without_broken
 from ray_retrieval.run.measuring import embeddings, encode_jobs, measure, queries_of
 from ray_retrieval.run.timings import timed
 from ray_retrieval.run.training import Training
+from ray_retrieval.run_folder import PREPARED, RECIPE, RUN, WRITTEN, begin, mark, refuse_foreign
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder
-from ray_retrieval.train import train
+from ray_retrieval.train import train, worker_resources
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,13 @@ class Run:
 
     Args:
         recipe: what to do.
-        fresh: delete what an earlier run left there.
+        fresh: delete what an earlier run left there, once it is clear that this one can begin.
         display: where progress is shown.
         training: trains a model as `train` does, perhaps in another place.
 
     Raises:
-        ConflictError: with `fresh`, if another process works in the folder.
-        RecipeError: if the folder holds a run of a recipe that gives another model, or, with `fresh`,
-            something that is no run.
+        RecipeError: if the folder holds something that is no run or, without `fresh`, a run of a recipe that
+            gives another model.
     """
 
     def __init__(
@@ -81,12 +82,13 @@ class Run:
     ) -> None:
         self.recipe, self.folder = recipe, Folder(recipe.output)
         self.display = display or Display(quiet=True)
+        self.fresh = fresh
         if fresh:
-            delete_runs([self.folder])
+            refuse_foreign(self.folder, fresh=True)
         stages = recipe.stage_recipes()
         start = (Folder(stages[-1].output) / "model").uri if stages else None
-        self._own = Training(recipe, training, self.display, start=start)
-        self._stages = [Training(stage, training, self.display) for stage in stages]
+        self._own = Training(recipe, training, self.display, start=start, fresh=fresh)
+        self._stages = [Training(stage, training, self.display, fresh=fresh) for stage in stages]
 
     def all(self) -> Finished:
         """Every stage, on the cluster that RAY_ADDRESS names or on a local Ray.
@@ -95,7 +97,7 @@ class Run:
             ConflictError: if another process works in the folder.
             RetrievalError: as the stages do.
         """
-        with self._alone("run"):
+        with self._alone("run", measured=True):
             benchmark = self.prepare(measured=True)
             with connect():
                 self.train(benchmark)
@@ -140,10 +142,9 @@ class Run:
             return self.evaluate(benchmark)
 
     @contextmanager
-    def _alone(self, operation: str) -> Iterator[None]:
-        """Hold the folder's lock; it may have become another recipe's since it was looked at."""
-        with writing_alone(self.folder, operation):
-            refuse_another_recipe(self.recipe, self.folder)
+    def _alone(self, operation: str, *, measured: bool = False) -> Iterator[None]:
+        """Hold the folder's lock, with nothing of an earlier run where that is to be deleted."""
+        with writing_alone(self.folder, operation), anew([self] if self.fresh else [], measured=measured):
             yield
 
     def prepare(self, *, measured: bool = False) -> Benchmark:
@@ -156,11 +157,14 @@ class Run:
             The benchmark without the training images that cannot be decoded, which `errors/` lists.
 
         Raises:
+            RecipeError: if the folder holds something that is no run, or a run of a recipe that gives another
+                model: it may have become so since it was looked at.
             RetrievalError: if images, labels or weights are missing or do not fit; then nothing is left.
         """
+        refuse_another_run(self.recipe, self.folder)
         if measured:
             refuse_engine(self.recipe, self.folder)
-        existed, begun = self.folder.exists(), self.folder.exists("recipe.yaml")
+        existed, begun = self.folder.exists(), self.folder.exists(RUN)
         try:
             benchmark = self._load_data(measured=measured)
             if benchmark.untrainable:
@@ -169,9 +173,10 @@ class Run:
                 for number, training in enumerate([*self._stages, self._own]):
                     training.foresee(benchmark, follows=number > 0)
         except RetrievalError:
-            for name in () if begun else ("recipe.yaml", "split", "errors", "data.json", "timings.json"):
-                self.folder.remove(name)
-            if not existed:
+            if not begun:  # then all of these are of this start
+                for name in (*PREPARED, RECIPE, RUN):
+                    self.folder.remove(name)
+            if not existed and not self.folder.names():
                 self.folder.remove()
             raise
         for note in benchmark.notes:
@@ -181,8 +186,9 @@ class Run:
     def _load_data(self, *, measured: bool) -> Benchmark:
         before = checked(self.folder)
         with timed(self.folder, "data") as stage:
+            mark(self.folder)
             benchmark = datasets.load(self.recipe.data, seed=self.recipe.seed, splits=self.folder / "split")
-            self.folder.write_text("recipe.yaml", recipes.dump(self.recipe))
+            begin(self.folder, self.recipe)
             refuse_codes(self.recipe, benchmark)
             if measured:
                 refuse_unmeasurable(self.recipe, benchmark)
@@ -205,7 +211,7 @@ class Run:
             return
         for stage in self._stages_to_train(benchmark):
             self.display.say(f"stage {stage.recipe.name}")
-            stage.folder.write_text("recipe.yaml", recipes.dump(stage.recipe))
+            begin(stage.folder, stage.recipe)
             stage.train(benchmark)
         self._own.train(benchmark)
 
@@ -284,3 +290,67 @@ class Run:
         index = search.Index.open(self.folder / "index", threads=cores(), model=queries.model)
         found = examples.of_benchmark(benchmark, queries, index, count=shown.examples, hits=shown.hits)
         return report.write(self.folder, found)
+
+    def rehearse(self, place: Folder, *, measured: bool) -> None:
+        """Prepare the run in another, empty folder: nothing of an earlier one is looked at.
+
+        Raises:
+            RetrievalError: as `prepare`.
+        """
+        recipe = self.recipe.model_copy(update={"output": place.uri})
+        Run(recipe, display=_Beforehand(self.display)).prepare(measured=measured)
+
+    def begin_anew(self, prepared: Folder) -> None:
+        """Delete what an earlier run left, with the folder's lock held, and take over what a rehearsal found.
+
+        Raises:
+            ConflictError: if another process works within; then nothing has been deleted.
+        """
+        clear(self.folder, "run", last=RECIPE, only=WRITTEN - {RUN})
+        begin(self.folder, self.recipe)
+        for name in prepared.files():
+            if name.split("/")[0] in PREPARED:
+                self.folder.write_bytes(name, prepared.read_bytes(name))
+
+
+class _Beforehand(Display):
+    """Shows progress; the notes are said when the run itself begins."""
+
+    def __init__(self, display: Display) -> None:
+        self.console = display.console
+
+    def say(self, line: str) -> None:
+        if not line.startswith("note: "):
+            super().say(line)
+
+
+@contextmanager
+def anew(runs: Sequence[Run], *, measured: bool) -> Iterator[None]:
+    """Delete what earlier runs left in the folders of these, once it is clear that each of them can begin.
+
+    Args:
+        runs: the locks of whose folders are held.
+        measured: whether models are going to be measured too.
+
+    Raises:
+        RetrievalError: if one of them could not begin, or Ray does not answer; then nothing has been deleted.
+    """
+    with ExitStack() as held:
+        if any(run.folder.names() for run in runs):
+            for run in runs:
+                refuse_foreign(run.folder, fresh=True)
+                refuse_deleted(run.recipe, [other.folder for other in runs])
+                if run.recipe.train.tensorboard:
+                    refuse_remote(run.folder)
+            places = [Folder(held.enter_context(TemporaryDirectory(prefix="run-"))) for _ in runs]
+            for run, place in zip(runs, places, strict=True):
+                run.rehearse(place, measured=measured)
+            held.enter_context(connect())
+            for run in runs:
+                if run.recipe.train.length[0]:
+                    worker_resources(run.recipe.train.workers)
+            for run, place in zip(runs, places, strict=True):
+                run.begin_anew(place)
+        for run in runs:
+            run.fresh = False
+        yield

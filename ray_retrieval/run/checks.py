@@ -1,10 +1,9 @@
-"""What is refused, or deleted, before a run starts.
+"""What is refused before a run starts.
 
 A folder that is another's; a method, a benchmark and a way to measure that do not go together.
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import yaml
 
@@ -16,45 +15,28 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.engines import find_export
 from ray_retrieval.errors import ArtefactError, RecipeError, RetrievalError
 from ray_retrieval.finder import local_index
-from ray_retrieval.lock import clear, writing_alone
 from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.model_folder import DESCRIPTION, model_of, read_model_description
 from ray_retrieval.recipe import Recipe
+from ray_retrieval.run_folder import RECIPE, deleted, refuse_foreign
 from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import check_columns
 from ray_retrieval.search.rerank.verification import matched
 from ray_retrieval.storage import Folder
 
 
-def delete_runs(folders: Sequence[Folder]) -> None:
-    """Delete runs with everything in their folders, all of them or none.
-
-    Raises:
-        ConflictError: if another process works in one of them.
-        RecipeError: if there is something in a folder that no run left.
-    """
-    with ExitStack() as alone:
-        for folder in folders:
-            alone.enter_context(writing_alone(folder, "run"))
-            if folder.names() and not folder.exists("recipe.yaml"):
-                raise RecipeError(
-                    "the output folder holds something that is no run, so `fresh` does not delete it",
-                    where=folder,
-                    mend="choose another output=…",
-                )
-        for folder in folders:
-            clear(folder, "run", last="recipe.yaml")
-
-
-def refuse_another_recipe(recipe: Recipe, folder: Folder) -> None:
+def refuse_another_run(recipe: Recipe, folder: Folder) -> None:
     """An output folder belongs to one model; only what does not change it may differ.
 
     Raises:
-        RecipeError: if the folder holds a run of a recipe that gives another model, naming what differs.
+        RecipeError: if the folder holds a run of a recipe that gives another model, naming what differs, or
+            something that is no run.
+        ArtefactError: if the run is of another version of the format.
     """
-    if not folder.exists("recipe.yaml"):
+    refuse_foreign(folder)
+    if not folder.exists(RECIPE):
         return
-    text = folder.read_bytes("recipe.yaml").decode()
+    text = folder.read_bytes(RECIPE).decode()
     try:
         old = validate(Recipe, yaml.safe_load(text)).of_the_model()
     except RetrievalError:
@@ -66,6 +48,24 @@ def refuse_another_recipe(recipe: Recipe, folder: Folder) -> None:
             where=folder,
             mend="choose another output=… or delete that run with `fresh`",
         )
+
+
+def refuse_deleted(recipe: Recipe, folders: Sequence[Folder]) -> None:
+    """Raise RecipeError if a run needs something that is to be deleted before it starts.
+
+    Args:
+        recipe: of the run.
+        folders: of the runs that are to be deleted.
+    """
+    needed = {"train.start": recipe.train.start, "evaluate.rerank": local_index(recipe.evaluate.rerank)}
+    for where, location in needed.items():
+        for folder in folders:
+            if location is not None and deleted(folder, location):
+                raise RecipeError(
+                    f"`fresh` would delete {location}, which the run needs, with the run in {folder}",
+                    where=where,
+                    mend="choose another output=…, or copy it to another place first",
+                )
 
 
 def refuse_codes(recipe: Recipe, benchmark: Benchmark) -> None:
@@ -149,7 +149,7 @@ def refuse_engine(recipe: Recipe, folder: Folder) -> None:
         raise RecipeError(
             f"{engine} runs an export of a model, and this run has none yet",
             where="encode.engine",
-            mend=f"leave it out; then export {model} and encode by: ray-retrieval encode --engine {engine}",
+            mend=f"leave it out; then export its model and encode by: ray-retrieval encode --engine {engine}",
         )
     find_export(model, read_model_description(model)[1], engine)
 

@@ -13,7 +13,7 @@ from ray_retrieval.methods.base import Clock
 from ray_retrieval.model_folder import DESCRIPTION, read_model_description
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
-from ray_retrieval.run.checks import refuse_another_recipe
+from ray_retrieval.run.checks import refuse_another_run
 from ray_retrieval.run.images import TRAINED_ON
 from ray_retrieval.run.reuse import reuse
 from ray_retrieval.run.timings import timed
@@ -29,16 +29,25 @@ class Training:
         work: trains a model as `train.train` does, perhaps in another place.
         display: where progress is shown.
         start: the model to start from, in place of the recipe's.
+        fresh: what is in the folder is going to be deleted.
 
     Raises:
-        RecipeError: if the folder holds a training of a recipe that gives another model.
+        RecipeError: if the folder holds a training of a recipe that gives another model, or something that
+            is none.
     """
 
     def __init__(
-        self, recipe: Recipe, work: Callable[..., Outcome], display: Display, *, start: str | None = None
+        self,
+        recipe: Recipe,
+        work: Callable[..., Outcome],
+        display: Display,
+        *,
+        start: str | None = None,
+        fresh: bool = False,
     ) -> None:
         self.recipe, self.folder = recipe, Folder(recipe.output)
-        refuse_another_recipe(recipe, self.folder)
+        if not fresh:
+            refuse_another_run(recipe, self.folder)
         self.config = recipe.train if start is None else recipe.train.model_copy(update={"start": start})
         self._work, self._display = work, display
 

@@ -9,7 +9,8 @@ from ray_retrieval.config import validate
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.loop.tensorboard import refuse_remote
 from ray_retrieval.model_folder import read_model_description
-from ray_retrieval.recipe import Recipe, dump
+from ray_retrieval.recipe import Recipe
+from ray_retrieval.run_folder import begin
 from ray_retrieval.storage import Folder
 from ray_retrieval.tuning import space
 from ray_retrieval.tuning.config import SIZES, TuneConfig
@@ -98,7 +99,7 @@ class Trials:
             except RecipeError as error:
                 self.failed(trial.number, str(error), final=True)
                 continue
-            Folder(recipe.output).write_text("recipe.yaml", dump(recipe))
+            begin(Folder(recipe.output), recipe)
             _note_start(recipe)
             self._ledger.write()
             return trial

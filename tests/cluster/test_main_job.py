@@ -73,6 +73,7 @@ def finished(local_ray, tmp_path_factory):
 def test_a_run_leaves_every_artefact(finished):
     folder = Path(finished.folder.path)
     for name in (
+        "run.json",
         "recipe.yaml",
         "model/model.json",
         "index/CURRENT",
