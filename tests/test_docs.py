@@ -1,5 +1,6 @@
 """The documentation: every command line is one that there is, every block is sound, every link leads on."""
 
+import csv
 import functools
 import importlib.util
 import inspect
@@ -25,6 +26,7 @@ from typer._click.exceptions import ClickException
 import ray_retrieval
 from ray_retrieval.cli import app
 from ray_retrieval.config import validate
+from ray_retrieval.data.table import open_images
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.methods import METHODS
 from ray_retrieval.recipe import from_settings, load_study, ready_made
@@ -155,6 +157,20 @@ def test_a_part_of_a_recipe_is_valid_in_the_recipe_that_is_named_for_it(block):
     load_study(ROOT / block.mark.removeprefix("recipe: "), settings)
 
 
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "csv"], ids=lambda block: block.name)
+def test_a_table_of_images_is_read(block, tmp_path):
+    (tmp_path / "images.csv").write_text(block.code)
+    with open(tmp_path / "images.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        (tmp_path / row["path"]).parent.mkdir(exist_ok=True)
+        (tmp_path / row["path"]).touch()
+    table = open_images(str(tmp_path / "images.csv"))
+    assert table.ids == [row["path"] for row in rows]
+    named = [[table.class_names[one] for one in label] for label in table.table["label"].to_pylist()]
+    assert named == [row["label"].split("|") for row in rows]
+
+
 def test_a_part_of_a_file_for_ray_serve_names_the_short_way():
     (block,) = [block for block in BLOCKS if block.mark == "part of serve.yaml"]
     whole = yaml.safe_load((ROOT / "jobs/serve.yaml").read_text()) | yaml.safe_load(block.code)
@@ -241,6 +257,23 @@ def test_the_reference_has_every_field_command_route_and_name():
     assert all(f"### {name} {{" in text["reference/python.md"] for name in ray_retrieval.__all__)
     assert all(f"| `{field}` |" in text["reference/server.md"] for field in ServeConfig.model_fields)
     assert set(recipes.names()) == set(ready_made())
+
+
+def test_the_reference_names_one_section_of_several_only_where_there_are_several():
+    text = PAGES["reference/recipe.md"]()
+    assert "| `backbone` | [section](#backboneconfig) | [alexnet](#backboneconfig) |" in text
+    assert "## `train.optimizer` { #optimizerconfig" in text
+    assert "## `train.schedule`, linear { #linearschedule" in text
+    for title, others in re.findall(r"^#+ (`\S+`).*\n\nAlso at (.*)\.$", text, re.M):
+        assert title not in others
+
+
+@pytest.mark.parametrize("page", ["reference/recipe.md", "reference/server.md", "reference/python.md"])
+def test_the_reference_needs_no_look_into_the_code(page):
+    assert not re.findall(
+        r".*(?: at 0x[0-9a-f]+|the head of the module|[Aa]s in `|see `choosing|`ImportConfig|`GroundTruth).*",
+        PAGES[page](),
+    )
 
 
 def test_published_numbers_are_those_of_the_recipes():
