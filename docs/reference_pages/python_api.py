@@ -1,6 +1,7 @@
 """The reference of the Python interface, from signatures and docstrings."""
 
 import inspect
+import re
 from importlib import import_module
 from typing import Any
 
@@ -87,7 +88,8 @@ def _signature(name: str, thing: Any) -> str:
         ],
         return_annotation=inspect.Signature.empty,
     )
-    return f"```text\n{name}{bare}\n```" if len(str(bare)) < 400 else ""
+    shown = re.sub(r"<function (\w+) at \w+>", r"\1", str(bare))
+    return f"```text\n{name}{shown}\n```" if len(shown) < 400 else ""
 
 
 def _arguments(thing: Any) -> str:

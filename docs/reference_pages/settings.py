@@ -19,7 +19,7 @@ A recipe is one YAML file that states a whole experiment; [ready-made ones](reci
 This page is made from the models that check it: every field, its type, its default, and what it does. Any
 field can be set from the command line by its dotted key (`train.optimizer.lr=0.01`); one field can refer to
 another (`${method.bits}`); paths may use `~` and environment variables. An unknown key is an error that
-names the nearest known one.
+names the nearest known one, and a key that stands twice is one that names both lines. A date is text.
 
 Where a section has a `name`, the name says which of several it is, and what else can be set. `method.bits`,
 `method.dimension` and `seed` may be lists: then the recipe is a study of several runs. A section that is
@@ -83,16 +83,16 @@ def _configs(annotation: Any, suffix: str = "") -> list[tuple[type[Config], str]
 
 
 def _section(kind: type[Config], places: list[str]) -> str:
-    name = kind.model_fields.get("name")
-    tag = name.default if name is not None and isinstance(name.default, str) else None
+    tag = _tag(kind)
     first = places[0]
     title = (f"`{first}`" if first else "The whole") + (f", {tag}" if tag else "")
     level = "##" if first.count(".") == 0 else "###"
     parts = [
         f'{level} {title} {{ #{anchor(kind)} data-toc-label="{first or "all"}{f": {tag}" if tag else ""}" }}'
     ]
-    if len(places) > 1:
-        parts.append("Also at " + ", ".join(f"`{place}`" for place in dict.fromkeys(places[1:])) + ".")
+    others = [place for place in dict.fromkeys(places) if place != first]
+    if others:
+        parts.append("Also at " + ", ".join(f"`{place}`" for place in others) + ".")
     parts.append(markdown.docstring(kind.__doc__))
     rows = [
         [
@@ -129,16 +129,17 @@ def _kind(annotation: Any) -> str:
         return f"mapping of {_kind(arguments[0])} to {_kind(arguments[1])}"
     if isinstance(annotation, type):
         if issubclass(annotation, Config):
-            return f"[{_label(annotation)}](#{anchor(annotation)})"
+            return f"[{_tag(annotation) or 'section'}](#{anchor(annotation)})"
         if issubclass(annotation, Enum):
             return " or ".join(f"`{member.value}`" for member in annotation)
     plain = {int: "whole number", float: "number", str: "text", bool: "`true` or `false`", Any: "anything"}
     return plain.get(annotation, markdown.prose(getattr(annotation, "__name__", str(annotation))))
 
 
-def _label(kind: type[Config]) -> str:
-    name = kind.model_fields.get("name")
-    return str(name.default) if name is not None and isinstance(name.default, str) else "section"
+def _tag(kind: type[Config]) -> str | None:
+    """The one `name` that makes a section this one; None where it has none, or several to choose among."""
+    names = get_args(kind.model_fields["name"].annotation) if "name" in kind.model_fields else ()
+    return str(names[0]) if len(names) == 1 else None
 
 
 def _limit(constraint: Any) -> str:

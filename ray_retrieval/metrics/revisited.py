@@ -77,7 +77,8 @@ def evaluate(
     Args:
         ranks: whole numbers [n, queries]: each column is the ranking of a query, the best row first. It may
             be truncated; -1 stands for no row, and is passed over.
-        ground_truth: one mapping a query; see `GroundTruth.of`.
+        ground_truth: one mapping a query, of the lists `easy`, `hard` and `junk`, or of `ok` and `junk` for
+            the classic protocol, to rows of the database, whole numbers; other keys are not looked at.
         protocol: revisited, or classic.
         ks: the k of mp@k and mr@k, each at least 1.
         rows: number of rows of the database, to check all rows against; None: any row may exist.

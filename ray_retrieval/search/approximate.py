@@ -47,12 +47,18 @@ class ApproximateConfig(Config):
     """Which search an index of codes or vectors is built for."""
 
     search: str = "exact"
-    """`exact`; `auto`: by the number of rows, see `choosing`; a factory string of FAISS for vectors, such as
-    `IVF1024,PQ64x4fs`; for codes `BIVF1024`, 1,024 cells."""
+    """`exact`; `auto`: exact up to 200,000 vectors or 100,000,000 codes, above by what is chosen for their
+    number; a factory string of FAISS for vectors, such as `IVF1024,PQ64x4fs`; for codes `BIVF1024`, 1,024
+    cells."""
     nprobe: int | None = Field(default=None, ge=1)
-    """As in `Effort`, and so are the next two. None: `auto` measures what it takes; 64 of other searches."""
+    """Cells that a search visits, of kinds that divide the rows into cells (IVF, BIVF). None: `auto` measures
+    what it takes; 64 of other searches."""
     ef_search: int | None = Field(default=None, ge=1)
+    """Length of the list of candidates in a graph (HNSW); never less than the candidates asked for. None:
+    64."""
     k_factor: int | None = Field(default=None, ge=1)
+    """Candidates per hit, which are then compared exactly. None: `auto` measures what it takes; of other
+    searches 2 where the structure holds the vectors as they are, 16 where it holds them compressed."""
     recall_target: float | None = Field(default=None, gt=0, le=1)
     """Share of the exact hits that has to be found; a build that finds fewer fails. None: 0.95 for `auto`,
     which is to be relied on unseen; none where the kind of search is given: it is measured and reported."""

@@ -111,11 +111,16 @@ def imported(
     Args:
         files: one or several, whose rows follow each other: paths, URIs, or arrays uint8 [n, width] of packed
             codes, or of floating-point numbers [n, dimension].
-        ids: as in `ImportConfig`, or the ids themselves.
-        labels: as in `ImportConfig`, or the labels themselves.
+        ids: themselves; or a column; or a file of as many: text, one a line, a JSON list, or `.npy`. Default
+            the column `id`; where there is none, the rows have no ids but their numbers.
+        labels: class numbers or names, or lists of them; or a column, or a file, as of ids. Default the
+            column `label`, where there is one. Text of which each is a number, without zeros in front, is
+            numbers.
         model: fingerprint of the model that made them, where it is one of this package; else what the files
             say, or that they were made elsewhere.
-        settings: further ones of `ImportConfig`.
+        settings: `bits` of a code, 8 for each byte unless told; `normalise=True` divides each vector by its
+            length; `column` of a table, or array of a `.npz` file, that holds the descriptors; `model_name`,
+            what made them, in your words.
 
     Raises:
         ArtefactError: if a file is missing.

@@ -76,8 +76,8 @@ class TuneConfig(Config):
 
     space: dict[str, Range] = Field(min_length=1)
     """Fields of `method` and `train` by their dotted keys, each with the values that it may take:
-    `{method.margin: {uniform: [0.1, 1.0]}}`. Data and seed are the same in all trials, whose values would not
-    compare otherwise."""
+    `{method.loss.margin: {uniform: [0.1, 1.0]}}`. Data and seed are the same in all trials, whose values
+    would not compare otherwise."""
     metric: str | tuple[str, ...] | None = None
     """What is looked for: a metric of the validation queries, or `bits` of codes, or `dimension` of vectors;
     several for the trials of which no other one is better in all. Unset: the recipe's

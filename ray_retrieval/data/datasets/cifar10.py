@@ -52,7 +52,8 @@ class Cifar10Config(Config):
     root: str = "data/cifar10"
     """Folder with `train-*.parquet` and `test-*.parquet`, or with torchvision's `cifar-10-batches-py`."""
     protocol: Literal["I", "II", "disjoint"] = "I"
-    """Who trains, who queries, and what is searched: see the table at the head of the module."""
+    """`I`: 1,000 images query the 59,000 others, of which 5,000 train; `disjoint`: the same without the 5,000
+    in what is searched; `II`: the official 10,000 test images query the 50,000 others, which train."""
     download: bool = False
     """Fetch the images (170 MB) where they are missing."""
     validation_queries: int = Field(default=1000, ge=0, le=10_000)

@@ -65,7 +65,8 @@ class CocoConfig(ListFilesConfig):
     root: str = "data/coco"
     """Folder with `train2014/` and `val2014/`."""
     protocol: Literal["hashnet", "clean"] = "hashnet"
-    """What the database is: see the table at the head of the module."""
+    """What the database is. `hashnet`: 112,218 images, those of the lists in use, with the queries among them
+    and without the training images; `clean`: the 117,218 that are no query, as the paper says."""
 
 
 def load(config: CocoConfig, *, seed: int, splits: Folder) -> Benchmark:

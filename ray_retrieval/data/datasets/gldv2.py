@@ -56,7 +56,7 @@ class Gldv2Config(Config):
     test: LandmarksName | Literal["none"] = "none"
     """What to test on; `none`: the validation's own photographs."""
     test_root: str = "data"
-    """Folder that holds `test/`, laid out as in `landmarks`; a path or URI."""
+    """Folder that holds `test/`, laid out as for `roxford5k` and the like; a path or URI."""
     distractors: Distractors = None
     """Further photographs to test in, as of the benchmark to test on."""
     download: bool = False

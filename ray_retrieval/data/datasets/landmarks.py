@@ -93,7 +93,9 @@ class LandmarksConfig(Config):
     name: LandmarksName
     """Which of them."""
     root: str = "data"
-    """Folder that holds `test/`, laid out as at the head of the module; a path or URI."""
+    """Folder that holds `test/`, as cirtorch lays it out; a path or URI. Of each benchmark its ground truth,
+    such as `test/roxford5k/gnd_roxford5k.pkl`; the photographs of Oxford are in `test/oxford5k/jpg/`, those
+    of Paris in `test/paris6k/jpg/`, revisited or not."""
     distractors: Distractors = None
     """Further photographs to search in, none of which shows a landmark of the queries: R1M, say. A folder,
     list, CSV or Parquet, or several of them."""

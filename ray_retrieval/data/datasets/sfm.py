@@ -61,7 +61,9 @@ class SfmConfig(Config):
     name: Literal["sfm"] = "sfm"
     """The benchmark."""
     root: str = "data"
-    """Folder that holds `train/`, laid out as at the head of the module; a path or URI."""
+    """Folder that holds `train/`, as cirtorch and SOLAR lay it out; a path or URI. Of retrieval-SfM
+    `train/retrieval-SfM-120k/` with `retrieval-SfM-120k.pkl` and `ims/`, of which 30k takes its images too;
+    of GL18 `train/gl18/` with `db_gl18.pkl` and `jpg/`."""
     variant: Variant = "retrieval-SfM-120k"
     """Which collection."""
     test: LandmarksName | Literal["none"] = "none"
