@@ -97,3 +97,8 @@ def _rebuild_query(problem: str, where: str | None, mend: str | None, status: in
 
 class ClusterError(RetrievalError):
     """Ray cannot give what was asked for."""
+
+
+def would_fail_alike(error: BaseException) -> bool:
+    """Whether a training would fail of the same the next time; of anything else it may not."""
+    return isinstance(error, RecipeError | DataError) and not isinstance(error, StoreError)

@@ -17,12 +17,13 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from ray_retrieval import model
 from ray_retrieval.cluster import fewer_or_more, is_alone, reraise, resources
 from ray_retrieval.cores import cores
 from ray_retrieval.data.benchmark import Benchmark
-from ray_retrieval.errors import ArtefactError, ClusterError
+from ray_retrieval.errors import ArtefactError, ClusterError, would_fail_alike
 from ray_retrieval.history import HISTORY, History, read_history
 from ray_retrieval.loop import STATE, Outcome, Process, TrainConfig, Trainer, read_outcome
 from ray_retrieval.loop.checkpoints import Weights
@@ -52,17 +53,32 @@ _LIST, _COPY = "checkpoint_manager_snapshot.json", "checkpoints.json"
 _TIMEOUT_S = 300  # how long workers wait for a lost one before the group is built anew
 
 
-class _TorchTrainer(TorchTrainer):
-    """Ray's, without the processes that have nothing to do here, each of which takes seconds to start.
+class _FailurePolicy(DefaultFailurePolicy):
+    """Ray's, but for what would end the next attempt as well, such as a loss that is not finite."""
 
-    One looks after datasets of Ray, which no training of ours has; another frees the places of a controller
-    that died, which nobody asks for where Ray ends with this process.
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        failures = getattr(training_failed_error, "worker_failures", {}).values()
+        if any(would_fail_alike(failure) for failure in failures):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+class _TorchTrainer(TorchTrainer):
+    """Ray's, which tries nothing again in vain, and starts no process that has nothing to do here.
+
+    Each of those takes seconds. One looks after datasets of Ray, which no training of ours has; another frees
+    the places of a controller that died, which nobody asks for where Ray ends with this process.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
         idle = {"DatasetsCallback", "PlacementGroupCleanerCallback"} if is_alone() else {"DatasetsCallback"}
         made = super()._create_default_callbacks()  # type: ignore[misc]  # the stubs are of the older Train
         return [one for one in made if type(one).__name__ not in idle]
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        config: Any = self.run_config.failure_config  # the stubs are of the older Train
+        given["failure_policy"] = _FailurePolicy(config)
+        return super()._initialize_and_run_controller(**given)  # type: ignore[misc]
 
 
 def train(

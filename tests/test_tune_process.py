@@ -7,9 +7,15 @@ import pytest
 from ray.tune.execution.class_cache import _ActorClassCache
 from tuning_parts import recipes
 
-from ray_retrieval.errors import ArtefactError, DataError, ModelError, RecipeError, StoreError
+from ray_retrieval.errors import (
+    ArtefactError,
+    DataError,
+    ModelError,
+    RecipeError,
+    StoreError,
+    would_fail_alike,
+)
 from ray_retrieval.tune.following import settings
-from ray_retrieval.tune.trial import would_fail_alike
 from ray_retrieval.tuning.reports import Untold
 
 

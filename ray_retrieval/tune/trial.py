@@ -20,7 +20,7 @@ from ray_retrieval.cluster import reraise
 from ray_retrieval.config import validate
 from ray_retrieval.cores import cores
 from ray_retrieval.data.benchmark import Benchmark
-from ray_retrieval.errors import DataError, RecipeError, RetrievalError, StoreError
+from ray_retrieval.errors import RetrievalError, would_fail_alike
 from ray_retrieval.loop import TrainConfig
 from ray_retrieval.loop.checkpoints import Weights
 from ray_retrieval.methods import AnyMethodConfig
@@ -156,11 +156,6 @@ def _tell_failure(error: Exception) -> None:
     mendable = isinstance(error, RetrievalError)
     text = str(error) if mendable else f"{type(error).__name__}: {error}".splitlines()[0]
     ray.tune.report({"failure": json.dumps({"error": text, "final": would_fail_alike(error)})})
-
-
-def would_fail_alike(error: Exception) -> bool:
-    """Whether a trial would fail of the same the next time; of anything else it may not."""
-    return isinstance(error, RecipeError | DataError) and not isinstance(error, StoreError)
 
 
 class _Forward(TuneReportCallback):
