@@ -1,6 +1,7 @@
 """The folder of a run: the file that makes it one, and what else a run writes there."""
 
 import os
+from collections.abc import Set
 
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.recipe import Recipe, dump
@@ -78,9 +79,9 @@ def _foreign(folder: Folder, what: str, *, fresh: bool) -> RecipeError:
     )
 
 
-def deleted(folder: Folder, location: str) -> bool:
-    """Whether a path or URI leads to something that is deleted with the run in a folder."""
+def deleted(folder: Folder, location: str, written: Set[str] = WRITTEN) -> bool:
+    """Whether a path or URI leads to something that is deleted with what was written into a folder."""
     if folder.is_local and "://" not in location:
         folder, location = Folder(os.path.realpath(folder.path)), os.path.realpath(Folder(location).path)
     path = folder.path_inside(location)
-    return path is not None and path.split("/")[0] in WRITTEN
+    return path is not None and path.split("/")[0] in written

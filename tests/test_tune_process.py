@@ -1,20 +1,28 @@
-"""What Tune starts, and what trials tell of errors and epochs."""
+"""What Tune starts, what trials tell of errors and epochs, and what is deleted for a new search."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from ray.tune.execution.class_cache import _ActorClassCache
-from tuning_parts import recipes
+from samples import write_images
+from tuning_parts import SPACE, recipes
 
+from ray_retrieval import tune
 from ray_retrieval.errors import (
     ArtefactError,
     DataError,
     ModelError,
     RecipeError,
+    RetrievalError,
     StoreError,
     would_fail_alike,
 )
+from ray_retrieval.recipe import template
+from ray_retrieval.run import images
+from ray_retrieval.storage import Folder
+from ray_retrieval.tune import Search
 from ray_retrieval.tune.following import settings
 from ray_retrieval.tuning.reports import Untold
 
@@ -72,3 +80,71 @@ def test_every_epoch_is_told_once_however_far_the_history_has_come(tmp_path):
     written(9)
     assert [report.epoch for report in untold.take()] == [6, 7, 8, 9]
     assert untold.take() == []
+
+
+class TestFresh:
+    """What an earlier search left is deleted once it is clear that the new one can begin."""
+
+    @pytest.fixture(autouse=True)
+    def without_ray(self, monkeypatch):
+        monkeypatch.setattr(tune, "connect", nullcontext)
+        monkeypatch.setattr(tune.nodes, "for_work", lambda: {"here": {"CPU": 2.0}})
+        monkeypatch.setattr(tune.nodes, "require_shared", lambda _: None)
+
+    @pytest.fixture
+    def out(self, tmp_path, monkeypatch):
+        """A search with a trial and a model, and with a file of the user's."""
+        folder = Folder(tmp_path / "out")
+        self.search(folder, monkeypatch, tmp_path)
+        folder.write_text("trials/0000/model/model.json", "{}")
+        folder.write_text("model/model.json", "{}")
+        folder.write_text("letter.txt", "dear")
+        return folder
+
+    def search(self, folder, monkeypatch, tmp_path, *settings, fresh=False):
+        """Search up to the first trial; returns the number of images that are trained on."""
+        if not (tmp_path / "photos").exists():
+            write_images(tmp_path / "photos", 60)
+        trained = []
+
+        def train(_, __, benchmark):
+            trained.append(len(benchmark.train))
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Search, "_train", train)
+        given = [f"output={folder}", f"tune={{space: {json.dumps(SPACE)}}}", "method.image={size: 8}"]
+        data = f"data={{name: images, database: {tmp_path}/photos}}"
+        with pytest.raises(KeyboardInterrupt):
+            Search(template("quickstart", [data, *given, *settings]), fresh=fresh).all()
+        return trained[0]
+
+    @pytest.mark.parametrize(
+        ("setting", "refused"),
+        [
+            ("train.start=${output}/trials/0000/model", "train.start: `fresh` would delete .*/0000/model"),
+            ("data={name: images, database: /nowhere}", "nowhere: nothing is there"),
+            ("data.validation_queries_per_class=0", "no validation queries, by which trials are compared"),
+            ("method.backbone={name: resnet18, weights: nowhere.pth}", "nowhere.pth"),
+        ],
+    )
+    def test_nothing_is_deleted_for_a_search_that_cannot_begin(
+        self, out, tmp_path, monkeypatch, setting, refused
+    ):
+        before = {name: out.read_bytes(name) for name in out.files()}
+        with pytest.raises(RetrievalError, match=refused):
+            self.search(out, monkeypatch, tmp_path, setting, fresh=True)
+        assert {name: out.read_bytes(name) for name in out.files()} == before
+
+    def test_what_no_search_writes_stays_and_images_are_looked_at_once(self, out, tmp_path, monkeypatch):
+        (tmp_path / "photos" / "red" / "000.png").write_bytes(b"no image")
+        looked = []
+        check = images.check_images
+
+        def noted(table, **settings):
+            looked.append(table.name)
+            return check(table, **settings)
+
+        monkeypatch.setattr(images, "check_images", noted)
+        assert self.search(out, monkeypatch, tmp_path, "seed=3", fresh=True)
+        assert len(looked) == len(set(looked)) > 0
+        assert out.names() == ["images", "letter.txt", "study.json"]

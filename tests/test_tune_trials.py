@@ -13,7 +13,6 @@ from ray_retrieval.run.training import Training
 from ray_retrieval.run_folder import refuse_foreign
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import train
-from ray_retrieval.tuning import ledger
 from ray_retrieval.tuning import trials as tuning_trials
 from ray_retrieval.tuning.config import TuneConfig
 from ray_retrieval.tuning.ledger import Ledger, Trial, front
@@ -226,14 +225,21 @@ def test_folders_of_others_are_left_alone(tmp_path, name):
     with pytest.raises((RecipeError, ArtefactError), match=r"that is no search|does not describe"):
         begun(tmp_path)
     with pytest.raises(RecipeError, match="`fresh` does not delete it"):
-        ledger.remove(Folder(tmp_path / "search"))
+        Ledger(Folder(tmp_path / "search"), {}).begin_anew()
     assert mine.read_text() == '{"mine": true}'
     mine.unlink()
     if mine.parent.name != "search":
         mine.parent.rmdir()
-    begun(tmp_path).next()
-    ledger.remove(Folder(tmp_path / "search"))
-    assert not list((tmp_path / "search").iterdir())
+
+
+def test_what_no_search_writes_stays_in_a_folder_that_remains_a_searchs(tmp_path):
+    begun(tmp_path, seed=3).next()
+    folder = Folder(tmp_path / "search")
+    for name in ("model/model.json", "report.html", "tune/state.json", "letter.txt", "photos/a.jpg"):
+        folder.write_text(name, "…")
+    Ledger(folder, {"seed": 4}, fresh=True).begin_anew()
+    assert list(folder.files()) == ["letter.txt", "photos/a.jpg", "study.json"]
+    Ledger(folder, {"seed": 4}).check()
 
 
 def test_other_images_are_refused_with_every_start(tmp_path):

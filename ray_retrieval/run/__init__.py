@@ -291,14 +291,14 @@ class Run:
         found = examples.of_benchmark(benchmark, queries, index, count=shown.examples, hits=shown.hits)
         return report.write(self.folder, found)
 
-    def rehearse(self, place: Folder, *, measured: bool) -> None:
+    def rehearse(self, place: Folder, *, measured: bool) -> Benchmark:
         """Prepare the run in another, empty folder: nothing of an earlier one is looked at.
 
         Raises:
             RetrievalError: as `prepare`.
         """
         recipe = self.recipe.model_copy(update={"output": place.uri})
-        Run(recipe, display=_Beforehand(self.display)).prepare(measured=measured)
+        return Run(recipe, display=_Beforehand(self.display)).prepare(measured=measured)
 
     def begin_anew(self, prepared: Folder) -> None:
         """Delete what an earlier run left, with the folder's lock held, and take over what a rehearsal found.
@@ -307,6 +307,10 @@ class Run:
             ConflictError: if another process works within; then nothing has been deleted.
         """
         clear(self.folder, "run", last=RECIPE, only=WRITTEN - {RUN})
+        self.take_over(prepared)
+
+    def take_over(self, prepared: Folder) -> None:
+        """Begin with what a rehearsal found."""
         begin(self.folder, self.recipe)
         for name in prepared.files():
             if name.split("/")[0] in PREPARED:

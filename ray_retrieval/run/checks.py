@@ -3,7 +3,7 @@
 A folder that is another's; a method, a benchmark and a way to measure that do not go together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import yaml
 
@@ -18,7 +18,7 @@ from ray_retrieval.finder import local_index
 from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.model_folder import DESCRIPTION, model_of, read_model_description
 from ray_retrieval.recipe import Recipe
-from ray_retrieval.run_folder import RECIPE, deleted, refuse_foreign
+from ray_retrieval.run_folder import RECIPE, WRITTEN, deleted, refuse_foreign
 from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import check_columns
 from ray_retrieval.search.rerank.verification import matched
@@ -50,19 +50,20 @@ def refuse_another_run(recipe: Recipe, folder: Folder) -> None:
         )
 
 
-def refuse_deleted(recipe: Recipe, folders: Sequence[Folder]) -> None:
+def refuse_deleted(recipe: Recipe, folders: Sequence[Folder], written: Set[str] = WRITTEN) -> None:
     """Raise RecipeError if a run needs something that is to be deleted before it starts.
 
     Args:
         recipe: of the run.
         folders: of the runs that are to be deleted.
+        written: what is deleted in them, by its name there.
     """
     needed = {"train.start": recipe.train.start, "evaluate.rerank": local_index(recipe.evaluate.rerank)}
     for where, location in needed.items():
         for folder in folders:
-            if location is not None and deleted(folder, location):
+            if location is not None and deleted(folder, location, written):
                 raise RecipeError(
-                    f"`fresh` would delete {location}, which the run needs, with the run in {folder}",
+                    f"`fresh` would delete {location}, which the recipe needs, with what is in {folder}",
                     where=where,
                     mend="choose another output=…, or copy it to another place first",
                 )

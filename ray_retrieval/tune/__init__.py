@@ -8,6 +8,7 @@ from its own records, whatever became of Tune's.
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -22,6 +23,7 @@ from ray_retrieval.model_folder import DESCRIPTION
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.run import Run
+from ray_retrieval.run.checks import refuse_deleted
 from ray_retrieval.storage import Folder, fingerprint
 from ray_retrieval.train import for_training
 from ray_retrieval.tune import nodes
@@ -37,9 +39,6 @@ from ray_retrieval.tuning.space import Parameters
 from ray_retrieval.tuning.trials import Trials, check, identity
 
 __all__ = ["Search", "Tuned"]
-
-_TUNE = "tune"
-"""The folder of Tune's own files, in the search's."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,7 @@ class Search:
             if self.trials.left:
                 self._plan()
             if self._fresh:
-                ledger.remove(self.folder)
-                self._fresh = False
+                self._begin_anew()
             if self.trials.left or self._without_model():
                 with self._ledger.beginning():
                     benchmark = self._prepare()
@@ -145,6 +143,18 @@ class Search:
                 for recipe in self._without_model():
                     keep_best_so_far(recipe, benchmark)
             return self._conclude()
+
+    def _begin_anew(self) -> None:
+        """Delete what an earlier search wrote, once it is clear that this one can begin."""
+        if self.folder.names():
+            refuse_deleted(self.recipe, [self.folder], ledger.WRITTEN)
+            nodes.require_shared(self.folder)
+            with TemporaryDirectory(prefix="tune-") as place:
+                found = Folder(place)
+                _refuse_incomparable(self._looking_in(found).rehearse(found, measured=self.config.evaluate))
+                self._ledger.begin_anew()
+                self._looking_in(self.folder / ledger.DATA).take_over(found)
+        self._fresh = False
 
     def _without_model(self) -> list[Recipe]:
         """Of trials that were stopped, whose best model so far has not been taken from their checkpoints."""
@@ -176,20 +186,16 @@ class Search:
 
     def _prepare(self) -> Benchmark:
         """The images, loaded and looked at once for all trials."""
-        # Of all recipes of the space the same one with every start, whatever the file says of its fields.
-        of_all = self._make(next(space.to_check(self.config)))
-        whole = of_all.model_copy(update={"output": (self.folder / ledger.DATA).uri, "tune": None})
-        benchmark = Run(whole, display=self.display).prepare(measured=self.config.evaluate)
-        if benchmark.untrainable:
-            raise DataError(f"nothing can be trained: {benchmark.untrainable}", where=benchmark.name)
-        if not len(benchmark.validation_queries):
-            raise DataError(
-                "there are no validation queries, by which trials are compared",
-                where=benchmark.name,
-                mend="set data.validation_queries, or what takes its place in this benchmark",
-            )
+        benchmark = self._looking_in(self.folder / ledger.DATA).prepare(measured=self.config.evaluate)
+        _refuse_incomparable(benchmark)
         self._ledger.keep_images(fingerprint([table.fingerprint for table in _trained_on(benchmark)]))
         return benchmark
+
+    def _looking_in(self, folder: Folder) -> Run:
+        """What looks at the images for all trials, and writes what it finds into a folder."""
+        # Of all recipes of the space the same one with every start, whatever the file says of its fields.
+        of_all = self._make(next(space.to_check(self.config)))
+        return Run(of_all.model_copy(update={"output": folder.uri, "tune": None}), display=self.display)
 
     def _train(self, planned: Plan, benchmark: Benchmark) -> None:
         """Let Tune run all trials that have not ended.
@@ -230,7 +236,7 @@ class Search:
                     reuse_actors=planned.here,  # a new process takes seconds to import what it needs
                 ),
                 run_config=ray.tune.RunConfig(
-                    name=_TUNE,
+                    name=ledger.TUNE,
                     storage_path=self.folder.path,
                     storage_filesystem=self.folder.filesystem,
                     stop=Ending(handout),
@@ -241,7 +247,7 @@ class Search:
                 tuner.fit()
             finally:
                 # Tune's files say nothing that is not in ours, and are pickles.
-                (self.folder / _TUNE).remove()
+                (self.folder / ledger.TUNE).remove()
         if handout.error is not None:
             raise handout.error
 
@@ -278,6 +284,18 @@ class Search:
         values = ", ".join(f"best {name} {page.plain(value)}" for name, value in found)
         how = trial.error if trial.state in ("failed", "stopped") else trial.state
         self.display.say(f"trial {trial.name}: {chosen} · epoch {trial.epochs} · {values or '–'} · {how}")
+
+
+def _refuse_incomparable(benchmark: Benchmark) -> None:
+    """Raise DataError if nothing can be trained, or trials cannot be compared."""
+    if benchmark.untrainable:
+        raise DataError(f"nothing can be trained: {benchmark.untrainable}", where=benchmark.name)
+    if not len(benchmark.validation_queries):
+        raise DataError(
+            "there are no validation queries, by which trials are compared",
+            where=benchmark.name,
+            mend="set data.validation_queries, or what takes its place in this benchmark",
+        )
 
 
 def _trained_on(benchmark: Benchmark) -> list[ImageTable]:

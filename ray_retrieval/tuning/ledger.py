@@ -15,6 +15,12 @@ from ray_retrieval.tuning.space import Parameters
 STUDY, TRIALS = "study.json", "trials.jsonl"
 DATA = "images"
 """The folder of what was found out about the images before the trials."""
+TUNE = "tune"
+"""The folder of Ray Tune's own files."""
+WRITTEN = frozenset(
+    {STUDY, TRIALS, DATA, TUNE, "trials", "model", "recipe.yaml", "metrics.json", "report.html"}
+)
+"""Everything that a search writes into its folder, by its name there."""
 _KIND, _VERSION = "tuning", 1
 
 State = Literal["running", "finished", "stopped", "failed"]
@@ -112,7 +118,7 @@ class Ledger:
         """
         begun, existed = self.folder.exists(STUDY), self.folder.exists()
         if not begun:
-            write_description(self.folder, STUDY, kind=_KIND, version=_VERSION, body=self.identity)
+            self._describe()
         try:
             yield
         except RetrievalError:
@@ -122,6 +128,22 @@ class Ledger:
                 self.folder.remove()
             raise
 
+    def begin_anew(self) -> None:
+        """Delete what an earlier search wrote, with the folder's lock held, and write `study.json` anew.
+
+        Raises:
+            RecipeError: if there is something in the folder, but no search.
+            ConflictError: if another process works within; then nothing has been deleted.
+        """
+        refuse_foreign(self.folder)
+        # What stays is a search's folder at every moment: what no search writes may be left in it.
+        clear(self.folder, "tune", last=TRIALS, only=WRITTEN - {STUDY})
+        self._describe()
+
+    def _describe(self, **more: str) -> None:
+        body = {**self.identity, **more}
+        write_description(self.folder, STUDY, kind=_KIND, version=_VERSION, body=body)
+
     def keep_images(self, images: str) -> None:
         """Note the fingerprint of the images that trials are trained and compared with.
 
@@ -130,8 +152,7 @@ class Ledger:
         """
         known = self.folder.read_json(STUDY).get("images")
         if known is None:
-            body = {**self.identity, "images": images}
-            write_description(self.folder, STUDY, kind=_KIND, version=_VERSION, body=body)
+            self._describe(images=images)
         elif known != images:
             raise RecipeError(
                 "the training or validation images are not those that the search was begun with, so its "
@@ -169,12 +190,6 @@ def read_trials(folder: Folder) -> list[Trial]:
                 f"line {number} does not describe a trial", where=f"{folder}/{TRIALS}", mend="remove the line"
             ) from None
     return found
-
-
-def remove(folder: Folder) -> None:
-    """Delete a search with all its trials, holding its lock; raises as `refuse_foreign` and `clear`."""
-    refuse_foreign(folder)
-    clear(folder, "tune", last=STUDY)
 
 
 def refuse_foreign(folder: Folder) -> None:
