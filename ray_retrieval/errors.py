@@ -101,4 +101,4 @@ class ClusterError(RetrievalError):
 
 def would_fail_alike(error: BaseException) -> bool:
     """Whether a training would fail of the same the next time; of anything else it may not."""
-    return isinstance(error, RecipeError | DataError) and not isinstance(error, StoreError)
+    return isinstance(error, RecipeError | DataError | MetricError) and not isinstance(error, StoreError)

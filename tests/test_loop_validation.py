@@ -14,7 +14,13 @@ from search_parts import draw_vectors
 
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.errors import RecipeError
-from ray_retrieval.loop.validation import measure, notes_on_accuracy, rows_of_accuracy, rows_of_queries
+from ray_retrieval.loop.validation import (
+    has_an_answer,
+    measure,
+    notes_on_accuracy,
+    rows_of_accuracy,
+    rows_of_queries,
+)
 from ray_retrieval.metrics import retrieval
 
 DELF = {
@@ -107,6 +113,19 @@ def test_accuracy_is_refused_where_no_validation_image_is_of_a_trained_class():
     settings = config(augmentation={}, validation={"metric": "accuracy"})
     with pytest.raises(RecipeError, match="the validation queries are of other classes than are trained"):
         trainer(settings, benchmark=without_class(made, 1), **METHODS["classes"])
+
+
+@given(st.booleans(), st.lists(st.integers(0, 11), max_size=3), st.lists(st.integers(0, 11), max_size=4))
+def test_a_query_is_no_answer_to_itself(several_labels, asked, searched):
+    table = coloured_table(12, classes=5, several_labels=several_labels)
+    asked, searched = (np.unique(rows).astype(np.int64) for rows in (asked, searched))
+
+    def relevant(query, row):
+        one, other = (np.atleast_1d(table.labels[which]) for which in (query, row))
+        return query != row and ((one & other).any() if several_labels else (one == other).all())
+
+    expected = not len(asked) or any(relevant(query, row) for query in asked for row in searched)
+    assert has_an_answer(table.take(asked), table.take(searched)) == expected
 
 
 DATABASE = coloured_table(12)

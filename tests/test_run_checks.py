@@ -14,7 +14,7 @@ from test_run import QUICKSTART, run_on
 from ray_retrieval import model, recipe, run, search
 from ray_retrieval.data import datasets
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.errors import ArtefactError, DataError, RecipeError
+from ray_retrieval.errors import ArtefactError, DataError, RecipeError, RetrievalError
 from ray_retrieval.methods import build
 from ray_retrieval.run import Run, images, timings
 from ray_retrieval.run.checks import refuse_codes, refuse_unmeasurable
@@ -162,6 +162,39 @@ class TestIndexOfLocalFeatures:
     def test_there_is_one(self, tmp_path, local, benchmark):
         with pytest.raises(RecipeError, match="one index of local features, got"):
             refuse_unmeasurable(recipe_of(GEM, verified_by(local, tmp_path / "other")), benchmark)
+
+
+@pytest.mark.parametrize(
+    ("kept", "settings", "refused"),
+    [
+        (
+            {"validation_queries": []},
+            ["train.schedule={name: plateau}"],
+            "train.schedule: the plateau schedule",
+        ),
+        (
+            {"validation_queries": [0], "validation_database": []},
+            [GEM],
+            "no validation query has another image",
+        ),
+        ({"train": [0, 1, 2]}, ["train.workers=4"], "train.workers: 3 training images a step for 4 workers"),
+    ],
+)
+def test_what_a_training_would_refuse_is_found_before_it_starts(
+    tmp_path, benchmark, monkeypatch, kept, settings, refused
+):
+    parts = {role: getattr(benchmark, role).take(np.array(rows, np.int64)) for role, rows in kept.items()}
+    other = replace(benchmark, **parts, notes=[])
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: other)
+    with pytest.raises(RetrievalError, match=refused):
+        run_on(tmp_path / "out", PLAIN, *settings).prepare()
+
+
+def test_images_of_several_classes_are_refused_where_one_is_learned(tmp_path, monkeypatch):
+    several = coloured_benchmark(12, several_labels=True)
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: several)
+    with pytest.raises(DataError, match="DELF learns from one class an image, these have several"):
+        run_on(tmp_path / "out", DELF, PLAIN).prepare()
 
 
 def test_validation_images_of_no_trained_class_are_noted(tmp_path, benchmark, monkeypatch):

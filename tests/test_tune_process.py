@@ -13,6 +13,7 @@ from ray_retrieval import tune
 from ray_retrieval.errors import (
     ArtefactError,
     DataError,
+    MetricError,
     ModelError,
     RecipeError,
     RetrievalError,
@@ -50,6 +51,7 @@ def test_keys_are_not_handed_to_trials_which_would_write_them_into_logs(monkeypa
     [
         (RecipeError("the loss is not finite"), True),
         (DataError("an image is gone"), True),
+        (MetricError("a vector is not finite"), True),
         (StoreError("the store does not answer"), False),
         (ArtefactError("the store refuses"), False),
         (ModelError("weights are missing"), False),

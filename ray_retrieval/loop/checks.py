@@ -1,15 +1,21 @@
 """What is refused before a training starts: settings, method and data that do not go together."""
 
 from ray_retrieval.data.benchmark import Benchmark
-from ray_retrieval.errors import RecipeError
+from ray_retrieval.descriptors import DescriptorKind
+from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.loop.config import TrainConfig
 from ray_retrieval.loop.optim import PlateauSchedule
-from ray_retrieval.loop.validation import refuse_unmeasured, rows_of_accuracy
+from ray_retrieval.loop.validation import has_an_answer, refuse_unmeasured, rows_of_accuracy
 from ray_retrieval.methods.base import Method
 
 
 def refuse_misfits(method: Method, benchmark: Benchmark, config: TrainConfig) -> None:
-    """Raise RecipeError if the method cannot be trained like that on such a benchmark."""
+    """Find what does not fit.
+
+    Raises:
+        RecipeError: if the method cannot be trained like that on such a benchmark.
+        DataError: if nothing can be measured by its validation images.
+    """
     if not method.config.training_image.square and not method.repeatable:
         raise RecipeError(
             f"{type(method).__name__} takes images of one size",
@@ -34,6 +40,14 @@ def refuse_misfits(method: Method, benchmark: Benchmark, config: TrainConfig) ->
             "the plateau schedule follows the validation, and there are no validation queries",
             where="train.schedule",
             mend="hold images out for validation in data, or choose another schedule",
+        )
+    validated = config.length[0] and method.config.form.kind is not DescriptorKind.CODES
+    if validated and not has_an_answer(benchmark.validation_queries, benchmark.validation_database):
+        raise DataError(
+            "no validation query has another image of its class in the validation database, so there is "
+            "nothing to measure",
+            where=benchmark.name,
+            mend="give validation images that share classes, or no validation queries",
         )
 
 

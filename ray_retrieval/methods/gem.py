@@ -303,7 +303,14 @@ class Gem(Method):
                 where=table.name,
                 mend="give images of more things, or lower method.loss.negatives",
             )
-        tuples = min(max(1, loss.queries // loss.rounds), len(_pairs(table)))
+        pairs = len(_pairs(table))
+        if not pairs:
+            raise DataError(
+                "the column 'positives' lists no pair of images to train on",
+                where=table.name,
+                mend="list some, or leave the column out: images of one class are pairs then",
+            )
+        tuples = min(max(1, loss.queries // loss.rounds), pairs)
         batches = np.array_split(np.arange(tuples), max(1, round(tuples / (batch_size // size))))
         return [size * len(batch) for batch in batches]
 

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.history import read_history
 from ray_retrieval.loop import Outcome
+from ray_retrieval.loop.checks import refuse_misfits, refuse_more_workers
 from ray_retrieval.loop.validation import notes_on_accuracy
 from ray_retrieval.methods import build
 from ray_retrieval.methods.base import Clock
@@ -63,7 +66,8 @@ class Training:
             follows: whether it starts from a model that does not exist yet.
 
         Raises:
-            RetrievalError: if weights are missing or do not fit, or batches cannot be made.
+            RetrievalError: if weights are missing or do not fit, the method cannot be trained like that on
+                such images, or batches cannot be made.
         """
         if self.exists():
             return
@@ -77,7 +81,10 @@ class Training:
                     f"{len(lacking)} tensors are not in the model of train.start and start anew: "
                     f"{', '.join(lacking[:4])}{', …' if len(lacking) > 4 else ''}"
                 )
+        refuse_misfits(method, benchmark, config)
+        method.start_training(benchmark.train, torch.device("cpu"))
         sizes = method.plan_sizes(benchmark.train, config.batch_size, Clock(recipe.seed))
+        refuse_more_workers(min(sizes), config.workers)
         benchmark.notes.extend(
             method.warnings(benchmark.train, config.total_steps(method.rounds * len(sizes)))
         )

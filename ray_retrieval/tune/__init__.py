@@ -195,7 +195,9 @@ class Search:
         """What looks at the images for all trials, and writes what it finds into a folder."""
         # Of all recipes of the space the same one with every start, whatever the file says of its fields.
         of_all = self._make(next(space.to_check(self.config)))
-        return Run(of_all.model_copy(update={"output": folder.uri, "tune": None}), display=self.display)
+        train = of_all.train.model_copy(update={"workers": self.config.workers})
+        changes = {"output": folder.uri, "train": train, "tune": None}
+        return Run(of_all.model_copy(update=changes), display=self.display)
 
     def _train(self, planned: Plan, benchmark: Benchmark) -> None:
         """Let Tune run all trials that have not ended.
