@@ -57,7 +57,7 @@ def canonical_images(column: pa.ChunkedArray, root: str, *, where: str) -> pa.Ch
         where: what to name in an error.
 
     Raises:
-        DataError: if the column's type holds no image.
+        DataError: if the column's type, or that of its bytes or paths, holds no image.
     """
     chunks = [_canonical_image_chunk(chunk, root, where) for chunk in column.chunks]
     return pa.chunked_array(chunks, IMAGE_TYPE)
@@ -70,7 +70,7 @@ def _canonical_image_chunk(chunk: pa.Array, root: str, where: str) -> pa.Array:
     if pa.types.is_struct(kind) and {field.name for field in kind} & {"bytes", "path"}:
         # flatten() also carries the struct's own nulls into its children.
         children = dict(zip([field.name for field in kind], chunk.flatten(), strict=True))
-        data = children["bytes"].cast(pa.large_binary()) if "bytes" in children else data
+        data = _as_bytes(children["bytes"], where) if "bytes" in children else data
         path = as_text(children["path"], "path", where=where) if "path" in children else path
     elif pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         data = chunk.cast(pa.large_binary())
@@ -88,6 +88,20 @@ def _canonical_image_chunk(chunk: pa.Array, root: str, where: str) -> pa.Array:
             absolute = [location.join(root, name) for name in path.filter(lone).to_pylist()]
             path = pc.replace_with_mask(path, lone, pa.array(absolute, pa.string()))
     return pa.StructArray.from_arrays([data, path], fields=list(IMAGE_TYPE))
+
+
+def _as_bytes(column: pa.Array, where: str) -> pa.Array:
+    """The bytes of images, of any type of bytes, as large_binary [n].
+
+    Raises:
+        DataError: if the column's type is none of bytes.
+    """
+    try:
+        return column.cast(pa.large_binary())
+    except pa.ArrowNotImplementedError:
+        raise DataError(
+            f"the bytes of the images are of type {column.type}", where=where, mend="make them binary"
+        ) from None
 
 
 def canonical_labels(

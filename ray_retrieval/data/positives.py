@@ -39,18 +39,19 @@ def canonical(column: pa.ChunkedArray, *, where: str) -> pa.ListArray:
                 where=where,
                 mend="give row numbers, or the column another name",
             )
-    lists = lists.cast(pa.list_(pa.int64())).fill_null([])
-    values = np.asarray(lists.flatten().fill_null(-1))
-    outside = np.flatnonzero((values < 0) | (values >= len(lists)))
+    # What int64 does not hold becomes negative, and so no row.
+    rows = lists.cast(pa.list_(pa.int64()), safe=False).fill_null([])
+    values = np.asarray(rows.flatten().fill_null(-1))
+    outside = np.flatnonzero((values < 0) | (values >= len(rows)))
     if len(outside):
-        row = int(np.searchsorted(np.cumsum(_lengths(lists)), outside[0], side="right"))
+        row = int(np.searchsorted(np.cumsum(_lengths(rows)), outside[0], side="right"))
         found = lists[row].as_py()
         raise DataError(
-            f"row {row} has the positives {found[:5]}, rows are 0…{len(lists) - 1}",
+            f"row {row} has the positives {found[:5]}, rows are 0…{len(rows) - 1}",
             where=where,
             mend="check that the positives were made for this table",
         )
-    return _made(_lengths(lists), values)
+    return _made(_lengths(rows), values)
 
 
 def taken(positives: pa.ListArray, rows: IntArray) -> pa.ListArray:

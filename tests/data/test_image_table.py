@@ -152,6 +152,12 @@ def test_missing_column_is_named() -> None:
         ImageTable(pa.table({"id": ["a"]}), name="t")
 
 
+def test_images_whose_bytes_are_none_are_refused() -> None:
+    images = pa.array([{"bytes": [137, 80]}], pa.struct([("bytes", pa.list_(pa.uint8()))]))
+    with pytest.raises(DataError, match=r"photos: the bytes of the images are of type list<.*binary"):
+        ImageTable(pa.table({"id": ["a"], "image": images}), name="photos")
+
+
 def test_label_beyond_the_class_names_is_refused() -> None:
     with pytest.raises(DataError, match="label 2 has no name"):
         ImageTable(inline(["a"], [b"x"], label=[2]), name="t", class_names=["p", "q"])

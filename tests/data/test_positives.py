@@ -99,6 +99,8 @@ def test_any_lists_of_whole_numbers_are_taken(kind):
         (pa.array([[], [], [None]], pa.list_(pa.int64())), r"row 2 has the positives \[None\]"),
         (pa.array([["a"], [], []]), r"lists of rows of the same table, found list<.*string>"),
         (pa.array([1, 2, 0]), "found int64"),
+        (pa.array([[1], [2**63], []], pa.list_(pa.uint64())), rf"row 1 has the positives \[{2**63}\]"),
+        (pa.array([[1], [], [2**64 - 1]], pa.list_(pa.uint64())), r"row 2 has the positives"),
     ],
 )
 def test_what_is_no_row_is_refused(column, message):
