@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,9 +55,7 @@ def _inside(folder: Folder, depth: int) -> list[Folder]:
         return [folder]
     if depth == 0:
         return []
-    selector = fs.FileSelector(folder.path, allow_not_found=True)
-    entries = folder.filesystem.get_file_info(selector)
-    names = [os.path.basename(entry.path) for entry in entries if entry.type == fs.FileType.Directory]
+    names = [entry.base_name for entry in folder.entries() if entry.type == fs.FileType.Directory]
     return [run for name in sorted(names, key=_counted) for run in _inside(folder / name, depth - 1)]
 
 

@@ -122,10 +122,14 @@ class Folder:
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; temporary ones and a lock are left out."""
+        found = (entry.base_name for entry in self.entries())
+        return sorted(name for name in found if meant_by(name) is None and name != LOCK)
+
+    def entries(self) -> list[fs.FileInfo]:
+        """Every file and folder directly inside, in no order; temporary ones too. None without the folder."""
         selector = fs.FileSelector(self.path, allow_not_found=True)
         with self._guarded():
-            found = [os.path.basename(info.path) for info in self.filesystem.get_file_info(selector)]
-        return sorted(name for name in found if meant_by(name) is None and name != LOCK)
+            return list(self.filesystem.get_file_info(selector))
 
     def files(self) -> dict[str, fs.FileInfo]:
         """Every file inside, however deep, by its path from here, sorted; temporary ones too."""
@@ -240,11 +244,8 @@ class Folder:
 
         On a store somebody else may be writing, whom no lock keeps away: there it must be a day old.
         """
-        selector = fs.FileSelector(self.path, allow_not_found=True)
-        with self._guarded():
-            found = self.filesystem.get_file_info(selector)
-        for info in found:
-            name = os.path.basename(info.path)
+        for info in self.entries():
+            name = info.base_name
             left_behind = self.is_local or time.time_ns() - (info.mtime_ns or 0) > _DAY_NS
             if info.type == fs.FileType.File and meant_by(name) and left_behind:
                 self.remove(name)

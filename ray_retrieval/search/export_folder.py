@@ -1,7 +1,5 @@
 """The folder of an export: what may be replaced there, and what must not be touched."""
 
-from pyarrow import fs
-
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search.export_files import EXPORT, KIND, VERSION, files_named, read_export
 from ray_retrieval.search.export_tables import LANCE
@@ -50,7 +48,6 @@ def _listed(folder: Folder, about: str) -> list[str]:
 
 def _sweep(folder: Folder, own: set[str]) -> None:
     """Delete what a killed export left behind of its files; other temporary ones are somebody else's."""
-    there = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
-    for name in (info.path.rpartition("/")[2] for info in there):
+    for name in (entry.base_name for entry in folder.entries()):
         if meant_by(name) in own:
             folder.remove(name)

@@ -209,6 +209,13 @@ def test_what_cannot_be_is_refused(made, tmp_path, kind, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_is_no_place_for_an_export(made, tmp_path):
+    (tmp_path / "rows.npy").write_bytes(b"somebody's own")
+    with pytest.raises(ArtefactError, match=r"rows.npy: the store refuses"):
+        export(made / "codes", tmp_path / "rows.npy", "npy")
+    assert (tmp_path / "rows.npy").read_bytes() == b"somebody's own"
+
+
 def test_killed_anywhere_it_does_not_count(made, tmp_path, monkeypatch):
     export(made / "codes", tmp_path / "whole", "npy")
     for number in (2, 3, 4):
