@@ -212,9 +212,14 @@ def test_search_for_a_part_of_an_image(cli_call, built, tmp_path):
         assert code == 0
         found = json.loads(out)["queries"][0]["hits"]
         assert table.ids[row] in [hit["id"] for hit in found if hit["distance"] == 0]
-    code, _, err = cli_call("search", built / "index", path, "--box", 90, 0, 99, 9)
-    assert code == 2
-    assert "nothing of the image, 32 × 16, is in the box" in err
+    for box in ((90, 0, 99, 9), ("nan", 0, 9, 9), ("inf", 0, "inf", 9), (9, 0, 0, 9), (0.2, 0, 0.4, 9)):
+        code, _, err = cli_call("search", built / "index", path, "--box", *box)
+        assert code == 2
+        assert "nothing of the image, 32 × 16, is in the box" in err
+    wide = [cli_call("search", built / "index", path, "--box", *box, "--json")[1] for box in (
+        ("-inf", "-inf", 16, "inf"), (0, 0, 16, 16)
+    )]
+    assert wide[0] == wide[1]
 
 
 def test_search_saves_a_picture(cli_call, built, tmp_path):
@@ -288,6 +293,10 @@ def test_compare_names_what_is_no_run(cli_call, tmp_path):
     code, _, err = cli_call("compare", tmp_path, "--out", tmp_path / "out")
     assert code == 2
     assert f"{tmp_path}: no finished run here" in err
+    (tmp_path / "metrics.csv").write_text("map")
+    code, _, err = cli_call("compare", tmp_path / "metrics.csv")
+    assert code == 2
+    assert f"{tmp_path}/metrics.csv: " in err
     assert not (tmp_path / "out").exists()
 
 

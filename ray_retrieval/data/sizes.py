@@ -20,15 +20,17 @@ def inside(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, 
     Raises:
         DataError: if that is nothing.
     """
-    left, top, right, bottom = (round(place) for place in box)
-    left, top = max(left, 0), max(top, 0)
-    right, bottom = min(right, size[0]), min(bottom, size[1])
-    if left >= right or top >= bottom:
-        raise DataError(
-            f"nothing of the image, {size[0]} × {size[1]}, is in the box {list(box)}",
-            mend="mend the box, or leave the image out",
-        )
-    return left, top, right, bottom
+    # Cut off before they are rounded, as no whole number is infinite.
+    left, top = max(box[0], 0), max(box[1], 0)
+    right, bottom = min(box[2], size[0]), min(box[3], size[1])
+    if left < right and top < bottom:  # so that NaN is refused
+        whole = round(left), round(top), round(right), round(bottom)
+        if whole[0] < whole[2] and whole[1] < whole[3]:
+            return whole
+    raise DataError(
+        f"nothing of the image, {size[0]} × {size[1]}, is in the box {list(box)}",
+        mend="mend the box, or leave the image out",
+    )
 
 
 def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
