@@ -49,7 +49,7 @@ from ray_retrieval.serve.rolling import Live, Rolling
 from ray_retrieval.serve.searching import Call, Searching, described
 from ray_retrieval.serve.thumbnails import Thumbnail, ThumbnailCache, shrink
 from ray_retrieval.serve.wire import GoneError, VersionKey
-from ray_retrieval.serve.writing import addition, removal
+from ray_retrieval.serve.writing import addition, check_addition, removal
 from ray_retrieval.storage import fingerprint
 
 Result = TypeVar("Result")
@@ -158,6 +158,7 @@ class Gateway:
         async def work(live: Live, rolling: Rolling) -> ChangeAnswer:
             call = Call(live, rolling, deadline)
             write = _writer(self._config, rolling)
+            await self._on(self._lookups, lambda: check_addition(live.index, images, replace=replace))
             found = await self._searching.all_encoded(call, [image.image for image in images])
             expires = time.time() + BEGUN * call.left()
             made = await self._on(

@@ -26,7 +26,7 @@ from ray_retrieval.serve.lookups import no_image
 from ray_retrieval.serve.wire import late
 from ray_retrieval.storage import Folder
 
-_RESERVED = ("id", "image", "label", "row", "path")
+_RESERVED = ("id", "image", "label", "row", "path", "code", "vector")
 BUSY_S = 10.0
 """How long another writer, such as the command line, is waited for."""
 _AGAIN_S = 0.2
@@ -48,6 +48,24 @@ class MadeAddition:
     left_out: dict[str, str]
 
 
+def check_addition(index: Index, images: Sequence[NewImage], *, replace: bool) -> None:
+    """Refuse images for what is said of them, before they are described.
+
+    Args:
+        index: the version that is served.
+        images: as they were sent, each with an id of its own.
+        replace: whether ids may be in the index already.
+
+    Raises:
+        QueryError: 409 if an id is in the index and `replace` is not asked for, 422 if labels or columns do
+            not fit the index.
+    """
+    if not replace:
+        _check_new(index, [image.id for image in images])
+    _labels(index, images)
+    _columns(index, images)
+
+
 def addition(
     index: Index,
     images: Sequence[NewImage],
@@ -56,7 +74,7 @@ def addition(
     replace: bool,
     expires: float,
 ) -> MadeAddition:
-    """Rows to add for images; those that cannot be decoded are left out.
+    """Rows to add for images that `check_addition` has passed; those that cannot be decoded are left out.
 
     Args:
         index: the version that is served.
@@ -64,13 +82,7 @@ def addition(
         described: the descriptor of each, or why there is none.
         replace: whether ids may be in the index already.
         expires: moment (`time.time`) after which it is not begun.
-
-    Raises:
-        QueryError: 409 if an id is in the index and `replace` is not asked for, 422 if labels or columns do
-            not fit the index.
     """
-    if not replace:
-        _check_new(index, [image.id for image in images])
     left_out: dict[str, str] = {}
     kept: list[tuple[NewImage, Descriptors]] = []
     for image, found in zip(images, described, strict=True):

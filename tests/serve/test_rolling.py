@@ -112,6 +112,8 @@ def test_pictures_are_told_apart_by_what_they_show_and_not_by_the_version(own: S
         ([NewImage("a", image(1), 17)], "no class 17"),
         ([NewImage("a", image(1), [0, 1])], "one class each"),
         ([NewImage("a", image(1), None, {"row": 3})], "no further column"),
+        ([NewImage("a", image(1), None, {"code": 3})], "no further column"),
+        ([NewImage("a", image(1), None, {"vector": 3})], "no further column"),
         ([NewImage("a", image(1), None, {"price": 3})], "no column 'price'"),
         ([NewImage("a", image(1), None, {"": 3})], "no column ''"),
         ([NewImage("a", image(1), None, {"a\0b": 3})], r"no column 'a\\x00b'"),
@@ -123,6 +125,20 @@ def test_what_does_not_fit_the_index_is_told(own: Served, new: list[NewImage], p
             await gateway.add(new, None, replace=False, deadline=soon())
         assert caught.value.status == 422
         assert Index.open(own.index).version == 1
+
+    on(own, work)
+
+
+def test_what_does_not_fit_the_index_is_told_before_images_are_described(own: Served) -> None:
+    undecodable = ImageExample(b"no image", "PNG", 1, 1)
+
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        for columns in ({"row": 3}, {"price": 3}):
+            with pytest.raises(QueryError, match="column"):
+                new = [NewImage("a", undecodable, None, columns)]
+                await gateway.add(new, None, replace=False, deadline=soon())
+        with pytest.raises(QueryError, match="in the index already"):
+            await gateway.add([NewImage(own.ids[0], undecodable)], None, replace=False, deadline=soon())
 
     on(own, work)
 
