@@ -238,6 +238,9 @@ def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
 
 def _refuse_relative_outputs(arguments: Sequence[str], found: list[tuple[str, str]]) -> None:
     outputs = [(key, value) for key, value in found if key in _OUTPUTS]
+    shared = "an absolute path that all nodes share"
+    # What is fetched and built there lies on a disk.
+    mend = f"give {shared}" if arguments[0] == "gldv2" else f"give a URI (s3://…), or {shared}"
     if list(arguments[:2]) == ["gldv2", "download"]:
         # The one verb that writes into its first argument.
         outputs += [("FOLDER", value) for key, value in found[1:] if key != "--tars"]
@@ -246,7 +249,7 @@ def _refuse_relative_outputs(arguments: Sequence[str], found: list[tuple[str, st
             raise RecipeError(
                 "a relative path would lie in the job's own folder, which is deleted after it",
                 where=f"{key}={value}",
-                mend="give a URI (s3://…), or an absolute path that all nodes share",
+                mend=mend,
             )
 
 

@@ -127,8 +127,9 @@ def test_too_much_to_upload_is_refused_by_name(monkeypatch, tmp_path):
             ["index", "add", "s3://b/index", "s3://b/x", "--embeddings", "e"],
             "--embeddings=e: a relative path",
         ),
-        (["gldv2", "download", "--tars", "0-3", "made"], "FOLDER=made: a relative path"),
-        (["gldv2", "download", "--remove-tars", "made"], "FOLDER=made: a relative path"),
+        (["gldv2", "download", "--tars", "0-3", "made"], r"FOLDER=made: .* \(give an absolute path"),
+        (["gldv2", "build", "/mnt/gldv2", "--out", "made"], r"--out=made: .* \(give an absolute path"),
+        (["gldv2", "download", "--remove-tars", "made"], r"FOLDER=made: .* \(give an absolute path"),
     ],
 )
 def test_what_could_only_fail_there_is_refused_here(arguments, told):
