@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_retrieval.cli.printing import AsJson, command, print_json
+from ray_retrieval.cli.printing import AsJson, command, print_json, short
 from ray_retrieval.progress import Display
 
 gldv2_app = typer.Typer(help="Fetch and build Google Landmarks v2, to learn from.", no_args_is_help=True)
@@ -70,10 +70,13 @@ def gldv2_build(
     as_json: AsJson = False,
 ) -> None:
     """Write photographs and labels as Parquet shards; run again, it goes on where it stopped."""
+    import yaml
+
     from ray_retrieval.cores import cores
     from ray_retrieval.data.datasets.gldv2_build import build
     from ray_retrieval.data.datasets.gldv2_plan import Gldv2BuildConfig, plan
     from ray_retrieval.recipe import from_settings
+    from ray_retrieval.storage import Folder
 
     planned = plan(source, from_settings(Gldv2BuildConfig, settings or []))
     # Reading small files is waiting for the disk, mostly.
@@ -83,11 +86,19 @@ def gldv2_build(
     if as_json:
         print_json({"folder": out, **{key: made[key] for key in ("images", "classes", "missing")}})
         return
+    folder = Folder(out)
     for part, facts in made["parts"].items():
         typer.echo(f"{part:<10}  {facts['images']:,} images of {facts['classes']:,} classes")
     if made["missing"]:
-        typer.echo(f"missing     {made['missing']:,} images: {out}/missing.csv")
-    typer.echo(f"next        data: {{name: gldv2, root: {out}}}")
+        typer.echo(f"missing     {made['missing']:,} images: {short(folder.uri_of('missing.csv'))}")
+    # The leaves in braces, on one line.
+    block = yaml.safe_dump(
+        {"data": {"name": "gldv2", "root": out}},
+        default_flow_style=None,
+        allow_unicode=True,
+        width=float("inf"),
+    )
+    typer.echo(f"next        {block.rstrip()}")
 
 
 @gldv2_app.command("verify")

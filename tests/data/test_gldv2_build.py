@@ -15,6 +15,7 @@ from ray_retrieval.data.datasets.gldv2_build import build, verify
 from ray_retrieval.data.datasets.gldv2_plan import Gldv2BuildConfig, plan
 from ray_retrieval.data.table import open_images
 from ray_retrieval.errors import ArtefactError, DataError
+from ray_retrieval.yaml_text import read_yaml
 
 SIZES = {40: 1, 7: 2, 12: 5, 3: 9, 100: 10, 55: 11, 9: 1}
 """Landmark → photographs."""
@@ -328,5 +329,13 @@ def test_the_commands_build_and_verify(source, tmp_path):
     result = CliRunner().invoke(app, ["gldv2", "verify", str(tmp_path / "out")])
     assert result.stdout == "ok      9 files\n"
     said = CliRunner().invoke(app, words[:-1]).stdout
-    assert "missing     1 images" in said
+    assert f"missing     1 images: {tmp_path}/out/missing.csv\n" in said
     assert "train " in said
+    assert said.splitlines()[-1] == f"next        data: {{name: gldv2, root: {tmp_path}/out}}"
+
+
+def test_the_block_of_a_recipe_that_a_build_prints_names_its_folder(source, tmp_path):
+    out = tmp_path / "a, b: {#1"
+    said = CliRunner().invoke(app, ["gldv2", "build", str(source), "--out", str(out), "shards=1"]).stdout
+    block = said.splitlines()[-1].removeprefix("next ")
+    assert read_yaml(block, where="stdout") == {"data": {"name": "gldv2", "root": str(out)}}

@@ -22,6 +22,7 @@ Every photograph is decoded once here, and those that cannot be are left out lik
 """
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -80,7 +81,7 @@ def build(planned: Plan, out: str, *, threads: int, advance: Advance = lambda _:
         raise DataError(
             "there is no folder 'train' with photographs in it",
             where=planned.source,
-            mend=f"`ray-retrieval gldv2 download {planned.source} --tars 0-499` fetches them",
+            mend=f"`{_download_of(planned.source)}` fetches them",
         )
     _claim(folder, planned.origin)
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="read") as pool:
@@ -202,6 +203,11 @@ def _finished(
     return entry, table.replace_schema_metadata()
 
 
+def _download_of(source: str) -> str:
+    """The command that fetches all photographs of a collection."""
+    return shlex.join(["ray-retrieval", "gldv2", "download", source, "--tars", "0-499"])
+
+
 def _read(path: str) -> tuple[bytes, str | None]:
     """The bytes of a photograph and nothing; or nothing, and why it cannot be used."""
     if not os.path.exists(path):
@@ -245,7 +251,7 @@ def _describe(
             f"none of the {len(missing):,} photographs is there, the first looked for is "
             f"{planned.paths(np.arange(1))[0]}",
             where=planned.source,
-            mend=f"`ray-retrieval gldv2 download {planned.source} --tars 0-499` fetches them",
+            mend=f"`{_download_of(planned.source)}` fetches them",
         )
     for part, table in tables.items():
         _write_listing(folder, f"{part}.parquet", table.filter(table["address"].is_valid()))
