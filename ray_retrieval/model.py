@@ -121,7 +121,7 @@ def load(uri: str | Folder) -> Model:
         raise ModelError(
             f"made by the method {config.get('name')!r}, known are: {', '.join(METHODS)}", where=folder
         )
-    typed = validate(METHODS[config["name"]][0], config, where=f"{folder}/{DESCRIPTION}")
+    typed = validate(METHODS[config["name"]][0], config, where=folder.uri_of(DESCRIPTION))
     method = build(typed, classes=description["classes"], pretrained=False)
     try:
         method.load_state_dict(safetensors.torch.load(folder.read_bytes(WEIGHTS)))

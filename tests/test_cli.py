@@ -11,11 +11,12 @@ import pytest
 import torch
 import typer.main
 from PIL import Image
+from pyarrow import fs
 from reference_pages import command_line
 from samples import coloured_table, write_run
 
 import ray_retrieval
-from ray_retrieval import cli, model, search
+from ray_retrieval import cli, model, search, storage
 from ray_retrieval.answers import Answer, Hit
 from ray_retrieval.cli.tables import print_answers
 from ray_retrieval.data.table import open_images
@@ -287,6 +288,21 @@ def test_compare_prints_writes_and_draws(cli_call, tmp_path):
     )
     assert code == 0
     assert json.loads(shown) == json.loads((out / "comparison.json").read_text())
+
+
+def test_compare_says_where_its_page_is_in_a_store(cli_call, tmp_path, monkeypatch):
+    """As of Ceph and MinIO, whose URIs have options, which say at which address the store is."""
+    (tmp_path / "bucket").mkdir()
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(
+        storage, "store_at", lambda uri: (store, storage.split_query(uri)[0].removeprefix("s3://"))
+    )
+    write_run(tmp_path / "run", 0.70)
+    options = "?endpoint_override=http%3A%2F%2Fhost%3A9000"
+    code, out, _ = cli_call("compare", tmp_path / "run", "--out", f"s3://bucket/out{options}")
+    assert code == 0
+    assert out.splitlines()[-1] == f"report  s3://bucket/out/comparison.html{options}"
+    assert (tmp_path / "bucket" / "out" / "comparison.html").exists()
 
 
 def test_compare_names_what_is_no_run(cli_call, tmp_path):

@@ -52,8 +52,7 @@ def export(
     table = None if images is None else open_images(images, root=root)
     target = default_folder(Folder(model), form, int8) if out is None else Folder(out)
     made = run_export(model, target, form=form, images=table, int8=int8, max_loss=max_loss)
-    folder = out if out is not None else short(target.uri)
     if as_json:
-        print_json({"folder": folder, **made})
+        print_json({"folder": out if out is not None else short(target.uri), **made})
     else:
-        print_export(made, folder)
+        print_export(made, target)

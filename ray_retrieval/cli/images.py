@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ray_retrieval.cli.options import EngineOption, ModelArgument, Root, of_descriptors, with_engine
-from ray_retrieval.cli.printing import AsJson, command, print_json
+from ray_retrieval.cli.printing import AsJson, command, print_json, short
 from ray_retrieval.progress import Display
 
 
@@ -30,7 +30,7 @@ def encode(
     from ray_retrieval.encode import encode as run_encode
     from ray_retrieval.model_folder import read_model_description
     from ray_retrieval.recipe import from_settings
-    from ray_retrieval.search.embeddings import Embeddings
+    from ray_retrieval.search.embeddings import ERRORS, Embeddings
     from ray_retrieval.storage import Folder
 
     config = from_settings(EncodeConfig, with_engine(settings, engine))
@@ -44,7 +44,8 @@ def encode(
         return
     typer.echo(f"encoded {made.rows:,} images into {out}")
     if made.error_count:
-        typer.echo(f"left out {made.error_count:,} that cannot be decoded: {out}/errors.parquet")
+        errors = short(made.folder.uri_of(ERRORS))
+        typer.echo(f"left out {made.error_count:,} that cannot be decoded: {errors}")
     typer.echo(f"next    {command('index', 'build', out, '--out', 'INDEX')}")
 
 

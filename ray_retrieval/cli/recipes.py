@@ -21,7 +21,7 @@ def run(
     recipes = load_study(recipe, overrides)
     if len(recipes) > 1:
         study = Study(recipes, fresh=fresh, display=Display())
-        _show_comparison(study.all(), study.folder.uri, as_json)
+        _show_comparison(study.all(), study.folder.uri_of("comparison.html"), as_json)
         return
     finished = Run(recipes[0], fresh=fresh, display=Display()).all()
     if as_json:
@@ -101,7 +101,7 @@ def evaluate(recipe: RecipeArgument, overrides: Overrides = None, as_json: AsJso
     recipes = load_study(recipe, overrides)
     if len(recipes) > 1:
         study = Study(recipes, display=Display())
-        _show_comparison(study.evaluate(), study.folder.uri, as_json)
+        _show_comparison(study.evaluate(), study.folder.uri_of("comparison.html"), as_json)
         return
     metrics = Run(recipes[0], display=Display()).only_measure()
     if as_json:
@@ -132,19 +132,18 @@ def compare(
     comparison = compare_runs(runs)
     if figure is not None:
         compare_page.save_figure(comparison, figure)
-    if out is not None:
-        compare_page.write(comparison, Folder(out))
-    _show_comparison(comparison, out, as_json)
+    page = None if out is None else compare_page.write(comparison, Folder(out))
+    _show_comparison(comparison, page, as_json)
     if figure is not None and not as_json:
         typer.echo(f"figure  {figure}")
 
 
-def _show_comparison(comparison: dict[str, Any], folder: str | None, as_json: bool) -> None:
+def _show_comparison(comparison: dict[str, Any], page: str | None, as_json: bool) -> None:
     from ray_retrieval.cli.tables import print_comparison
 
     if as_json:
         print_json(comparison)
         return
     print_comparison(comparison)
-    if folder is not None:
-        typer.echo(f"report  {short(f'{folder}/comparison.html')}")
+    if page is not None:
+        typer.echo(f"report  {short(page)}")

@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ray_retrieval.cli.printing import console, print_json
+from ray_retrieval.cli.printing import console, print_json, short
 from ray_retrieval.descriptors import Form
+from ray_retrieval.storage import Folder
 
 
 def number(value: float | None) -> str:
@@ -239,11 +240,12 @@ def print_survey(found: dict[str, Any]) -> None:
         out.print(f"{overlap['images']:,} images of {first} are in {second}")
 
 
-def print_export(made: dict[str, Any], folder: str) -> None:
+def print_export(made: dict[str, Any], folder: Folder) -> None:
     """Where an export is, how it compares with the model, and what its 8 bits cost."""
     file, int8 = made["file"], made.get("int8")
     parity = made["parity"] if int8 is None else made["parity_before_int8"]
-    print(f"export  {folder}/{file['file']}, {file['bytes'] / 1e6:,.1f} MB; see {folder}/export.json")
+    graph, about = short(folder.uri_of(file["file"])), short(folder.uri_of("export.json"))
+    print(f"export  {graph}, {file['bytes'] / 1e6:,.1f} MB; see {about}")
     values = ", ".join(
         f"{name} by {output['max_absolute_error']:.2g} (allowed {output['allowed_error']:.2g})"
         for name, output in parity["outputs"].items()

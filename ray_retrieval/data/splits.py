@@ -130,7 +130,7 @@ class Split:
         """
         body = read_description(folder, f"{name}.json", kind=_KIND, version=_VERSION)
         check_file(folder, body["file"], content=True)
-        where = f"{folder.uri}/{name}.json"
+        where = folder.uri_of(f"{name}.json")
         drawn = body["table"]
         if drawn["rows"] != len(table) or drawn["fingerprint"] != table.row_fingerprint:
             raise DataError(
@@ -184,7 +184,7 @@ def load_or_draw(
         if split.origin.get(key) != origin.get(key):
             raise DataError(
                 f"the saved split was drawn with {key} = {split.origin.get(key)}, asked is {origin.get(key)}",
-                where=f"{folder.uri}/split.json",
+                where=folder.uri_of("split.json"),
                 mend="ask for the same, or use another folder",
             )
     drawn = split.origin.get("seed")

@@ -64,7 +64,7 @@ def check_hits(index: Index) -> None:
         if not agrees(index, test):
             raise ArtefactError(
                 f"test query {number} does not find what it found when the index was built",
-                where=f"{index.folder}/{manifest.name}",
+                where=index.folder.uri_of(manifest.name),
                 mend="build the index anew",
             )
 
@@ -147,7 +147,7 @@ def _check_ranges(index: Index) -> None:
         expected += entry.rows
     if expected != manifest.next_row:
         raise ArtefactError(
-            "damaged: its shards do not cover its rows", where=f"{index.folder}/{manifest.name}"
+            "damaged: its shards do not cover its rows", where=index.folder.uri_of(manifest.name)
         )
 
 

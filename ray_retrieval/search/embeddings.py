@@ -244,7 +244,7 @@ class Embeddings:
         if fingerprint(body) != description.get("fingerprint"):
             raise ArtefactError(
                 "damaged: its fingerprint does not fit its content",
-                where=f"{folder}/{DESCRIPTION}",
+                where=folder.uri_of(DESCRIPTION),
                 mend="delete the file and encode again: the parts are kept",
             )
         for entry in (*description["parts"], description["errors"]):
@@ -264,7 +264,7 @@ class Embeddings:
         except (pa.ArrowException, OSError) as error:
             raise ArtefactError(
                 f"damaged: {str(error).splitlines()[0]}",
-                where=f"{self.folder}/{name}",
+                where=self.folder.uri_of(name),
                 mend="delete the file and encode again: the other parts are kept",
             ) from None
 

@@ -128,7 +128,7 @@ def open_local(
     header = _header(form, rows, first_row, features)
     data = _mapped(folder, OFFSETS, np.uint8, (len(header) + 8 * (rows + 1),))
     if data[: len(header)].tobytes() != header:
-        raise ArtefactError("its header is not that of the manifest", where=f"{folder}/{OFFSETS}")
+        raise ArtefactError("its header is not that of the manifest", where=folder.uri_of(OFFSETS))
     widths = {"data": (form.size,), "locations": (2,), "sizes": (2,), "vectors": (form.vectors,)}
     arrays: dict[str, Any] = {"vectors": np.zeros((rows, 0), np.float32)}
     for array in _arrays(form):
@@ -137,7 +137,7 @@ def open_local(
     try:
         local = Local(offsets=data[len(header) :].view(np.int64), **arrays)
     except ArtefactError as error:
-        raise ArtefactError(error.problem, where=f"{folder}/{OFFSETS}") from None
+        raise ArtefactError(error.problem, where=folder.uri_of(OFFSETS)) from None
     return LocalSegment(local, first_row, norm_error)
 
 
@@ -152,12 +152,12 @@ def _mapped(folder: Folder, name: str, dtype: type[Any], shape: tuple[int, ...])
     path = folder.local_path(name)
     try:
         if path.stat().st_size != wanted:
-            raise ArtefactError("its length is not that of the manifest", where=f"{folder}/{name}")
+            raise ArtefactError("its length is not that of the manifest", where=folder.uri_of(name))
         if wanted == 0:
             return np.zeros(shape, dtype)
         return np.asarray(np.memmap(path, dtype, "r", shape=shape))
     except OSError as error:  # deleted just now
-        raise refusal(error, f"{folder}/{name}") from error
+        raise refusal(error, folder.uri_of(name)) from error
 
 
 def _header(form: Form, rows: int, first_row: int, features: int) -> bytes:

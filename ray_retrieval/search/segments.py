@@ -119,10 +119,10 @@ def open_segment(
     try:
         data: npt.NDArray[np.uint8] = np.memmap(folder.local_path(name), np.uint8, "r")
     except OSError as error:  # deleted just now
-        raise refusal(error, f"{folder}/{name}") from error
+        raise refusal(error, folder.uri_of(name)) from error
     header, width = _header(form, rows, first_row), _row_bytes(form)
     if data[: len(header)].tobytes() != header or len(data) != len(header) + width * rows:
-        raise ArtefactError("its header or length is not that of the manifest", where=f"{folder}/{name}")
+        raise ArtefactError("its header or length is not that of the manifest", where=folder.uri_of(name))
     table = data[len(header) :].reshape(rows, width)
     if form.kind is DescriptorKind.CODES:
         return Segment(to_words(table, form.size), first_row)

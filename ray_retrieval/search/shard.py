@@ -116,7 +116,7 @@ def read_entry(folder: Folder) -> ShardEntry:
     try:
         return ShardEntry(**{key: value for key, value in body.items() if key not in ("format", "version")})
     except ValueError:
-        raise ArtefactError("damaged", where=f"{folder}/{DESCRIPTION}", mend=_MEND) from None
+        raise ArtefactError("damaged", where=folder.uri_of(DESCRIPTION), mend=_MEND) from None
 
 
 def _write_rows(
@@ -326,7 +326,7 @@ class Shard:
             raise self._damaged(name, str(error).splitlines()[0]) from None
 
     def _damaged(self, name: str, why: str) -> ArtefactError:
-        return ArtefactError(f"damaged: {why}", where=f"{self._folder}/{name}", mend=_MEND)
+        return ArtefactError(f"damaged: {why}", where=self._folder.uri_of(name), mend=_MEND)
 
 
 def _to_be_mapped(index: Folder, entry: ShardEntry, form: Form) -> Shard:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 from search_parts import (
     DAMAGES,
     KilledError,
@@ -18,6 +19,7 @@ from search_parts import (
     write,
 )
 
+from ray_retrieval import storage
 from ray_retrieval.descriptors import Codes, DescriptorKind, Form
 from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.search import Index, build, embeddings
@@ -230,6 +232,26 @@ def test_what_does_not_fit_in_memory_is_mapped_from_a_file(tmp_path, monkeypatch
     found = Embeddings.open(tmp_path).descriptors.data
     assert isinstance(found.base, np.memmap)
     np.testing.assert_array_equal(found, vectors.data)
+
+
+def test_damage_in_a_store_is_told_with_the_uri_of_the_file(written, tmp_path, monkeypatch):
+    shutil.copytree(written, tmp_path / "bucket" / "made")
+    options = "?endpoint_override=http%3A%2F%2Fhost%3A9000"
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(
+        storage, "store_at", lambda uri: (store, storage.split_query(uri)[0].removeprefix("s3://"))
+    )
+    made = Embeddings.open(f"s3://bucket/made{options}")
+    part = tmp_path / "bucket" / "made" / "part-00001.parquet"
+    part.write_bytes(part.read_bytes()[::-1])
+    with pytest.raises(ArtefactError, match="damaged") as caught:
+        made.read_part(1)
+    assert caught.value.where == f"s3://bucket/made/part-00001.parquet{options}"
+    description = part.with_name("embeddings.json")
+    description.write_text(description.read_text().replace("model-a", "model-b"))
+    with pytest.raises(ArtefactError, match="its fingerprint") as caught:
+        Embeddings.open(made.folder)
+    assert caught.value.where == f"s3://bucket/made/embeddings.json{options}"
 
 
 def test_other_kinds_are_refused(tmp_path):

@@ -181,7 +181,7 @@ def rendered(photographs: ImageTable, config: ViewsConfig, *, views: int) -> tup
         write_description(folder, description, kind=_KIND, version=_VERSION, body=body)
     body = read_description(folder, description, kind=_KIND, version=_VERSION)
     check_file(folder, body["file"], content=False)
-    table = readers.read_arrow([f"{folder.uri}/{file}"]).table
+    table = readers.read_arrow([folder.uri_of(file)]).table
     names = pc.unique(table["photograph"])
     table = table.set_column(
         table.column_names.index("label"), "label", pc.index_in(table["photograph"], names).cast(pa.int64())
