@@ -20,6 +20,9 @@ from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.rerank import AnyRerankConfig
 from ray_retrieval.storage import Folder
 
+Image = str | Path | bytes
+"""A file, or its bytes."""
+
 
 @dataclass(frozen=True)
 class ClassGuess:
@@ -94,23 +97,24 @@ class Searcher(Finder):
         if local is not None:
             self._local = Encoder(model_of(Folder(local)), threads=threads, engine=engine)
 
-    def encode(self, images: Sequence[str | Path | bytes], box: Sequence[float] | None = None) -> Descriptors:
+    def encode(self, images: Image | Sequence[Image], box: Sequence[float] | None = None) -> Descriptors:
         """Descriptors of images given as files or as bytes.
 
         Args:
-            images: files, or their bytes.
+            images: one or several: files, or their bytes.
             box: left, top, right, bottom in pixels of the upright image: all that counts of each.
 
         Raises:
             QueryError: naming the first image that is missing or cannot be decoded.
         """
+        images = _several(images)
         found, failures = self.encoder.encode([_read(image) for image in images], box)
         _refuse(images, failures)
         return found
 
     def search(
         self,
-        images: Sequence[str | Path | bytes],
+        images: Image | Sequence[Image],
         k: int = 10,
         *,
         box: Sequence[float] | None = None,
@@ -119,7 +123,7 @@ class Searcher(Finder):
         """The k nearest images of the index for every image given.
 
         Args:
-            images: files, or their bytes.
+            images: one or several: files, or their bytes.
             k: hits of each.
             box: left, top, right, bottom in pixels of the upright image: all that counts of each.
             where: which images of the index may be hits, such as `label in (cat, dog)`; see `search.filters`.
@@ -132,7 +136,7 @@ class Searcher(Finder):
 
     def answers(
         self,
-        images: Sequence[str | Path | bytes],
+        images: Image | Sequence[Image],
         k: int = 10,
         *,
         box: Sequence[float] | None = None,
@@ -141,7 +145,7 @@ class Searcher(Finder):
         """What `search` returns for every image given, with what a reader has to know of it.
 
         Args:
-            images: files, or their bytes.
+            images: one or several: files, or their bytes.
             k: hits of each.
             box: as for `search`.
             where: as for `search`.
@@ -150,6 +154,7 @@ class Searcher(Finder):
             QueryError: as `search`.
         """
         self.check(k, where)
+        images = _several(images)
         queries, features = self.encode(images, box), None
         if self._local is not None:
             given, failures = self._local.encode([_read(image) for image in images], box)
@@ -158,7 +163,7 @@ class Searcher(Finder):
             features = given
         return self.find(queries, k, where=where, features=features)
 
-    def predict(self, image: str | Path | bytes, *, classes: int = 5) -> Prediction:
+    def predict(self, image: Image, *, classes: int = 5) -> Prediction:
         """The nearest image of the index, and what the model's class head says where it has one.
 
         Args:
@@ -189,7 +194,7 @@ class Searcher(Finder):
         """Whether a hit may be the image that is asked about; scores of local features do not tell."""
         return self.index.form.kind is DescriptorKind.LOCAL or hit.similarity > _SAME
 
-    def example(self, image: str | Path | bytes, hits: list[Hit]) -> Example:
+    def example(self, image: Image, hits: list[Hit]) -> Example:
         """A query image and its hits as `pictures.grid` shows them.
 
         A file in a folder that is called like one of the index's classes counts as of that class.
@@ -207,21 +212,25 @@ _AS_NEAR = 100
 """Hits among which the query itself is looked for: many images may share its code."""
 
 
-def _refuse(images: Sequence[str | Path | bytes], failures: dict[int, str]) -> None:
+def _several(images: Image | Sequence[Image]) -> Sequence[Image]:
+    return [images] if isinstance(images, str | Path | bytes) else images
+
+
+def _refuse(images: Sequence[Image], failures: dict[int, str]) -> None:
     """Raise QueryError for the first image that failed."""
     for position, reason in sorted(failures.items()):
         image = images[position]
         raise QueryError(reason, where=f"image {position}" if isinstance(image, bytes) else image)
 
 
-def _same_file(image: str | Path | bytes, path: str | None) -> bool:
+def _same_file(image: Image, path: str | None) -> bool:
     """Whether an image of the index is the file that is asked about."""
     if isinstance(image, bytes) or path is None or "://" in path:
         return False
     return Path(image).expanduser().resolve() == Path(path).resolve()
 
 
-def _read(image: str | Path | bytes) -> bytes:
+def _read(image: Image) -> bytes:
     if isinstance(image, bytes):
         return image
     path = Path(image).expanduser()

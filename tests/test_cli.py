@@ -201,6 +201,13 @@ def test_search_as_json(cli_call, built):
     assert "image-0007" in [hit["id"] for hit in found if hit["distance"] == 0]
 
 
+def test_an_image_alone_is_one_query(built):
+    searcher, path = Searcher(str(built / "index"), threads=1), built / "query.png"
+    several = searcher.search([path], k=3)
+    assert searcher.search(path, k=3) == searcher.search(str(path), k=3) == several
+    assert searcher.search(path.read_bytes(), k=3) == several
+
+
 def test_search_for_a_part_of_an_image(cli_call, built, tmp_path):
     """The part that is another image is found as that image is."""
     table, path = coloured_table(30), tmp_path / "both.png"

@@ -21,8 +21,9 @@ def inside(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, 
         DataError: if that is nothing.
     """
     # Cut off before they are rounded, as no whole number is infinite.
-    left, top = max(box[0], 0), max(box[1], 0)
-    right, bottom = min(box[2], size[0]), min(box[3], size[1])
+    left, top, right, bottom = box
+    left, top = max(left, 0), max(top, 0)
+    right, bottom = min(right, size[0]), min(bottom, size[1])
     if left < right and top < bottom:  # so that NaN is refused
         whole = round(left), round(top), round(right), round(bottom)
         if whole[0] < whole[2] and whole[1] < whole[3]:

@@ -64,7 +64,7 @@ class Change:
 
 def remove(
     uri: Where,
-    ids: Sequence[str] = (),
+    ids: str | Sequence[str | int] = (),
     *,
     where: "str | Filter | None" = None,
     dry_run: bool = False,
@@ -76,7 +76,7 @@ def remove(
 
     Args:
         uri: the index directory.
-        ids: of the rows.
+        ids: of the rows: one or several.
         where: the filter instead; see `filters`.
         dry_run: only say how many rows it would be, also while somebody else is writing.
         threads: for the self-test's searches.
@@ -86,7 +86,8 @@ def remove(
         QueryError: if the index has no such id, the filter is not one for it, or no row would be left.
     """
     index = Folder(uri)
-    if bool(ids) == (where is not None):
+    named = [ids] if isinstance(ids, str) else [str(one) for one in ids]
+    if bool(named) == (where is not None):
         raise QueryError(
             "rows to remove are given by their ids or by a filter: one of the two",
             where=index,
@@ -94,10 +95,12 @@ def remove(
         )
     with changing(index, "remove", threads, dry_run=dry_run) as (opened, previous, _):
         rows = (
-            opened.living(where) if where is not None else rows_with(opened, pa.array(ids, pa.large_string()))
+            opened.living(where)
+            if where is not None
+            else rows_with(opened, pa.array(named, pa.large_string()))
         )
         if where is None:
-            _check_known(ids, opened, rows)
+            _check_known(named, opened, rows)
         if len(rows) == 0:
             return Change(previous, changed=False)
         if len(rows) == opened.rows:

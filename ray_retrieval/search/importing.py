@@ -135,9 +135,24 @@ def imported(
         if isinstance(values, str | Path):
             told[name] = str(values)
         elif values is not None:
-            given[name] = pa.array(values)
+            given[name] = _column(name, values)
     config = validate(ImportConfig, {**told, **settings})
     return ImportedRows([_opened(file, config.column) for file in several], config, model, given)
+
+
+def _column(name: str, values: Sequence[Any]) -> pa.Array:
+    """Ids or labels, one a row, as Arrow has them.
+
+    Raises:
+        DataError: if they are of several kinds, or an array of more than one axis.
+    """
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError) as error:
+        raise DataError(
+            f"the {name} are no column: {str(error).splitlines()[0]}",
+            mend="give one value a row, all of one kind; a list of its classes for an image of several",
+        ) from None
 
 
 def queries_in(

@@ -589,6 +589,20 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, name, settings
     assert not (tmp_path / "index" / "CURRENT").exists()
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ids": ["a", 1]}, "the ids are no column: .* one value a row, all of one kind"),
+        ({"labels": np.ones((2, 3), np.bool_)}, "the labels are no column: .* a list of its classes"),
+        ({"labels": [2**64, 1]}, "the labels are no column: "),
+    ],
+)
+def test_values_that_are_no_column_are_said_in_one_line(values, message):
+    with pytest.raises(DataError, match=message) as caught:
+        imported(CODES[:2], **values)
+    assert "\n" not in str(caught.value)
+
+
 def test_codes_have_as_many_bits_as_is_said(tmp_path):
     with pytest.raises(RecipeError, match="codes of 30 bits are 4 bytes a row, got 3"):
         imported(CODES, bits=30)

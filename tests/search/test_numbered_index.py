@@ -49,6 +49,14 @@ def test_ids_are_looked_up_as_text(index):
     assert Index.open(index).row_of("3") is None
 
 
+def test_an_id_alone_is_that_id_and_not_its_digits(index):
+    assert remove(index, "35").removed == 1
+    opened = Index.open(index)
+    assert [opened.row_of(name) for name in ("3", "5", "35")] == [3, 5, None]
+    assert remove(index, np.array([3, 5])).removed == 2
+    assert Index.open(index).row_of("3") is None
+
+
 def test_numbers_go_on_and_are_never_given_twice(index):
     added(index, Bare(draw_codes(5, BITS, seed=1)))
     remove(index, ["54", "7"])
