@@ -9,8 +9,10 @@ import numpy as np
 
 from ray_retrieval.answers import Answer, Hit, example
 from ray_retrieval.cores import cores
+from ray_retrieval.data import location
+from ray_retrieval.data.decode import MAX_BYTES
 from ray_retrieval.descriptors import DescriptorKind, Descriptors, Local
-from ray_retrieval.errors import QueryError
+from ray_retrieval.errors import DataError, QueryError
 from ray_retrieval.finder import Finder
 from ray_retrieval.model import Encoder
 from ray_retrieval.model_folder import NAME_MODEL, model_of
@@ -21,7 +23,7 @@ from ray_retrieval.search.rerank import AnyRerankConfig
 from ray_retrieval.storage import Folder
 
 Image = str | Path | bytes
-"""A file, or its bytes."""
+"""A file, by its path or URI, or its bytes."""
 
 
 @dataclass(frozen=True)
@@ -225,14 +227,21 @@ def _refuse(images: Sequence[Image], failures: dict[int, str]) -> None:
 
 def _same_file(image: Image, path: str | None) -> bool:
     """Whether an image of the index is the file that is asked about."""
-    if isinstance(image, bytes) or path is None or "://" in path:
+    if isinstance(image, bytes) or path is None:
         return False
+    if location.is_uri(str(image)) or location.is_uri(path):
+        return location.expand(str(image)) == path
     return Path(image).expanduser().resolve() == Path(path).resolve()
 
 
 def _read(image: Image) -> bytes:
     if isinstance(image, bytes):
         return image
+    if location.is_uri(str(image)):
+        try:
+            return location.read_bytes(location.expand(str(image)), MAX_BYTES)
+        except DataError as error:
+            raise QueryError(error.problem, where=error.where, mend=error.mend) from None
     path = Path(image).expanduser()
     if not path.is_file():
         raise QueryError("no such image file", where=path, mend="check the path")

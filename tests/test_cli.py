@@ -224,9 +224,10 @@ def test_search_for_a_part_of_an_image(cli_call, built, tmp_path):
         code, _, err = cli_call("search", built / "index", path, "--box", *box)
         assert code == 2
         assert "nothing of the image, 32 × 16, is in the box" in err
-    wide = [cli_call("search", built / "index", path, "--box", *box, "--json")[1] for box in (
-        ("-inf", "-inf", 16, "inf"), (0, 0, 16, 16)
-    )]
+    wide = [
+        cli_call("search", built / "index", path, "--box", *box, "--json")[1]
+        for box in (("-inf", "-inf", 16, "inf"), (0, 0, 16, 16))
+    ]
     assert wide[0] == wide[1]
 
 
@@ -239,6 +240,18 @@ def test_search_saves_a_picture(cli_call, built, tmp_path):
     )
     assert code == 2
     assert "grid.xyz" in err
+
+
+def test_a_query_may_be_a_uri(cli_call, built):
+    query = built / "query.png"
+    one, other = (
+        json.loads(cli_call("search", built / "index", image, "--json")[1])["queries"][0]["hits"]
+        for image in (query, query.as_uri())
+    )
+    assert one == other
+    code, _, err = cli_call("search", built / "index", f"{built.as_uri()}/missing.jpg")
+    assert code == 2
+    assert f"{built.as_uri()}/missing.jpg: the file is missing" in err
 
 
 def test_a_query_that_is_no_image_is_named(cli_call, built, tmp_path):

@@ -1,6 +1,5 @@
 """The commands that ask with images: `search`, `predict` and `match`. Parsing and printing only."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from ray_retrieval.cli.vectors import Bits, Column, Ids, ModelName, Normalise, a
 
 def search(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")],
-    images: Annotated[list[Path] | None, typer.Argument(metavar="[IMAGE]...", help="Query images.")] = None,
+    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Query images.")] = None,
     vectors: Annotated[
         str | None,
         typer.Option(
@@ -96,14 +95,14 @@ def search(
             searcher.example(image, answer.hits) for image, answer in zip(queries, answers, strict=True)
         ]
         pictures.save(pictures.grid(examples), picture)
-    print_answers("image", [str(image) for image in queries], answers, searcher.index.form, as_json)
+    print_answers("image", queries, answers, searcher.index.form, as_json)
     if picture is not None and not as_json:
         typer.echo(f"picture {picture}")
 
 
 def predict(
     index: Annotated[str, typer.Argument(metavar="INDEX", help="An index directory.")],
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image asked about.")],
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image asked about.")],
     picture: Annotated[
         str | None,
         typer.Option(callback=of_a_picture, help="Save a picture of the image and its nearest (.png, .jpg)."),
@@ -121,7 +120,7 @@ def predict(
     if picture is not None:
         pictures.save(pictures.grid([searcher.example(image, [prediction.nearest])]), picture)
     if as_json:
-        print_json({"image": str(image), **prediction.as_json(), "picture": picture})
+        print_json({"image": image, **prediction.as_json(), "picture": picture})
         return
     far = prediction.nearest.in_words(searcher.index.form)
     print_prediction(prediction.as_json(), far)
