@@ -1,5 +1,6 @@
 """Descriptors in tables: a column of a Parquet or Arrow file, read some rows at a time."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -98,10 +99,18 @@ def open_table(place: str) -> AnyTable:
 
     Raises:
         ArtefactError: if it is missing.
-        DataError: if it is no such file.
+        DataError: if it is no such file, or two of its columns have the same name.
     """
     with readable(place, pa.ArrowException):
-        return _Parquet(place) if suffix_of(place) == ".parquet" else _Arrow(place)
+        table: AnyTable = _Parquet(place) if suffix_of(place) == ".parquet" else _Arrow(place)
+    twice = [name for name, count in Counter(table.schema.names).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"columns stand more than once: {', '.join(repr(name) for name in twice)}",
+            where=place,
+            mend="give every column a name of its own",
+        )
+    return table
 
 
 class _Parquet:

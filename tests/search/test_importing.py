@@ -524,6 +524,9 @@ def broken(folder):
     pq.write_table(pa.table({"v": [[1.0, None], rows[0]]}), folder / "hole.parquet")
     pq.write_table(pa.table({"v": [rows[0]], "row": [1]}), folder / "row.parquet")
     pq.write_table(pa.table({"a": [rows[0]], "b": [rows[0]]}), folder / "two.parquet")
+    for name in ("vector", "b"):
+        columns = [pa.array([rows[0]]), pa.array([rows[0]]), pa.array([1])]
+        pq.write_table(pa.table(columns, names=["vector", name, "b"]), folder / f"same-{name}.parquet")
     pq.write_table(pa.table({"name": ["x"]}), folder / "none.parquet")
     pq.write_table(pa.table({"v": [rows[0]] * 2, "id": ["x", "x"]}), folder / "twice.parquet")
     pq.write_table(pa.table({"v": [rows[0]] * 2, "id": ["x", None]}), folder / "noid.parquet")
@@ -567,6 +570,8 @@ def broken(folder):
         ("hole.parquet", {}, "row 0 holds a list with nothing at a place"),
         ("row.parquet", {}, "column 'row' has a name that an index needs"),
         ("two.parquet", {}, "2 columns may hold"),
+        ("same-vector.parquet", {}, "same-vector.parquet: columns stand more than once: 'vector'"),
+        ("same-b.parquet", {"column": "vector"}, "same-b.parquet: columns stand more than once: 'b'"),
         ("two.parquet", {"column": "a", "ids": "c"}, "c: neither a file nor a column; columns are: b"),
         ("none.parquet", {}, "no column holds descriptors; there are: name"),
         ("none.parquet", {"column": "name"}, "column 'name' holds string, no descriptors"),

@@ -134,8 +134,8 @@ def test_what_does_not_fit_the_index_is_told_before_images_are_described(own: Se
 
     async def work(gateway: Gateway, behind: Behind) -> None:
         for columns in ({"row": 3}, {"price": 3}):
+            new = [NewImage("a", undecodable, None, columns)]
             with pytest.raises(QueryError, match="column"):
-                new = [NewImage("a", undecodable, None, columns)]
                 await gateway.add(new, None, replace=False, deadline=soon())
         with pytest.raises(QueryError, match="in the index already"):
             await gateway.add([NewImage(own.ids[0], undecodable)], None, replace=False, deadline=soon())
