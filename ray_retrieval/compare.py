@@ -114,7 +114,7 @@ def _labels(runs: list[dict[str, Any]]) -> list[str]:
         parent = common_folder([Folder(run["folder"]) for run in runs])
     except ArtefactError:
         return [run["folder"] for run in runs]
-    return [run["folder"].removeprefix(f"{parent}/") for run in runs]
+    return [parent.path_inside(run["folder"]) or run["folder"] for run in runs]
 
 
 # Comparing

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ray_retrieval.data.location import name_of
 from ray_retrieval.errors import DataError, RetrievalError
 from ray_retrieval.storage import Folder
 
@@ -150,7 +151,7 @@ def grid(examples: list[Example], *, hits_per_row: int | None = None) -> Image.I
 
 def check_suffix(path: str | Path) -> None:
     """Raise RetrievalError if the suffix is none of .png, .jpg, .jpeg."""
-    name = os.path.basename(str(path))
+    name = name_of(str(path))
     suffix = os.path.splitext(name)[1].lower()
     if suffix not in (".png", ".jpg", ".jpeg"):
         raise RetrievalError(
@@ -167,14 +168,14 @@ def save(image: Image.Image, path: str | Path) -> None:
         RetrievalError: if the suffix is none of .png, .jpg, .jpeg, or the file cannot be written.
     """
     check_suffix(path)
-    folder, name = os.path.split(str(path))
+    folder, name = Folder(str(path)).parent, name_of(str(path))
     encoded = io.BytesIO()
     if os.path.splitext(name)[1].lower() == ".png":
         image.save(encoded, "PNG", optimize=True)
     else:
         # Full colour resolution: the frames and the text are thin and coloured.
         image.convert("RGB").save(encoded, "JPEG", quality=92, subsampling=0)
-    Folder(folder or ".").write_bytes(name, encoded.getvalue())
+    folder.write_bytes(name, encoded.getvalue())
 
 
 def _place(canvas: Image.Image, left: int, top: int, shown: Shown, *, is_query: bool) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import fs
 
-from ray_retrieval import pictures
+from ray_retrieval import pictures, storage
 from ray_retrieval.errors import RetrievalError
 from ray_retrieval.pictures import Example, Shown, grid, opened, save
 
@@ -186,6 +187,18 @@ def test_unknown_suffix_is_refused_and_nothing_is_written(tmp_path: Path, name: 
     with pytest.raises(RetrievalError, match=r"end the name in \.png or \.jpg"):
         save(grid([example([True])]), f"{tmp_path}/{name}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_goes_into_a_store_whose_uri_has_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bucket").mkdir()
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(
+        storage, "store_at", lambda uri: (store, storage.split_query(uri)[0].removeprefix("s3://"))
+    )
+    save(Image.new("RGB", (4, 4)), "s3://bucket/a.png?endpoint_override=http%3A%2F%2Fhost:9000/")
+    assert Image.open(tmp_path / "bucket" / "a.png").size == (4, 4)
 
 
 def test_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
