@@ -49,13 +49,15 @@ class Folder:
             store is not asked before something of it is wanted, and whatever asks it raises as `store_at`.
 
     Raises:
-        ArtefactError: if the URI's scheme is unknown, or it holds a password, or the first word of a folder
-            in it is an environment variable that is not set.
+        ArtefactError: if it is empty, the URI's scheme is unknown, or it holds a password, or the first word
+            of a folder in it is an environment variable that is not set.
     """
 
     def __init__(self, uri: "str | Path | Folder") -> None:
         self.uri: str
         text = uri.uri if isinstance(uri, Folder) else os.path.expandvars(os.path.expanduser(str(uri)))
+        if not text:  # as a shell makes of a variable that is not set
+            raise ArtefactError("a path of no letters names no folder", mend="give one; '.' is this folder")
         if "://" in text:
             refuse_password(text)
             self.uri = plain_uri(text)

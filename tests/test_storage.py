@@ -90,6 +90,14 @@ def test_environment_variables_and_home_are_expanded(tmp_path, monkeypatch):
     assert Folder("$SOMEWHERE/a").uri == f"{tmp_path}/a"
 
 
+def test_an_empty_path_is_not_this_folder(monkeypatch):
+    monkeypatch.setenv("EMPTY", "")
+    for path in ("", "$EMPTY"):
+        with pytest.raises(ArtefactError, match="names no folder"):
+            Folder(path)
+    assert Folder(".").uri == os.getcwd()
+
+
 @pytest.mark.parametrize("path", ["$NOWHERE/a", "a/${NOWHERE}/b", "/data/$NOWHERE", "s3://$NOWHERE/a"])
 def test_a_variable_that_is_not_set_is_no_folder(path, monkeypatch):
     monkeypatch.delenv("NOWHERE", raising=False)
