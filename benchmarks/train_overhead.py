@@ -6,7 +6,8 @@
 Both train the same method on the same images with the same loop; the plain one calls it in this process,
 the other through Ray Train, with checkpoints. The two take turns; the first ratio is that of their medians
 over all epochs but the first of each (which decodes the images), the second that of the whole times, which
-have what Ray Train adds outside of the steps as well: starting workers, reports and checkpoints.
+have what Ray Train adds outside of the steps as well: starting workers, reports and checkpoints. The goal of
+the first, 0.97 or more, is one of the long form: epochs of three steps cannot tell so little.
 """
 
 import statistics
@@ -91,13 +92,13 @@ def measure(options: Namespace) -> None:
     print(f"plain loop         {np.median(plain):8.1f} images/s  ({min(plain):.1f} to {max(plain):.1f})")
     low, high = min(through_ray), max(through_ray)
     print(f"Ray Train          {np.median(through_ray):8.1f} images/s  ({low:.1f} to {high:.1f})")
-    print(f"ratio              {ratio:8.3f}  (goal: 0.97 or more)")
+    print(f"ratio              {ratio:8.3f}")
     claim(
         f"Ray Train with one worker, {options.backbone} at {options.size} px: images a second over the plain "
         "loop's",
         peer="the same loop in this process",
         ratio=ratio,
-        goal=">= 0.97",
+        goal=None if options.short else ">= 0.97",
         detail=f"{np.median(through_ray):.1f} and {np.median(plain):.1f} images/s",
         headline=True,
     )
