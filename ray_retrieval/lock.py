@@ -64,14 +64,14 @@ def writing_alone(folder: Folder, operation: str) -> Iterator[bool]:
                 Path(folder.path).rmdir()
 
 
-def clear(folder: Folder, operation: str, *, last: str, only: Set[str] | None = None) -> None:
-    """Delete everything in a folder, if nobody works anywhere within.
+def clear(folder: Folder, operation: str, *, last: str, only: Set[str]) -> None:
+    """Delete what was written into a folder, if nobody works anywhere within.
 
     Args:
         folder: whose lock is held.
         operation: what does so, to tell others.
         last: name of the file that says what the folder is: after a kill in between it is still known.
-        only: names of what is deleted; None: all.
+        only: names of what is deleted.
 
     Raises:
         ConflictError: as `writing_alone`; then nothing has been deleted.
@@ -82,7 +82,7 @@ def clear(folder: Folder, operation: str, *, last: str, only: Set[str] | None = 
                 if path.parent != Path(folder.path):
                     alone.enter_context(writing_alone(Folder(path.parent), operation))
         names = set(os.listdir(folder.path)) - {LOCK} if folder.is_local else set(folder.names())
-        for name in sorted(names if only is None else names & only, key=lambda name: name == last):
+        for name in sorted(names & only, key=lambda name: name == last):
             path = Path(folder.path) / name
             if folder.is_local and path.is_symlink():
                 path.unlink()  # what it leads to is not ours

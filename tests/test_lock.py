@@ -96,7 +96,8 @@ def test_a_folder_is_cleared_of_all_but_its_lock(tmp_path):
     (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "run" / "lost").symlink_to(tmp_path / "nowhere")
     with writing_alone(Folder(tmp_path / "run"), "run"):
-        clear(Folder(tmp_path / "run"), "run", last="recipe.yaml")
+        written = {"model", "recipe.yaml", "checkpoints", "lost"}
+        clear(Folder(tmp_path / "run"), "run", last="recipe.yaml", only=written)
         assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     assert (tmp_path / "elsewhere" / "kept").is_file()
 

@@ -209,12 +209,13 @@ def as_text(column: Any, name: str, *, where: str) -> Any:
     except pa.ArrowNotImplementedError:
         found = f"it is of type {column.type}"
     except pa.ArrowInvalid as error:
-        wrong = [value for value in column.to_pylist() if isinstance(value, bytes) and not _is_utf8(value)]
+        wrong = [value for value in column.to_pylist() if isinstance(value, bytes) and not is_utf8(value)]
         found = f"the first that is not UTF-8 is {wrong[0][:100]!r}" if wrong else str(error)
     raise DataError(f"the column '{name}' is no text: {found}", where=where, mend="make it text")
 
 
-def _is_utf8(value: bytes) -> bool:
+def is_utf8(value: bytes) -> bool:
+    """Whether bytes are text in UTF-8."""
     try:
         value.decode()
     except UnicodeDecodeError:

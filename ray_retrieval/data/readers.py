@@ -33,6 +33,7 @@ from ray_retrieval.data.columns import (
     canonical_labels,
     images_at,
     is_text,
+    is_utf8,
     refuse_repeated,
     without_views,
 )
@@ -405,22 +406,13 @@ def _refuse_several_splits(folder: str, names: Sequence[str]) -> None:
 
 def _refuse_other_encodings(names: Sequence[str], where: str | None = None) -> None:
     """Fail where a name has bytes that are not UTF-8, as archives of old systems have them."""
-    wrong = [name for name in names if not _is_utf8(name)]
+    wrong = [name for name in names if not is_utf8(os.fsencode(name))]
     if wrong:
         raise DataError(
             f"{len(wrong)} of {len(names)} names are not UTF-8, the first is {os.fsencode(wrong[0])!r}",
             where=where,
             mend="rename them: `convmv -f latin1 -t utf8 -r --notest` does so for a whole folder",
         )
-
-
-def _is_utf8(name: str) -> bool:
-    # What is not UTF-8 in a name of the file system comes as lone surrogates, which no text has.
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _has_stray_label(name: str) -> bool:

@@ -107,17 +107,13 @@ class ShardGroup(Replica[Division, Index | None]):
         selected = 0
         if index.votes:
             selected = index.count(where)
-            few = index.few_features(where)
-            return [
-                GroupAnswer(
-                    version,
-                    index.nearest_features(_local(query), where=where, compare_few=query.compare_few),
-                    selected,
-                    len(queries),
-                    few if query.compare_few else None,
-                )
-                for query in queries
-            ]
+            known = index.few_features(where)
+            answers = []
+            for query in queries:
+                few = known if query.compare_few else None
+                found = index.nearest_features(_local(query), where=where, compare_few=few is not None)
+                answers.append(GroupAnswer(version, found, selected, len(queries), few))
+            return answers
         described = concatenate([query.queries for query in queries])
         hits = index.search(described, max(query.k for query in queries), where=where)
         ends = np.cumsum([0, *(len(query.queries) for query in queries)]).tolist()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ray_retrieval import recipe as recipes
 from ray_retrieval.errors import ArtefactError, RecipeError, RetrievalError
 from ray_retrieval.lock import clear
-from ray_retrieval.storage import Folder, read_description, write_description
+from ray_retrieval.storage import Folder, is_described, read_description, write_description
 from ray_retrieval.tuning.space import Parameters
 
 STUDY, TRIALS = "study.json", "trials.jsonl"
@@ -206,11 +206,7 @@ def _is_foreign(folder: Folder) -> bool:
     """Whether there is something in a folder that no search left: each begins with `study.json`."""
     if not folder.exists(STUDY):
         return bool(folder.names())
-    try:
-        found = folder.read_json(STUDY)
-    except ArtefactError:
-        return True
-    return not isinstance(found, dict) or found.get("format") != f"ray_retrieval/{_KIND}"
+    return not is_described(folder, STUDY, kind=_KIND)
 
 
 def front(trials: Iterable[Trial], objectives: dict[str, Literal["max", "min"]]) -> list[Trial]:
