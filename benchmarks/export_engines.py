@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=cores())
     options = parser.parse_args()
     if options.short:
-        options.backbones, options.size, options.rounds = ["resnet18"], 160, 5
+        options.backbones, options.size, options.rounds = ["resnet18"], 160, 3
     torch.set_num_threads(options.threads)
     with measuring(f"{options.size} px, batches of {options.batch}, {on_threads(options.threads)}"):
         heads = f"{'backbone':<14}{'engine':<16}{'images/s':>9}{'ratio':>7}{'MB':>8}"

@@ -129,7 +129,13 @@ def main() -> int:
         for script in chosen:
             print(f"{script.name:28}{script.minutes(form):6.1f} min")
     print(f"scripts: {len(chosen)}, {form} form, about {total:.1f} min on two cores", flush=True)
+    end_with_the_script()
     return 0 if options.list else run_all(chosen, form, HERE)
+
+
+def end_with_the_script() -> None:
+    """Let SIGTERM end the script that runs too, as Ctrl+C does."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 def write_tables(readme: Path, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Ray Train with one worker against the plain loop: images a second while training, in one run.
 
     python benchmarks/train_overhead.py            768 images, four epochs, twice
-    python benchmarks/train_overhead.py --short    256 images, three epochs, once
+    python benchmarks/train_overhead.py --short    256 images of 64 px, three epochs, once
 
 Both train the same method on the same images with the same loop; the plain one calls it in this process,
 the other through Ray Train, with checkpoints. The two take turns; the first ratio is that of their medians
@@ -43,7 +43,7 @@ class Nowhere:
 
 
 def main() -> None:
-    parser = arguments(__doc__, "fewer images and epochs")
+    parser = arguments(__doc__, "fewer and smaller images, and fewer epochs")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--images", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=2)
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96)
     options = parser.parse_args()
     if options.short:
-        options.epochs, options.images, options.rounds = 3, 256, 1
+        options.epochs, options.images, options.rounds, options.size = 3, 256, 1, 64
     with measuring(f"{options.backbone} at {options.size} px, {options.images} images"):
         measure(options)
 

@@ -3,10 +3,13 @@
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -57,6 +60,14 @@ def claims(tmp_path, monkeypatch, book):
 
 def script(folder: Path, name: str, body: str) -> None:
     (folder / f"{name}.py").write_text(COMMON.format(folder=str(FOLDER)) + body)
+
+
+def until(holds, seconds: float = 60.0) -> bool:
+    """Whether something held before so many seconds had passed."""
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return holds()
 
 
 def record(claim: str, ratio: float = 2.0, **more):
@@ -269,6 +280,33 @@ def test_a_script_that_never_ends_is_ended(run, tmp_path, monkeypatch):
     found, _ = run.run_one(run.Script("waits", 0.1, 1), "short", tmp_path)
     assert found.outcome == "failed"
     assert "no end after" in found.why
+
+
+def test_a_run_that_is_ended_ends_its_script(tmp_path):
+    noted = tmp_path / "pid"
+    body = f"""
+import os, pathlib, time
+pathlib.Path({str(tmp_path / "new")!r}).write_text(str(os.getpid()))
+os.rename({str(tmp_path / "new")!r}, {str(noted)!r})
+time.sleep(120)
+"""
+    script(tmp_path, "waits", body)
+    runner = f"""
+import pathlib, sys
+sys.path.insert(0, {str(FOLDER)!r})
+import book, run
+book.others = lambda _tries=1: 0.0
+run.end_with_the_script()
+run.run_one(run.Script("waits", 0.1, 1), "short", pathlib.Path({str(tmp_path)!r}))
+"""
+    running = subprocess.Popen([sys.executable, "-c", runner])
+    try:
+        assert until(noted.exists)
+        running.terminate()
+        assert running.wait(60) == 128 + signal.SIGTERM
+        assert until(lambda: not psutil.pid_exists(int(noted.read_text())))
+    finally:
+        running.kill()
 
 
 def test_resuming_leaves_out_what_is_done_at_this_commit(run, results):
