@@ -13,6 +13,7 @@ until the index is compacted, and are never hits. `building.build` makes an inde
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,7 +198,7 @@ class Index:
         """Number of the opened version; it grows with every change of the index."""
         return self.manifest.number
 
-    @property
+    @cached_property
     def form(self) -> Form:
         """What it holds of an image."""
         return self.manifest.form

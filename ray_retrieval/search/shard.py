@@ -155,6 +155,8 @@ def _write_images(folder: Folder, pieces: Iterable[pa.ChunkedArray]) -> None:
 
 def aligned(records: pa.Table, schema: pa.Schema) -> pa.Table:
     """What is known of rows in the columns of a schema; those that they lack are null."""
+    if records.schema.equals(schema):
+        return records
     columns = []
     for field in schema:
         if field.name not in records.schema.names:
