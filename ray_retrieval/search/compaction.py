@@ -41,8 +41,7 @@ def compact(
     Shards stay as they are up to the first one that lost rows, is small, or lacks its file beside it; from
     there on all are written anew. Small is less than a quarter of the largest, or so little that there would
     be more than 64 of them. The index finds what a build from these rows alone would, but that an approximate
-    search, or a shortlist, keeps what it was trained to; how often it finds the exact hits is measured again,
-    also where nothing is written anew but rows were filled in since it was.
+    search, or a shortlist, keeps what it was trained to; how often it finds the exact hits is measured again.
 
     Args:
         uri: the index directory.
@@ -61,10 +60,8 @@ def compact(
     index, pool = Folder(uri), pool or Threads(threads)
     with changing(index, "compact", pool.threads, dry_run=dry_run) as (opened, previous, alone):
         layout = _layout(opened, shards)
-        built = previous.approximate
-        stale = built is not None and built.recall.rows != previous.next_row
         # Also where it is not only tried: what cannot be pruned is said before anything is written.
-        coming = _staying(previous, layout) if layout is not None or stale else None
+        coming = None if layout is None else _staying(previous, layout)
         pruned = collect(index, keep, alone=alone, dry_run=True, coming=coming)
         if dry_run:
             return Change(previous, changed=coming is not None, dropped=previous.deleted, pruned=pruned)
@@ -72,8 +69,6 @@ def compact(
         if layout is not None:
             _check_sound(index, opened)
             manifest = _written_anew(index, opened, layout, pool, progress)
-        elif stale:
-            manifest = _measured_anew(index, opened, pool)
         pruned = collect(index, keep, alone=alone)
         return Change(manifest, changed=manifest != previous, dropped=previous.deleted, pruned=pruned)
 
@@ -130,15 +125,14 @@ def _layout(opened: Index, shards: int | None) -> _Layout | None:
     return None if as_it_is and manifest.deletes is None else _Layout(kept, int(ends[kept]), anew)
 
 
-def _staying(previous: Manifest, layout: _Layout | None) -> set[str]:
+def _staying(previous: Manifest, layout: _Layout) -> set[str]:
     """Files of a version that the compacted one needs too: those of the shards that stay, and beside them."""
-    kept = len(previous.shards) if layout is None else layout.kept
     beside = {
-        name: structure.model_copy(update={"files": structure.files[:kept]})
+        name: structure.model_copy(update={"files": structure.files[: layout.kept]})
         for name, structure in (("approximate", previous.approximate), ("local", previous.local))
         if structure is not None
     }
-    changes = {"shards": previous.shards[:kept], "deletes": None, **beside}
+    changes = {"shards": previous.shards[: layout.kept], "deletes": None, **beside}
     return {name for name, _ in previous.model_copy(update=changes).needed()} - {previous.name}
 
 
@@ -192,15 +186,6 @@ def _written_anew(
         }
     )
     return published(index, manifest, [*kept, *new], previous, pool.threads)
-
-
-def _measured_anew(index: Folder, opened: Index, pool: Pool) -> Manifest:
-    """Publish a version whose approximate search says what it finds of the rows that are there now."""
-    previous, shards = opened.manifest, list(opened.shards.values())
-    assert previous.approximate is not None
-    built = measured_structure(index, previous.approximate, shards, pool.threads)
-    manifest = previous.model_copy(update={"operation": "compact", "approximate": built})
-    return published(index, manifest, shards, previous, pool.threads)
 
 
 def _structure_anew(

@@ -136,19 +136,6 @@ def fill(
         faiss.write_index(index, faiss.PyCallbackIOWriter(write))
 
 
-def emptied(path: str | Path) -> bytes:
-    """What `train` gave, from a file that `fill` wrote of it.
-
-    Raises:
-        ArtefactError: if the file is missing or damaged.
-    """
-    with _reading(path):
-        index = faiss.read_index(str(path))
-    index.reset()
-    trained: bytes = faiss.serialize_index(index).tobytes()
-    return trained
-
-
 def open_index(path: str | Path, rows: int, dimension: int) -> Any:
     """FAISS's index in a file that `fill` wrote; its codes are mapped into memory, not read, where it can.
 

@@ -7,7 +7,6 @@ its description says, and writes the rest anew.
 from collections.abc import Callable, Sequence
 
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search.faiss_index import emptied
 from ray_retrieval.search.manifest import Approximate, FileEntry, LocalSearch, ShardEntry
 from ray_retrieval.search.pool import Advance, Pool, Threads
 from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description
@@ -86,11 +85,9 @@ def trained_bytes(index: Folder, built: Approximate | LocalSearch) -> bytes:
     Raises:
         ArtefactError: if it is missing or damaged.
     """
-    if built.trained is not None:
-        check_file(index, built.trained.model_dump(), content=True)
-        return index.read_bytes(built.trained.file)
-    # Of an index that an earlier release built.
-    return emptied(index.local_path(next(file.file for file in built.files if file is not None)))
+    assert built.trained is not None, "what is filled was trained"
+    check_file(index, built.trained.model_dump(), content=True)
+    return index.read_bytes(built.trained.file)
 
 
 def numbers(shards: Sequence[ShardEntry]) -> list[str]:

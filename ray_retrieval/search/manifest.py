@@ -27,13 +27,11 @@ from ray_retrieval.storage import Folder, described, digest, missing, read_descr
 
 CURRENT, DESCRIPTION = "CURRENT", "shard.json"
 _KIND, _VERSION = "index", 3
-_BEFORE = 2
-"""A version that is read as well: indices that nothing was added to or removed from."""
 _MEND = "restore the file, or delete the folder and build the index anew"
 _ANEW = "use the release that wrote it; or delete the folder and build the index anew, or build it elsewhere"
 _DIGITS = 12
-"""Of a manifest's checksum, in its name; before there were some, the name had the number alone."""
-_NAME = re.compile(rf"manifest-(\d{{6,}})(-[0-9a-f]{{{_DIGITS}}})?\.json")
+"""Of a manifest's checksum, in its name."""
+_NAME = re.compile(rf"manifest-(\d{{6,}})-[0-9a-f]{{{_DIGITS}}}\.json")
 _POINTER = re.compile(rf"({_NAME.pattern}) ([0-9a-f]{{64}})\n")
 
 
@@ -84,7 +82,7 @@ class Recall(Config):
     queries: int
     """Rows of the index that were searched for; none of them counts as its own hit."""
     rows: int | None = None
-    """Of the index when it was measured; None of an index that an earlier release made."""
+    """Of the index when it was measured; None of a shortlist of local features."""
 
 
 class Approximate(Config):
@@ -102,11 +100,11 @@ class Approximate(Config):
     """One for each shard, named from the index's folder; None for small ones that were added since, which are
     searched exactly until they are filled in."""
     recall: Recall
-    asked: ApproximateConfig | None = None
-    """What was asked for; None of an index that an earlier release built, and so is the next."""
+    asked: ApproximateConfig
+    """What was asked for."""
     target: float | None = None
     """Recall that the search is to have."""
-    trained: FileEntry | None = None
+    trained: FileEntry
     """What the files are filled from."""
 
     @property
@@ -151,7 +149,7 @@ class LocalSearch(Config):
     files: tuple[FileEntry, ...]
     """One for each shard, named from the index's folder; none where the shards are all that it takes."""
     trained: FileEntry | None = None
-    """What the files of `votes` are filled from; None of an index that an earlier release built."""
+    """What the files of `votes` are filled from; None of the others."""
     recall: Recall | None
     """Of the exact votes' images; None of the exact votes themselves, of databases without any, and of those
     too large to compare with."""
@@ -183,7 +181,7 @@ class Manifest(Config):
     parent: int | None
     """The version before it."""
     parent_sha256: str | None = None
-    """Of that one's manifest."""
+    """Of that one's manifest; None of the first version, like `parent`."""
     operation: str = "build"
     """What made it: `build`, `add 120 rows`, `remove 3 rows`, `compact`, `rollback to 4`."""
     kind: Literal["codes", "vectors", "local"]
@@ -239,8 +237,6 @@ class Manifest(Config):
         files = 0 if self.approximate is None else len(self.approximate.files)
         if files != (len(self.shards) if self.search == "approximate" else 0):
             raise ValueError("'approximate' has a file for each shard where the 'search' is approximate")
-        if self.search == "approximate" and self.kind == "local":
-            raise ValueError("an approximate search is for codes or vectors")
         if (self.deletes is None) != (self.rows == self.next_row) or self.rows > self.next_row:
             raise ValueError("'deletes' names a file where, and only where, rows are deleted")
         return self
@@ -347,14 +343,10 @@ def backwards(index: Folder, current: Manifest | None = None) -> Iterator[Manife
 
 def _parent_of(index: Folder, manifest: Manifest) -> str | None:
     """The pointer of the version before, if it is still there."""
-    if manifest.parent is None:
+    if manifest.parent is None or manifest.parent_sha256 is None:
         return None
-    checksum, name = manifest.parent_sha256, f"manifest-{manifest.parent:06d}"
-    names = [f"{name}.json"] if checksum is None else [_name(manifest.parent, checksum), f"{name}.json"]
-    for there in names:
-        if index.exists(there):
-            return _line(there, checksum or index.checksum(there))
-    return None
+    name = _name(manifest.parent, manifest.parent_sha256)
+    return _line(name, manifest.parent_sha256) if index.exists(name) else None
 
 
 def read_version(index: Folder, number: int) -> Manifest:
@@ -374,9 +366,7 @@ def read_version(index: Folder, number: int) -> Manifest:
 
 def as_file(manifest: Manifest) -> tuple[bytes, Manifest]:
     """The bytes of a version's file, and the version with the pointer to it."""
-    # What earlier releases do not know is left out where it says nothing, so that they read the index still.
-    unsaid: set[str] = set() if manifest.engines else {"engines"}
-    data = described(kind=_KIND, version=_VERSION, body=manifest.model_dump(mode="json", exclude=unsaid))
+    data = described(kind=_KIND, version=_VERSION, body=manifest.model_dump(mode="json"))
     checksum = digest(data)
     pointer = _line(_name(manifest.number, checksum), checksum)
     return data, manifest.model_copy(update={"pointer": pointer})
@@ -427,7 +417,11 @@ def _read(index: Folder, pointer: str, mend: str) -> Manifest:
             where=where,
             mend=mend,
         )
-    content = _content(index, name)
+    try:
+        body = read_description(index, name, kind=_KIND, version=_VERSION)
+    except ArtefactError as error:
+        raise ArtefactError(error.problem, where=where, mend=_ANEW) from None
+    content = {key: value for key, value in body.items() if key not in ("format", "version")}
     try:
         return Manifest.model_validate({**content, "pointer": pointer})
     except ValidationError as error:
@@ -438,16 +432,3 @@ def _read(index: Folder, pointer: str, mend: str) -> Manifest:
             where=where,
             mend=_ANEW,
         ) from None
-
-
-def _content(index: Folder, name: str) -> dict[str, Any]:
-    """What a manifest says, as this version has it."""
-    written = index.read_json(name)
-    before = isinstance(written, dict) and written.get("version") == _BEFORE
-    try:
-        body = read_description(index, name, kind=_KIND, version=_BEFORE if before else _VERSION)
-    except ArtefactError as error:
-        raise ArtefactError(error.problem, where=f"{index}/{name}", mend=_ANEW) from None
-    content = {key: value for key, value in body.items() if key not in ("format", "version")}
-    # Then files of deleted rows were a list, which was empty.
-    return {**content, "deletes": content.get("deletes") or None} if before else content

@@ -134,7 +134,7 @@ def build_structure(
 
 
 def extend_structure(
-    index: Folder, built: Approximate, shards: Sequence[Shard], *, everything: bool = False, pool: Pool
+    index: Folder, built: Approximate, shards: Sequence[Shard], *, pool: Pool
 ) -> Approximate:
     """The structure with new shards, which are filled in once they are many rows.
 
@@ -142,7 +142,6 @@ def extend_structure(
         index: the index's folder.
         built: the structure; its files are those of the first shards.
         shards: all of them, as they are to be.
-        everything: fill in what is left out, however little it is.
         pool: who writes them.
 
     Returns:
@@ -155,7 +154,7 @@ def extend_structure(
         sum(shard.entry.rows for shard in some) for some in ([shards[n] for n in missing], shards)
     )
     made: tuple[FileEntry, ...] = ()
-    if everything or left_out > min(LEFT_OUT_ROWS, LEFT_OUT_SHARE * rows):
+    if left_out > min(LEFT_OUT_ROWS, LEFT_OUT_SHARE * rows):
         made = fill_in(index, built, [shards[number] for number in missing], pool)
         for number, file in zip(missing, made, strict=True):
             files[number] = file
@@ -191,8 +190,8 @@ def measured(index: Folder, built: Approximate, shards: Sequence[Shard], threads
     """
     rows = sum(shard.entry.rows for shard in shards)
     files = tuple(file for file in built.files if file is not None)
-    count = built.recall.queries if built.asked is None else built.asked.recall_queries
-    measure = _Measure(index, shards, files, _drawn(rows, count, _RECALL_SEED), threads)
+    queries = _drawn(rows, built.asked.recall_queries, _RECALL_SEED)
+    measure = _Measure(index, shards, files, queries, threads)
     tried = Tried(built.effort, measure.recall(built.effort))
     if built.target is not None:
         tried = raised(tried, built.target, measure.structures, measure.recall, measure.k)

@@ -9,7 +9,7 @@ from soak_parts import survives_kills
 
 from ray_retrieval.descriptors import Vectors, concatenate
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.search import NO_ROW, Index, add, build, compact, faiss_index, remove, rerank, structures
+from ray_retrieval.search import NO_ROW, Index, add, build, compact, remove, rerank, structures
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.votes import LocalSearchConfig
 
@@ -96,22 +96,6 @@ def test_compacting_fills_in_what_was_left_out(clustered, tmp_path):
     change = compact(index, keep=1)
     assert (tried.changed, tried.pruned) == (True, change.pruned)
     assert None not in change.manifest.approximate.files
-
-
-@pytest.mark.parametrize(
-    "factory",
-    ["IVF8,Flat", "IVF8,PQ4x4fs", "PQ4x4fs", "HNSW8", "SQ8", "PCAR4,IVF4,SQ8", "IVF4,PQ4x4fs,RFlat"],
-)
-def test_an_emptied_structure_is_what_was_trained(tmp_path, factory):
-    data = draw_vectors(400, 8).data
-    trained = faiss_index.train(factory, data, 0)
-    files = []
-    for number in range(2):
-        begun = faiss_index.emptied(tmp_path / "0.faiss") if number else trained
-        with (tmp_path / f"{number}.faiss").open("wb") as stream:
-            faiss_index.fill(begun, data[:90], stream.write)
-        files.append((tmp_path / f"{number}.faiss").read_bytes())
-    assert files[0] == files[1]
 
 
 def test_where_a_filter_leaves_few_an_approximate_search_finds_them_all(clustered, tmp_path, monkeypatch):

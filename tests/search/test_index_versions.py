@@ -9,7 +9,7 @@ import pytest
 from search_parts import DAMAGES, KilledError, draw_codes, draw_images, files_in, killed_at_write, write
 
 from ray_retrieval.errors import ArtefactError, DataError
-from ray_retrieval.search import Index, build, prune, remove, rollback, versions
+from ray_retrieval.search import Index, build
 from ray_retrieval.storage import digest
 
 FILES = 3 * 4 + 2  # of three shards with images, the manifest and the pointer
@@ -187,45 +187,6 @@ def test_what_this_release_cannot_search_is_refused(made, tmp_path, changes, mes
     change_manifest(index, **changes)
     with pytest.raises(ArtefactError, match=message):
         Index.open(index).verify()
-
-
-def test_an_index_from_before_there_were_local_features_and_changes_is_read(made, tmp_path):
-    index = shutil.copytree(made / "index", tmp_path / "index")
-    path = first_manifest(index).rename(index / "manifest-000001.json")
-    body = json.loads(path.read_text())
-    body |= {"version": 2, "deletes": []}
-    for entry in (body, *body["shards"]):
-        for name in ("local", "vectors", "features", "operation", "parent_sha256"):
-            entry.pop(name, None)
-    path.write_text(json.dumps(body))
-    point_at(index, path.name)
-    for described in index.glob("shards/*/shard.json"):
-        entry = json.loads(described.read_text())
-        del entry["features"]
-        described.write_text(json.dumps(entry))
-    assert Index.open(index, check="content").verify()
-    remove(index, ["image-0003"])
-    assert json.loads(next(index.glob("manifest-000002-*.json")).read_text())["version"] == 3
-    assert [found["rows"] for found in versions(index)] == [99, 100]
-    assert Index.open(index).verify()
-
-
-def test_manifests_that_are_named_by_their_numbers_alone_are_read_and_pruned(made, tmp_path):
-    """As they were before their names had a part of their checksums."""
-    index = shutil.copytree(made / "index", tmp_path / "index")
-    remove(index, ["image-0003"])
-    for number in (1, 2):
-        path = next(index.glob(f"manifest-00000{number}-*.json"))
-        path.rename(index / f"manifest-00000{number}.json")
-    point_at(index, "manifest-000002.json")
-    assert Index.open(index).verify()[0] == "CURRENT names manifest-000002.json, and its checksum agrees"
-    assert [found["version"] for found in versions(index)] == [2, 1]
-    assert rollback(index).manifest.parent == 2
-    assert [found["rows"] for found in versions(index)] == [100, 99, 100]
-    assert Index.open(index).verify()
-    assert prune(index, 1).versions == [2, 1]
-    assert len(list(index.glob("manifest-*"))) == 1
-    assert Index.open(index).verify()
 
 
 @pytest.mark.parametrize("folder", ["../elsewhere", "/elsewhere", "shards/../../x", "shards\\x", "C:x", ""])
