@@ -11,7 +11,7 @@ from ray_retrieval.errors import QueryError, RecipeError
 from ray_retrieval.search import Hits, Index
 from ray_retrieval.search.effort import Effort, refuse_needless
 from ray_retrieval.search.filters import Filter
-from ray_retrieval.search.hits import NO_ROW
+from ray_retrieval.search.hits import NO_ROW, check_k
 from ray_retrieval.search.rerank import (
     AnyRerankConfig,
     GeometricVerification,
@@ -129,8 +129,7 @@ class Finder:
 
     def check(self, k: int, where: str | Filter | None) -> None:
         """Raise QueryError if `k` < 1, or a filter is none for the index or for what steps bring in."""
-        if k < 1:
-            raise QueryError(f"k is {k}", mend="ask for 1 hit or more")
+        check_k(k)
         if where is None:
             return
         self.index.check_filter(where)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pydantic import ByteSize, Field, field_validator
 
 from ray_retrieval.config import Config
-from ray_retrieval.errors import MetricError, QueryError, RecipeError
+from ray_retrieval.errors import MetricError, RecipeError
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.faiss_index import (
     candidates,
@@ -31,7 +31,7 @@ from ray_retrieval.search.faiss_index import (
     selects,
     settings_of,
 )
-from ray_retrieval.search.hits import NO_ROW, Hits, merge, no_hits
+from ray_retrieval.search.hits import NO_ROW, Hits, check_k, merge, no_hits
 from ray_retrieval.search.segments import AnySegment
 from ray_retrieval.search.selection import Bits
 from ray_retrieval.search.threads import run_all
@@ -167,8 +167,7 @@ class ApproximateSegment:
             ArtefactError: if the queries' type, shape or dimension does not fit.
             QueryError: if `k` < 1 or a query holds what is no finite number.
         """
-        if k < 1:
-            raise QueryError(f"k is the number of hits to return and at least 1, got {k}")
+        check_k(k)
         check_query_vectors(queries, self._index.d)
         total = len(self)
         kept = total if allowed is None else int(np.bitwise_count(allowed).sum(dtype=np.int64))

@@ -39,13 +39,13 @@ import numpy.typing as npt
 from ray_retrieval.descriptors import Local
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.search import faiss_index
-from ray_retrieval.search.hits import Hits, merge, no_hits
+from ray_retrieval.search.hits import Hits, check_k, merge, no_hits
 from ray_retrieval.search.local_kernels import Words, score_postings
 from ray_retrieval.search.neighbours import FeatureSegment
 from ray_retrieval.search.threads import run_all
 from ray_retrieval.search.vector_kernels import Doubles, Floats, Rows
 from ray_retrieval.search.vectors import VectorSegment, check_query_vectors, norm_error, search_vectors
-from ray_retrieval.search.votes import LocalSearchConfig, check_k, keep_best
+from ray_retrieval.search.votes import LocalSearchConfig, keep_best
 
 faiss: Any = untyped_faiss  # Its own types leave out half of what is there.
 

@@ -28,11 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.descriptors import Codes
-from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
+from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.search.cell_kernels import BLOCK_ROWS, assign, search_cells
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.faiss_index import check_sample, faiss, one_faiss_thread
-from ray_retrieval.search.hits import Hits, merge, no_hits
+from ray_retrieval.search.hits import Hits, check_k, merge, no_hits
 from ray_retrieval.search.scan import Segment, Words, scan_segments, to_words, words_per_row
 from ray_retrieval.search.selection import Bits
 
@@ -228,8 +228,7 @@ class CellSegment:
             ArtefactError: if the queries' type or width does not fit.
             QueryError: if `k` < 1.
         """
-        if k < 1:
-            raise QueryError(f"k is the number of hits to return and at least 1, got {k}")
+        check_k(k)
         held = self._held
         wanted = to_words(queries, held.bits)
         if len(self) == 0 or len(wanted) == 0:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_retrieval.errors import QueryError
+
 NO_ROW = -1
 """Stands where fewer rows than asked for exist."""
 
@@ -46,6 +48,14 @@ class Hits:
     def take(self, queries: "slice | Sequence[int] | npt.NDArray[np.int64]") -> "Hits":
         """The hits of some of the queries: a slice, or int64 [m] in the order asked."""
         return Hits(self.distances[queries], self.rows[queries])
+
+
+def check_k(k: int) -> None:
+    """Raise QueryError unless a search is asked for a hit at least."""
+    if k < 1:
+        raise QueryError(
+            f"k is the number of hits to return and at least 1, got {k}", mend="ask for 1 hit or more"
+        )
 
 
 def no_hits(queries: int, k: int, dtype: "type[np.int32] | type[np.float32]" = np.int32) -> Hits:

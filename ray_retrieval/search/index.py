@@ -27,7 +27,7 @@ from ray_retrieval.search.deletes import read_deletes
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.gpu import GpuSearch
-from ray_retrieval.search.hits import Hits
+from ray_retrieval.search.hits import Hits, check_k
 from ray_retrieval.search.images import read_image
 from ray_retrieval.search.manifest import Manifest, read_current, read_pointer, read_version
 from ray_retrieval.search.neighbours import Neighbours
@@ -286,8 +286,7 @@ class Index:
                 where=self.folder,
                 mend="encode the queries with the model that made the index",
             )
-        if k < 1:
-            raise QueryError(f"k is the number of hits to return and at least 1, got {k}")
+        check_k(k)
         if k > _MOST_HITS:
             raise QueryError(
                 f"k is the number of hits to return and at most {_MOST_HITS:,}, got {k:,}",

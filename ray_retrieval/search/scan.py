@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.errors import ArtefactError
 from ray_retrieval.metrics.compiled import compiled, frozen, ones
-from ray_retrieval.search.hits import NO_DISTANCE, NO_ROW, Hits, merge, no_hits
+from ray_retrieval.search.hits import NO_DISTANCE, NO_ROW, Hits, check_k, merge, no_hits
 from ray_retrieval.search.threads import run_all
 
 Words = npt.NDArray[np.uint64]
@@ -159,8 +159,7 @@ def scan_segments(
         ArtefactError: if the queries' type or width does not fit `bits`.
         QueryError: if `k` < 1.
     """
-    if k < 1:
-        raise QueryError(f"k is the number of hits to return and at least 1, got {k}")
+    check_k(k)
     wanted = to_words(queries, bits)
     rows = sum(len(segment.words) for segment in segments)
     if rows == 0 or len(wanted) == 0:

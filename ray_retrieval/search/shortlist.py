@@ -32,7 +32,7 @@ from ray_retrieval.search.files import (
     trained_bytes,
     trained_once,
 )
-from ray_retrieval.search.hits import NO_ROW, Hits, without
+from ray_retrieval.search.hits import NO_ROW, Hits, check_k, without
 from ray_retrieval.search.local import LocalSegment
 from ray_retrieval.search.manifest import FileEntry, LocalSearch, Recall, ShardEntry
 from ray_retrieval.search.neighbours import (
@@ -51,7 +51,6 @@ from ray_retrieval.search.shard import Shard, descriptors_of
 from ray_retrieval.search.vectors import search_vectors
 from ray_retrieval.search.votes import (
     LocalSearchConfig,
-    check_k,
     choose_shortlist,
     recall_of_votes,
     search_votes,

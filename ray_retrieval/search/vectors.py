@@ -26,7 +26,7 @@ import numpy as np
 
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.metrics.compiled import frozen
-from ray_retrieval.search.hits import NO_ROW, Hits, merge, no_hits
+from ray_retrieval.search.hits import NO_ROW, Hits, check_k, merge, no_hits
 from ray_retrieval.search.threads import one_blas_thread, run_all
 from ray_retrieval.search.vector_kernels import (
     MOST_ROWS,
@@ -120,8 +120,7 @@ def search_vectors(segments: Sequence[VectorSegment], queries: Floats, k: int, *
         ArtefactError: if the queries' type, shape or dimension does not fit.
         QueryError: if `k` < 1 or a query holds what is no finite number.
     """
-    if k < 1:
-        raise QueryError(f"k is the number of hits to return and at least 1, got {k}")
+    check_k(k)
     squares = check_query_vectors(queries, *{segment.vectors.shape[1] for segment in segments})
     rows = sum(map(len, segments))
     if rows == 0 or len(queries) == 0:

@@ -30,9 +30,9 @@ from pydantic import Field
 
 from ray_retrieval.config import Config
 from ray_retrieval.descriptors import Local
-from ray_retrieval.errors import MetricError, QueryError, RecipeError
+from ray_retrieval.errors import MetricError, RecipeError
 from ray_retrieval.search.effort import Effort
-from ray_retrieval.search.hits import NO_ROW, Hits, no_hits
+from ray_retrieval.search.hits import NO_ROW, Hits, check_k, no_hits
 from ray_retrieval.search.local_kernels import cast_votes
 from ray_retrieval.search.neighbours import AnyFeatures, Neighbours, nearest_features
 from ray_retrieval.search.vector_kernels import Doubles, Rows
@@ -261,9 +261,3 @@ def recall_of_votes(exact: Hits, found: Hits) -> float:
     pairs = zip(exact.rows, found.rows, wanted, strict=True)
     there = sum(int(np.isin(rows[real], others).sum()) for rows, others, real in pairs)
     return there / int(wanted.sum())
-
-
-def check_k(k: int) -> None:
-    """Raise QueryError unless there is a hit to return."""
-    if k < 1:
-        raise QueryError(f"k is the number of hits to return and at least 1, got {k}")

@@ -1,11 +1,13 @@
 """Merging hits is searching the union."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_retrieval.errors import QueryError
 from ray_retrieval.search import NO_DISTANCE, NO_ROW, Hits, merge
-from ray_retrieval.search.hits import no_hits, without
+from ray_retrieval.search.hits import check_k, no_hits, without
 
 
 def hits(*queries):
@@ -67,3 +69,10 @@ def test_a_query_loses_its_own_row_or_the_last_one():
         [(0, 1), (2, 9)],
         [(0, 6), (2, 7)],
     ]
+
+
+def test_fewer_hits_than_one_are_refused():
+    check_k(1)
+    for k in (0, -3):
+        with pytest.raises(QueryError, match=rf"at least 1, got {k} \(ask for 1 hit or more\)"):
+            check_k(k)
