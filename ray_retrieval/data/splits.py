@@ -20,6 +20,7 @@ from ray_retrieval.data.table import ImageTable, IntArray
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder, check_file, digest, read_description, write_description
 
+_DESCRIPTION, _ROWS = "split.json", "split.parquet"
 _KIND, _VERSION = "split", 1
 REST = "rest"
 """The role of the rows that no part of a plan took."""
@@ -96,8 +97,8 @@ class Split:
         roles[REST] = np.flatnonzero(rank >= taken[groups])
         return Split(roles, {"seed": plan.seed, "parts": dict(plan.parts)})
 
-    def save(self, folder: Folder, table: ImageTable, name: str = "split") -> None:
-        """Write `name`.parquet (role, row, id) and, last, `name`.json (checksum, the table's fingerprint)."""
+    def save(self, folder: Folder, table: ImageTable) -> None:
+        """Write split.parquet (role, row, id) and, last, split.json (checksum, the table's fingerprint)."""
         roles = list(self.roles)
         rows = np.concatenate([np.zeros(0, dtype=np.int64), *self.roles.values()])
         number = np.repeat(np.arange(len(roles), dtype=np.int32), [len(self.roles[role]) for role in roles])
@@ -106,31 +107,31 @@ class Split:
         buffer = io.BytesIO()
         pq.write_table(pa.table({"role": column, "row": rows, "id": ids}), buffer)
         data = buffer.getvalue()
-        folder.write_bytes(f"{name}.parquet", data)
+        folder.write_bytes(_ROWS, data)
         body = {
             "origin": self.origin,
             "table": {"rows": len(table), "fingerprint": table.row_fingerprint},
             "roles": {role: len(rows) for role, rows in self.roles.items()},
-            "file": {"file": f"{name}.parquet", "bytes": len(data), "sha256": digest(data)},
+            "file": {"file": _ROWS, "bytes": len(data), "sha256": digest(data)},
         }
-        write_description(folder, f"{name}.json", kind=_KIND, version=_VERSION, body=body)
+        write_description(folder, _DESCRIPTION, kind=_KIND, version=_VERSION, body=body)
 
     @staticmethod
-    def saved(folder: Folder, name: str = "split") -> bool:
+    def saved(folder: Folder) -> bool:
         """Whether a complete split lies in the folder."""
-        return folder.exists(f"{name}.json")
+        return folder.exists(_DESCRIPTION)
 
     @staticmethod
-    def load(folder: Folder, table: ImageTable, name: str = "split") -> "Split":
+    def load(folder: Folder, table: ImageTable) -> "Split":
         """The split that `save` wrote.
 
         Raises:
             ArtefactError: if a file is missing, damaged, or of a later version.
             DataError: if the split belongs to another table, or names rows that it does not have.
         """
-        body = read_description(folder, f"{name}.json", kind=_KIND, version=_VERSION)
+        body = read_description(folder, _DESCRIPTION, kind=_KIND, version=_VERSION)
         check_file(folder, body["file"], content=True)
-        where = folder.uri_of(f"{name}.json")
+        where = folder.uri_of(_DESCRIPTION)
         drawn = body["table"]
         if drawn["rows"] != len(table) or drawn["fingerprint"] != table.row_fingerprint:
             raise DataError(
@@ -184,7 +185,7 @@ def load_or_draw(
         if split.origin.get(key) != origin.get(key):
             raise DataError(
                 f"the saved split was drawn with {key} = {split.origin.get(key)}, asked is {origin.get(key)}",
-                where=folder.uri_of("split.json"),
+                where=folder.uri_of(_DESCRIPTION),
                 mend="ask for the same, or use another folder",
             )
     drawn = split.origin.get("seed")

@@ -63,7 +63,9 @@ class Gateway:
         indexes: by name; the first is searched where none is named.
         parts: what stands behind each.
         config: limits.
-        metrics: what happens is counted there.
+
+    Attributes:
+        measured: what happens is counted there.
 
     Raises:
         ArtefactError: if an index or a model is missing or damaged, or they do not belong together.
@@ -74,9 +76,8 @@ class Gateway:
         indexes: Mapping[str, ServedIndex],
         parts: Mapping[str, Parts],
         config: ServeConfig,
-        metrics: Metrics | None = None,
     ) -> None:
-        self._config, self.measured = config, metrics or Metrics()
+        self._config, self.measured = config, Metrics()
         # Apart from each other: thumbnails hold up neither searches nor the look for new versions.
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="files")
         self._lookups = ThreadPoolExecutor(2, thread_name_prefix="lookups")

@@ -1,6 +1,7 @@
 """What a gateway measures about itself, in the text format of Prometheus.
 
-Each gateway replica measures what passes through it; several are told apart by the label `replica`.
+Each gateway replica measures what passes through it; several are told apart by the label `replica`, the
+number of the process.
 """
 
 import os
@@ -18,13 +19,9 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters and histograms of one gateway. All methods may be called from any thread.
+    """Counters and histograms of one gateway. All methods may be called from any thread."""
 
-    Args:
-        replica: name of the gateway; default: the number of its process.
-    """
-
-    def __init__(self, replica: str | None = None) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
         to: Any = {"registry": self._registry}
         self._requests = Counter(
@@ -78,7 +75,7 @@ class Metrics:
             **to,
         )
         info = Gauge("ray_retrieval_gateway", "1, with the gateway's name.", ("replica",), **to)
-        info.labels(replica or str(os.getpid())).set(1)
+        info.labels(str(os.getpid())).set(1)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """An HTTP request was answered. `route` is a template such as `/v1/indexes/{name}`, no address."""

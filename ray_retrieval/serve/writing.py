@@ -151,7 +151,7 @@ async def written_by(thread: Executor, request: Addition | Removal) -> Written:
             await asyncio.sleep(_AGAIN_S)
 
 
-def written(request: Addition | Removal, threads: int = 1) -> Written:
+def written(request: Addition | Removal) -> Written:
     """Write a change and publish it, once.
 
     Raises:
@@ -161,7 +161,7 @@ def written(request: Addition | Removal, threads: int = 1) -> Written:
     if late(request.expires):
         raise QueryError("not begun in time, nothing was changed", mend="try again in a moment", status=503)
     try:
-        change = _added(request, threads) if isinstance(request, Addition) else _removed(request, threads)
+        change = _added(request) if isinstance(request, Addition) else _removed(request)
     except ConflictError:
         raise
     except RetrievalError as error:
@@ -198,7 +198,7 @@ def tidy(uri: str) -> None:
         _log.warning("%s was not compacted: %s", uri, error)
 
 
-def _added(request: Addition, threads: int) -> Change:
+def _added(request: Addition) -> Change:
     with tempfile.TemporaryDirectory(prefix="ray-retrieval-add-") as folder:
         embeddings = Folder(folder)
         table = part_table(request.table, request.descriptors, first_row=0, skip={})
@@ -212,11 +212,11 @@ def _added(request: Addition, threads: int) -> Change:
             parts=[part],
             source="",
         )
-        return add(request.uri, embeddings, replace=request.replace, threads=threads)
+        return add(request.uri, embeddings, replace=request.replace)
 
 
-def _removed(request: Removal, threads: int) -> Change:
-    return remove(request.uri, request.ids, where=request.where, threads=threads)
+def _removed(request: Removal) -> Change:
+    return remove(request.uri, request.ids, where=request.where)
 
 
 def _check_new(index: Index, ids: Sequence[str]) -> None:
