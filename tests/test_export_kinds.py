@@ -281,11 +281,11 @@ def test_an_export_is_found_in_the_model_and_beside_it(exported, tmp_path):
 
 def test_without_an_export_it_is_said_what_to_type(exported, tmp_path):
     folder, _ = exported
-    shutil.copytree(folder / "xbm", tmp_path / "model")
-    shutil.rmtree(tmp_path / "model" / "onnx")
+    shutil.copytree(folder / "xbm", tmp_path / "my model")
+    shutil.rmtree(tmp_path / "my model" / "onnx")
     with pytest.raises(ArtefactError, match="no export of model") as caught:
-        Encoder(str(tmp_path / "model"), engine="onnx")
-    assert f"ray-retrieval export {tmp_path}/model)" in str(caught.value)
+        Encoder(str(tmp_path / "my model"), engine="onnx")
+    assert caught.value.mend == f"make it: ray-retrieval export '{tmp_path}/my model'"
     with pytest.raises(ArtefactError, match="--int8 --images IMAGES"):
         Encoder(str(folder / "xbm"), engine="onnx-int8")
 

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ray_retrieval.cli.printing import AsJson, command, print_json, short
+from ray_retrieval.cli.printing import AsJson, print_json, short
+from ray_retrieval.commands import command
 from ray_retrieval.progress import Display
 
 gldv2_app = typer.Typer(help="Fetch and build Google Landmarks v2, to learn from.", no_args_is_help=True)

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from ray_retrieval.cli.options import EngineOption, ModelArgument, Root, of_descriptors, with_engine
-from ray_retrieval.cli.printing import AsJson, command, print_json, short
+from ray_retrieval.cli.printing import AsJson, print_json, short
+from ray_retrieval.commands import command
 from ray_retrieval.progress import Display
 
 

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ray_retrieval.cli.index_export import index_export
-from ray_retrieval.cli.printing import AsJson, command, console, print_json
+from ray_retrieval.cli.printing import AsJson, console, print_json
 from ray_retrieval.cli.vectors import (
     Bits,
     Column,
@@ -21,6 +21,7 @@ from ray_retrieval.cli.vectors import (
     refuse_settings,
     rows_to_index,
 )
+from ray_retrieval.commands import command
 from ray_retrieval.progress import Display, rows_written
 
 index_app = typer.Typer(help="Build, change, describe and check an index.", no_args_is_help=True)

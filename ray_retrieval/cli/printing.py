@@ -1,7 +1,6 @@
-"""How commands print JSON, tables, places and other commands."""
+"""How commands print JSON, tables and places."""
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,11 +20,6 @@ def print_json(value: Any) -> None:
 def console(**options: Any) -> Console:
     """A console on stdout, as wide as the terminal; without one, lines are as long as what they say."""
     return Console(width=None if sys.stdout.isatty() else _NO_LIMIT, **options)
-
-
-def command(*words: str) -> str:
-    """A command of this program with its arguments, as a shell takes them."""
-    return shlex.join(["ray-retrieval", *words])
 
 
 def short(path: str) -> str:

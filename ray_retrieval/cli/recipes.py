@@ -5,7 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from ray_retrieval.cli.options import Fresh, Overrides, RecipeArgument, of_a_figure
-from ray_retrieval.cli.printing import AsJson, command, print_json, short
+from ray_retrieval.cli.printing import AsJson, print_json, short
+from ray_retrieval.commands import command
 from ray_retrieval.progress import Display
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from ray_retrieval.commands import command
 from ray_retrieval.descriptors import Descriptors
 from ray_retrieval.engines.graphs import INPUT, Array, Engine, Graph, LevelGraph, graph_of
 from ray_retrieval.errors import ArtefactError, RecipeError
@@ -191,10 +192,11 @@ def find_export(model: Folder, fingerprint: str, engine: str) -> Export:
             return Export(folder, said)
         others.append(f"{folder} is of model {said['model']}")
     found = f": {'; '.join(others)}" if others else ""
+    options = ["--int8", "--images", "IMAGES"] if engine == "onnx-int8" else []
     raise ArtefactError(
         f"no export of model {fingerprint} for the engine {engine} in the model's folder or beside it{found}",
         where=model,
-        mend=f"make it: ray-retrieval export {model}{' --int8 --images IMAGES' * (engine == 'onnx-int8')}",
+        mend=f"make it: {command('export', str(model), *options)}",
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ray_retrieval.commands import command
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.lock import writing_alone
@@ -112,7 +113,8 @@ def build(
         try:
             structure, why = build_structure(index, opened, form, choice, config, known, pool)
         except RecipeError as error:
-            left = f"what is written stays for the next build, or until `index prune {index}`"
+            prune = command("index", "prune", str(index))
+            left = f"what is written stays for the next build, or until `{prune}`"
             mend = left if error.mend is None else f"{error.mend}; {left}"
             raise RecipeError(error.problem, where=error.where, mend=mend) from None
         shortlist = None

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from ray_retrieval.commands import command
 from ray_retrieval.config import Config
 from ray_retrieval.descriptors import Form
 from ray_retrieval.errors import ArtefactError
@@ -336,7 +337,8 @@ def backwards(index: Folder, current: Manifest | None = None) -> Iterator[Manife
     found, count = current or read_current(index), 1
     yield found
     while (pointer := _parent_of(index, found)) is not None:
-        mend = f"restore the file, or give it up: ray-retrieval index prune --keep {count}"
+        prune = command("index", "prune", str(index), "--keep", str(count))
+        mend = f"restore the file, or give it up: {prune}"
         found, count = _read(index, pointer, mend), count + 1
         yield found
 

@@ -247,7 +247,7 @@ def test_cells_of_codes_have_no_use_for_what_is_not_of_cells(tmp_path, monkeypat
 def test_what_a_failed_first_build_wrote_is_pruned(spread, tmp_path):
     embeddings, _ = spread
     config = ApproximateConfig(search="IVF16,Flat", nprobe=1, recall_target=0.9, recall_queries=100)
-    with pytest.raises(RecipeError, match="index prune"):
+    with pytest.raises(RecipeError, match=f"or until `ray-retrieval index prune {tmp_path}`"):
         build(embeddings, tmp_path, approximate=config)
     (tmp_path / "shards" / "mine").mkdir()
     (tmp_path / "shards" / "mine" / "notes.txt").write_text("not of an index")

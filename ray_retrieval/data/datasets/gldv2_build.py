@@ -22,7 +22,6 @@ Every photograph is decoded once here, and those that cannot be are left out lik
 """
 
 import os
-import shlex
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -33,6 +32,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from ray_retrieval.commands import command
 from ray_retrieval.data import location, shards
 from ray_retrieval.data.columns import IMAGE_TYPE, images_at
 from ray_retrieval.data.datasets.gldv2_plan import PARTS, Plan
@@ -81,7 +81,7 @@ def build(planned: Plan, out: str, *, threads: int, advance: Advance = lambda _:
         raise DataError(
             "there is no folder 'train' with photographs in it",
             where=planned.source,
-            mend=f"`{_download_of(planned.source)}` fetches them",
+            mend=_fetched_by(planned.source),
         )
     _claim(folder, planned.origin)
     with ThreadPoolExecutor(max(1, threads), thread_name_prefix="read") as pool:
@@ -203,9 +203,9 @@ def _finished(
     return entry, table.replace_schema_metadata()
 
 
-def _download_of(source: str) -> str:
-    """The command that fetches all photographs of a collection."""
-    return shlex.join(["ray-retrieval", "gldv2", "download", source, "--tars", "0-499"])
+def _fetched_by(source: str) -> str:
+    """What to do where a collection has no photographs."""
+    return f"`{command('gldv2', 'download', source, '--tars', '0-499')}` fetches them"
 
 
 def _read(path: str) -> tuple[bytes, str | None]:
@@ -251,7 +251,7 @@ def _describe(
             f"none of the {len(missing):,} photographs is there, the first looked for is "
             f"{planned.paths(np.arange(1))[0]}",
             where=planned.source,
-            mend=f"`{_download_of(planned.source)}` fetches them",
+            mend=_fetched_by(planned.source),
         )
     for part, table in tables.items():
         _write_listing(folder, f"{part}.parquet", table.filter(table["address"].is_valid()))
