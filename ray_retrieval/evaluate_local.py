@@ -15,6 +15,7 @@ from ray_retrieval.evaluation import (
     features_of,
     ignored_rows,
     in_order,
+    labels_of,
     named_reranked,
     notes_on_missing,
     own_rows,
@@ -176,9 +177,7 @@ def _by_labels(
     at: Sequence[int],
     benchmark: Benchmark,
 ) -> list[Metric]:
-    labels, rows = queries.labels, database.labels
-    if labels is None or rows is None:
-        raise DataError("evaluation needs labels of queries and database", where=queries.folder)
+    labels, rows = labels_of(queries), labels_of(database)
     ids = (queries.ids, database.ids) if benchmark.queries_in_database else (None, None)
     (order,) = orders.values()
     return list(by_rankings.evaluate(order, labels, rows, at, *ids).values())

@@ -50,13 +50,26 @@ def side(embeddings: Embeddings, features: Embeddings | None = None) -> Side:
     """Those of an embeddings directory, and the local features of the same images in another.
 
     Raises:
-        DataError: if it has no labels.
+        DataError: if an image has no label.
+    """
+    local = None if features is None else features_of(embeddings, features)
+    return Side(embeddings.descriptors, labels_of(embeddings), np.array(embeddings.ids, np.str_), local)
+
+
+def labels_of(embeddings: Embeddings) -> npt.NDArray[Any]:
+    """int64 [n] class numbers, or bool [n, classes] for images of several.
+
+    Raises:
+        DataError: if an image has no label.
     """
     labels = embeddings.labels
     if labels is None:
-        raise DataError("evaluation needs labels of queries and database", where=embeddings.folder)
-    local = None if features is None else features_of(embeddings, features)
-    return Side(embeddings.descriptors, labels, np.array(embeddings.ids, np.str_), local)
+        raise DataError(
+            "evaluation needs a label of every image",
+            where=embeddings.folder,
+            mend="give images with labels, and encode them again",
+        )
+    return labels
 
 
 def features_of(embeddings: Embeddings, features: Embeddings) -> Local:

@@ -11,7 +11,7 @@ from search_parts import draw_local, draw_vectors, write
 from ray_retrieval import evaluate_local, search
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Local, Vectors, concatenate
-from ray_retrieval.errors import ArtefactError
+from ray_retrieval.errors import ArtefactError, DataError
 from ray_retrieval.evaluate import EvaluateConfig, evaluate
 from ray_retrieval.evaluation import as_text, features_of
 from ray_retrieval.metrics import rankings, revisited
@@ -67,14 +67,26 @@ def test_measured_are_the_rankings_of_the_index(made):
     assert "geometric_verification" in policy
 
 
+def unlabelled(table):
+    images = table.table
+    return ImageTable(pa.table({"id": images["id"], "image": images["image"]}), name=table.name)
+
+
+def test_of_queries_and_database_the_one_without_labels_is_named(made, tmp_path):
+    queries, database, _, benchmark = made
+    images = unlabelled(benchmark.database).table
+    bare = Embeddings.open(write(tmp_path / "d", database.descriptors, images))
+    search.build(tmp_path / "d", tmp_path / "index")
+    index = search.Index.open(tmp_path / "index")
+    with pytest.raises(DataError, match="a label of every image") as caught:
+        evaluate(queries, bare, EvaluateConfig(at=[1]), benchmark, index=index)
+    assert caught.value.where == str(tmp_path / "d")
+
+
 def test_a_ground_truth_counts_rows_of_the_benchmark(made, tmp_path):
     queries, _, _, benchmark = made
     lost = {0, 7}
     rich = draw_local(COUNT, 16, most=60, seed=3)
-
-    def unlabelled(table):
-        images = table.table
-        return ImageTable(pa.table({"id": images["id"], "image": images["image"]}), name=table.name)
 
     truth = tuple(
         {"easy": np.array([row]), "hard": np.array([row + 10]), "junk": np.array([row + 20])}
