@@ -66,7 +66,7 @@ def built(tmp_path_factory):
     return folder
 
 
-def write_embeddings(folder, table, codes, fingerprint):
+def write_embeddings(folder, table, codes, fingerprint, **more):
     where = Folder(folder)
     part = embeddings.part_table(table.table, codes, first_row=0, skip={})
     embeddings.finish(
@@ -77,6 +77,7 @@ def write_embeddings(folder, table, codes, fingerprint):
         class_names=["red", "green", "blue"],
         parts=[embeddings.write_part(where, 0, part, key="k", errors=[])],
         source=table.fingerprint,
+        **more,
     )
 
 

@@ -41,6 +41,18 @@ def test_search_runs_the_export_once_there_is_one(cli_call, built):
     assert json.loads(own[1])["queries"][0]["hits"][0]["id"] == "image-0007"
 
 
+def test_a_warning_names_the_option(cli_call, built, tmp_path):
+    shutil.copytree(built / "model", tmp_path / "model")
+    found = Embeddings.open(built / "embeddings")
+    table = coloured_table(12)
+    write_embeddings(tmp_path / "embeddings", table, found.descriptors, found.model, engine="onnx-int8")
+    search.build(tmp_path / "embeddings", tmp_path / "index")
+    code, _, err = cli_call("search", tmp_path / "index", built / "query.png", "-k", "1")
+    assert code == 0
+    assert err.startswith("warning rows were encoded by onnx-int8, the queries by torch: ")
+    assert "search with --engine onnx-int8" in err
+
+
 def test_what_another_tool_left_beside_an_index_is_passed_over(cli_call, built, tmp_path):
     for name in ("index", "model", "query.png"):
         (shutil.copytree if (built / name).is_dir() else shutil.copy)(built / name, tmp_path / name)

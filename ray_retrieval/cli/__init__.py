@@ -1,10 +1,7 @@
 """The command line: one sub-command per verb. Parsing and printing only."""
 
-import re
 import sys
 import traceback
-from collections import Counter
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +9,7 @@ import typer
 import ray_retrieval
 from ray_retrieval.cli import datasets, export, images, queries, recipes, serve
 from ray_retrieval.cli.index import index_app
+from ray_retrieval.cli.options import with_options
 from ray_retrieval.cli.submit import submit_app
 from ray_retrieval.errors import RetrievalError
 
@@ -71,7 +69,7 @@ def main() -> None:
     except (RetrievalError, _UsageError) as error:
         if len(arguments) < len(sys.argv) - 1:
             traceback.print_exc()
-        said = _misuse(error) if isinstance(error, _UsageError) else _with_options(str(error), arguments)
+        said = _misuse(error) if isinstance(error, _UsageError) else with_options(str(error), arguments)
         if said:
             typer.echo(f"error: {said}", err=True)
         sys.exit(2)
@@ -82,29 +80,6 @@ def main() -> None:
         same = "without --fresh the same command" if "--fresh" in arguments else "the same command"
         typer.echo(f"interrupted; {same} goes on where this one stopped", err=True)
     sys.exit(code)
-
-
-def _with_options(said: str, arguments: list[str]) -> str:
-    """What is wrong, with parameters of the library, such as `max_loss`, as options.
-
-    Those of the command itself, and those that one other command alone has: it is what the sentence names.
-    """
-    command: Any = typer.main.get_command(app)
-    everywhere = [options for _, options in _options(command)]
-    for word in arguments:
-        command = getattr(command, "commands", {}).get(word, command)
-    owners = Counter(name for options in everywhere for name in options)
-    known = {name: option for options in everywhere for name, option in options.items() if owners[name] == 1}
-    known |= next(_options(command))[1]
-    return re.sub(r"`(\w+)`", lambda name: known.get(name[1], name[0]), said)
-
-
-def _options(command: Any) -> Iterator[tuple[Any, dict[str, str]]]:
-    """A command and all those below it, each with the option of each of its parameters."""
-    mine = [one for one in command.params if one.param_type_name == "option"]
-    yield command, {one.name: max(one.opts, key=len) for one in mine}
-    for inner in getattr(command, "commands", {}).values():
-        yield from _options(inner)
 
 
 def _misuse(error: Any) -> str:

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ray_retrieval.cli.index_export import index_export
+from ray_retrieval.cli.options import ModelOption, Root
 from ray_retrieval.cli.printing import AsJson, console, print_json
 from ray_retrieval.cli.vectors import (
     Bits,
@@ -223,13 +224,8 @@ def index_add(
         bool,
         typer.Option("--skip-duplicates", help="Leave out images that the index holds byte for byte."),
     ] = False,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="The model that made the index; it is looked for beside the index."),
-    ] = None,
-    root: Annotated[
-        str | None, typer.Option(help="The folder that paths in a list or CSV start from.")
-    ] = None,
+    model: ModelOption = None,
+    root: Root = None,
     out: Annotated[
         str | None, typer.Option("--embeddings", help="Keep the embeddings of the images here.")
     ] = None,

@@ -1,6 +1,9 @@
-"""Arguments and options that several commands have. Parsing only."""
+"""Arguments and options that several commands have, and what they are called. Parsing only."""
 
-from typing import Annotated
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
 
@@ -75,3 +78,32 @@ def of_descriptors(path: str | None) -> str | None:
 
         check_suffix(path)
     return path
+
+
+def with_options(said: str, arguments: list[str]) -> str:
+    """What is said, with parameters of the library, such as `max_loss`, as options.
+
+    Those of the command itself, and those that one other command alone has: it is what the sentence names.
+
+    Args:
+        said: an error, or a warning.
+        arguments: the command line; of it, the words that name the command are looked at.
+    """
+    from ray_retrieval.cli import app
+
+    command: Any = typer.main.get_command(app)
+    everywhere = list(_options(command))
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word, command)
+    owners = Counter(name for options in everywhere for name in options)
+    known = {name: option for options in everywhere for name, option in options.items() if owners[name] == 1}
+    known |= next(_options(command))
+    return re.sub(r"`(\w+)`", lambda name: known.get(name[1], name[0]), said)
+
+
+def _options(command: Any) -> Iterator[dict[str, str]]:
+    """Of a command, and then of each of those below it, the option of each parameter."""
+    mine = [one for one in command.params if one.param_type_name == "option"]
+    yield {one.name: max(one.opts, key=len) for one in mine}
+    for inner in getattr(command, "commands", {}).values():
+        yield from _options(inner)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ray_retrieval.cli.options import EngineOption, ModelOption, of_a_picture
+from ray_retrieval.cli.options import EngineOption, ModelOption, of_a_picture, with_options
 from ray_retrieval.cli.printing import AsJson, print_json
 from ray_retrieval.cli.vectors import Bits, Column, Ids, ModelName, Normalise, answers_to, refuse_settings
 
@@ -88,7 +88,7 @@ def search(
     searcher = Searcher(index, model, rerank=steps, gpu=gpu, engine=engine or "torch", effort=harder)
     unmeasured = searcher.index.manifest.otherwise_encoded(engine or "torch")
     if unmeasured is not None:
-        typer.echo(f"warning {unmeasured}".replace("`engine`", "--engine"), err=True)
+        typer.echo(f"warning {with_options(unmeasured, ['search'])}", err=True)
     answers = searcher.answers(queries, k, box=box, where=where)
     if picture is not None:
         examples = [
