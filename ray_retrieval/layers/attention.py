@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ray_retrieval.layers.pooling import EPSILON
+from ray_retrieval.layers.pooling import EPSILON, wide
 
 
 class Attention(nn.Module):
@@ -53,13 +53,13 @@ def attentive_pooling(features: Tensor, scores: Tensor, *, normalised_scores: bo
     code.
     """
     with torch.autocast(features.device.type, enabled=False):
-        wide = features.to(torch.promote_types(features.dtype, torch.float32))
-        weights = scores.to(wide.dtype)
+        features = wide(features)
+        weights = scores.to(features.dtype)
         if normalised_scores:
             weights = weights / (weights.mean(dim=(1, 2), keepdim=True) + EPSILON)
-        lengths = torch.linalg.vector_norm(wide, dim=1) + EPSILON
+        lengths = torch.linalg.vector_norm(features, dim=1) + EPSILON
         # Weights rather than features are divided: no second map of features is made.
-        pooled: Tensor = torch.einsum("nchw,nhw->nc", wide, weights / lengths)
+        pooled: Tensor = torch.einsum("nchw,nhw->nc", features, weights / lengths)
         return pooled / weights[0].numel()
 
 

@@ -83,7 +83,7 @@ class SuperGlobalPooling(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            raised = _wide(features).clamp(min=max(self.floor, EPSILON))
+            raised = wide(features).clamp(min=max(self.floor, EPSILON))
             smoothed = (raised + self._regional(raised)) / 2
         return generalised_mean(smoothed, self.p)
 
@@ -106,10 +106,15 @@ def generalised_mean(features: Tensor, p: Tensor | float) -> Tensor:
         p: the exponent, above 0: a number, or a tensor [1] or [channels] that the gradient reaches.
     """
     with torch.autocast(features.device.type, enabled=False):
-        clamped = _wide(features).clamp(min=EPSILON)
+        clamped = wide(features).clamp(min=EPSILON)
         peaks = clamped.detach().amax(dim=(2, 3))
         each = p[:, None, None] if isinstance(p, Tensor) else p
         return peaks * (clamped / peaks[:, :, None, None]).pow(each).mean(dim=(2, 3)).pow(1 / p)
+
+
+def wide(values: Tensor) -> Tensor:
+    """The values [...] in float32 or wider: lengths, powers and losses are not computed in 16 bits."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def l2_normalised(vectors: Tensor, dim: int = -1) -> Tensor:
@@ -117,9 +122,9 @@ def l2_normalised(vectors: Tensor, dim: int = -1) -> Tensor:
 
     One of zeros stays so.
     """
-    wide = _wide(vectors)
-    lengths: Tensor = torch.linalg.vector_norm(wide, dim=dim, keepdim=True)
-    return wide / (lengths + EPSILON)
+    vectors = wide(vectors)
+    lengths: Tensor = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    return vectors / (lengths + EPSILON)
 
 
 def padded_to(images: Tensor, side: int) -> Tensor:
@@ -157,13 +162,9 @@ def combine_scales(
 
     Reference: Radenović et al. 2018, §3.5 (mean); Shao et al. 2023 (max).
     """
-    wide = _wide(descriptors)
+    descriptors = wide(descriptors)
     if kind == "max":
-        return l2_normalised(wide.amax(dim=0))
+        return l2_normalised(descriptors.amax(dim=0))
     if not isinstance(p, Tensor) and p == 1:
-        return l2_normalised(wide.mean(dim=0))
-    return l2_normalised(wide.pow(p).mean(dim=0).pow(1 / p))
-
-
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
+        return l2_normalised(descriptors.mean(dim=0))
+    return l2_normalised(descriptors.pow(p).mean(dim=0).pow(1 / p))

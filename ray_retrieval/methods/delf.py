@@ -31,13 +31,12 @@ from ray_retrieval.descriptors import DescriptorKind, Form, Local
 from ray_retrieval.errors import DataError, ModelError, RecipeError
 from ray_retrieval.layers.attention import Attention, Autoencoder, attentive_pooling, reconstruction_losses
 from ray_retrieval.layers.backbones import BackboneConfig, build_stages, side_for_cells
-from ray_retrieval.layers.pooling import GlobalPooling, l2_normalised
+from ray_retrieval.layers.pooling import GlobalPooling, l2_normalised, wide
 from ray_retrieval.layers.pyramid import Found, Pyramid, PyramidConfig
 from ray_retrieval.layers.receptive_field import receptive_field
 from ray_retrieval.layers.whitening import PairStatistics, pca
 from ray_retrieval.losses.arcface import CosineClassifier, arcface_losses
 from ray_retrieval.methods.base import Batch, Clock, Encode, Method, MethodConfig, Outputs, Rows
-from ray_retrieval.methods.hashing import wide
 
 _SEED = int.from_bytes(b"delf", "big")
 """Of the training images that principal components and threshold are learned from."""

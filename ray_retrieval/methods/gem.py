@@ -41,7 +41,13 @@ from ray_retrieval.layers.backbones import (
     map_channels,
     side_for_cells,
 )
-from ray_retrieval.layers.pooling import SuperGlobalPooling, combine_scales, l2_normalised, padded_to
+from ray_retrieval.layers.pooling import (
+    SuperGlobalPooling,
+    combine_scales,
+    l2_normalised,
+    padded_to,
+    wide,
+)
 from ray_retrieval.layers.regions import PoolingKind, RegionalPooling, build_pooling
 from ray_retrieval.layers.whitening import PAIRS_A_DIMENSION, Whitening
 from ray_retrieval.losses.arcface import CosineClassifier, arcface_losses
@@ -71,7 +77,6 @@ from ray_retrieval.methods.gem_whitening import (
     start_as_identity,
     start_by_places,
 )
-from ray_retrieval.methods.hashing import wide
 
 _STARTED = ("local.", "pooling.whitening.", "projection.")
 """Layers that start from a whitening of the training images, by the beginning of their tensors' names."""

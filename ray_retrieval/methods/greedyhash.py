@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from ray_retrieval.layers.pooling import wide
 from ray_retrieval.layers.sign import straight_through_sign
 from ray_retrieval.methods.base import Batch, Clock, Outputs
-from ray_retrieval.methods.hashing import HashingConfig, HashingMethod, wide
+from ray_retrieval.methods.hashing import HashingConfig, HashingMethod
 
 
 class GreedyHashConfig(HashingConfig):

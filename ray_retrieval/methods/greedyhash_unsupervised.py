@@ -19,10 +19,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ray_retrieval.layers.backbones import BackboneConfig
+from ray_retrieval.layers.pooling import wide
 from ray_retrieval.layers.sign import straight_through_sign
 from ray_retrieval.methods.base import Batch, Clock, Outputs
 from ray_retrieval.methods.greedyhash import quantisation_penalties
-from ray_retrieval.methods.hashing import HashingConfig, HashingMethod, wide
+from ray_retrieval.methods.hashing import HashingConfig, HashingMethod
 
 
 class GreedyHashUnsupervisedConfig(HashingConfig):

@@ -1,6 +1,5 @@
 """What deep-hashing methods share: a backbone, a linear hash layer, and codes that are its signs."""
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -52,8 +51,3 @@ class HashingMethod(Method):
             ParameterGroup([p for p in trained if id(p) not in backbone], self.config.head_lr_factor),
         ]
         return [group for group in groups if group.parameters]
-
-
-def wide(values: Tensor) -> Tensor:
-    """The values [...] in float32 or wider: losses are not computed in 16 bits."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

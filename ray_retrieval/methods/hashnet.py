@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from ray_retrieval.config import Config
 from ray_retrieval.data.labels import sharing_pairs
 from ray_retrieval.data.table import ImageTable
+from ray_retrieval.layers.pooling import wide
 from ray_retrieval.losses.memory import CrossBatchMemory
 from ray_retrieval.losses.pairwise import ClassWeights, labelled, share_a_label, weighted_pairwise_loss
 from ray_retrieval.methods.base import Batch, Clock, Outputs
-from ray_retrieval.methods.hashing import HashingConfig, HashingMethod, wide
+from ray_retrieval.methods.hashing import HashingConfig, HashingMethod
 from ray_retrieval.workers import sum_over_workers
 
 

@@ -31,7 +31,7 @@ from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig, build_feature_map
-from ray_retrieval.layers.pooling import GlobalPooling, PoolingName
+from ray_retrieval.layers.pooling import GlobalPooling, PoolingName, wide
 from ray_retrieval.losses.contrastive import Pairs, contrastive_against
 from ray_retrieval.losses.memory import CrossBatchMemory
 from ray_retrieval.losses.metric import (
@@ -42,7 +42,6 @@ from ray_retrieval.losses.metric import (
 )
 from ray_retrieval.losses.pairwise import share_a_label
 from ray_retrieval.methods.base import Batch, Clock, Encode, Method, MethodConfig, Outputs, Rows
-from ray_retrieval.methods.hashing import wide
 
 
 class PairLossConfig(Config):
