@@ -11,12 +11,14 @@
 Words and quoted text mean the same, but that a quoted one is never a keyword. The values of `label` are
 names of classes, or their numbers; what is the name of one class and the number of another is the name. An
 `id` is text, also where rows are known by numbers: '5' is the row 5, and '05' and other text are none. A
-number that a column cannot hold equals none of its values. A date and time without an offset, such as +01:00
-or Z, is one of the column's time zone, where it has one. A column of lists, such as the label of images
+number that a column cannot hold equals none of its values. Dates and times are written as 2020-01-31,
+'2020-01-31 12:30:05' and 12:30:05. A date and time without an offset, such as +01:00 or Z, is one of the
+column's time zone, where it has one. A column of lists, such as the label of images
 of several classes, equals a value if any of its items does. As in SQL, a condition on what is null is neither
 true nor false, and neither is its opposite; what is not true does not pass.
 """
 
+import datetime
 import difflib
 import functools
 import re
@@ -379,13 +381,13 @@ class _Masks:
             if value.number is None:
                 raise QueryError(f"column '{name}' holds numbers, '{value.text}' is none")
             return _as_number(value, kind)
-        if pa.types.is_null(kind):
-            return None
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_temporal(kind):
-            return value.text
+        if pa.types.is_null(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+            return None if pa.types.is_null(kind) else value.text
+        if pa.types.is_date(kind) or pa.types.is_time(kind) or pa.types.is_timestamp(kind):
+            return _as_time(name, value, kind)
         raise QueryError(
             f"column '{name}' holds {kind}, '{value.text}' is none",
-            mend="filter on text, numbers, true or false, or dates",
+            mend="filter on text, numbers, true or false, dates or times",
         )
 
     def _class_number(self, value: Value) -> int:
@@ -405,6 +407,34 @@ def _as_number(value: Value, kind: pa.DataType) -> Number:
     if pa.types.is_decimal(kind):
         return in_units(kind, Decimal(value.text))
     return float(value.number) if pa.types.is_floating(kind) else value.number
+
+
+_UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
+
+
+def _as_time(name: str, value: Value, kind: pa.DataType) -> str | datetime.time:
+    """A value that is a date, a time or both, for a column of such; text is what `_of_type` understands.
+
+    Raises:
+        QueryError: saying how they are written, if it is none, or finer than those of the column.
+    """
+    try:
+        found = datetime.time.fromisoformat(value.text) if pa.types.is_time(kind) else value.text
+        _of_type(pa.array([found]), kind)
+    except (pa.ArrowException, ValueError):
+        if pa.types.is_date(kind):
+            held, mend = "dates", "write a date as 2020-01-31"
+        elif pa.types.is_time(kind):
+            held, mend = f"times of day in {_UNITS[kind.unit]}", "write a time as 12:30:05"
+        else:
+            held = f"dates and times in {_UNITS[kind.unit]}"
+            mend = "write them as 2020-01-31 or '2020-01-31 12:30:05', " + (
+                "without an offset, as the column has no time zone"
+                if kind.tz is None
+                else f"of the time zone {kind.tz} or with an offset: '2020-01-31 12:30:05+01:00'"
+            )
+        raise QueryError(f"column '{name}' holds {held}, '{value.text}' is none", mend=mend) from None
+    return found
 
 
 def _of_type(values: pa.Array, kind: pa.DataType) -> pa.Array:

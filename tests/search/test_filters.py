@@ -221,8 +221,39 @@ def test_a_time_without_an_offset_is_of_the_columns_zone():
         "at >= 2024-01-01 and at < '2024-01-01 02:30'": [0, 1],
     }.items():
         assert passing(text, rows) == expected, text
-    with pytest.raises(QueryError, match="column 'at' holds timestamp"):
+    with pytest.raises(QueryError, match=r"times in microseconds, 'soon' is none.*Europe/Berlin"):
         passing("at = soon", rows)
+
+
+def test_times_of_day_are_compared():
+    hours = [datetime.time(9), datetime.time(12, 30), None]
+    for kind in (pa.time32("s"), pa.time64("us")):
+        rows = pa.RecordBatch.from_pydict({"at": pa.array(hours, kind)})
+        assert passing("at > 09:00", rows) == passing("at in (12:30:00, 13:00)", rows) == [1]
+        assert passing("at != '09:00:00'", rows) == [1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        (pa.date32(), "'2020-01-31 12:30'", "holds dates, .* is none .write a date as 2020-01-31.$"),
+        (pa.time32("s"), "2020-01-31", "holds times of day in seconds, .* .write a time as 12:30:05.$"),
+        (pa.time32("s"), "12:30:05.5", "holds times of day in seconds"),
+        (
+            pa.timestamp("s"),
+            "2020",
+            "times in seconds, '2020' is none .write them as 2020-01-31 or ",
+        ),
+        (pa.timestamp("s"), "'2020-01-31 12:30:05.5'", "holds dates and times in seconds, "),
+        (pa.timestamp("ns"), "2020-01-31T12:30Z", "without an offset, as the column has no time zone"),
+        (pa.duration("s"), "5", r"holds duration\[s\], '5' is none .filter on text, .* dates or times"),
+    ],
+)
+def test_how_dates_and_times_are_written_is_said(kind, text, said):
+    rows = pa.record_batch({"at": pa.nulls(1, kind)})
+    for sign in ("=", ">"):
+        with pytest.raises(QueryError, match=said):
+            passing(f"at {sign} {text}", rows)
 
 
 def test_digits_are_names_of_classes_before_they_are_numbers():
@@ -283,7 +314,7 @@ def test_a_column_that_these_rows_lack_is_null():
         ("size = '3'", "holds numbers, '3' is none"),
         ("tags < x", "holds lists, which are not below"),
         ("raw = 1", "column 'raw' holds large_binary, '1' is none"),
-        ("day = someday", "column 'day' holds date32"),
+        ("day = someday", "column 'day' holds dates, 'someday' is none"),
         ("fine = maybe", "column 'fine' holds bool"),
     ],
 )
