@@ -259,6 +259,13 @@ def test_the_reference_has_every_field_command_route_and_name():
     assert set(recipes.names()) == set(ready_made())
 
 
+def test_the_reference_says_which_options_are_numbers():
+    text = PAGES["reference/command_line.md"]()
+    box = "--box NUMBER NUMBER NUMBER NUMBER"
+    for said in ("-k NUMBER`, `--k NUMBER", box, "--max-loss NUMBER", "--port NUMBER", "--where TEXT"):
+        assert f"| `{said}` |" in text
+
+
 def test_the_reference_names_one_section_of_several_only_where_there_are_several():
     text = PAGES["reference/recipe.md"]()
     assert "| `backbone` | [section](#backboneconfig) | [alexnet](#backboneconfig) |" in text

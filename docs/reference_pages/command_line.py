@@ -1,6 +1,6 @@
 """The reference of the command line, from the program's own parser."""
 
-from typing import Any
+from typing import Any, get_args
 
 import typer.main
 
@@ -64,9 +64,9 @@ def _row(parameter: Any) -> list[str] | None:
 
 
 def _value_of(parameter: Any) -> str:
-    kind = getattr(parameter.type_descriptor, "name", "text").upper()
-    one = {"INTEGER": "NUMBER", "INTEGER RANGE": "NUMBER", "FLOAT": "NUMBER", "FLOAT RANGE": "NUMBER"}
-    return " ".join([one.get(kind, "TEXT")] * max(1, parameter.nargs))
+    annotation = parameter.type_descriptor.annotation
+    kinds = get_args(annotation) or (annotation,)
+    return " ".join("NUMBER" if kind in (int, float) else "TEXT" for kind in kinds)
 
 
 def _default(parameter: Any) -> str:
