@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ray_retrieval"
 FILES = sorted(PACKAGE.rglob("*.py"))
-GROUND = {"commands", "errors", "config", "cores", "storage", "lock", "descriptors", "workers"}
+GROUND = {"commands", "errors", "config", "cores", "storage", "lock", "descriptors", "words", "workers"}
 NOUNS = {"layers", "losses", "data", "search", "metrics"}
 USES_RAY = {"train", "tune", "encode", "cluster", "serve"}
 

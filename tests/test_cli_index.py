@@ -60,6 +60,7 @@ def test_a_round_of_changes(cli_call, made, index, tmp_path):
     gone = ["index", "remove", index, ids[28], "--from", tmp_path / "gone.txt"]
     assert said(cli_call, *gone, "--dry-run")["removed"] == 3
     code, out, _ = cli_call(*gone)
+    assert cli_call(*gone[:4], "--dry-run")[1] == "1 image would be removed\n"
     assert code == 0
     assert out.splitlines() == [
         "3 images removed",
@@ -70,7 +71,7 @@ def test_a_round_of_changes(cli_call, made, index, tmp_path):
     assert said(cli_call, "index", "info", index)["deleted"] == 3
     code, out, _ = cli_call("index", "compact", index, "--dry-run")
     assert out.startswith(
-        "3 images removed before have no place in the files any more\nwould delete versions: 1, 2;"
+        "3 images removed before: no place in the files any more\nwould delete versions: 1, 2;"
     )
     compacted = said(cli_call, "index", "compact", index, "--keep", 3)
     assert (compacted["version"], compacted["rows"], compacted["pruned"]["versions"]) == (4, 27, [1])

@@ -7,6 +7,7 @@ import typer
 from ray_retrieval.cli.printing import AsJson, print_json, short
 from ray_retrieval.commands import command
 from ray_retrieval.progress import Display
+from ray_retrieval.words import counted
 
 gldv2_app = typer.Typer(help="Fetch and build Google Landmarks v2, to learn from.", no_args_is_help=True)
 
@@ -89,9 +90,9 @@ def gldv2_build(
         return
     folder = Folder(out)
     for part, facts in made["parts"].items():
-        typer.echo(f"{part:<10}  {facts['images']:,} images of {facts['classes']:,} classes")
+        typer.echo(f"{part:<10}  {counted(facts['images'], 'image')} of {counted(facts['classes'], 'class')}")
     if made["missing"]:
-        typer.echo(f"missing     {made['missing']:,} images: {short(folder.uri_of('missing.csv'))}")
+        typer.echo(f"missing     {counted(made['missing'], 'image')}: {short(folder.uri_of('missing.csv'))}")
     # The leaves in braces, on one line.
     block = yaml.safe_dump(
         {"data": {"name": "gldv2", "root": out}},
@@ -113,4 +114,4 @@ def gldv2_verify(
     if as_json:
         print_json({"folder": out, "sound": True, "files": files})
         return
-    typer.echo(f"ok      {files} files")
+    typer.echo(f"ok      {counted(files, 'file')}")

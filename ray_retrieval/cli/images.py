@@ -15,6 +15,7 @@ def encode(
     images: Annotated[
         str, typer.Argument(metavar="IMAGES", help="A folder, list (.txt), CSV or Parquet of images.")
     ],
+from ray_retrieval.words import counted
     out: Annotated[str, typer.Option("--out", help="Where the embeddings go.")],
     root: Root = None,
     settings: Annotated[
@@ -43,7 +44,7 @@ def encode(
     if as_json:
         print_json({"folder": out, "rows": made.rows, "errors": made.error_count, "model": made.model})
         return
-    typer.echo(f"encoded {made.rows:,} images into {out}")
+    typer.echo(f"encoded {counted(made.rows, 'image')} into {out}")
     if made.error_count:
         errors = short(made.folder.uri_of(ERRORS))
         typer.echo(f"left out {made.error_count:,} that cannot be decoded: {errors}")
@@ -82,4 +83,4 @@ def embed(
         for identifier, row in zip(made.ids, made.rows_in_words(), strict=True):
             typer.echo(f"{identifier}: {row}")
     else:
-        typer.echo(f"saved   {len(made.ids):,} {made.form} in {out}")
+        typer.echo(f"saved   {counted(len(made.ids), 'image')} as {made.form} in {out}")

@@ -25,6 +25,7 @@ from ray_retrieval.cli.vectors import (
 from ray_retrieval.commands import command
 from ray_retrieval.progress import Display, rows_written
 
+from ray_retrieval.words import counted
 index_app = typer.Typer(help="Build, change, describe and check an index.", no_args_is_help=True)
 index_app.command("export")(index_export)
 
@@ -191,12 +192,13 @@ def index_plan(
         table.add_row(kind.kind, *sizes, f"{kind.bytes_per_row:,.1f}", mark if kind.auto else "")
     console(highlight=False, markup=False).print(table)
     typer.echo(
-        f"{count:,} images; bytes a row are megabytes a million. Mapped files are shared by all processes."
+        f"{counted(count, 'image')}; bytes a row are megabytes a million. "
+        "Mapped files are shared by all processes."
     )
     for kind in found:
         if kind.auto and kind.train_rows:
             typer.echo(
-                f"{kind.kind} is trained on {kind.train_rows:,} images drawn at random, "
+                f"{kind.kind} is trained on {counted(kind.train_rows, 'image')} drawn at random, "
                 f"{kind.training / 1e6:,.1f} MB of memory while it is built"
             )
     if not any(kind.auto for kind in found):
@@ -464,14 +466,14 @@ def _report(index: str, change: Any, as_json: bool, *, dry_run: bool = False, le
     for count, what in (
         (change.added, "added"),
         (change.removed, "would be removed" if dry_run else "removed"),
-        (change.skipped, "skipped: the index holds them already"),
-        (change.dropped, "removed before have no place in the files any more"),
-        (left_out, "left out: they cannot be decoded"),
+        (change.skipped, "skipped: in the index already"),
+        (change.dropped, "removed before: no place in the files any more"),
+        (left_out, "left out: cannot be decoded"),
     ):
         if count:
-            typer.echo(f"{count:,} images {what}")
+            typer.echo(f"{counted(count, 'image')} {what}")
     if change.changed and not dry_run:
-        typer.echo(f"version {manifest.number}: {manifest.operation}; {manifest.rows:,} images")
+        typer.echo(f"version {manifest.number}: {manifest.operation}; {counted(manifest.rows, 'image')}")
         typer.echo(f"undo    {command('index', 'rollback', index)}")
     elif not dry_run:
         typer.echo(f"version {manifest.number} stays: there is nothing to change")
@@ -483,11 +485,10 @@ def _report(index: str, change: Any, as_json: bool, *, dry_run: bool = False, le
 
 def _pruned_in_words(pruned: Any, dry_run: bool) -> str:
     listed = ", ".join(map(str, sorted(pruned.versions))) or "none"
-    spared = (
-        f"; {pruned.spared:,} recent files stay, as somebody may be writing them" if pruned.spared else ""
-    )
+    spared = counted(pruned.spared, "recent file")
+    left = f"; {spared} left alone, as somebody may be writing there" if pruned.spared else ""
     verb = "would delete" if dry_run else "deleted"
-    return f"{verb} versions: {listed}; {pruned.files:,} files, {pruned.bytes / 1e6:,.1f} MB{spared}"
+    return f"{verb} versions: {listed}; {counted(pruned.files, 'file')}, {pruned.bytes / 1e6:,.1f} MB{left}"
 
 
 def _lines(file: Path) -> list[str]:

@@ -6,6 +6,7 @@ import typer
 
 from ray_retrieval.cli.printing import AsJson, print_json
 from ray_retrieval.progress import rows_written
+from ray_retrieval.words import counted
 
 
 def index_export(
@@ -34,4 +35,4 @@ def index_export(
         print_json({"folder": out, **made})
         return
     files = ", ".join(entry["file"] for entry in made["files"]) or "rows.lance"
-    typer.echo(f"export  {made['rows']:,} rows in {out}: {files}; see export.json")
+    typer.echo(f"export  {counted(made['rows'], 'row')} in {out}: {files}; see export.json")

@@ -10,6 +10,7 @@ from rich.table import Table
 from ray_retrieval.cli.printing import console, print_json, short
 from ray_retrieval.descriptors import Form
 from ray_retrieval.storage import Folder
+from ray_retrieval.words import counted
 
 
 def number(value: float | None) -> str:
@@ -237,7 +238,7 @@ def print_survey(found: dict[str, Any]) -> None:
         )
     for overlap in found["overlaps"]:
         first, second = overlap["parts"]
-        out.print(f"{overlap['images']:,} images of {first} are in {second}")
+        out.print(f"{counted(overlap['images'], 'image')} of {first} in {second} too")
 
 
 def print_export(made: dict[str, Any], folder: Folder) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
-from ray_retrieval.metrics.inputs import counted
 from ray_retrieval.metrics.positions import Wanted
+from ray_retrieval.words import counted
 
 __all__ = ["LISTS", "POSITIVE", "GroundTruth", "Lists", "Protocol"]
 

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics.compiled import frozen
+from ray_retrieval.words import counted
 
 # Room for 2 · distance + 1 in the kernels' uint16 keys.
 _MOST_BITS = 32_767
@@ -215,9 +216,3 @@ def checked_ranks(at: Sequence[int]) -> list[int]:
     if wrong:
         raise MetricError(f"precision@n and recall@n need n of at least 1, got {wrong[0]}")
     return list(at)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number with its noun, in the plural where it is not one: `1 query`, `1,200 queries`."""
-    plural = {"query": "queries"}.get(noun, f"{noun}s")
-    return f"{number:,} {noun if number == 1 else plural}"

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
-from ray_retrieval.metrics.inputs import counted
 from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.metrics.relevance import Ids, checked_labels, relevant_rows, rows_with_the_id
+from ray_retrieval.words import counted
 
 __all__ = ["evaluate"]
 

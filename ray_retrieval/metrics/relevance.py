@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
-from ray_retrieval.metrics.inputs import counted
+from ray_retrieval.words import counted
 
 Ints = npt.NDArray[np.int64]
 Ids = npt.NDArray[Any] | Sequence[str] | Sequence[int]

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import ties as order_free
 from ray_retrieval.metrics.compiled import frozen
-from ray_retrieval.metrics.inputs import counted, cut_off
+from ray_retrieval.metrics.inputs import cut_off
 from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.metrics.parts import DistanceCounts, RowOrder
+from ray_retrieval.words import counted
 
 Ties = Literal["row", "expected", "optimistic", "pessimistic"]
 TIES: tuple[Ties, ...] = get_args(Ties)

@@ -44,7 +44,6 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import ranks
 from ray_retrieval.metrics.compiled import frozen
-from ray_retrieval.metrics.inputs import counted
 from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.metrics.products import QUERIES, ROWS, checked_vectors, copies_in, filled_up
 from ray_retrieval.metrics.relevance import (
@@ -57,6 +56,7 @@ from ray_retrieval.metrics.relevance import (
 )
 from ray_retrieval.metrics.shards import default_threads
 from ray_retrieval.metrics.threads import each
+from ray_retrieval.words import counted
 
 __all__ = ["evaluate", "evaluate_reranked"]
 

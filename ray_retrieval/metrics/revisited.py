@@ -42,10 +42,10 @@ import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics.ground_truth import LISTS, POSITIVE, GroundTruth, Lists, Protocol
-from ray_retrieval.metrics.inputs import counted
 from ray_retrieval.metrics.metric import Metric
 from ray_retrieval.metrics.positions import Vectors, Wanted, ranked_positions
 from ray_retrieval.metrics.threads import Progress
+from ray_retrieval.words import counted
 
 __all__ = [
     "GroundTruth",

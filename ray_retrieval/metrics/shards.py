@@ -28,9 +28,10 @@ from ray_retrieval.cores import cores
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import kernels
 from ray_retrieval.metrics.compiled import frozen
-from ray_retrieval.metrics.inputs import Inputs, checked_ranks, counted, cut_off, prepare
+from ray_retrieval.metrics.inputs import Inputs, checked_ranks, cut_off, prepare
 from ray_retrieval.metrics.parts import DistanceCounts, RowOrder
 from ray_retrieval.metrics.threads import Progress, each
+from ray_retrieval.words import counted
 
 Codes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]

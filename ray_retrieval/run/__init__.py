@@ -41,6 +41,7 @@ from ray_retrieval.run_folder import PREPARED, RECIPE, RUN, WRITTEN, begin, mark
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import train, worker_resources
+from ray_retrieval.words import counted
 
 
 @dataclass(frozen=True)
@@ -265,7 +266,7 @@ class Run:
             found = built.approximate.recall
             self.display.say(
                 f"index: {built.approximate.factory} finds {found.value:.4f} of the {found.k} nearest "
-                f"({found.queries:,} queries)"
+                f"({counted(found.queries, 'query')})"
             )
 
     def evaluate(self, benchmark: Benchmark) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from ray_retrieval.search.selection import is_among
 from ray_retrieval.search.selftest import tested
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.storage import Folder, digest, fingerprint
+from ray_retrieval.words import counted
 
 Rows = npt.NDArray[np.int64]
 Where = str | Path | Folder
@@ -105,7 +106,7 @@ def remove(
             return Change(previous, changed=False)
         if len(rows) == opened.rows:
             raise QueryError(
-                f"all {len(rows):,} rows would be removed, and none left to search",
+                f"none of its {counted(len(rows), 'row')} would be left to search",
                 where=index,
                 mend="delete the folder, or build the index anew",
             )
