@@ -5,8 +5,11 @@ import os
 from contextlib import suppress
 from types import SimpleNamespace
 
+import pytest
+
 from ray_retrieval import cluster
 from ray_retrieval.cluster.meanwhile import environment, quiet
+from ray_retrieval.errors import ClusterError
 
 
 def test_loggers_have_their_levels_back():
@@ -35,6 +38,25 @@ def test_variables_have_their_values_back(monkeypatch):
         raise ValueError
     assert os.environ["MEANWHILE_OLD"] == "old"
     assert "MEANWHILE_NEW" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Exception("The current node timed out during startup. This could happen.\nlog"), "timed out during"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_told_with_the_mend(monkeypatch, error, said):
+    def init(**_):
+        raise error
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setattr(cluster, "ray", ray)
+    for address, mend in (("", "RAY_ADDRESS=auto"), ("host:6379", "see that the cluster runs")):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ClusterError, match=f"did not start: .*{said}.*{mend}"), cluster.connect():
+            pass
 
 
 def test_what_is_set_for_a_local_ray_ends_with_it(monkeypatch):

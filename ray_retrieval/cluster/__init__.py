@@ -70,7 +70,7 @@ def connect() -> Iterator[None]:
 
 
 def _start(address: str | None) -> None:
-    """Join a cluster, or start a local Ray."""
+    """Join a cluster, or start a local Ray; raises ClusterError if it does not start."""
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -83,9 +83,16 @@ def _start(address: str | None) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"RAY_ADDRESS={address}" if address else "local Ray"
-        raise ClusterError(f"Ray did not start: {str(error).splitlines()[0]}", where=where) from error
+    except Exception as error:  # of a start that takes too long, Ray raises no narrower one
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ClusterError(
+            f"Ray did not start: {said.rstrip('.')}",
+            where=f"RAY_ADDRESS={address}" if address else "local Ray",
+            mend="see that the cluster runs and can be reached from here"
+            if address
+            else "try again when the machine has less to do, or start Ray beforehand: `ray start --head` and "
+            "RAY_ADDRESS=auto",
+        ) from error
 
 
 def is_alone() -> bool:
