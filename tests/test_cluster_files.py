@@ -167,6 +167,15 @@ def test_a_manifest_has_only_fields_of_kuberay(path):
             assert {mount["name"] for mount in container.get("volumeMounts", [])} <= volumes
 
 
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_workers_fit_beside_what_kubernetes_keeps_of_a_node(kind):
+    node = {"cpu": 8, "memory": 32}  # as cluster.yaml has them
+    for group in cluster_spec(manifest(kind))["workerGroupSpecs"]:
+        asked = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+        assert int(asked["cpu"]) < 0.95 * node["cpu"]
+        assert int(asked["memory"].removesuffix("Gi")) < 0.87 * node["memory"]
+
+
 def test_manifests_can_be_applied_beside_one_another():
     names = [yaml.safe_load(path.read_text())["metadata"]["name"] for path in MANIFESTS]
     assert len(set(names)) == len(names)  # KubeRay names the service of a cluster's head after it
@@ -218,6 +227,9 @@ def test_the_service_of_a_manifest_is_one_that_serve_takes():
     group = spec["rayClusterConfig"]["workerGroupSpecs"][0]
     cores = int(group["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
     assert config.cpus() <= cores * group["minReplicas"]
+    # A changed one starts beside it, on nodes that are there for as long.
+    assert config.cpus() * (1 + config.surge_percent / 100) <= cores * group["maxReplicas"]
+    assert spec["rayClusterConfig"]["enableInTreeAutoscaling"]
     assert max(config.gateway_cpus, config.encoder_cpus, config.shard_cpus) <= cores
     assert given["http_options"]["request_timeout_s"] > config.request_timeout_s
     assert given["controller_options"]["runtime_env"]["env_vars"] == VARIABLES | SHORT_WAY
