@@ -319,6 +319,8 @@ def _deployment(
         "OMP_NUM_THREADS": str(threads),
         # Waiting threads that spin take the cores from the other processes of the server.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # Ray shows the GPUs of a node to everybody on it, also to those that have booked none.
+        **({} if gpus else {"CUDA_VISIBLE_DEVICES": ""}),
         # Of a controller that runs already they may be others.
         **VARIABLES,
     }

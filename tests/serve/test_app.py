@@ -189,6 +189,17 @@ def test_another_server_starts_before_this_one_ends_where_there_is_room(
     assert surges == [50, more, 50, 0]
 
 
+@pytest.mark.parametrize(("gpus", "hidden"), [(0, [True, True, True]), (0.5, [True, False, True])])
+def test_who_has_booked_no_gpu_sees_none(indexed: Served, gpus: float, hidden: list[bool]) -> None:
+    gateway: Any = build(one(indexed), ServeConfig(encoder_gpus=gpus, shard_groups=1), encoder=AverageHash)
+    handles = gateway._bound_deployment.init_args[1]["x"]
+    options = [
+        part._bound_deployment.ray_actor_options for part in (gateway, handles.encoder, *handles.groups)
+    ]
+    found = [option["runtime_env"]["env_vars"].get("CUDA_VISIBLE_DEVICES") == "" for option in options]
+    assert found == hidden
+
+
 def test_an_index_is_opened_once_before_the_start(indexed: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     opened, opening = [], Index.open
 
