@@ -24,6 +24,7 @@ from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config, ConfigType, validate
 from ray_retrieval.data.datasets import DataConfig
+from ray_retrieval.data.location import is_uri, name_of
 from ray_retrieval.data.transforms import Augmentation
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.encode import EncodeConfig
@@ -39,7 +40,7 @@ from ray_retrieval.search.cells import cells_in
 from ray_retrieval.search.faiss_index import check_sample, untrained
 from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationConfig
 from ray_retrieval.search.votes import LocalSearchConfig
-from ray_retrieval.storage import split_query
+from ray_retrieval.storage import Folder, split_query
 from ray_retrieval.tuning.config import SHARED, TuneConfig
 from ray_retrieval.yaml_text import read_yaml
 
@@ -290,10 +291,11 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe file.
 
     Args:
-        path: a YAML file, or the name of a ready-made recipe, such as `quickstart`.
+        path: a YAML file, by its path or URI, or the name of a ready-made recipe, such as `quickstart`.
         overrides: `dotted.key=value` settings, values in YAML; they come after the file.
 
     Raises:
+        ArtefactError: if a store does not answer.
         RecipeError: if the file is missing or no YAML, if a key is unknown or has a wrong value, or if the
             file states a study of several runs.
     """
@@ -411,10 +413,18 @@ def _file_of(path: str | Path) -> Path:
     raise RecipeError("no such recipe", where=path, mend=known)
 
 
+def _stored(uri: str) -> str:
+    """The text of a recipe in a store, such as the one that a run has written there."""
+    place = Folder(uri)
+    if not place.is_file():
+        mend = f"give {place.uri_of('recipe.yaml')}" if place.exists("recipe.yaml") else "check the URI"
+        raise RecipeError("no such recipe", where=uri, mend=mend)
+    return place.parent.read_bytes(name_of(place.uri)).decode()
+
+
 def _read(path: str | Path) -> dict[str, Any]:
-    file = _file_of(path)
     try:
-        text = file.read_text()
+        text = _stored(str(path)) if is_uri(str(path)) else _file_of(path).read_text()
     except UnicodeDecodeError as error:
         raise RecipeError(f"not valid YAML: {error}", where=path) from None
     except OSError as error:

@@ -338,6 +338,19 @@ def test_a_folder_is_no_recipe_but_may_hold_one(tmp_path):
         recipe.load(tmp_path)
 
 
+def test_a_recipe_may_lie_in_a_store(tmp_path):
+    place = f"file://{tmp_path}"
+    (tmp_path / "recipe.yaml").write_text(QUICKSTART.read_text())
+    assert recipe.load(f"{place}/recipe.yaml", ["seed=3"]) == recipe.load(QUICKSTART, ["seed=3"])
+    with pytest.raises(RecipeError, match=rf"no such recipe \(give {place}/recipe.yaml\)"):
+        recipe.load(place)
+    with pytest.raises(RecipeError, match=rf"{place}/r.yaml: no such recipe"):
+        recipe.load(f"{place}/r.yaml")
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff")
+    with pytest.raises(RecipeError, match=rf"{place}/recipe.yaml: not valid YAML"):
+        recipe.load(f"{place}/recipe.yaml")
+
+
 def test_missing_recipe_names_the_path():
     with pytest.raises(RecipeError, match=r"nowhere.yaml: no such recipe"):
         recipe.load("nowhere.yaml")

@@ -12,7 +12,8 @@ from ray_retrieval.errors import RecipeError
 RecipeArgument = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="A recipe file, or the name of a ready-made one, such as quickstart."
+        metavar="RECIPE",
+        help="A recipe file or its URI, or the name of a ready-made one, such as quickstart.",
     ),
 ]
 Overrides = Annotated[
