@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ray_retrieval.config import Config
 from ray_retrieval.errors import ModelError, RecipeError
+from ray_retrieval.storage import Folder, split_query
 
 BackboneName = Literal[
     "small", "alexnet", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "mobilenet_v2", "vgg16"
@@ -28,8 +29,8 @@ class BackboneConfig(Config):
     name: BackboneName = "alexnet"
     """The architecture; all but `small` are torchvision's."""
     weights: str = "imagenet"
-    """`none` (random), `imagenet` (torchvision's IMAGENET1K_V1, downloaded once) or the path of a state
-    dictionary (.pth, .pt or .safetensors) of the torchvision model of that name."""
+    """`none` (random), `imagenet` (torchvision's IMAGENET1K_V1, downloaded once) or the path or URI of a
+    state dictionary (.pth, .pt or .safetensors) of the torchvision model of that name."""
 
 
 _CHANNELS: dict[BackboneName, int] = {
@@ -264,23 +265,25 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
 
 
 def _read_weights(name: str) -> dict[str, Tensor]:
-    path = Path(os.path.expandvars(name)).expanduser()
+    where = Folder(name).uri if "://" in name else os.path.expanduser(os.path.expandvars(name))
+    place = split_query(where)[0]
+    path = Folder(where).parent.local_path(os.path.basename(place)) if "://" in name else Path(where)
     if not path.is_file():
-        raise ModelError("no such weights file", where=path, mend="check method.backbone.weights")
+        raise ModelError("no such weights file", where=where, mend="check method.backbone.weights")
     try:
         state: Any
-        if path.suffix == ".safetensors":
+        if os.path.splitext(place)[1] == ".safetensors":
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # torch.load has no error of its own: a damaged file raises anything from KeyError to UnpicklingError.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"not a file of plain tensors ({reason})", where=path) from None
+        raise ModelError(f"not a file of plain tensors ({reason})", where=where) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError("not a state dictionary of tensors", where=path)
+        raise ModelError("not a state dictionary of tensors", where=where)
     return {key.removeprefix("module."): value for key, value in state.items()}
 
 

@@ -5,7 +5,7 @@ import safetensors.torch
 import torch
 from torchvision import models
 
-from ray_retrieval.errors import ModelError
+from ray_retrieval.errors import ArtefactError, ModelError
 from ray_retrieval.layers.backbones import (
     BackboneConfig,
     BackboneName,
@@ -67,12 +67,13 @@ def test_the_least_side_is_the_first_that_leaves_a_map(name):
         assert all(has_a_map(network, side + more, side + 1) for more in (0, 1, 2, 5, 19))
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_weights_from_a_file_are_the_networks_own(tmp_path, suffix):
+def test_weights_from_a_file_are_the_networks_own(tmp_path, suffix, scheme):
     source = models.mobilenet_v2()
     path = tmp_path / f"weights{suffix}"
     (torch.save if suffix == ".pth" else safetensors.torch.save_file)(source.state_dict(), path)
-    network, _ = build_backbone(config(weights=path))
+    network, _ = build_backbone(config(weights=f"{scheme}{path}"))
     images = torch.randn(2, 3, 64, 64)
     source.classifier[-1] = torch.nn.Identity()
     assert torch.equal(network.eval()(images), source.eval()(images))
@@ -114,6 +115,8 @@ def test_broken_files_are_named(tmp_path, content):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ModelError, match="no such weights file"):
         build_backbone(config(weights=tmp_path / "w.pth"))
+    with pytest.raises(ArtefactError, match=f"file://{tmp_path}/w.pth: the file is missing"):
+        build_backbone(config(weights=f"file://{tmp_path}/w.pth"))
 
 
 def test_without_a_network_imagenet_says_where_to_put_the_file(tmp_path, monkeypatch):
