@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.tune.execution.class_cache import _ActorClassCache
@@ -23,7 +24,7 @@ from ray_retrieval.errors import (
 from ray_retrieval.recipe import template
 from ray_retrieval.run import images
 from ray_retrieval.storage import Folder
-from ray_retrieval.tune import Search
+from ray_retrieval.tune import Search, trial
 from ray_retrieval.tune.following import settings
 from ray_retrieval.tuning.reports import Untold
 
@@ -82,6 +83,22 @@ def test_every_epoch_is_told_once_however_far_the_history_has_come(tmp_path):
     written(9)
     assert [report.epoch for report in untold.take()] == [6, 7, 8, 9]
     assert untold.take() == []
+
+
+def test_a_trial_of_several_workers_is_looked_after_on_its_own_node(monkeypatch):
+    made = {}
+
+    def remote(**options):
+        made.update(options)
+        raise KeyboardInterrupt
+
+    context = SimpleNamespace(gcs_address="head:6379", get_node_id=lambda: 28 * "4f")
+    fake = SimpleNamespace(get_runtime_context=lambda: context, remote=remote)
+    monkeypatch.setattr(trial, "ray", fake)
+    with pytest.raises(KeyboardInterrupt):
+        trial._train_with_workers(None, None)
+    where = made["scheduling_strategy"]
+    assert (where.node_id, where.soft) == (28 * "4f", False)
 
 
 class TestFresh:

@@ -107,12 +107,18 @@ def _threads(plan: Plan) -> int:
 def _train_with_workers(recipe: Recipe, shared: Shared) -> None:
     """Train with Ray Train, looked after by a process that Ray ends when the trial is stopped.
 
+    It is on the trial's own node, so that the loss of another one is a matter of Ray Train.
     The workers' processors are then freed by an actor of Ray Train, which asks the cluster whether the
     training is still controlled. Where several clusters run on a machine it does not know which one it is
     in, unless RAY_ADDRESS says so; it inherits the variable from that process.
     """
-    address = ray.get_runtime_context().gcs_address
-    beside = ray.remote(num_cpus=0, max_retries=0, runtime_env={"env_vars": {"RAY_ADDRESS": address}})(_fit)
+    context = ray.get_runtime_context()
+    beside = ray.remote(
+        num_cpus=0,
+        max_retries=0,
+        runtime_env={"env_vars": {"RAY_ADDRESS": context.gcs_address}},
+        scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
+    )(_fit)
     try:
         ray.get(beside.remote(recipe, shared, _Forward(recipe)))
     except ray.exceptions.RayError as error:
