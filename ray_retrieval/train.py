@@ -329,7 +329,10 @@ def _interruptible() -> Iterator[None]:
 def _following(
     run: Folder, config: TrainConfig, progress: Callable[[int, dict[str, Any]], None]
 ) -> Iterator[None]:
-    """Call `progress` with what workers add to the history, or to the log of steps, while the block runs."""
+    """Call `progress` with what workers add to the history, or to the log of steps, while the block runs.
+
+    A store that does not answer for a while holds nothing up: what it has then is told later.
+    """
     name, key, read = (
         (HISTORY, "epoch", read_history) if config.steps is None else (STEPS, "step", read_steps)
     )
@@ -338,15 +341,17 @@ def _following(
 
     def look() -> None:
         nonlocal size, done
-        before, size = size, run.size(name) if run.exists(name) else 0
-        for record in read(run) if size != before else []:
+        now = run.size(name) if run.exists(name) else 0
+        for record in read(run) if now != size else []:
             if record[key] > done:  # what was done again after a loss does not count twice
                 progress(record[key] - done, record)
                 done = record[key]
+        size = now
 
     def follow() -> None:
         while not ended.wait(0.5):
-            look()
+            with suppress(ArtefactError):
+                look()
 
     watcher = threading.Thread(target=follow, name="history", daemon=True)
     watcher.start()
@@ -355,7 +360,8 @@ def _following(
     finally:
         ended.set()
         watcher.join()
-        look()
+        with suppress(ArtefactError):
+            look()
 
 
 def save_models(
