@@ -32,6 +32,8 @@ from ray_retrieval.search.rerank import RerankConfigs, build_all, rankings
 
 _DEPTH = 1000
 """Images of each query's ranking, at the least; what is not among them is never found."""
+_PLACES = 1 << 22
+"""Of all rankings together, up to which they are longer: those of Oxford and Paris are whole."""
 _AT_ONCE = 16
 """Queries that are searched for together: bounds the memory of their features' neighbours."""
 
@@ -77,7 +79,8 @@ def of_local(
     truth = None if benchmark.ground_truth is None else _Truth.of(queries, database, benchmark)
     ignored = _ignored(queries, database, benchmark, truth)
     local = None if features is None else features_of(queries, features)
-    before, after = _rankings(queries, index, steps, ignored, max(_DEPTH, *at), local, threads, progress)
+    depth = max(_DEPTH, _PLACES // max(1, queries.rows), *at)
+    before, after = _rankings(queries, index, steps, ignored, depth, local, threads, progress)
 
     def measured(orders: Mapping[str, Rows]) -> list[Metric]:
         if truth is None:

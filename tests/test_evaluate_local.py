@@ -83,6 +83,18 @@ def test_of_queries_and_database_the_one_without_labels_is_named(made, tmp_path)
     assert caught.value.where == str(tmp_path / "d")
 
 
+def test_rankings_of_few_queries_are_whole(made, monkeypatch):
+    *given, index, benchmark = made
+    monkeypatch.setattr(evaluate_local, "_DEPTH", 1)
+
+    def policy():
+        return evaluate(*given, EvaluateConfig(at=[1]), benchmark, index=index)["test"][-1]["policy"]
+
+    assert f"of up to {COUNT} rows of {COUNT}" in policy()
+    monkeypatch.setattr(evaluate_local, "_PLACES", 4 * QUERIES)
+    assert f"of up to 5 rows of {COUNT}" in policy()
+
+
 def test_a_ground_truth_counts_rows_of_the_benchmark(made, tmp_path):
     queries, _, _, benchmark = made
     lost = {0, 7}
