@@ -33,8 +33,10 @@ from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.rerank import (
+    DatabaseAugmentationConfig,
     GeometricVerificationConfig,
     HeldVectors,
+    QueryExpansionConfig,
     RerankConfigs,
     build_all,
     rankings,
@@ -43,6 +45,8 @@ from ray_retrieval.search.rerank import (
 _AT = (1, 10, 100, 1000)
 _DEPTH = 1000
 """Hits of each query that are re-ranked, at the least; the others follow by similarity."""
+_PLACES = 1 << 22
+"""Hits of all queries together, up to which there are more of each where all steps search anew."""
 _RERANKED = 4096
 """Queries that are re-ranked at a time: bounds the memory of their hits."""
 
@@ -278,7 +282,11 @@ def _reranked(
     steps = build_all(config.rerank, held, ids=database.ids.tolist(), threads=threads, progress=prepare)
     if progress is not None:
         progress(count - shared)  # of steps that prepare nothing
-    depth = min(len(held), max(_DEPTH, at, *(depth_of(step, ignored) for step in steps)) + 1)
+    depth = max(_DEPTH, at, *(depth_of(step, ignored) for step in steps))
+    if all(isinstance(step, QueryExpansionConfig | DatabaseAugmentationConfig) for step in config.rerank):
+        # What searches anew has an order of its own behind any depth, and reads no vectors of the hits there.
+        depth = max(depth, _PLACES // max(1, count))
+    depth = min(len(held), depth + 1)
     orders = [np.full((count, depth), NO_ROW, np.int32) for _ in ignored]
     # Queries do not depend on each other, but for a step that looks at all of them together.
     block = count if any(step.joint for step in steps) else _RERANKED

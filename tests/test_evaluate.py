@@ -115,6 +115,20 @@ def test_re_ranked_results_stand_beside_the_plain_ones(tmp_path):
         assert values(found)[f"{name}/reranked"] == pytest.approx(metric.value)
 
 
+@pytest.mark.parametrize("name", ["query_expansion", "database_augmentation"])
+def test_what_searches_anew_puts_the_whole_ranking_in_order(tmp_path, monkeypatch, name):
+    table = coloured_table(60)
+    made = encoded(tmp_path, table, draw_vectors(60, 6))
+    config = EvaluateConfig(at=(1,), rerank=({"name": name, "n": 3},))
+    whole = evaluate(made, made, config, of_itself(table))
+    monkeypatch.setattr("ray_retrieval.evaluate._DEPTH", 1)
+    assert evaluate(made, made, config, of_itself(table)) == whole
+    monkeypatch.setattr("ray_retrieval.evaluate._PLACES", 1)
+    assert values(evaluate(made, made, config, of_itself(table)))["map/reranked"] != pytest.approx(
+        values(whole)["map/reranked"]
+    )
+
+
 @pytest.mark.parametrize("block", [7, 4096])
 def test_blocks_of_queries_change_nothing(tmp_path, monkeypatch, block):
     queries, database = coloured_table(20, seed=1, prefix="q"), coloured_table(60, seed=2, prefix="d")
