@@ -70,7 +70,9 @@ class SuperGlobalPooling(nn.Module):
     with exponent `p` (GeM+). A side too short to be mirrored by half a window has a shorter window: three
     features for a side of two, one for a side of one.
 
-    Reference: Shao et al., Global Features are All You Need for Image Retrieval and Reranking, ICCV 2023.
+    Reference: Shao et al., Global Features are All You Need for Image Retrieval and Reranking, ICCV 2023. In
+    the authors' code the floor is within the ResNet, in the blocks before the last stage, and the last map
+    has none: that takes a network of its own, this one goes with any.
     """
 
     def __init__(
