@@ -102,6 +102,15 @@ def test_a_folder_is_cleared_of_all_but_its_lock(tmp_path):
     assert (tmp_path / "elsewhere" / "kept").is_file()
 
 
+def test_what_says_what_a_folder_is_goes_last(tmp_path, monkeypatch):
+    removed = []
+    for name in "abc":
+        (tmp_path / name).write_text("")
+    monkeypatch.setattr(Folder, "remove", lambda _, name="": removed.append(name))
+    clear(Folder(tmp_path), "run", last="a", only={"a", "b", "c"})
+    assert removed == ["b", "c", "a"]
+
+
 def test_of_a_study_all_members_are_deleted_or_none(tmp_path, begins):
     for name in ("8bits", "12bits"):
         write_run(tmp_path / name)
@@ -124,6 +133,23 @@ def test_what_became_another_run_meanwhile_is_left_as_it_is(tmp_path):
     begin(Folder(tmp_path), other)
     with pytest.raises(RecipeError, match=r"train.optimizer.lr: 0.5 → "):
         run.all()
+
+
+def test_a_lock_that_was_given_up_while_it_was_taken_is_taken_anew(tmp_path, monkeypatch):
+    opened, files = lock._opened, []
+
+    def opened_late(path):
+        files.append(opened(path))
+        if len(files) == 1:  # its holder is done, and the next one has begun
+            path.unlink()
+            path.touch()
+        return files[-1]
+
+    monkeypatch.setattr(lock, "_opened", opened_late)
+    second = writing_alone(Folder(tmp_path), "add")
+    with writing_alone(Folder(tmp_path), "run"), pytest.raises(ConflictError), second:
+        pass
+    assert len(files) == 3
 
 
 def test_the_lock_that_another_user_left_can_be_taken(tmp_path, monkeypatch):

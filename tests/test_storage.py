@@ -1,4 +1,6 @@
 import os
+import tempfile
+import time
 
 import pytest
 
@@ -31,12 +33,30 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    for name in ("fsync", "replace"):
+        own = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *given, name=name, own=own: [done.append(name), own(*given)])
+    Folder(tmp_path).write_text("a", "b")
+    assert done == ["fsync", "replace"]
+
+
 def test_files_of_killed_writers_are_unseen_and_swept(tmp_path):
     (tmp_path / "a.tmp-0123456789ab").write_text("half")
     folder = Folder(tmp_path)
     assert folder.names() == []
     folder.sweep()
     assert os.listdir(tmp_path) == []
+
+
+def test_of_a_store_what_may_still_be_written_is_not_swept(tmp_path, monkeypatch):
+    monkeypatch.setattr(Folder, "is_local", False)
+    for name, hours in (("new.tmp-0123456789ab", 23), ("old.tmp-0123456789ab", 25)):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (time.time() - 3600 * hours,) * 2)
+    Folder(tmp_path).sweep()
+    assert os.listdir(tmp_path) == ["new.tmp-0123456789ab"]
 
 
 def test_sweeping_deletes_nothing_that_no_writer_of_ours_has_left(tmp_path):
@@ -72,6 +92,37 @@ def test_remote_folders_behave_like_local_ones(tmp_path):
     assert remote.local_path("a.json").read_bytes() == remote.read_bytes("a.json")
 
 
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A folder that is taken for one of a store, and an empty folder for what is fetched."""
+    (tmp_path / "fetched").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "fetched"))
+    monkeypatch.setattr(Folder, "is_local", False)
+    return Folder(tmp_path / "store")
+
+
+def test_a_file_of_a_store_is_fetched_once_and_again_when_it_has_changed(store, monkeypatch):
+    store.write_text("a", "one")
+    fetched = store.local_path("a")
+    assert fetched.read_text() == "one"
+    assert fetched.parent.stat().st_mode & 0o077 == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "chunks", None)
+        assert store.local_path("a") == fetched
+    store.write_text("a", "two")
+    os.utime(store._at("a"), (time.time() + 5,) * 2)
+    assert store.local_path("a").read_text() == "two"
+    assert fetched.read_text() == "one"
+
+
+def test_what_somebody_else_may_have_fetched_is_not_taken(store, monkeypatch):
+    store.write_text("a", "one")
+    somebody = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: somebody)
+    with pytest.raises(ArtefactError, match="belongs to somebody else"):
+        store.local_path("a")
+
+
 def test_names_in_uris_may_hold_spaces(tmp_path):
     folder = Folder(f"file://{tmp_path}/a folder/50%25")
     folder.write_text("x y", "z")
@@ -87,7 +138,9 @@ def test_unknown_scheme_names_the_address():
 
 def test_environment_variables_and_home_are_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("SOMEWHERE", str(tmp_path))
+    monkeypatch.setenv("HOME", f"{tmp_path}/home")
     assert Folder("$SOMEWHERE/a").uri == f"{tmp_path}/a"
+    assert Folder("~/a").uri == f"{tmp_path}/home/a"
 
 
 def test_an_empty_path_is_not_this_folder(monkeypatch):
