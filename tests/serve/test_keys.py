@@ -85,6 +85,16 @@ def test_a_key_is_taken_back_while_the_server_runs(tmp_path: Path, monkeypatch: 
     assert keys.find(anna) is not None
 
 
+def test_a_file_that_changes_in_place_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RECHECK_S", 0.0)
+    path = tmp_path / "keys"
+    anna = new_key(path, "anna", "read")
+    keys, text = Keys(path), path.read_text()
+    path.write_text(f"{text[:-2]}{'0' if text[-2] != '0' else '1'}\n")
+    os.utime(path, (time.time() + 5, time.time() + 5))
+    assert keys.find(anna) is None
+
+
 @pytest.mark.parametrize("withdraw", [Path.unlink, lambda path: path.write_text("# none\n")])
 def test_the_last_key_is_taken_back_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, withdraw: Callable[[Path], object]

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_retrieval.serve import limits
 from ray_retrieval.serve.limits import RateError, RateLimit
 
 
@@ -44,6 +45,17 @@ def test_a_debt_has_to_drip_in_first() -> None:
         limit.take("a")
     assert caught.value.retry_after_s == pytest.approx(9)
     clock.now += 9
+    limit.take("a")
+
+
+def test_who_asked_longest_ago_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "_CALLERS", 2)
+    limit = RateLimit(1.0, 1, Clock())
+    for caller in ("a", "b", "c"):
+        limit.take(caller)
+    for caller in ("b", "c"):
+        with pytest.raises(RateError):
+            limit.take(caller)
     limit.take("a")
 
 

@@ -155,6 +155,36 @@ def test_a_listed_private_address_opens_its_port_and_no_other() -> None:
     assert web.get("http://six:8080/a", *hosts) == b"image"
 
 
+def test_each_file_has_a_connection_of_its_own_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    connections = {"host": 0, "proxy": 0}
+
+    async def listening(name: str) -> tuple[asyncio.Server, str]:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connections[name] += 1
+            with contextlib.suppress(asyncio.IncompleteReadError):
+                while True:
+                    await reader.readuntil(b"\r\n\r\n")
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nimage")
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        return server, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    async def fetch_twice() -> list[bytes]:
+        (host, address), (proxy, other) = await listening("host"), await listening("proxy")
+        monkeypatch.setenv("http_proxy", f"http://{other}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        async with host, proxy:
+            fetcher = Fetcher((address,), max_bytes=9, timeout_s=5)
+            found = [await fetcher.fetch(f"http://{address}/a") for _ in range(2)]
+            await fetcher._client().aclose()
+            return found
+
+    assert asyncio.run(fetch_twice()) == [b"image"] * 2
+    assert connections == {"host": 2, "proxy": 0}
+
+
 def test_redirections_are_followed_within_the_list_alone() -> None:
     def moved(request: httpx.Request) -> httpx.Response:
         targets = {
