@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -206,10 +207,11 @@ def test_a_group_without_shards_finds_nothing(tmp_path: Path) -> None:
 
 def test_questions_gather_while_the_worker_is_busy() -> None:
     batches: list[list[int]] = []
+    all_asked = threading.Event()
 
     def work(batch: list[int]) -> list[int]:
         batches.append(batch)
-        time.sleep(0.05)
+        all_asked.wait()
         if 13 in batch:
             raise QueryError("unlucky")
         return [2 * one for one in batch]
@@ -217,10 +219,13 @@ def test_questions_gather_while_the_worker_is_busy() -> None:
     async def run() -> list[Any]:
         gathering = Gathering(work, ThreadPoolExecutor(1), most=4)
         first = asyncio.create_task(gathering.ask(0))
-        await asyncio.sleep(0.01)
+        while not batches:
+            await asyncio.sleep(0.001)
         rest = [asyncio.create_task(gathering.ask(number)) for number in (1, 2, 3, 4, 5, 13)]
         await asyncio.sleep(0.01)
         rest[1].cancel()  # Who has gone is not worked for.
+        await asyncio.sleep(0)
+        all_asked.set()
         return await asyncio.gather(first, *rest, return_exceptions=True)
 
     answers = asyncio.run(run())

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -279,6 +280,30 @@ def test_an_answer_of_another_version_is_no_answer(indexed: Served) -> None:
         with pytest.raises(QueryError, match="no longer there") as caught:
             await search(gateway, image(1))
         assert caught.value.status == 503
+
+    on(indexed, work)
+
+
+def test_an_answer_that_says_another_version_or_model_is_none(indexed: Served) -> None:
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        rolling = gateway._rolling["x"]
+        ask, parts = rolling.groups[0]._ask, rolling.parts
+
+        async def of_another_version(query: Any, timeout_s: float) -> Any:
+            found = await ask(query, timeout_s)
+            return replace(found, version=replace(found.version, number=2))
+
+        async def by_another_model(job: Any, timeout_s: float) -> Any:
+            return replace(await parts.encode(job, timeout_s), model="0123456789abcdef")
+
+        rolling.groups[0]._ask = of_another_version
+        with pytest.raises(QueryError, match="no longer there"):
+            await search(gateway, image(1))
+        rolling.groups[0]._ask = ask
+        assert (await search(gateway, image(1))).hits
+        rolling.parts = replace(parts, encode=by_another_model)
+        with pytest.raises(QueryError, match="no longer there"):
+            await search(gateway, image(1))
 
     on(indexed, work)
 
