@@ -73,8 +73,8 @@ def test_no_gradient_goes_into_the_memory():
 def test_its_state_is_whole(slot_per_image):
     first = CrossBatchMemory(4, 2, slot_per_image=slot_per_image)
     second = CrossBatchMemory(4, 2, slot_per_image=slot_per_image)
-    for memory in (first, second):
-        memory.write(torch.tensor([0, 1, 2]), torch.rand(3, 2), torch.tensor([4, 5, 6]), step=4)
+    first.write(torch.tensor([0, 1, 2]), torch.rand(3, 2), torch.tensor([4, 5, 6]), step=4)
+    second.write(torch.tensor([1]), torch.rand(1, 2), torch.tensor([9]), step=1)
     second.load_state(first.state())
     for memory in (first, second):
         memory.write(torch.tensor([3, 0]), torch.full((2, 2), 9.0), torch.tensor([7, 8]), step=5)
