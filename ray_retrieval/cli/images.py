@@ -8,6 +8,7 @@ from ray_retrieval.cli.options import EngineOption, ModelArgument, Root, of_desc
 from ray_retrieval.cli.printing import AsJson, print_json, short
 from ray_retrieval.commands import command
 from ray_retrieval.progress import Display
+from ray_retrieval.words import counted
 
 
 def encode(
@@ -15,7 +16,6 @@ def encode(
     images: Annotated[
         str, typer.Argument(metavar="IMAGES", help="A folder, list (.txt), CSV or Parquet of images.")
     ],
-from ray_retrieval.words import counted
     out: Annotated[str, typer.Option("--out", help="Where the embeddings go.")],
     root: Root = None,
     settings: Annotated[

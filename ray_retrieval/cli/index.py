@@ -24,8 +24,8 @@ from ray_retrieval.cli.vectors import (
 )
 from ray_retrieval.commands import command
 from ray_retrieval.progress import Display, rows_written
-
 from ray_retrieval.words import counted
+
 index_app = typer.Typer(help="Build, change, describe and check an index.", no_args_is_help=True)
 index_app.command("export")(index_export)
 
