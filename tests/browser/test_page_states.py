@@ -251,3 +251,29 @@ def test_nothing_sticks_out_at_any_width(visit: Visit, width: int) -> None:
     page.goto(page.url.split("?")[0] + "?view=index")
     expect(page.locator("canvas")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    # Nor does a word of the model's card stand there letter below letter, or one text in another.
+    broad = page.locator("dd:not(:has(dl))").evaluate_all("all => Math.min(...all.map(e => e.clientWidth))")
+    assert broad > 60
+    texts = page.locator(".versions span").evaluate_all("all => all.map(e => e.scrollWidth - e.clientWidth)")
+    assert max(texts) <= 0
+
+
+@pytest.mark.parametrize("width", [360, 1000])
+def test_long_names_stick_out_nowhere(
+    visit: Visit, backend: Galleries, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery, name = backend.galleries["posters"], "a_long_name_without_any_place_to_break_it" * 2
+    monkeypatch.setattr(gallery, "class_names", [f"{name}_{number}" for number in range(6)])
+    monkeypatch.setattr(gallery, "ids", [f"{identifier[:-4]}{name}.png" for identifier in gallery.ids])
+    monkeypatch.setattr(gallery, "rows", {identifier: row for row, identifier in enumerate(gallery.ids)})
+    monkeypatch.setitem(gallery.columns, name, [name] * len(gallery.ids))
+    page = visit("?index=posters", width=width)
+    tiles(page).first.locator("a").click()
+    expect(tiles(page)).to_have_count(24)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator("button.why").first.click()
+    expect(page.locator(".drawn[aria-busy=false]")).to_be_visible()
+    assert page.locator("#why").evaluate("e => e.scrollWidth <= e.clientWidth")
+    page.goto(page.url.split("?")[0] + "?view=index")
+    expect(page.locator("canvas")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
