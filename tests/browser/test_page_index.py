@@ -38,6 +38,18 @@ def changed(page: Any, before: int) -> int:
     raise AssertionError("the map did not change")
 
 
+def first_spot(page: Any) -> tuple[float, float]:
+    """Where the whole map shows its first image."""
+    spots = page.request.get(page.url.split("?")[0] + "v1/indexes/posters/map").json()["spots"]
+    frame = page.locator("canvas").bounding_box()
+    margin = min(40, frame["width"] * 0.06)
+    inner = (frame["width"] - 2 * margin, frame["height"] - 2 * margin)
+    return (
+        frame["x"] + margin + spots[0]["x"] * inner[0],
+        frame["y"] + margin + spots[0]["y"] * inner[1],
+    )
+
+
 def test_the_page_about_an_index(visit: Visit, shoot: Any) -> None:
     page = visit()
     page.get_by_role("link", name="Index", exact=True).click()
@@ -89,15 +101,14 @@ def test_the_map_is_moved_zoomed_and_searched(visit: Visit, backend: Galleries, 
     page.get_by_role("button", name="Whole map").click()
     page.wait_for_timeout(150)
 
-    # The spot of one image: what is near is shown, and a click searches by it.
-    spot = next(iter((page.request.get(page.url.split("?")[0] + "v1/indexes/posters/map")).json()["spots"]))
-    margin = min(40, frame["width"] * 0.06)
-    inner = (frame["width"] - 2 * margin, frame["height"] - 2 * margin)
-    at = (frame["x"] + margin + spot["x"] * inner[0], frame["y"] + margin + spot["y"] * inner[1])
+    # The spot of one image: what is near is shown, and a click searches by it; the browser's menu does not.
+    at = first_spot(page)
     page.mouse.move(*at)
     expect(page.locator(".preview")).to_be_visible()
     page.wait_for_function("() => document.querySelector('.preview img').naturalWidth > 0")
     shoot(page, "map")
+    page.mouse.click(*at, button="right")
+    assert "id" not in asked(page)
     page.mouse.click(*at)
     page.wait_for_url("**id=posters*")
     expect(tiles(page)).to_have_count(24)
@@ -161,6 +172,93 @@ def test_the_map_by_keyboard(visit: Visit) -> None:
     page.keyboard.press("0")
     page.keyboard.press("Enter")
     expect(tiles(page)).to_have_count(24)
+
+
+def test_a_finger_shows_an_image_of_the_map_and_searches_by_it(visit: Visit) -> None:
+    page = visit(ABOUT, width=390)
+    expect(page.locator("canvas")).to_be_visible()
+    page.locator("canvas").scroll_into_view_if_needed()
+    at = first_spot(page)
+    page.touchscreen.tap(*at)
+    page.wait_for_function("() => document.querySelector('.preview img')?.naturalWidth > 0")
+    expect(page.locator(".preview")).to_be_visible()
+    page.touchscreen.tap(*at)
+    page.wait_for_url("**id=posters*")
+    expect(tiles(page)).to_have_count(24)
+
+
+def test_a_map_that_comes_late_moves_nobody(visit: Visit) -> None:
+    page = visit(height=500)
+    late: list[Any] = []
+
+    def hold(route: Any) -> None:
+        late.append(route)
+
+    page.route("**/map", hold)
+    with page.expect_request("**/map"):
+        page.get_by_role("link", name="Index", exact=True).click()
+    page.evaluate("scrollTo(0, 200)")
+    late.pop().continue_()
+    expect(page.locator("canvas")).to_be_visible()
+    assert page.evaluate("scrollY") > 100
+
+
+def test_what_is_told_late_of_another_index_is_not_shown(
+    visit: Visit, backend: Galleries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = visit(ABOUT)
+    expect(page.locator("canvas")).to_be_visible()
+    late: list[Any] = []
+
+    def hold(route: Any) -> None:
+        late.append(route)
+
+    page.route("**/v1/indexes", hold, times=1)
+    choice = page.locator("#index")
+    choice.focus()
+    with page.expect_request("**/v1/indexes"):
+        choice.select_option("scenes")
+    monkeypatch.setattr(backend.galleries["colours"], "version", 4)
+    choice.select_option("colours")
+    expect(page.locator("#about-title")).to_have_text("colours")
+    expect(page.locator("#served")).to_contain_text("version 4")
+    # Whoever goes on to the next index by arrow key can.
+    assert page.evaluate("document.activeElement.id") == "index"
+    with page.expect_response("**/v1/indexes"):
+        late.pop().continue_()
+    page.wait_for_timeout(100)
+    expect(page.locator("#about-title")).to_have_text("colours")
+    expect(page.locator("canvas")).to_be_visible()
+    expect(choice).to_have_value("colours")
+
+
+def test_a_map_is_asked_for_by_hand_or_by_the_clock(visit: Visit, complaints: Any) -> None:
+    def unready(route: Any) -> None:
+        error = {"problem": "the map is not ready", "where": None, "mend": None, "status": 503}
+        route.fulfill(status=503, headers={"Retry-After": "60"}, json={"error": error})
+
+    page = visit()
+    page.clock.install()
+    wanted: list[str] = []
+    page.on("request", lambda request: request.url.endswith("/map") and wanted.append(request.url))
+    page.route("**/map", unready, times=1)
+    page.get_by_role("link", name="Index", exact=True).click()
+    page.locator(".map").get_by_role("button", name="Try again").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("canvas")).to_be_focused()
+    page.clock.fast_forward(60_000)
+    page.wait_for_timeout(100)
+    assert len(wanted) == 2
+    # Who goes away while it is asked for again leaves no error behind.
+    page.route("**/map", unready, times=1)
+    page.reload()
+    expect(page.locator(".map .notice")).to_be_visible()
+    page.route("**/map", lambda route: None)
+    with page.expect_request("**/map"):
+        page.locator(".map").get_by_role("button", name="Try again").click()
+    page.get_by_role("link", name="Search", exact=True).click()
+    expect(tiles(page)).to_have_count(18)
+    complaints.forget("503")
 
 
 def test_a_map_that_cannot_be_drawn(

@@ -5,7 +5,7 @@ import { $, bytes, count, h, number, upper, words } from "./dom.js";
 import { drawMap } from "./map.js";
 import { address } from "./state.js";
 
-export async function showAbout(index, served, signal) {
+export function showAbout(index, served, signal, focus) {
   const about = $("about");
   const mapped = h(
     "div",
@@ -30,20 +30,28 @@ export async function showAbout(index, served, signal) {
     ),
     section("Searches", searches(index, served)),
   );
-  $("about-title").focus({ preventScroll: true });
-  await showMap(mapped, index, signal);
+  if (focus) $("about-title").focus({ preventScroll: true });
+  showMap(mapped, index, signal); // the page does not wait for it
 }
 
 // A map that is not ready yet is asked for again, for as long as somebody looks.
 async function showMap(place, index, signal) {
-  const again = () => !signal.aborted && place.isConnected && showMap(place, index, signal);
+  let asked = false;
+  const again = () => {
+    if (asked || signal.aborted || !place.isConnected) return;
+    asked = true; // by the button or by the clock: a second map would undo where somebody has gone on the first
+    showMap(place, index, signal);
+  };
+  let focused = false;
   try {
     const found = await map(index.name, signal);
+    focused = place.contains(document.activeElement);
     if (found.spots.length)
       drawMap(place, found, (spot) => address({ index: index.name, id: spot.id, from: index.name }));
     else place.replaceChildren(h("p", { class: "quiet" }, "There is nothing to map: the index is empty."));
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (error.name === "AbortError") return;
+    focused = place.contains(document.activeElement);
     place.replaceChildren(
       h("p", { class: "notice wrong" }, error.message),
       h("div", { class: "buttons" }, h("button", { type: "button", on: { click: again } }, "Try again")),
@@ -51,6 +59,7 @@ async function showMap(place, index, signal) {
     if (error.status === 503) setTimeout(again, 1000 * (error.retryAfter ?? 5));
   }
   place.setAttribute("aria-busy", "false");
+  if (focused) place.querySelector("canvas, button")?.focus({ preventScroll: true });
 }
 
 function describe({ kind, bits, dimension }) {

@@ -254,6 +254,7 @@ export function drawMap(place, { spots, method }, addressOf) {
     return [event.clientX - edge.left, event.clientY - edge.top];
   };
   canvas.addEventListener("pointerdown", (event) => {
+    if (event.button) return; // the browser's menu takes the end of such a press away
     canvas.setPointerCapture(event.pointerId);
     fingers.set(event.pointerId, offset(event));
     if (fingers.size === 1) moved = 0;
@@ -284,7 +285,10 @@ export function drawMap(place, { spots, method }, addressOf) {
   };
   canvas.addEventListener("pointerup", up);
   canvas.addEventListener("pointercancel", up);
-  canvas.addEventListener("pointerleave", () => !fingers.size && document.activeElement !== canvas && point(null));
+  // A finger that is lifted leaves as well; what it has shown stays for its second tap.
+  canvas.addEventListener("pointerleave", ({ pointerType }) => {
+    if (pointerType !== "touch" && !fingers.size && document.activeElement !== canvas) point(null);
+  });
   canvas.addEventListener("blur", () => point(null));
   canvas.addEventListener(
     "wheel",

@@ -28,7 +28,13 @@ const versions = () => served?.indexes.map(({ name, version, model }) => [name, 
 async function learn() {
   const before = JSON.stringify(versions());
   served = await indexes();
-  if (JSON.stringify(versions()) !== before) answers.clear();
+  setLimits(served);
+  if (JSON.stringify(versions()) === before) return;
+  answers.clear();
+  $("index-choice").hidden = served.indexes.length < 2;
+  const chosen = $("index").value;
+  const option = (name) => h("option", { value: name, selected: name === chosen }, name);
+  $("index").replaceChildren(...served.indexes.map(({ name }) => option(name)));
 }
 
 async function remembered(asked, fetch) {
@@ -90,15 +96,14 @@ async function render(how = {}) {
   try {
     if (about) {
       await learn(); // versions come and go
-      await showAbout(indexOf(index.name), served, controller.signal);
+      controller.signal.throwIfAborted();
+      const now = indexOf(index.name);
+      frame(state, now, true);
+      showAbout(now, served, controller.signal, mayFocus(how));
     } else {
       showSettings(state, served, index);
       await showQuery(state, index.name);
-      await (state.id || state.upload ? showSearch : showStart)(state, index, controller.signal, {
-        shownBefore,
-        quiet,
-        initial,
-      });
+      await (state.id || state.upload ? showSearch : showStart)(state, index, controller.signal, how);
     }
   } catch (error) {
     if (error.name === "AbortError" || controller.signal.aborted) return;
@@ -114,6 +119,9 @@ async function render(how = {}) {
   if (restore !== undefined) scrollTo({ top: restore });
   else if (!shownBefore && !quiet) scrollTo({ top: 0 });
 }
+
+// Who is somewhere on the page stays there, unless what they asked for takes its place.
+const mayFocus = ({ quiet, initial }) => !initial && (!quiet || document.activeElement === document.body);
 
 function frame(state, index, about) {
   document.title = about ? `${index.name} · Image search` : "Image search";
@@ -154,7 +162,7 @@ async function showStart(state, index, signal) {
   say(`${count(drawn.images.length, "image")} to begin with`);
 }
 
-async function showSearch(state, index, signal, { shownBefore, quiet, initial }) {
+async function showSearch(state, index, signal, how) {
   const settings = settingsOf(state, served, index);
   loading(settings.length);
   const found = await Promise.all(
@@ -191,8 +199,8 @@ async function showSearch(state, index, signal, { shownBefore, quiet, initial })
     again: () => render({ quiet: true }),
     clearFilter,
     more,
-    kept: shownBefore,
-    focus: !initial && (!quiet || document.activeElement === document.body),
+    kept: how.kept,
+    focus: mayFocus(how),
     why: (answer, hit, setting) =>
       showWhy({
         answer,
@@ -239,9 +247,6 @@ async function connect() {
     return false;
   }
   stale = false;
-  setLimits(served);
-  $("index-choice").hidden = served.indexes.length < 2;
-  $("index").replaceChildren(...served.indexes.map(({ name }) => h("option", { value: name }, name)));
   return true;
 }
 
@@ -327,7 +332,7 @@ $("index").addEventListener("change", () => {
   const state = read();
   const { id, upload, box, view } = state;
   const from = id ? (state.from ?? state.index ?? served.indexes[0].name) : undefined;
-  go({ index: $("index").value, id, upload, box, view, from, k: FIRST });
+  go({ index: $("index").value, id, upload, box, view, from, k: FIRST }, { quiet: true });
 });
 
 prepareQuery(told);
