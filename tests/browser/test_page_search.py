@@ -1,5 +1,6 @@
 """The web page in a real browser: searching, and what follows from it."""
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -121,6 +122,96 @@ def test_a_photograph_above_the_limit_is_made_smaller(visit: Visit, backend: Gal
     assert isinstance(example, ImageExample)
     assert len(example.data) <= 60_000
     assert example.width / example.height == pytest.approx(4 / 3, rel=0.02)
+
+
+def test_what_is_transparent_is_white_when_it_is_made_smaller(visit: Visit, backend: Galleries) -> None:
+    page = visit()
+    noise = np.random.default_rng(0).integers(0, 255, (240, 320, 4), np.uint8)
+    noise[..., 3] = 0
+    upload(page, png(Image.fromarray(noise)), "logo.png")
+    expect(tiles(page)).to_have_count(24)
+    sent = Image.open(io.BytesIO(backend.searches[0].examples[0].data))
+    assert sent.format == "JPEG"
+    assert np.asarray(sent).min() > 250
+
+
+def test_of_two_images_the_later_choice_is_searched(visit: Visit) -> None:
+    page = visit()
+    expect(tiles(page)).to_have_count(18)
+    page.evaluate(
+        """() => {
+            const [made, held] = [createImageBitmap, new Promise((go) => (window.go = go))];
+            let before = held;
+            window.createImageBitmap = async (...given) => {
+                const wait = before;
+                before = null;
+                await wait;
+                return made(...given);
+            };
+        }"""
+    )
+    upload(page, png(poster(3)), "large.png")
+    upload(page, png(poster(4)), "small.png")
+    expect(page.locator("#query-title")).to_have_text("small.png")
+    expect(tiles(page)).to_have_count(24)
+    page.evaluate("go()")
+    page.wait_for_timeout(200)
+    settle(page)
+    expect(page.locator("#query-title")).to_have_text("small.png")
+
+
+def test_an_image_that_is_pasted_ends_the_choice_of_a_region(visit: Visit) -> None:
+    page = visit(SEARCH)
+    page.get_by_role("button", name="Crop", exact=True).click()
+    expect(page.locator(".stage.ready")).to_be_visible()
+    upload(page, png(poster(3)), "other.png")
+    expect(page.locator("#query-title")).to_have_text("other.png")
+    expect(page.locator("#cropping")).not_to_be_visible()
+    assert "box" not in asked(page)
+
+
+def test_a_second_finger_leaves_the_region_alone(visit: Visit) -> None:
+    page = visit(SEARCH, width=390)
+    page.get_by_role("button", name="Crop", exact=True).tap()
+    stage = page.locator(".stage.ready")
+    expect(stage).to_be_visible()
+    frame = stage.bounding_box()
+    fingers = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *shares: tuple[float, float]) -> None:
+        left, top, width, height = (frame[side] for side in ("x", "y", "width", "height"))
+        points = [
+            {"x": left + across * width, "y": top + down * height, "id": number}
+            for number, (across, down) in enumerate(shares)
+        ]
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", (0.02, 0.02))
+    touch("touchMove", (0.3, 0.3))
+    touch("touchStart", (0.3, 0.3), (0.9, 0.9))
+    touch("touchMove", (0.3, 0.3), (0.95, 0.95))
+    touch("touchMove", (0.4, 0.4), (0.95, 0.95))
+    touch("touchEnd")
+    expect(page.locator("#cropping [role=status]")).to_have_text(re.compile("^38 × 50 pixels from 2, 3"))
+
+
+def test_uploads_are_kept_as_long_as_there_is_room(visit: Visit) -> None:
+    page = visit()
+    kept = page.evaluate(
+        """async () => {
+            const { keep } = await import('/page/state.js');
+            const made = async (size) => keep(new Blob([new Uint8Array(size)]), 'one');
+            const tokens = [];
+            for (let one = 0; one < 8; one += 1) tokens.push(await made(1_000_000));
+            const there = () => tokens.map((one) => `upload:${one}` in sessionStorage);
+            const before = there();
+            await made(20_000_000);
+            return [before, there()];
+        }"""
+    )
+    assert kept[0] == sorted(kept[0])  # the oldest went first
+    assert 1 < sum(kept[0]) < 8
+    assert kept[1] == kept[0]  # what does not fit at all drives nothing out
 
 
 def test_a_region_is_searched_by_pointer_and_by_keyboard(

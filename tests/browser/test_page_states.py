@@ -103,6 +103,7 @@ def test_an_image_that_is_not_there(visit: Visit, complaints: Any) -> None:
 def test_an_upload_of_another_tab_is_asked_for_again(visit: Visit) -> None:
     page = visit("?upload=elsewhere")
     expect(page.locator(".notice.wrong")).to_contain_text("no longer in this tab")
+    expect(page.locator("#crop")).not_to_be_visible()
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose another image").click()
     chooser.value.set_files({"name": "again.png", "mimeType": "image/png", "buffer": png(poster(7))})

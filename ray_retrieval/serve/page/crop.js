@@ -25,7 +25,7 @@ export function crop(image, given) {
     }),
   );
   const stage = h("div", { class: "stage" }, image, region, corners);
-  const told = h("p", { class: "quiet", role: "status" });
+  const told = h("p", { class: "quiet", role: "status" }, "The image is on its way.");
   const use = h("button", { type: "button", class: "primary", disabled: true }, "Search this region");
   const whole = h("button", { type: "button" }, "Whole image");
   image.alt = "";
@@ -76,7 +76,7 @@ export function crop(image, given) {
   }
 
   stage.addEventListener("pointerdown", (event) => {
-    if (!box || event.button > 0) return;
+    if (!box || event.button > 0 || !event.isPrimary) return;
     event.preventDefault();
     stage.setPointerCapture(event.pointerId);
     const corner = event.target.dataset?.corner;
@@ -97,15 +97,17 @@ export function crop(image, given) {
         ]);
       last = next;
     };
+    const dragging = new AbortController();
     const end = () => {
-      stage.removeEventListener("pointermove", drag);
+      dragging.abort();
       // A region of no size comes from a slip of the finger.
       if (box[2] - box[0] < LEAST || box[3] - box[1] < LEAST) put([0, 0, ...size()]);
       (corner ? event.target : region).focus();
     };
-    stage.addEventListener("pointermove", drag);
-    stage.addEventListener("pointerup", end, { once: true });
-    stage.addEventListener("pointercancel", end, { once: true });
+    // Another finger on the image neither moves the region nor ends it.
+    const own = (listener) => (now) => now.pointerId === event.pointerId && listener(now);
+    for (const [name, listener] of Object.entries({ pointermove: drag, pointerup: end, pointercancel: end }))
+      stage.addEventListener(name, own(listener), { signal: dragging.signal });
   });
 
   stage.addEventListener("keydown", (event) => {

@@ -81,7 +81,7 @@ async function render(how = {}) {
   running?.abort();
   interrupted = false;
   // What a dialog is about is no longer there.
-  if (restore !== undefined) for (const name of ["cropping", "why"]) $(name).close();
+  if (!quiet) for (const name of ["cropping", "why"]) $(name).close();
   const controller = (running = new AbortController());
   const state = read();
   if (stale && !(await connect())) return;

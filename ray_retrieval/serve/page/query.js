@@ -10,6 +10,7 @@ const SMALL = 96; // images of at most this side are enlarged pixel by pixel
 let limits = { max_upload_bytes: Infinity, max_pixels: Infinity };
 let shown = null; // object URL of an upload that is shown
 let cutting = null; // AbortController of the frame of a region that waits for its picture
+let taken = 0; // how many images were chosen, dropped or pasted
 let complain = () => {};
 
 // Smoothing would show what the model was never given.
@@ -31,12 +32,15 @@ export function missing(image) {
 async function take(files) {
   const file = [...(files ?? [])].find((one) => one.type.startsWith("image/")) ?? files?.[0];
   if (!file) return;
+  const turn = (taken += 1);
+  const last = () => turn === taken; // a large one that was chosen before is ready after a small one
   try {
     const { blob, note } = await fitting(file);
+    if (!last()) return;
     const token = await keep(blob, `${file.name || "Pasted image"}${note}`);
-    await go(searched(read(), { upload: token }));
+    if (last()) await go(searched(read(), { upload: token }));
   } catch (error) {
-    complain(error);
+    if (last()) complain(error);
   }
 }
 
@@ -55,7 +59,10 @@ async function fitting(file) {
     const canvas = document.createElement("canvas");
     canvas.width = Math.max(1, Math.floor(bitmap.width * scale));
     canvas.height = Math.max(1, Math.floor(bitmap.height * scale));
-    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    const context = canvas.getContext("2d");
+    context.fillStyle = "white"; // under what is transparent, as the server has it
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.9));
     if (blob && blob.size <= limits.max_upload_bytes) return { blob, note: " · made smaller to be sent" };
   }
@@ -67,7 +74,8 @@ export async function showQuery(state, index) {
   const { id, upload } = state;
   const filled = Boolean(id || upload);
   $("search").classList.toggle("filled", filled);
-  for (const name of ["query-picture", "crop"]) $(name).hidden = !filled;
+  const held = upload && (await kept(upload));
+  for (const name of ["query-picture", "crop"]) $(name).hidden = !held && !id;
   $("whole").hidden = !(filled && state.box);
   $("choose").textContent = filled ? "Another image" : "Choose an image";
   $("choose").classList.toggle("primary", !filled);
@@ -76,7 +84,6 @@ export async function showQuery(state, index) {
     $("query-facts").textContent = "";
     return;
   }
-  const held = upload && (await kept(upload));
   const image = $("query-image");
   image.hidden = false;
   $("query-picture").classList.remove("missing");

@@ -100,19 +100,27 @@ async function copied(file) {
 
 export async function keep(file, name) {
   const blob = await copied(file);
-  const token = Math.random().toString(36).slice(2, 10);
+  // The time comes first, so that tokens are in the order of their making.
+  const token = Date.now().toString(36) + Math.random().toString(36).slice(2, 10);
   uploads.set(token, { blob, name });
   const item = JSON.stringify({ name, data: await dataUrl(blob) });
-  const older = () => Object.keys(sessionStorage).filter((one) => one.startsWith(STORED));
+  const older = Object.keys(sessionStorage)
+    .filter((one) => one.startsWith(STORED))
+    .sort();
+  const gone = [];
   for (;;) {
     try {
       sessionStorage.setItem(STORED + token, item);
       return token;
     } catch {
-      if (!older().length) return token; // too large for it: it lasts until the next reload
-      sessionStorage.removeItem(older()[0]);
+      if (!older.length) break;
+      gone.push([older[0], sessionStorage.getItem(older[0])]);
+      sessionStorage.removeItem(older.shift());
     }
   }
+  // Too large for it alone: it lasts until the next reload, and the others as long as before.
+  for (const [one, content] of gone) sessionStorage.setItem(one, content);
+  return token;
 }
 
 export async function kept(token) {
