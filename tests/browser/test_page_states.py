@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from conftest import serving
@@ -62,11 +63,48 @@ def test_a_busy_server_is_asked_again(visit: Visit, backend: Galleries, complain
     expect(alert).to_contain_text("The server is busy. Try again in a moment.")
     expect(tiles(page)).to_have_count(0)
     shoot(page, "error")
+    again = page.get_by_role("button", name="Try again")
+    again.focus()
+    with page.expect_response("**/v1/search"):
+        page.keyboard.press("Enter")
+    expect(again).to_be_focused()
     backend.failure = None
-    page.get_by_role("button", name="Try again").click()
+    page.keyboard.press("Enter")
     expect(tiles(page)).to_have_count(24)
     expect(alert).to_have_count(0)
     complaints.forget("503")
+
+
+def test_an_answer_that_is_cut_off_is_told(visit: Visit) -> None:
+    page = visit(SEARCH)
+    expect(tiles(page)).to_have_count(24)
+    page.route("**/v1/search", lambda route: route.fulfill(status=200, body='{"hits": ['))
+    tiles(page).nth(3).locator("a").click()
+    expect(page.locator(".notice.wrong")).to_contain_text("The answer cannot be read")
+    page.unroute("**/v1/search")
+    page.get_by_role("button", name="Try again").click()
+    expect(tiles(page)).to_have_count(24)
+
+
+@pytest.mark.parametrize("key", [None, "any"])
+def test_pictures_that_were_missed_come_with_the_server(
+    visit: Visit, complaints: Any, key: str | None
+) -> None:
+    page = visit()
+    if key:
+        page.evaluate("key => sessionStorage.setItem('key', key)", key)
+    page.route("**/thumbnail?**", lambda route: route.abort())
+    page.goto(page.url.split("?")[0] + SEARCH)
+    expect(tiles(page).first.locator(".missing")).to_be_visible()
+    expect(page.locator("#crop")).not_to_be_visible()
+    page.unroute("**/thumbnail?**")
+    page.context.set_offline(True)
+    expect(page.locator("#offline")).to_be_visible()
+    page.context.set_offline(False)
+    page.wait_for_function("() => document.querySelector('#hits img').naturalWidth > 0")
+    expect(page.locator(".missing")).to_have_count(0)
+    expect(page.locator("#crop")).to_be_visible()
+    complaints.forget("ERR_")
 
 
 def test_what_is_no_image_is_refused_in_words(visit: Visit, complaints: Any) -> None:
@@ -218,7 +256,7 @@ def test_a_key_is_asked_for_and_sent_with_pictures_too(
     complaints.forget("401")
 
 
-def test_pictures_of_the_map_are_let_go(
+def test_pictures_that_were_fetched_are_let_go(
     visit: Visit, backend: Galleries, complaints: Any, tmp_path: Any
 ) -> None:
     file = tmp_path / "keys"
@@ -228,8 +266,14 @@ def test_pictures_of_the_map_are_let_go(
         page.evaluate(f"sessionStorage.setItem('key', '{key}')")
         page.add_init_script(
             """window.held = new Set();
+            window.made = 0;
             const [make, drop] = [URL.createObjectURL, URL.revokeObjectURL];
-            URL.createObjectURL = (blob) => { const one = make.call(URL, blob); held.add(one); return one; };
+            URL.createObjectURL = (blob) => {
+                const one = make.call(URL, blob);
+                made += 1;
+                held.add(one);
+                return one;
+            };
             URL.revokeObjectURL = (one) => { held.delete(one); drop.call(URL, one); };"""
         )
         page.goto(f"{url}?view=index")
@@ -240,6 +284,14 @@ def test_pictures_of_the_map_are_let_go(
             page.keyboard.press("ArrowRight")
             page.wait_for_function("() => document.querySelector('.preview img')?.naturalWidth > 0")
         page.wait_for_function("() => held.size === 0")
+        # Those of two photographs too, where nobody waits for them.
+        page.goto(f"{url}?index=scenes&rerank=verification&id={quote('scene 1/view 7', safe='')}")
+        expect(tiles(page)).to_have_count(24)
+        page.wait_for_function("() => made > 0 && held.size === 0")
+        page.evaluate("made = 0")
+        page.locator("button.why").first.click()
+        page.keyboard.press("Escape")
+        page.wait_for_function("() => made >= 2 && held.size === 0")
         page.close()
     complaints.forget("401")
 

@@ -87,7 +87,17 @@ export async function ask(address, options = {}) {
   });
 }
 
-const json = async (address, options) => (await ask(address, options)).json();
+// The content of an answer, which a bad network may cut off, and a proxy may give in the server's place.
+async function content(answer, kind) {
+  try {
+    return await answer[kind]();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Failure("The answer cannot be read: it was cut off, or is not of this server.", { status: null });
+  }
+}
+
+const json = async (address, options) => content(await ask(address, options), "json");
 const post = (address, body, signal) =>
   json(address, {
     method: "POST",
@@ -102,7 +112,8 @@ const ofImage = (index, id, what) => at(index, `${what}?id=${encodeURIComponent(
 export const indexes = () => json("v1/indexes");
 export const alive = () => ask("healthz");
 export const map = (index, signal) => json(at(index, "map"), { signal });
-export const original = async (index, id, signal) => (await ask(ofImage(index, id, "original"), { signal })).blob();
+export const original = async (index, id, signal) =>
+  content(await ask(ofImage(index, id, "original"), { signal }), "blob");
 export const originalAddress = (index, id) => ofImage(index, id, "original");
 export const thumbnailAddress = (index, id) => ofImage(index, id, "thumbnail");
 
@@ -153,10 +164,11 @@ const near = new IntersectionObserver(
 
 const waits = (image) => image.dataset.address !== undefined;
 
-// Of several pictures that an image was to show, only the last counts, whichever comes last.
+// Of several pictures that an image was to show, only the last counts, whichever comes last. An image that is gone
+// by then would never load what it is given, nor let it go.
 async function fetchPicture(image) {
   const { address } = image.dataset;
-  const outdated = () => image.dataset.address !== address;
+  const outdated = () => image.dataset.address !== address || !image.isConnected;
   try {
     const source = await pictureAddress(address);
     if (outdated()) release(source);
@@ -181,13 +193,19 @@ export function setPicture(image, source) {
   return image;
 }
 
+// Asks once more for a picture that did not come.
+export function askAgain(image) {
+  if (waits(image)) near.observe(image);
+  else if (image.src) setPicture(image, image.src);
+}
+
 // Whether an image has come to show what it was told last.
 export const hasPicture = (image) => !waits(image) && image.complete && image.naturalWidth > 0;
 
 // The address of a picture for where an element cannot ask by itself: SVG and canvas. Who is done releases it.
 export async function pictureAddress(address) {
   if (!key.get()) return relative(address);
-  return URL.createObjectURL(await (await ask(relative(address))).blob());
+  return URL.createObjectURL(await content(await ask(relative(address)), "blob"));
 }
 
 export function release(address) {

@@ -3,7 +3,7 @@
 import { Failure, alive, indexes, key, link, original, sample, search, wrongWithKey } from "./api.js";
 import { showAbout } from "./about.js";
 import { $, closer, count, h, number, open, say } from "./dom.js";
-import { factsOfQuery, prepareQuery, setLimits, showQuery } from "./query.js";
+import { askForMissing, factsOfQuery, prepareQuery, setLimits, showQuery } from "./query.js";
 import { button, loading, showError, showHits, showSample, showWaiting } from "./results.js";
 import { FIRST, address, go, kept, onChange, read, searched, settle, visit } from "./state.js";
 import { prepareSettings, settingsOf, showSettings, whereOf } from "./settings.js";
@@ -84,7 +84,7 @@ async function render(how = {}) {
   if (!quiet) for (const name of ["cropping", "why"]) $(name).close();
   const controller = (running = new AbortController());
   const state = read();
-  if (stale && !(await connect())) return;
+  if (stale && !(await connect(how))) return;
   if (controller.signal.aborted) return; // something else was asked for meanwhile
   const index = indexOf(state.index);
   state.from ??= state.id ? index.name : undefined;
@@ -110,10 +110,10 @@ async function render(how = {}) {
     if (error.status === 404 && !renewed) {
       // Another server may be in this one's place by now, and call its indices otherwise.
       const before = JSON.stringify(versions());
-      if (!(await connect()) || controller.signal.aborted) return;
+      if (!(await connect(how)) || controller.signal.aborted) return;
       if (JSON.stringify(versions()) !== before) return render({ ...how, renewed: true });
     }
-    told(error);
+    told(error, how);
   }
   if (running !== controller) return;
   if (restore !== undefined) scrollTo({ top: restore });
@@ -144,7 +144,7 @@ function frame(state, index, about) {
 
 const newSeed = () => String(Math.floor(Math.random() * 1e6));
 
-async function showStart(state, index, signal) {
+async function showStart(state, index, signal, { initial }) {
   loading(1);
   const seed = state.seed ?? newSeed();
   if (!state.seed) settle({ ...state, seed });
@@ -158,6 +158,7 @@ async function showStart(state, index, signal) {
     rows: index.rows,
     where,
     clearFilter,
+    focus: !initial,
   });
   say(`${count(drawn.images.length, "image")} to begin with`);
 }
@@ -218,7 +219,7 @@ async function showSearch(state, index, signal, how) {
 
 const clearFilter = () => go({ ...read(), where: undefined, label: undefined, k: FIRST });
 
-function told(error) {
+function told(error, { initial } = {}) {
   if (error.name === "AbortError") return;
   $("search").hidden = false;
   $("about").hidden = true;
@@ -227,7 +228,7 @@ function told(error) {
   if (!(error instanceof Failure)) console.error(error);
   if (error.status === 401) {
     const give = () => link.dispatchEvent(new Event("locked"));
-    return showError("This server wants a key.", button("Give a key", give, "primary"));
+    return showError("This server wants a key.", !initial, button("Give a key", give, "primary"));
   }
   const message = error instanceof Failure ? error.message : "Something went wrong on this page.";
   const buttons = [];
@@ -235,15 +236,15 @@ function told(error) {
     buttons.push(button("Choose another image", () => $("choose").click(), "primary"));
   else buttons.push(button("Try again", () => render({ quiet: true }), "primary"));
   if (read().where || read().label) buttons.push(button("Clear the filter", clearFilter));
-  return showError(message, buttons);
+  return showError(message, !initial, buttons);
 }
 
 // What is served: asked for at the start, and anew after the server was away or a key was given.
-async function connect() {
+async function connect(how) {
   try {
     await learn();
   } catch (error) {
-    told(error);
+    told(error, how);
     return false;
   }
   stale = false;
@@ -268,6 +269,7 @@ link.addEventListener("online", () => {
   clearInterval(waiting);
   waiting = null;
   say("The server is back");
+  askForMissing();
   stale = true; // it may be another by now
   if (interrupted) render({ quiet: true });
 });

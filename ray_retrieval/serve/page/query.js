@@ -1,6 +1,6 @@
 // The image to search by: chosen, dropped, pasted, photographed, or one of the index.
 
-import { Failure, hasPicture, originalAddress, setPicture, showPicture, thumbnailAddress } from "./api.js";
+import { Failure, askAgain, hasPicture, originalAddress, setPicture, showPicture, thumbnailAddress } from "./api.js";
 import { crop } from "./crop.js";
 import { $, bytes, count, nameOf, number, say } from "./dom.js";
 import { FIRST, go, keep, kept, read, searched } from "./state.js";
@@ -27,6 +27,15 @@ export function missing(image) {
     image.parentElement?.classList.add("missing");
   });
   return image;
+}
+
+// Asks again for the pictures that did not come.
+export function askForMissing() {
+  for (const image of document.querySelectorAll(".missing > img")) {
+    image.hidden = false;
+    image.parentElement.classList.remove("missing");
+    askAgain(image);
+  }
 }
 
 async function take(files) {
@@ -157,6 +166,7 @@ export function prepareQuery(onError) {
   complain = onError;
   missing(markSmall($("query-image")));
   $("query-image").addEventListener("error", () => ($("crop").hidden = true));
+  $("query-image").addEventListener("load", () => ($("crop").hidden = !$("search").classList.contains("filled")));
   $("choose").addEventListener("click", () => $("file").click());
   $("photograph").addEventListener("click", () => $("camera").click());
   for (const input of [$("file"), $("camera")]) {

@@ -96,7 +96,7 @@ function clear(title) {
 }
 
 // A random selection to begin with.
-export function showSample({ images }, { state, shuffle, rows, where, clearFilter }) {
+export function showSample({ images }, { state, shuffle, rows, where, clearFilter, focus }) {
   const shuffled = document.activeElement?.id === "shuffle";
   clear(images.length ? "Or begin with one of these" : "");
   if (!images.length) {
@@ -120,6 +120,7 @@ export function showSample({ images }, { state, shuffle, rows, where, clearFilte
       { id: "hits" },
     ),
   ]);
+  if (focus) keepFocus($("results-title"));
 }
 
 function empty(title, text, ...buttons) {
@@ -132,7 +133,12 @@ function empty(title, text, ...buttons) {
   );
 }
 
-export function showError(message, ...buttons) {
+// Goes on here by keyboard, where what had the focus is gone.
+function keepFocus(element) {
+  if (document.activeElement === document.body) element?.focus({ preventScroll: true });
+}
+
+export function showError(message, focus, ...buttons) {
   clear("");
   $("results-title").textContent = "That did not work";
   place([]);
@@ -144,6 +150,7 @@ export function showError(message, ...buttons) {
       buttons.length ? h("div", { class: "buttons" }, buttons) : null,
     ),
   );
+  if (focus) keepFocus($("notices").querySelector("button"));
 }
 
 // The server is away: the search waits for it.

@@ -4,10 +4,15 @@ import { key, match, openPicture, originalAddress, pictureAddress, relative, rel
 import { $, closer, count, h, nameOf, number, open, ordinal, svg, upper, words } from "./dom.js";
 import { FIRST, go, kept, read } from "./state.js";
 
+let looking = null; // AbortController of what the dialog shows
+
 // { answer, hit, setting, kind, state, linkTo, explain, example }
 export async function showWhy(given) {
   const { answer, hit, setting, linkTo } = given;
   const dialog = $("why");
+  looking?.abort();
+  const { signal } = (looking = new AbortController());
+  dialog.addEventListener("close", () => looking.abort(), { signal });
   const place = answer.hits.indexOf(hit);
   const drawn = h("div", { class: "drawn", "aria-busy": "true" });
   const step = (by, text, name) => {
@@ -67,7 +72,7 @@ export async function showWhy(given) {
   );
   if (had?.startsWith("why-")) ($(had).disabled ? dialog.querySelector(".close") : $(had)).focus();
   try {
-    drawn.replaceChildren(...(await explained(given)));
+    drawn.replaceChildren(...(await explained({ ...given, signal })));
   } catch (error) {
     drawn.replaceChildren(h("p", { class: "notice wrong" }, error.message));
   }
@@ -201,17 +206,21 @@ function angle(cosine) {
 
 // Local features: both photographs with a line between the points that agree on where things are.
 
-async function photographs({ hit, setting, state }, { points: [ours, theirs], sizes }) {
-  const held = state.upload && (await kept(state.upload));
-  const query = held ? URL.createObjectURL(held.blob) : await pictureAddress(originalAddress(state.from, state.id));
-  const found = await pictureAddress(originalAddress(setting.index, hit.id));
-  const shown = [query, found];
-  $("why").addEventListener("close", () => shown.forEach(release), { once: true });
+async function photographs({ hit, setting, state, signal }, { points: [ours, theirs], sizes }) {
+  const held = (source) => {
+    if (signal.aborted) release(source);
+    else signal.addEventListener("abort", () => release(source));
+    return source;
+  };
+  const upload = state.upload && (await kept(state.upload));
+  const ofQuery = upload ? URL.createObjectURL(upload.blob) : pictureAddress(originalAddress(state.from, state.id));
+  const query = held(await ofQuery);
+  const found = held(await pictureAddress(originalAddress(setting.index, hit.id)));
   if (!ours?.length) {
     const small = (source, alt) => h("figure", {}, h("img", { src: source, alt: "" }), h("figcaption", {}, alt));
-    shown.push(await pictureAddress(`${thumbnailAddress(setting.index, hit.id)}&size=512`));
+    const thumbnail = held(await pictureAddress(`${thumbnailAddress(setting.index, hit.id)}&size=512`));
     return [
-      h("div", { class: "pair" }, small(query, "The query"), small(shown[2], "This image")),
+      h("div", { class: "pair" }, small(query, "The query"), small(thumbnail, "This image")),
       h("p", {}, "No points of the two images agree on where things are."),
     ];
   }
