@@ -387,6 +387,23 @@ def test_filters_by_label_and_in_words(visit: Visit, backend: Galleries) -> None
     assert not {"where", "label"} & set(asked(page))
 
 
+def test_a_label_that_no_list_holds_can_be_taken_back(
+    visit: Visit, backend: Galleries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = backend.galleries["posters"]
+    many = gallery.class_names + [f"class {number}" for number in range(1000)]
+    monkeypatch.setattr(gallery, "class_names", many)
+    page = visit(SEARCH)
+    expect(tiles(page)).to_have_count(24)
+    expect(page.locator("#label")).not_to_be_visible()
+    page.locator("button.why").first.click()
+    page.get_by_role("button", name="Only moon").click()
+    expect(page.locator("#label")).to_have_value("moon")
+    page.locator("#label").select_option("")
+    page.wait_for_function("() => !location.search.includes('label')")
+    expect(page.locator("#label")).not_to_be_visible()
+
+
 def test_two_models_side_by_side(visit: Visit, backend: Galleries, shoot: Any) -> None:
     page = visit(SEARCH)
     expect(tiles(page)).to_have_count(24)
@@ -432,6 +449,43 @@ def test_two_rerankings_side_by_side_and_one_that_fails(
     expect(page.locator(".column").nth(1).locator(".notice.wrong")).to_contain_text("shelf")
     expect(page.locator(".column").nth(0).locator(".tile")).to_have_count(24)
     complaints.forget("400")
+
+
+def test_what_is_compared_with_itself_is_searched_once(visit: Visit) -> None:
+    page = visit(f"?index=colours&id={MOON}&with=colours&with-rerank=none")
+    expect(page.locator(".column")).to_have_count(2)
+    page.locator("#rerank").select_option("none")
+    expect(page.locator("#results-title")).to_have_text("The 24 nearest images")
+    expect(page.locator(".column")).to_have_count(1)
+    expect(page.locator("#compare")).to_have_value("")
+
+
+def test_one_of_two_searches_is_tried_again(visit: Visit, backend: Galleries, complaints: Any) -> None:
+    def busy(route: Any) -> None:
+        if "multipart" not in route.request.headers["content-type"]:
+            return route.continue_()
+        error = {"problem": "the server is busy", "where": None, "mend": None, "status": 503}
+        return route.fulfill(status=503, json={"error": error})
+
+    page = visit()
+    page.route("**/v1/search", busy)
+    page.goto(page.url.split("?")[0] + SEARCH + "&with=colours")
+    second = page.locator(".column").nth(1)
+    expect(second).to_contain_text("The server is busy")
+    page.unroute("**/v1/search")
+    second.get_by_role("button", name="Try again").click()
+    expect(second.locator(".tile")).to_have_count(24)
+    assert len(backend.searches) == 2  # the one that was answered is not asked again
+    complaints.forget("503")
+
+
+def test_columns_of_structures_are_told(
+    visit: Visit, backend: Galleries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(backend.galleries["posters"].columns, "shot", [{"lens": "f/2", "at": [1, 2]}] * 180)
+    page = visit(SEARCH)
+    page.locator("button.why").first.click()
+    expect(page.get_by_role("dialog")).to_contain_text('{"lens":"f/2","at":[1,2]}')
 
 
 def test_why_a_code_was_found(visit: Visit, shoot: Any) -> None:

@@ -22,7 +22,10 @@ export const svg = (tag, attributes, ...children) => furnish(document.createElem
 
 export const number = (value, digits = 3) => value.toLocaleString("en", { maximumFractionDigits: digits });
 export const count = (value, one, many = `${one}s`) => `${number(value)} ${value === 1 ? one : many}`;
-export const words = (value) => (Array.isArray(value) ? value.join(", ") : (value ?? ""));
+export const words = (value) => {
+  if (Array.isArray(value)) return value.map(words).join(", ");
+  return value !== null && typeof value === "object" ? JSON.stringify(value) : (value ?? "");
+};
 export const upper = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 export const milliseconds = (value) => `${value < 10 ? number(Math.max(0.1, value), 1) : number(value, 0)} ms`;
 

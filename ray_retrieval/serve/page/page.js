@@ -214,7 +214,9 @@ async function showSearch(state, index, signal, how) {
         example: () => exampleFor(state, setting.index),
       }),
   });
-  say(most ? `${count(most, "image")} found in ${number(first.timings_ms.total, 0)} milliseconds` : "Nothing found");
+  if (!first) say("That did not work");
+  else
+    say(most ? `${count(most, "image")} found in ${number(first.timings_ms.total, 0)} milliseconds` : "Nothing found");
 }
 
 const clearFilter = () => go({ ...read(), where: undefined, label: undefined, k: FIRST });

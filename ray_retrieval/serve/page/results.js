@@ -217,7 +217,8 @@ export function showHits(found, { rowsOf, linkTo, why, again, more, clearFilter,
         two && found[1 - side].answer ? new Map(found[1 - side].answer.hits.map((hit) => [hit.id, hit.rank])) : null;
       const head =
         two && h("div", { class: "column-head" }, h("h3", {}, setting.title), answer && latency(answer.timings_ms));
-      if (error) return h("div", { class: "column" }, head, notice("wrong", error.message));
+      if (error)
+        return h("div", { class: "column" }, head, notice("wrong", error.message, button("Try again", again)));
       if (!answer.hits.length) {
         const text = answer.notes.map((note) => `${upper(note)}.`).join(" ") || "The index has no image that is near.";
         return h(

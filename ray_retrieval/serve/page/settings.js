@@ -34,7 +34,9 @@ export function settingsOf(state, served, index) {
   };
   const settings = [setting(index, state.rerank)];
   const other = state.with && indexOf(served, state.with);
-  if (other) settings.push(setting(other, state["with-rerank"]));
+  const beside = other && setting(other, state["with-rerank"]);
+  // The same on both sides is one search.
+  if (beside && (beside.index !== index.name || beside.rerank !== settings[0].rerank)) settings.push(beside);
   return settings;
 }
 
@@ -45,14 +47,15 @@ export function showSettings(state, served, index) {
   // Where there is room for it beside the hits it is open, until it is closed by hand.
   if (searching && !opened && wide.matches) $("settings").open = opened = true;
   $("settings").hidden = false;
-  const names = index.class_names;
-  $("label-choice").hidden = !names?.length || names.length > MOST_LABELS;
+  const names = index.class_names ?? [];
+  const listed = names.length > MOST_LABELS ? [] : names;
   const label = state.label ?? "";
-  const known = !label || names?.includes(label);
+  // One that was chosen elsewhere can be seen and taken back here.
+  $("label-choice").hidden = !listed.length && !label;
   $("label").replaceChildren(
     option("", "Any", label),
-    ...(known ? [] : [option(label, label, label)]),
-    ...(names ?? []).slice(0, MOST_LABELS).map((name) => option(name, name, label)),
+    ...(!label || listed.includes(label) ? [] : [option(label, label, label)]),
+    ...listed.map((name) => option(name, name, label)),
   );
   $("where").value = state.where ?? "";
   const columns = Object.keys(index.columns);
@@ -61,7 +64,7 @@ export function showSettings(state, served, index) {
   )?.[0];
   $("where").placeholder = example
     ? `${example} < 20`
-    : names?.length
+    : names.length
       ? `label != ${names.reduce((least, name) => (name.length < least.length ? name : least))}`
       : "";
   $("where-hint").textContent = columns.length ? `Columns: ${words(columns)}.` : "";
