@@ -34,6 +34,8 @@ def test_the_start_explains_itself_and_offers_a_random_selection(visit: Visit) -
     tiles(page).first.locator("a").click()
     expect(tiles(page)).to_have_count(24)
     assert asked(page)["id"][0].startswith("posters/")
+    page.goto(page.url.split("?")[0] + "?seed=many")  # by hand
+    expect(tiles(page)).to_have_count(18)
 
 
 def test_the_random_selection_is_there_on_the_way_back(visit: Visit) -> None:
@@ -350,6 +352,24 @@ def test_a_hit_is_a_query_and_the_way_back_is_as_it_was(visit: Visit, backend: G
     page.go_forward()
     page.wait_for_function("before => document.querySelector('#hits').innerHTML !== before", arg=before)
     assert len(backend.searches) == 2  # back and forth ask nothing
+
+
+def test_reloads_and_the_way_forward_keep_the_place(visit: Visit) -> None:
+    page = visit(SEARCH, height=600)
+    expect(tiles(page)).to_have_count(24)
+    page.evaluate("scrollTo(0, 400)")
+    page.wait_for_function("() => history.state?.scroll === 400")
+    page.reload()
+    page.wait_for_function("() => scrollY === 400")
+    tiles(page).nth(12).locator("a").click()
+    page.wait_for_function("() => scrollY === 0")
+    settle(page)
+    page.evaluate("scrollTo(0, 200)")
+    page.wait_for_function("() => history.state?.scroll === 200")
+    page.go_back()
+    page.wait_for_function("() => scrollY === 400")
+    page.go_forward()
+    page.wait_for_function("() => scrollY === 200")
 
 
 def test_more_hits_keep_the_place(visit: Visit) -> None:

@@ -342,4 +342,4 @@ $("index").addEventListener("change", () => {
 prepareQuery(told);
 prepareSettings();
 onChange(render);
-render({ quiet: true, initial: true });
+render({ quiet: true, initial: true, restore: history.state?.scroll });

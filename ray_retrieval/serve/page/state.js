@@ -32,6 +32,7 @@ export function read() {
   const given = new URLSearchParams(location.search);
   const state = {};
   for (const name of NAMES) if (given.get(name)) state[name] = given.get(name);
+  if (!/^\d{1,9}$/.test(state.seed)) delete state.seed;
   state.k = Math.max(1, Math.floor(Number(state.k)) || FIRST);
   const box = state.box?.split(",").map(Number);
   state.box = box?.length === 4 && box.every(Number.isFinite) && box[2] > box[0] && box[3] > box[1] ? box : undefined;
@@ -54,6 +55,14 @@ export function searched(state, query) {
   return { index, where, label, rerank, with: state.with, "with-rerank": state["with-rerank"], k: FIRST, ...query };
 }
 
+// Where an entry was scrolled to goes with it, for reloads and the way forward.
+let noting = 0;
+const note = () => history.replaceState({ scroll: scrollY }, "");
+addEventListener("scroll", () => {
+  clearTimeout(noting);
+  noting = setTimeout(note, 200);
+});
+
 let show = () => {};
 let shown = location.search; // what the page shows; a link within it changes the address elsewhere only
 history.scrollRestoration = "manual";
@@ -64,6 +73,7 @@ export function onChange(render) {
     return render(how);
   };
   addEventListener("popstate", ({ state }) => {
+    clearTimeout(noting); // it was of another entry
     if (location.search !== shown) show({ restore: state?.scroll ?? 0 });
     else if (state) scrollTo({ top: state.scroll });
   });
@@ -71,7 +81,8 @@ export function onChange(render) {
 
 // Shows what an address says.
 export function visit(link, { replace = false, ...how } = {}) {
-  history.replaceState({ scroll: scrollY }, "");
+  clearTimeout(noting);
+  note();
   history[replace ? "replaceState" : "pushState"]({ scroll: replace ? scrollY : 0 }, "", link);
   return show(how);
 }
