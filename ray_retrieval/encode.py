@@ -7,6 +7,7 @@ result does not depend on how many encoders there were or on who finished first.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,18 +18,20 @@ import ray
 import ray.data
 from pydantic import Field
 
-from ray_retrieval.cluster import hushed, reraise
+from ray_retrieval.cluster import fewer_or_more, hushed, reraise
+from ray_retrieval.cluster.sharing import require_seen
 from ray_retrieval.compute import keep_freed_memory
 from ray_retrieval.config import Config, EngineName
+from ray_retrieval.data.location import is_uri
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.engines import Export, find_export
-from ray_retrieval.errors import DataError
+from ray_retrieval.errors import ClusterError, DataError
 from ray_retrieval.lock import writing_alone
 from ray_retrieval.model import Encoder
 from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.search import embeddings
-from ray_retrieval.storage import Folder, fingerprint
+from ray_retrieval.storage import LOCK, Folder, byte_range, fingerprint
 
 
 class EncodeConfig(Config):
@@ -85,8 +88,9 @@ def encode(
 
     Raises:
         ArtefactError: if the engine has no export of a model.
-        RecipeError: if the engine's package is not installed.
-        ClusterError: if encoders were lost for good.
+        RecipeError: if the engine's package is not installed, or a node does not see the folder that is
+            written to, or the images.
+        ClusterError: if encoders were lost for good, or no node has a processor.
         ConflictError: if another process writes to a job's folder.
         DataError: if no image of a table can be decoded, a column of one has a name that embeddings need, or
             a store does not answer.
@@ -140,7 +144,7 @@ def _run(
     slices = _share(jobs, items)
     # Ray Data's own error does not take along what it came from.
     ray.data.DataContext.get_current().raise_original_map_exception = True
-    work = [_Work(job.model.uri, job.out.uri) for job in jobs]
+    work = [_Work(job.model.uri, job.out.uri, _to_see(job)) for job in jobs]
     results = ray.data.from_items(items, override_num_blocks=len(items)).map(
         _PartEncoder,  # type: ignore[arg-type]
         fn_constructor_args=(work, slices, config, threads),
@@ -152,6 +156,16 @@ def _run(
             yield from results.iter_rows()
     except ray.exceptions.RayError as error:
         reraise(error, "encoding")
+
+
+def _to_see(job: EncodeJob) -> tuple[str, ...]:
+    """Local files that are there on this node: one in the folder of the job, and its first image."""
+    files = [f"{job.out.path}/{LOCK}"] if job.out.is_local else []
+    if len(job.table):
+        image = job.table.take(np.arange(1)).table["image"][0].as_py()
+        if image["bytes"] is None and image["path"] is not None and not is_uri(image["path"]):
+            files.append(byte_range(image["path"])[0])
+    return tuple(file for file in files if os.path.exists(file))
 
 
 def _share(jobs: list[EncodeJob], items: list[dict[str, Any]]) -> dict[tuple[int, int], Any]:
@@ -193,9 +207,15 @@ def _finish(job: EncodeJob, description: dict[str, Any], model: str, config: Enc
 
 
 def _pool(config: EncodeConfig) -> tuple[int, int, dict[str, float]]:
-    """Encoders, threads of each, and what each asks of Ray: never more than a node has."""
+    """Encoders, threads of each, and what each asks of Ray: never more than a node has.
+
+    Raises:
+        ClusterError: if no node has a processor.
+    """
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    nodes = [node for node in alive if node.get("CPU", 0) >= 1] or [{"CPU": 1.0}]
+    nodes = [node for node in alive if node.get("CPU", 0) >= 1]
+    if not nodes:
+        raise ClusterError("no node of the cluster has a processor for an encoder", mend=fewer_or_more(0))
     gpus = int(sum(node.get("GPU", 0) for node in nodes)) if config.engine == "torch" else 0
     if gpus:
         workers = config.workers or gpus
@@ -214,10 +234,11 @@ def _pool(config: EncodeConfig) -> tuple[int, int, dict[str, float]]:
 
 @dataclass(frozen=True)
 class _Work:
-    """The addresses of a job."""
+    """The addresses of a job, and what a node has to see for it."""
 
     model: str
     out: str
+    to_see: tuple[str, ...] = ()
 
 
 class _PartEncoder:
@@ -227,10 +248,14 @@ class _PartEncoder:
         self, work: list[_Work], slices: dict[tuple[int, int], Any], config: EncodeConfig, threads: int
     ) -> None:
         self._work, self._slices, self._config, self._threads = work, slices, config, threads
+        self._seen: set[int] = set()
         self._encoders: dict[str, Encoder] = {}
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         work = self._work[item["job"]]
+        if item["job"] not in self._seen:
+            require_seen(work.to_see)
+            self._seen.add(item["job"])
         table: ImageTable = ray.get(self._slices[item["job"], item["part"]])
         encoder = self._encoder(work.model)
         found, failures = encoder.encode_table(table)

@@ -17,10 +17,12 @@ import ray.train
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.constants import VALIDATE_STORAGE_MARKER_FILENAME
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 
 from ray_retrieval import model
 from ray_retrieval.cluster import fewer_or_more, is_alone, reraise, resources
+from ray_retrieval.cluster.sharing import require_seen
 from ray_retrieval.cores import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import ArtefactError, ClusterError, would_fail_alike
@@ -114,7 +116,8 @@ def train(
 
     Raises:
         ClusterError: if the cluster has too few processors or GPUs, or workers were lost too often.
-        RecipeError: if TensorBoard's events are asked for and the run's folder is not local.
+        RecipeError: if TensorBoard's events are asked for and the run's folder is not local, or a node does
+            not see that folder.
     """
     if config.tensorboard:
         refuse_remote(run)
@@ -259,6 +262,9 @@ def worker_resources(workers: int) -> dict[str, float]:
 def _work(inputs: dict[str, Any]) -> None:
     """What every worker runs. Ray is met in four places: context, device, reports, checkpoints."""
     context = ray.train.get_context()
+    run = Folder(inputs["run"])
+    if run.is_local:  # Ray itself looks with the first checkpoint, and then trains as far again and again
+        require_seen([f"{run.path}/{_NAME}/{VALIDATE_STORAGE_MARKER_FILENAME}"])
     benchmark, method, config, start = ray.get(inputs["inputs"][0])
     process = Process(
         rank=context.get_world_rank(),
@@ -269,7 +275,6 @@ def _work(inputs: dict[str, Any]) -> None:
     built = build(method, classes=benchmark.train.classes, pretrained=False)
     built.load_state_dict(start)
     trainer = Trainer(built, benchmark, config, seed=inputs["seed"], process=process)
-    run = Folder(inputs["run"])
     trainer.fit(_RayReporter(run), run)
 
 
