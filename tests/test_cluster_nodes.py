@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
+import ray.exceptions
 from samples import coloured_table, write_images
 
-from ray_retrieval import encode, train
+from ray_retrieval import cluster, encode, train
 from ray_retrieval.cluster.sharing import require_seen
 from ray_retrieval.data.table import ImageTable, open_images
 from ray_retrieval.errors import ClusterError, RecipeError
@@ -66,3 +67,31 @@ class TestEncoding:
         monkeypatch.setattr(encode, "ray", SimpleNamespace(nodes=lambda: nodes))
         with pytest.raises(ClusterError, match=r"no node of the cluster has a processor.*submit with `cpus`"):
             encode._pool(encode.EncodeConfig())
+
+
+class TestJoining:
+    """What is said where a cluster cannot be joined."""
+
+    @pytest.fixture(autouse=True)
+    def outside(self, monkeypatch):
+        monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+
+    @pytest.mark.parametrize(
+        "error", [ray.exceptions.AuthenticationError("none here"), ConnectionError("failed to connect")]
+    )
+    def test_without_its_token_or_with_another(self, monkeypatch, error):
+        def refuse(**_):
+            raise error
+
+        monkeypatch.setattr(cluster.ray, "init", refuse)
+        monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+        said = r"RAY_ADDRESS=head:6379: .* token.*set RAY_AUTH_MODE=token"
+        with pytest.raises(ClusterError, match=said), cluster.connect():
+            pass
+
+    @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+    def test_by_an_address_that_takes_jobs(self, monkeypatch, address):
+        monkeypatch.setattr(cluster.ray, "init", lambda **_: pytest.fail("it was asked"))
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ClusterError, match=f"{address}: .* by HOST:PORT.*submit"), cluster.connect():
+            pass

@@ -86,19 +86,20 @@ def test_every_epoch_is_told_once_however_far_the_history_has_come(tmp_path):
 
 
 def test_a_trial_of_several_workers_is_looked_after_on_its_own_node(monkeypatch):
-    made = {}
+    node, chosen = 28 * "4f", {}
 
-    def remote(**options):
-        made.update(options)
-        raise KeyboardInterrupt
+    class Beside:
+        def options(self, **options):
+            chosen.update(options)
+            raise KeyboardInterrupt
 
-    context = SimpleNamespace(gcs_address="head:6379", get_node_id=lambda: 28 * "4f")
-    fake = SimpleNamespace(get_runtime_context=lambda: context, remote=remote)
+    context = SimpleNamespace(gcs_address="head:6379", get_node_id=lambda: node)
+    fake = SimpleNamespace(get_runtime_context=lambda: context, remote=lambda **_: lambda _: Beside())
     monkeypatch.setattr(trial, "ray", fake)
     with pytest.raises(KeyboardInterrupt):
         trial._train_with_workers(None, None)
-    where = made["scheduling_strategy"]
-    assert (where.node_id, where.soft) == (28 * "4f", False)
+    where = chosen["scheduling_strategy"]
+    assert (where.node_id, where.soft) == (node, False)
 
 
 class TestFresh:

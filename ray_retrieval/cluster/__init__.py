@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import ray
+from ray.exceptions import AuthenticationError
 import ray.exceptions
 from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -37,6 +38,9 @@ SETTINGS = {
 _ALONE = "RAY_RETRIEVAL_ALONE"
 ALONE = {_ALONE: "1", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """Those of a local Ray besides: nobody takes its one node away, and each watcher is a process to start."""
+
+GIVE_TOKEN = "set RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token"
+"""How to mend that a cluster does not let one in."""
 
 
 @contextmanager
@@ -71,6 +75,13 @@ def connect() -> Iterator[None]:
 
 def _start(address: str | None) -> None:
     """Join a cluster, or start a local Ray; raises ClusterError if it does not start."""
+    # By http:// it takes jobs alone, and Ray Data does not run over Ray Client.
+    if address and address.startswith(("ray://", "http://", "https://")):
+        raise ClusterError(
+            "a command joins a cluster by HOST:PORT, on a node of it",
+            where=f"RAY_ADDRESS={address}",
+            mend="from elsewhere submit a job: ray-retrieval submit --address http://HOST:8265 -- VERB …",
+        )
     try:
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -83,12 +94,17 @@ def _start(address: str | None) -> None:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
+    except AuthenticationError:
+        raise ClusterError(
+            "no token for the cluster is here", where=f"RAY_ADDRESS={address}", mend=GIVE_TOKEN
+        ) from None
     except Exception as error:  # of a start that takes too long, Ray raises no narrower one
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ClusterError(
             f"Ray did not start: {said.rstrip('.')}",
             where=f"RAY_ADDRESS={address}" if address else "local Ray",
-            mend="see that the cluster runs and can be reached from here"
+            mend="see that the cluster runs and can be reached from here; if it asks for a token, "
+            f"{GIVE_TOKEN}"
             if address
             else "try again when the machine has less to do, or start Ray beforehand: `ray start --head` and "
             "RAY_ADDRESS=auto",

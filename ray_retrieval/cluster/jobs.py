@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import ray.exceptions
 
-from ray_retrieval.cluster import SETTINGS
+from ray_retrieval.cluster import GIVE_TOKEN, SETTINGS
 from ray_retrieval.cluster.meanwhile import environment, quiet
 from ray_retrieval.errors import ClusterError
 
@@ -184,7 +184,7 @@ class JobServer:
             raise ClusterError(
                 f"the cluster {said}",
                 where=self.address,
-                mend="set RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token",
+                mend=GIVE_TOKEN,
             ) from None
         except OSError as error:
             raise ClusterError(

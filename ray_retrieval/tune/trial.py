@@ -113,12 +113,10 @@ def _train_with_workers(recipe: Recipe, shared: Shared) -> None:
     in, unless RAY_ADDRESS says so; it inherits the variable from that process.
     """
     context = ray.get_runtime_context()
-    beside = ray.remote(
-        num_cpus=0,
-        max_retries=0,
-        runtime_env={"env_vars": {"RAY_ADDRESS": context.gcs_address}},
-        scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
-    )(_fit)
+    here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
+    variables = {"env_vars": {"RAY_ADDRESS": context.gcs_address}}
+    fit = ray.remote(num_cpus=0, max_retries=0, runtime_env=variables)(_fit)
+    beside = fit.options(scheduling_strategy=here)
     try:
         ray.get(beside.remote(recipe, shared, _Forward(recipe)))
     except ray.exceptions.RayError as error:
