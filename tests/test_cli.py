@@ -104,6 +104,14 @@ def write_embeddings(folder, table, codes, fingerprint, **more):
         (["index", "info", __file__], "test_cli.py: no index here: a folder is expected, this is a file"),
         (["index", "info", str(Path(__file__).parent)], "no index here: CURRENT is missing (build one"),
         (["index", "build", __file__, "--out", "x"], "its name ends in '.py' (known are .npy, "),
+        (
+            ["embed", "nowhere", str(Path(__file__).parent), "--root", "x"],
+            "--root: it is for the paths in lists",
+        ),
+        (["embed", "nowhere", "a.png", "--root", "x"], "--root: it is for the paths in lists and tables"),
+        (["gldv2", "download", "x", "--remove-tars"], "--remove-tars: it is for the archives of --tars"),
+        (["serve", "nowhere", "--scope", "write"], "--scope: it is for --new-key"),
+        (["submit", "--patience", "9", "--", "run", QUICKSTART], "--patience: it is for --cpus and --gpus"),
     ],
 )
 def test_mistakes_end_in_one_line_and_code_2(cli_call, tmp_path, monkeypatch, arguments, message):

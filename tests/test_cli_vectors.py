@@ -200,6 +200,15 @@ def test_a_local_path_may_hold_a_question_mark():
         ),
         (["search", "INDEX", "--vectors", "FILE", "--bits", "8"], "values are no codes"),
         (["search", "INDEX", "--vectors", "FILE", "--set", "nprobe=3"], "the index compares all rows"),
+        (
+            ["search", "INDEX", "--vectors", "FILE", "--column", "x"],
+            "--column: it is for tables and .npz files",
+        ),
+        (["index", "add", "INDEX", "FILE", "--column", "x"], "--column: it is for tables and .npz files"),
+        (
+            ["index", "plan", "--rows", "9", "--bits", "8", "--column", "x"],
+            "--column: it is for files of desc",
+        ),
         (["search", "INDEX", "a.png", "--ids", "x"], "--ids: it is for files of descriptors"),
         (["search", "INDEX"], "queries are images, or --vectors FILE: one of the two"),
         (["search", "INDEX", "a.png", "--vectors", "FILE"], "one of the two"),

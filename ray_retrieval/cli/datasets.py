@@ -55,7 +55,10 @@ def gldv2_download(
 ) -> None:
     """Fetch the lists, and archives of images, which are checked and unpacked; run again, it goes on."""
     from ray_retrieval.data.datasets.gldv2_download import fetch, parse_range
+    from ray_retrieval.errors import RecipeError
 
+    if remove_tars and tars is None:
+        raise RecipeError("it is for the archives of --tars", where="--remove-tars", mend="leave it out")
     numbers = parse_range(tars) if tars is not None else ()
     fetch(root, numbers, remove_tars=remove_tars, say=Display().say)
     typer.echo(f"next    {command('gldv2', 'build', root, '--out', 'OUT')}")

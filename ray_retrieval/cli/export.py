@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from ray_retrieval.cli.options import ModelArgument, Root
+from ray_retrieval.cli.options import ModelArgument, Root, check_root
 from ray_retrieval.cli.printing import AsJson, print_json, short
 
 
@@ -49,6 +49,8 @@ def export(
 
     if root is not None and images is None:
         raise RecipeError("it is for the paths of --images", where="--root", mend="leave it out")
+    if images is not None:
+        check_root(root, [images])
     table = None if images is None else open_images(images, root=root)
     target = default_folder(Folder(model), form, int8) if out is None else Folder(out)
     made = run_export(model, target, form=form, images=table, int8=int8, max_loss=max_loss)

@@ -4,7 +4,14 @@ from typing import Annotated
 
 import typer
 
-from ray_retrieval.cli.options import EngineOption, ModelArgument, Root, of_descriptors, with_engine
+from ray_retrieval.cli.options import (
+    EngineOption,
+    ModelArgument,
+    Root,
+    check_root,
+    of_descriptors,
+    with_engine,
+)
 from ray_retrieval.cli.printing import AsJson, print_json, short
 from ray_retrieval.commands import command
 from ray_retrieval.progress import Display
@@ -37,6 +44,7 @@ def encode(
 
     config = from_settings(EncodeConfig, with_engine(settings, engine))
     read_model_description(Folder(model))
+    check_root(root, [images])
     table = open_images(images, root=root)
     with connect(), Display().task("encode", len(table), "images") as advance:
         run_encode([EncodeJob(Folder(model), table, Folder(out))], config, advance=advance)
@@ -68,6 +76,7 @@ def embed(
     from ray_retrieval import embed as embedding
     from ray_retrieval.data.table import open_images
 
+    check_root(root, images)
     tables = [open_images(place, root=root) for place in images]
     total = sum(map(len, tables))
     with Display(quiet=total == 1).task("embed", total, "images") as advance:

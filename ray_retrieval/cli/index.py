@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from ray_retrieval.cli.index_export import index_export
-from ray_retrieval.cli.options import ModelOption, Root
+from ray_retrieval.cli.options import ModelOption, Root, check_root
 from ray_retrieval.cli.printing import AsJson, console, print_json
 from ray_retrieval.cli.vectors import (
     Bits,
@@ -273,14 +273,16 @@ def index_add(
     if len(places) > 1:
         check_several(places)
     if len(places) > 1 or extend.are_embeddings(places[0]) or holds_descriptors(places[0], column, index):
-        own = None if extend.are_embeddings(places[0]) else model
         refuse_settings({"root": root, "embeddings": out, "set": settings}, "images")
-        rows = rows_to_index(places, **told, model_name=model_name, model=own)
+        if extend.are_embeddings(places[0]):
+            refuse_settings({"model": model}, "images and files of descriptors")
+        rows = rows_to_index(places, **told, model_name=model_name, model=model)
         _report(index, add(rows), as_json)
         return
     refuse_settings({**told, "model_name": model_name})
     images = places[0]
     config = from_settings(EncodeConfig, settings or [])
+    check_root(root, [images])
     table = open_images(images, root=root)
     with (
         Display().task("encode", len(table), "images") as advance,
@@ -423,6 +425,7 @@ def _to_plan(
         )
     if not places:
         assert rows is not None
+        refuse_settings(settings)
         kind = DescriptorKind.CODES if bits else DescriptorKind.VECTORS
         return Form(kind, bits or dimension or 0), rows, 0, None
     source = rows_to_index(places, bits=bits, ids=None, labels=None, model_name="", **settings)

@@ -40,6 +40,19 @@ EngineOption = Annotated[
 ]
 
 
+def check_root(root: str | None, places: list[str]) -> None:
+    """Raise RecipeError if a `--root` is given and none of the places of images holds paths."""
+    if root is not None:
+        from ray_retrieval.data.readers import names_paths
+
+        if not any(map(names_paths, places)):
+            raise RecipeError(
+                "it is for the paths in lists and tables, and these are none",
+                where="--root",
+                mend="leave it out",
+            )
+
+
 def with_engine(settings: list[str] | None, engine: str | None) -> list[str]:
     """The settings of a command, with its `--engine` as one of them.
 

@@ -39,7 +39,10 @@ def serve(
         str | None,
         typer.Option(metavar="NAME", help="Add a key to the file of --set api_keys=FILE, print it, and end."),
     ] = None,
-    scope: Annotated[str, typer.Option(help="Of the new key: read, or write for changes as well.")] = "read",
+    scope: Annotated[
+        str | None,
+        typer.Option(help="Of the new key: read, which it is unless told, or write for changes as well."),
+    ] = None,
 ) -> None:
     """Answer queries over HTTP, with a web page, until interrupted."""
     import yaml
@@ -52,8 +55,10 @@ def serve(
     chosen = [f"{key}={value}" for key, value in (("host", host), ("port", port)) if value is not None]
     config = from_settings(ServeConfig, [*with_engine(settings, engine), *chosen])
     if new_key is not None:
-        typer.echo(_key(config, new_key, scope))
+        typer.echo(_key(config, new_key, scope or "read"))
         return
+    if scope is not None:
+        raise RecipeError("it is for --new-key", where="--scope", mend="leave it out")
     if not indexes:
         raise RecipeError("no index is named", mend="name one: ray-retrieval serve runs/quickstart/index")
 

@@ -78,7 +78,9 @@ def start(
         int, typer.Option(min=0, help="Have the cluster grow to so many free processors first.")
     ] = 0,
     gpus: Annotated[int, typer.Option(min=0, help="The same for GPUs, with a processor beside each.")] = 0,
-    patience: Annotated[int, typer.Option(min=1, help="How many seconds it may take to grow.")] = 1800,
+    patience: Annotated[
+        int | None, typer.Option(min=1, help="How many seconds it may take to grow; 1800 unless told.")
+    ] = None,
     python: Annotated[str, typer.Option(help="The cluster's Python.")] = "python",
     as_json: AsJson = False,
 ) -> None:
@@ -89,13 +91,16 @@ def start(
     """
     from ray_retrieval.cluster import AWAIT, Needs
     from ray_retrieval.cluster.jobs import JobServer
+    from ray_retrieval.errors import RecipeError
     from ray_retrieval.submit import follow, prepare, variables
 
     _check_usage(arguments)
+    if patience is not None and not (cpus or gpus):
+        raise RecipeError("it is for --cpus and --gpus", where="--patience", mend="leave it out")
     submission = prepare(arguments, name=name)
     environment = variables(env or [])
     if cpus or gpus:
-        environment[AWAIT] = str(Needs(cpus, gpus, patience))
+        environment[AWAIT] = str(Needs(cpus, gpus, patience or Needs.seconds))
     display = Display()
     for warning in submission.warnings:
         display.say(f"warning {warning}")

@@ -93,6 +93,15 @@ def read(uri: str, root: str | None) -> Rows:
     raise DataError("nothing is there", where=place, mend="check the path")
 
 
+def names_paths(uri: str) -> bool:
+    """Whether what lies at `uri` may name images by paths: a list or table, or what is not known here."""
+    place = location.expand(uri)
+    kind = location.find(place).type
+    if kind == fs.FileType.Directory:
+        return any(_suffix(name) in (".parquet", ".arrow") for name in location.files_in(place))
+    return _suffix(place) not in IMAGE_SUFFIXES
+
+
 def read_folder(folder: str, lists: Sequence[str] = ()) -> Rows:
     """Images below a folder, sorted by their path; the first folder on the way is the class.
 

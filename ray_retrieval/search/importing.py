@@ -238,6 +238,10 @@ class ImportedRows:
     ) -> None:
         if not files:
             raise RecipeError("no file is given", mend="name one of descriptors")
+        if config.column is not None and not any(isinstance(file, NpzFile | TableFile) for file in files):
+            raise RecipeError(
+                "it is for tables and .npz files, and none is given", where="`column`", mend="leave it out"
+            )
         self._files, self._normalise = list(files), config.normalise
         self._before = np.cumsum([0, *(file.rows for file in files)])
         self.where: object = files[0].where if len(files) == 1 else f"{files[0].where} and others"
