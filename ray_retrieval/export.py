@@ -18,10 +18,10 @@ from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing
 from ray_retrieval.engines import DESCRIPTION, FORMS, int8_loss, parity, quantise, read_export
 from ray_retrieval.engines.graphs import Graph, LevelGraph, graph_of, trace
-from ray_retrieval.errors import RecipeError, RetrievalError
+from ray_retrieval.errors import ArtefactError, RecipeError, RetrievalError
 from ray_retrieval.model import Model, load
 from ray_retrieval.model_folder import read_model_description
-from ray_retrieval.storage import Folder, check_file, described, file_entry
+from ray_retrieval.storage import Folder, check_file, described, file_entry, meant_by
 
 
 def export(
@@ -54,7 +54,8 @@ def export(
     Raises:
         RecipeError: if the form is unknown, has no `int8`, or its packages are not installed; if `max_loss`
             is not from 0 to 1, or cannot be measured; if there are no images for `int8`.
-        ArtefactError: if `model` is no model directory or is damaged, or `out` cannot be written.
+        ArtefactError: if `model` is no model directory or is damaged, or `out` holds anything else than an
+            export, or cannot be written.
         ModelError: if the method cannot be one graph, the file's answers are not the model's, or those in 8
             bits cost more than `max_loss`.
     """
@@ -62,6 +63,7 @@ def export(
     chosen, source = FORMS[form], Folder(model)
     folder = default_folder(source, form, int8) if out is None else Folder(out)
     read_model_description(source)
+    _refuse_foreign(folder, source)
     measured = None
     if int8:
         if images is None:
@@ -106,6 +108,23 @@ def _check_asked(form: str, *, int8: bool, max_loss: float | None) -> None:
         raise RecipeError(
             f"the export to {form} needs {', '.join(missing)}",
             mend="install the extra: pip install 'ray_retrieval[export]'",
+        )
+
+
+def _refuse_foreign(folder: Folder, model: Folder) -> None:
+    """Raise ArtefactError for a folder that is neither empty, nor an export, nor that of the model itself."""
+    if folder.exists(DESCRIPTION):
+        read_export(folder)
+        return
+    names = set(folder.names())
+    if any(meant_by(entry.base_name) == DESCRIPTION for entry in folder.entries()):
+        names -= {form.file for form in FORMS.values()}  # left by an export that was killed
+    if names and folder.uri != model.uri:
+        listed = ", ".join([*sorted(names)[:3], *(["…"] if len(names) > 3 else [])])
+        raise ArtefactError(
+            f"the folder holds something that is no export of a model ({listed})",
+            where=folder,
+            mend="export into a folder of its own",
         )
 
 

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -354,11 +355,24 @@ def test_an_interrupted_export_leaves_nothing(digits, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         export.export(digits, tmp_path / "out", form="torch")
     assert not (tmp_path / "out").exists()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    (tmp_path / "model").mkdir()
+    for name in os.listdir(digits):
+        shutil.copy(Path(digits) / name, tmp_path / "model")
+    before = sorted(os.listdir(digits))
     with pytest.raises(KeyboardInterrupt):
-        export.export(digits, tmp_path / "mine", form="torch")
-    assert os.listdir(tmp_path / "mine") == ["notes.txt"]
+        export.export(str(tmp_path / "model"), tmp_path / "model", form="torch")
+    assert sorted(os.listdir(tmp_path / "model")) == before
+
+
+def test_a_folder_that_holds_anything_else_is_refused_at_once(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "load", None)  # what is wrong is said before the model is read
+    for name in ("CURRENT", "embeddings.json", "notes.txt", "model.pt2"):
+        out = tmp_path / name.partition(".")[0]
+        out.mkdir()
+        (out / name).write_text("kept")
+        with pytest.raises(ArtefactError, match=rf"holds something that is no export of a model \({name}\)"):
+            export.export(digits, out, form="torch")
+        assert os.listdir(out) == [name]
 
 
 @pytest.mark.parametrize("form", ["torch", pytest.param("onnx", marks=pytest.mark.long)])
