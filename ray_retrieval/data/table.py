@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -269,15 +269,25 @@ class ImageTable:
         if missing:
             raise DataError(f"class '{missing[0]}' is not among the class names", where=self.name)
         moved = pa.array([number[name] for name in self.class_names], pa.int64())
-        label = self._label
-        if self.is_multilabel:
-            lengths = np.asarray(pc.fill_null(pc.list_value_length(label), 0))
-            offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-            mask = label.is_null() if label.null_count else None
-            label = pa.ListArray.from_arrays(offsets, moved.take(label.flatten()), mask=mask)
-        elif not pa.types.is_null(label.type):
-            label = moved.take(label)
-        return self._relabelled(label, class_names)
+        return self._relabelled(_with_values(self._label, moved.take), class_names)
+
+    @functools.cached_property
+    def classes_present(self) -> IntArray:
+        """int64 [c], ascending: the classes that images have."""
+        labels = self._label.flatten() if self.is_multilabel else self._label
+        return np.sort(np.asarray(pc.unique(labels.drop_null()).cast(pa.int64())))
+
+    def named_by_number(self) -> "ImageTable":
+        """The same images with the classes that they have as 0…C−1, named by their numbers, in that order.
+
+        Raises:
+            DataError: if the classes have names.
+        """
+        if self.class_names is not None:
+            raise DataError("the classes have names", where=self.name)
+        present = pa.array(self.classes_present)
+        label = _with_values(self._label, lambda old: pc.index_in(old, value_set=present).cast(pa.int64()))
+        return self._relabelled(label, [str(number) for number in present.to_pylist()])
 
     def renumbered(self) -> "ImageTable":
         """The same images with the classes that they have as 0…C−1, in the order of the old numbers.
@@ -447,6 +457,18 @@ def _moved(table: ImageTable, start: int) -> pa.Table:
 
 def _with_positives(table: pa.Table, listed: pa.ListArray) -> pa.Table:
     return table.set_column(table.column_names.index("positives"), "positives", listed)
+
+
+def _with_values(label: pa.Array, change: Callable[[pa.Array], pa.Array]) -> pa.Array:
+    """Labels, or lists of such, with other numbers; what is null stays so."""
+    if pa.types.is_null(label.type):
+        return label
+    if not pa.types.is_list(label.type):
+        return change(label)
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(label), 0))
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
+    mask = label.is_null() if label.null_count else None
+    return pa.ListArray.from_arrays(offsets, change(label.flatten()), mask=mask)
 
 
 def _restore(table: pa.Table, name: str, class_names: list[str] | None, classes: int) -> ImageTable:

@@ -190,6 +190,32 @@ def test_numbers_of_articles_are_classes(photo_folder: Path, tmp_path: Path) -> 
     assert not any("no relevant image" in note for note in asked.notes)
 
 
+@pytest.mark.parametrize(("first", "named"), [(100_001, True), (900, False)])
+def test_classes_of_which_hardly_any_is_there_are_named_by_their_numbers(
+    photo_folder: Path, tmp_path: Path, first: int, named: bool
+) -> None:
+    names = [f"{name}/{row:02d}.png" for name in ("cat", "dog", "owl") for row in range(12)]
+    rows = [(name, str(first + index // 12)) for index, name in enumerate(names)]
+    database = write_list(tmp_path / "database.txt", photo_folder, rows[1:])
+    queries = write_list(tmp_path / "asked.txt", photo_folder, rows[:1])
+    found = loaded(tmp_path / "a", database=database, queries=queries)
+    numbers = [str(first + place) for place in range(3)]
+    assert found.database.class_names == (numbers if named else None)
+    assert found.database.classes == (3 if named else first + 3)
+    assert found.queries.class_name(int(found.queries.labels[0])) == numbers[0]
+    assert not any("no relevant image" in note for note in found.notes)
+
+
+def test_several_sparse_classes_an_image_take_no_room(photo_folder: Path, tmp_path: Path) -> None:
+    names = [f"{name}/{row:02d}.png" for name in ("cat", "dog", "owl") for row in range(12)]
+    labels = [f"{100_001 + index // 12}|200000" for index in range(len(names))]
+    lines = [f"{photo_folder / name},{label}" for name, label in zip(names, labels, strict=True)]
+    (tmp_path / "all.csv").write_text("\n".join(["path,label", *lines]))
+    found = loaded(tmp_path / "a", database=str(tmp_path / "all.csv"))
+    assert found.database.class_names == ["100001", "100002", "100003", "200000"]
+    assert found.database.labels.shape == (len(found.database), 4)
+
+
 class TestErrors:
     def test_too_few_images_name_the_class(self, photo_folder: Path, tmp_path: Path) -> None:
         for row in range(9):

@@ -277,6 +277,19 @@ def test_renumbered_counts_the_classes_that_are_there(make_table: Any) -> None:
     assert part.image_bytes(0) == make_table([0, 2, 1, 2]).image_bytes(3)
 
 
+def test_classes_are_named_by_their_numbers(make_table: Any) -> None:
+    table = make_table(pa.array([300, None, 20, 300]))
+    found = table.named_by_number()
+    assert found.table["label"].to_pylist() == [1, None, 0, 1]
+    assert found.class_names == ["20", "300"]
+    several = make_table(pa.array([[300, 9], [], None, [9]])).named_by_number()
+    assert several.table["label"].to_pylist() == [[1, 0], [], None, [0]]
+    assert several.classes == 2
+    assert not make_table(pa.nulls(2)).named_by_number().has_labels
+    with pytest.raises(DataError, match="have names"):
+        found.named_by_number()
+
+
 def test_renumbered_needs_one_class_an_image(make_table: Any) -> None:
     with pytest.raises(DataError, match="several labels each"):
         make_table(pa.array([[0], [0, 1]])).renumbered()

@@ -20,6 +20,7 @@ Half of them are for the test, each of their images a query in all others, and a
 for validation. With `split_by` the groups of a column are drawn rather than single classes.
 """
 
+import functools
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,8 @@ from ray_retrieval.data.table import ImageTable, IntArray, open_images
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
 
+_ROOM, _SPARSE = 1000, 10
+"""Class numbers are taken as they are up to so many; beyond that, up to so many for each that is in use."""
 _KEEP = 2
 """Images of each class that stay for training: a pair to learn from."""
 
@@ -221,9 +224,20 @@ def _open_all(config: ImagesConfig) -> dict[str, ImageTable]:
     tables = {
         role: open_images(place, root=config.root) for role, place in places.items() if place is not None
     }
+    tables = _named_where_few(tables)
     for table in tables.values():
         _ = table.labels  # raises where one is missing
     return _with_common_classes(tables)
+
+
+def _named_where_few(tables: dict[str, ImageTable]) -> dict[str, ImageTable]:
+    """Numbers are names where hardly any of them is a class: each up to the highest would take its place."""
+    if any(table.class_names is not None or not table.has_labels for table in tables.values()):
+        return tables
+    present = functools.reduce(np.union1d, [table.classes_present for table in tables.values()])
+    if max(table.classes for table in tables.values()) <= max(_ROOM, _SPARSE * len(present)):
+        return tables
+    return {role: table.named_by_number() for role, table in tables.items()}
 
 
 def _with_common_classes(tables: dict[str, ImageTable]) -> dict[str, ImageTable]:
