@@ -456,13 +456,17 @@ def test_two_rerankings_side_by_side_and_one_that_fails(
     page.get_by_label("Compare with").select_option(label="colours · no re-ranking")
     expect(page.locator(".column")).to_have_count(2)
     expect(page.locator(".column").nth(1).locator(".tile")).to_have_count(24)
-    # What nobody has chosen is left to the server, which may have to do without it.
+    # What is used unless told is left to the server, which may have to do without it; in both columns.
     assert {search.rerank for search in backend.searches} == {None, "none"}
     page.locator("#rerank").select_option("none")
     expect(page).to_have_url(re.compile("&rerank=none"))
     page.locator("#rerank").select_option("expansion")
     expect(page).not_to_have_url(re.compile("&rerank="))
     page.locator("#rerank").select_option("none")
+    page.get_by_label("Compare with").select_option(label="colours · expansion")
+    expect(page.locator("#compare option:checked")).to_have_text("colours · expansion")
+    expect(page.locator(".column").nth(1).locator(".tile")).to_have_count(24)
+    assert {search.rerank for search in backend.searches} == {None, "none"}
     page.get_by_label("Compare with").select_option(label="scenes · verification")
     page.get_by_label("Filter", exact=True).fill("shelf = left")
     page.keyboard.press("Enter")

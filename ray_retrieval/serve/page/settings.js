@@ -28,7 +28,8 @@ const titleOf = (index, rerank) =>
 // asked for: then the server does without the re-ranking that it would use where that cannot be.
 export function settingsOf(state, served, index) {
   const setting = (of, chosen) => {
-    const asked = of.rerankings.find(({ name }) => name === chosen)?.name;
+    const known = of.rerankings.some(({ name }) => name === chosen);
+    const asked = known && chosen !== defaultOf(of) ? chosen : undefined;
     const rerank = asked ?? defaultOf(of);
     return { index: of.name, rerank, asked, title: titleOf(of, rerank) };
   };
