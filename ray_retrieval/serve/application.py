@@ -26,7 +26,7 @@ from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.deployments import GatewayReplica, Handles
 from ray_retrieval.serve.encoders import EncoderFactory, EncoderReplica
 from ray_retrieval.serve.front import GATEWAY, NAME
-from ray_retrieval.serve.keys import check_exposure
+from ray_retrieval.serve.keys import check_exposure, read_keys
 from ray_retrieval.serve.rerankings import beside, check_offered
 from ray_retrieval.serve.rolling import model_key
 from ray_retrieval.serve.shards import ShardGroup
@@ -108,6 +108,8 @@ def check(indexes: Mapping[str, ServedIndex], config: ServeConfig | None = None)
     """Look whether all is there that a server needs; arguments and errors are those of `build`."""
     config = config or ServeConfig()
     check_exposure(config)
+    if config.api_keys is not None:
+        read_keys(config.api_keys)
     found = {name: _checked(name, served, config) for name, served in indexes.items()}
     if not found:
         raise RecipeError("no index is named", where="indexes", mend="name one")

@@ -65,7 +65,7 @@ def create_app(
         names_answers: whether answers carry `X-Request-ID`; False where what stands before adds it.
 
     Raises:
-        RecipeError: if others could reach the server without a key, or its keys cannot be read.
+        RecipeError: if others could reach the server without a key.
     """
     check_exposure(config)
     if config.log_requests:

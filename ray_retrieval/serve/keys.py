@@ -10,6 +10,7 @@ purpose would only help who floods the server with wrong keys.
 import hashlib
 import ipaddress
 import logging
+import math
 import os
 import re
 import secrets
@@ -45,18 +46,23 @@ class Key:
 class Keys:
     """The keys of a file, which is read again when it changes: a key is taken back by deleting its line.
 
-    From then on only what stands there opens: a line that cannot be read opens nothing, and neither does a
-    file that is empty or gone. Where it is there and cannot be read, the former keys stay in use.
-
-    Raises:
-        RecipeError: if the file is missing, holds no key, or a line cannot be read.
+    Only what stands there opens: a line that cannot be read opens nothing, and neither does a file that is
+    empty or gone; both are logged. Where it is there and cannot be read, the former keys stay in use. So it
+    is from the start: a process that takes the place of one that was lost answers like those that are left.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
-        self._keys = read_keys(self._path)
-        self._stamp = self._stamp_now()
-        self._checked = time.monotonic()
+        self._keys: list[Key] = []
+        self._stamp: tuple[int, ...] | None = None
+        self._checked = -math.inf
+        self._refresh()
+
+    @property
+    def none(self) -> bool:
+        """Whether no key opens the server."""
+        self._refresh()
+        return not self._keys
 
     def find(self, secret: str) -> Key | None:
         """The key that `secret` is. It takes as long for each that is none."""
@@ -79,7 +85,8 @@ class Keys:
             self._keys = _keys_left(self._path)
             self._stamp = stamp
         except OSError as error:
-            _log.error("the former keys stay in use: %s cannot be read: %s", self._path, error.strerror)
+            so = "the former keys stay in use" if self._keys else "nobody may ask"
+            _log.error("%s: %s cannot be read: %s", so, self._path, error.strerror)
 
     def _stamp_now(self) -> tuple[int, ...]:
         try:
@@ -162,19 +169,18 @@ def check_exposure(config: ServeConfig) -> None:
     """See that a server that others can reach asks for keys.
 
     Raises:
-        RecipeError: if it would answer strangers or any page, and nobody has allowed that, or its keys cannot
-            be read.
+        RecipeError: if it would answer strangers or any page, and nobody has allowed that.
     """
     if config.api_keys is not None:
-        read_keys(config.api_keys)
-    elif not is_loopback(config.host) and not config.allow_anonymous:
+        return
+    if not is_loopback(config.host) and not config.allow_anonymous:
         raise RecipeError(
             f"'{config.host}' answers other machines, and no keys are asked for",
             where="host",
             mend="set api_keys to a file of keys (ray-retrieval serve --new-key NAME --set api_keys=FILE "
             "makes one), or allow_anonymous=true",
         )
-    elif ANY_ORIGIN in config.cors_origins and not config.allow_anonymous:
+    if ANY_ORIGIN in config.cors_origins and not config.allow_anonymous:
         raise RecipeError(
             "without keys, any page that somebody looks at on this machine could ask in their name",
             where="cors_origins",

@@ -35,7 +35,8 @@ REQUEST_ID = "X-Request-ID"
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _CALLER, _CHARGE = "ray_retrieval.caller", "ray_retrieval.charge"
 _METRICS = "/metrics"
-OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
+_READY = "/readyz"
+OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", _READY})
 """What is answered without a key, beside the files of the page."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _GONE = 499
@@ -151,9 +152,12 @@ class Guard:
         self._limit = None if rate is None else RateLimit(rate, config.rate_burst)
 
     async def __call__(self, scope: Scope, receive: Asgi, send: Asgi) -> None:
-        if scope["type"] == "http" and not _is_open(scope):
+        if scope["type"] == "http":
             try:
-                self._let_in(scope)
+                if not _is_open(scope):
+                    self._let_in(scope)
+                elif self._keys is not None and _path(scope) == _READY:
+                    _check_any(self._keys)
             except QueryError as error:
                 await answer_of(error)(scope, receive, send)
                 return
@@ -180,6 +184,7 @@ class Guard:
         mend = "send a key of this server as 'Authorization: Bearer KEY'"
         if not secret.strip():
             raise QueryError("a key is needed", where="Authorization", mend=mend, status=401)
+        _check_any(keys)
         key = keys.find(secret.strip()) if scheme.lower() == "bearer" else None
         if key is None:
             if self._limit is not None:
@@ -225,6 +230,17 @@ class Guard:
                 mend="let cors_origins name it",
                 status=403,
             )
+
+
+def _check_any(keys: Keys) -> None:
+    """Raise QueryError where no key opens the server."""
+    if keys.none:
+        raise QueryError(
+            "no key opens this server",
+            where="api_keys",
+            mend="have whoever runs it mend its file of keys; its log says what is wrong",
+            status=503,
+        )
 
 
 def log_requests() -> None:

@@ -18,7 +18,7 @@ from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError
 from ray_retrieval.recipe import from_settings
 from ray_retrieval.search import Index
 from ray_retrieval.serve.app import _wait_for_signal, from_args, run
-from ray_retrieval.serve.application import build, named, serve_config
+from ray_retrieval.serve.application import build, check, named, serve_config
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.storage import Folder
 
@@ -244,6 +244,11 @@ def test_processes_load_what_they_need(module: str, without: set[str]) -> None:
     code = f"import sys, ray_retrieval.{module}; print(*({without!r} & sys.modules.keys()))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == ""
+
+
+def test_a_file_of_keys_that_is_missing_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="keys cannot be read"):
+        check({}, ServeConfig(api_keys=str(tmp_path / "keys")))
 
 
 def test_keys_are_made_on_the_command_line(tmp_path: Path) -> None:

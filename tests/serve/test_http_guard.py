@@ -93,15 +93,28 @@ def test_only_a_key_to_write_changes_an_index(backend: FakeBackend, tmp_path: Pa
         assert asker.post(path, headers=bearer(writer), **options).status_code == 200
 
 
-def test_a_server_that_others_reach_needs_keys_or_consent(backend: FakeBackend, tmp_path: Path) -> None:
+def test_a_server_that_others_reach_needs_keys_or_consent(backend: FakeBackend) -> None:
     for host in ("0.0.0.0", "::", "192.168.0.3", "photos.example.com"):
         with pytest.raises(RecipeError, match="no keys are asked for"):
             create_app(backend, changed(host=host))
         create_app(backend, changed(host=host, allow_anonymous=True))
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
         create_app(backend, changed(host=host))
-    with pytest.raises(RecipeError, match="cannot be read"):
-        create_app(backend, changed(api_keys=str(tmp_path / "missing")))
+
+
+def test_a_process_without_any_key_says_so_until_its_file_is_there(
+    backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So one that takes the place of a lost one, while the file is being edited, begins all the same."""
+    monkeypatch.setattr("ray_retrieval.serve.keys._RECHECK_S", 0.0)
+    asker = Asker(backend, changed(api_keys=str(tmp_path / "keys")))
+    assert "no key opens this server" in error_of(asker.get("/readyz"), 503)["problem"]
+    error_of(asker.get("/v1/indexes", headers=bearer("rr_any")), 503)
+    error_of(asker.get("/v1/indexes"), 401)
+    assert asker.get("/healthz").status_code == 200
+    key = new_key(tmp_path / "keys", "anna", "read")
+    assert asker.get("/readyz").status_code == 200
+    assert asker.get("/v1/indexes", headers=bearer(key)).status_code == 200
 
 
 def test_without_keys_only_names_of_this_machine_are_answered(backend: FakeBackend) -> None:

@@ -107,6 +107,27 @@ def test_the_last_key_is_taken_back_too(
     assert keys.find(anna) is None
 
 
+def test_a_process_that_begins_with_a_broken_file_takes_what_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_RECHECK_S", 0.0)
+    path = tmp_path / "keys"
+    path.mkdir()
+    keys = Keys(path)
+    assert keys.none
+    assert "cannot be read" in caplog.text
+    path.rmdir()
+    assert keys.none
+    anna = new_key(path, "anna", "read")
+    assert keys.find(anna) is not None
+    with path.open("a") as file:
+        file.write("bob read sha25")
+    keys = Keys(path)
+    assert not keys.none
+    assert keys.find(anna) is not None
+    assert "keys:2: the line is not" in caplog.text
+
+
 def test_keys_stay_in_use_while_their_file_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
