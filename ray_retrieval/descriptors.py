@@ -40,10 +40,10 @@ class Codes:
 
     def __post_init__(self) -> None:
         width = (self.bits + 7) // 8
-        if self.data.dtype != np.uint8 or self.data.ndim != 2 or self.data.shape[1] != width:
+        if not _is_table(self.data, np.uint8) or self.data.shape[1] != width:
             raise ArtefactError(
-                f"codes of {self.bits} bits are uint8 [n, {width}], "
-                f"got {self.data.dtype} {list(self.data.shape)}"
+                f"codes of {self.bits} bits are uint8 [n, {width}], got {_in_words(self.data)}",
+                mend="pack the bits of each with numpy.packbits(bits, axis=1)",
             )
 
     def __len__(self) -> int:
@@ -68,9 +68,10 @@ class Vectors:
     data: npt.NDArray[np.float32]
 
     def __post_init__(self) -> None:
-        if self.data.dtype != np.float32 or self.data.ndim != 2:
+        if not _is_table(self.data, np.float32):
             raise ArtefactError(
-                f"vectors are float32 [n, dimension], got {self.data.dtype} {list(self.data.shape)}"
+                f"vectors are float32 [n, dimension], got {_in_words(self.data)}",
+                mend="give numpy.asarray(vectors, numpy.float32), each of length 1",
             )
 
     def __len__(self) -> int:
@@ -188,11 +189,22 @@ class Form:
 
     @staticmethod
     def of(descriptors: Descriptors) -> "Form":
+        """The form of some descriptors.
+
+        Raises:
+            ArtefactError: if they are something else, such as an array.
+        """
         if isinstance(descriptors, Codes):
             return Form(DescriptorKind.CODES, descriptors.bits)
         if isinstance(descriptors, Vectors):
             return Form(DescriptorKind.VECTORS, descriptors.data.shape[1])
-        return Form(DescriptorKind.LOCAL, descriptors.data.shape[1], descriptors.vectors.shape[1])
+        if isinstance(descriptors, Local):
+            return Form(DescriptorKind.LOCAL, descriptors.data.shape[1], descriptors.vectors.shape[1])
+        raise ArtefactError(
+            f"descriptors are Codes, Vectors or Local, got {_in_words(descriptors)}",
+            mend="make them of an array with Vectors(array) or Codes(array, bits); of what an encoder "
+            "returns, they are the first",
+        )
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Form":
@@ -316,3 +328,15 @@ def assembled(
     order = np.argsort(np.concatenate([*(positions for positions, _ in given), rest]), kind="stable")
     joined = concatenate([*(some for _, some in given), found.take(rest)])
     return joined.take(order.astype(np.int64))
+
+
+def _is_table(given: object, dtype: "type[np.uint8] | type[np.float32]") -> bool:
+    """Whether it is an array [n, width] of a type."""
+    return isinstance(given, np.ndarray) and given.dtype == dtype and given.ndim == 2
+
+
+def _in_words(given: object) -> str:
+    """What was given in place of descriptors, for errors."""
+    if isinstance(given, np.ndarray):
+        return f"{given.dtype} {list(given.shape)}"
+    return f"a {type(given).__name__}"

@@ -1,6 +1,7 @@
 """Descriptors in, nearest images of an index out, re-ranked where that is asked for."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -71,7 +72,7 @@ class Finder:
 
     def __init__(
         self,
-        index: str | Folder,
+        index: str | Path | Folder,
         *,
         threads: int | None = None,
         rerank: Sequence[AnyRerankConfig] | None = None,
@@ -128,7 +129,7 @@ class Finder:
         return [self._noted(queries, query, some, where) for query, some in enumerate(made)]
 
     def check(self, k: int, where: str | Filter | None) -> None:
-        """Raise QueryError if `k` < 1, or a filter is none for the index or for what steps bring in."""
+        """Raise QueryError if `k` is no number of hits, or a filter none for the index or for the steps."""
         check_k(k)
         if where is None:
             return

@@ -147,7 +147,9 @@ def check_shape(vectors: Vectors, where: str) -> Vectors:
     vectors = np.asarray(vectors)
     if vectors.dtype != np.float32 or vectors.ndim != 2:
         raise MetricError(
-            f"vectors are float32 [n, d], got {vectors.dtype} {list(vectors.shape)}", where=where
+            f"vectors are float32 [n, d], got {vectors.dtype} {list(vectors.shape)}",
+            where=where,
+            mend="give one row a vector, as numpy.asarray(vectors, numpy.float32)",
         )
     return vectors
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from ray_retrieval.commands import command
 from ray_retrieval.descriptors import DescriptorKind
-from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.errors import ArtefactError, DataError, RecipeError
 from ray_retrieval.lock import writing_alone
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.column_values import check_columns
@@ -155,10 +155,16 @@ def opened_rows(rows: "str | Path | Folder | NewRows") -> NewRows:
 
     Raises:
         ArtefactError: if there are no embeddings, or they are damaged.
-        DataError: if a column is of a type that an index does not hold.
+        DataError: if a column is of a type that an index does not hold, or an array is given as it is.
     """
     if isinstance(rows, str | Path | Folder):
         rows = EmbeddedRows(Embeddings.open(Folder(rows), check="content"))
+    if not hasattr(rows, "id_blocks"):
+        raise DataError(
+            "rows are an embeddings directory, or what imported(…) makes of arrays and files, got "
+            f"{type(rows).__name__}",
+            mend="give imported(array)",
+        )
     check_columns(rows.schema, rows.where)
     return rows
 

@@ -144,6 +144,22 @@ class Filter:
 
     condition: Condition
 
+    @classmethod
+    def of(cls, where: "str | Filter") -> "Filter":
+        """A filter as it is, or as a text says it.
+
+        Raises:
+            QueryError: as `parse`, and if it is neither.
+        """
+        if isinstance(where, str):
+            return cls.parse(where)
+        if not isinstance(where, cls):
+            raise QueryError(
+                f"a filter is text, got {type(where).__name__}",
+                mend="write it as 'label = dog and price < 20'",
+            )
+        return where
+
     @staticmethod
     def parse(text: str) -> "Filter":
         """The filter that a text says; see the module for the language.

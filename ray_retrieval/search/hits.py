@@ -51,10 +51,11 @@ class Hits:
 
 
 def check_k(k: int) -> None:
-    """Raise QueryError unless a search is asked for a hit at least."""
-    if k < 1:
+    """Raise QueryError unless `k` is a number of hits to ask for: a whole one, at least 1."""
+    if not isinstance(k, int | np.integer) or k < 1:
         raise QueryError(
-            f"k is the number of hits to return and at least 1, got {k}", mend="ask for 1 hit or more"
+            f"k is the number of hits to return, a whole one and at least 1, got {k!r}",
+            mend="ask for 1 hit or more",
         )
 
 

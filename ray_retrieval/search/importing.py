@@ -11,7 +11,7 @@ that descriptors of different origin do not mix.
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,14 @@ def imported(
         DataError: if a file cannot be read, or holds something else, or the files do not fit together.
         RecipeError: if a setting does not fit.
     """
-    several = [files] if isinstance(files, str | Path | np.ndarray) else list(files)
-    if not all(isinstance(file, str | Path | np.ndarray) for file in several):
-        raise DataError("a list of numbers is no file", mend="give an array: numpy.asarray(rows, 'float32')")
+    alone = isinstance(files, str | np.ndarray) or not isinstance(files, Iterable)
+    several: list[Any] = [files] if alone else list(files)  # type: ignore[arg-type]
+    for file in several:
+        if isinstance(file, Codes | Vectors | Local):
+            raise DataError(f"{type(file).__name__} are no file", mend="give their array: descriptors.data")
+        if not isinstance(file, str | Path | np.ndarray):
+            mend = "give an array: numpy.asarray(rows, 'float32')"
+            raise DataError("a list of numbers is no file", mend=mend)
     told, given = {}, {}
     for name, values in (("ids", ids), ("labels", labels)):
         if isinstance(values, str | Path):

@@ -232,7 +232,7 @@ class Index:
 
     def check_filter(self, where: "str | Filter") -> None:
         """Raise QueryError if a filter is not one for this index."""
-        asked = Filter.parse(where) if isinstance(where, str) else where
+        asked = Filter.of(where)
         asked.mask(pa.RecordBatch.from_pylist([], schema=self.schema), self.schema, self.class_names)
 
     def at(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -277,8 +277,9 @@ class Index:
                 a database of these rows alone; of codes and vectors it has `k` hits where so many rows pass.
 
         Raises:
-            ArtefactError: if the queries are of another form than the index.
-            QueryError: if `k` < 1 or no array can be so long, or the filter is not one for this index.
+            ArtefactError: if the queries are no descriptors, or of another form than the index.
+            QueryError: if `k` is no whole number, or < 1, or no array can be so long, or the filter is not
+                one for this index.
         """
         if Form.of(queries) != self.form:
             raise ArtefactError(
@@ -391,7 +392,7 @@ class Index:
         """
         if where is None:
             return self._living
-        asked = Filter.parse(where) if isinstance(where, str) else where
+        asked = Filter.of(where)
         return self._filtered.of(asked, self._select)
 
     def _select(self, asked: Filter) -> Selection:
@@ -452,8 +453,9 @@ class Index:
         # The rows now stand shard by shard; the inverse of that reordering brings them back.
         return found.take(pa.array(np.argsort(np.argsort(numbers, kind="stable"))))
 
-    def row_of(self, identifier: str) -> int | None:
+    def row_of(self, identifier: str | int) -> int | None:
         """Number of the row with that id, or None; the first call sorts the ids, unless they are numbers."""
+        identifier = str(identifier)
         for shard in self._shards:
             place = shard.rows.place_of(identifier)
             row = None if place is None else shard.entry.first_row + place

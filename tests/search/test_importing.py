@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from search_parts import draw_codes, draw_images, draw_vectors, write
 
-from ray_retrieval.descriptors import Vectors, concatenate
+from ray_retrieval.descriptors import Codes, Vectors, concatenate
 from ray_retrieval.errors import ArtefactError, DataError, QueryError, RecipeError
 from ray_retrieval.search import Index, add, build, export, imported, vector_files
 from ray_retrieval.search.columns import with_metadata
@@ -619,3 +619,14 @@ def test_codes_have_as_many_bits_as_is_said(tmp_path):
         imported([VECTORS, CODES])
     with pytest.raises(DataError, match=r"a list of numbers is no file \(give an array"):
         imported([[1.0, 0.0], [0.0, 1.0]])
+    with pytest.raises(DataError, match=r"Codes are no file \(give their array: descriptors\.data\)"):
+        imported(Codes(CODES, 24))
+
+
+def test_arrays_are_imported_before_they_are_built_or_added(tmp_path):
+    for rows in (VECTORS, VECTORS.tolist(), Vectors(VECTORS)):
+        with pytest.raises(DataError, match=r"an embeddings directory, or what imported\(…\) makes"):
+            build(rows, tmp_path / "index")
+    build(imported(VECTORS), tmp_path / "index")
+    with pytest.raises(DataError, match=r"got ndarray \(give imported\(array\)\)"):
+        add(tmp_path / "index", VECTORS)

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 from search_parts import draw_codes, draw_images, files_in, write
 
-from ray_retrieval.descriptors import Codes
+from ray_retrieval.descriptors import Codes, Vectors
 from ray_retrieval.errors import ArtefactError, QueryError
-from ray_retrieval.search import NO_ROW, Index, build, merge
+from ray_retrieval.finder import Finder
+from ray_retrieval.search import NO_ROW, Index, build, imported, merge
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.scan import scan
 
@@ -107,6 +108,12 @@ def test_every_id_leads_to_its_row(sharded):
     assert [sharded.row_of(f"image-{row:04d}") for row in range(ROWS)] == list(range(ROWS))
     for unknown in ("", "image", "image-0300", "zzz"):
         assert sharded.row_of(unknown) is None
+
+
+def test_a_number_is_an_id_too(tmp_path, codes):
+    build(imported(codes.data, bits=BITS), tmp_path / "index")
+    index = Index.open(tmp_path / "index")
+    assert [index.row_of(one) for one in (7, np.int64(7), "7", ROWS, -1)] == [7, 7, 7, None, None]
 
 
 def test_ids_in_any_script(tmp_path):
@@ -218,6 +225,43 @@ def test_progress_counts_to_the_end(tmp_path, made):
     again = []
     build(made / "embeddings", tmp_path / "index", shards=4, progress=again.append)
     assert again == [75, 150, 225, 300]
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (np.zeros((2, 2), np.uint8), r"got uint8 \[2, 2\] \(.*Codes\(array, bits\)"),
+        ([[0, 0]], "got a list"),
+        ((draw_codes(2, BITS), {}), r"got a tuple \(.*of what an encoder returns, they are the first"),
+    ],
+)
+def test_queries_that_are_no_descriptors_are_refused_in_one_line(sharded, queries, message):
+    with pytest.raises(ArtefactError, match=f"descriptors are Codes, Vectors or Local, {message}"):
+        sharded.search(queries, 3)
+
+
+def test_lists_and_other_types_are_no_codes_or_vectors():
+    for wrong in ([[1, 2]], np.zeros((1, 2), np.int64), np.zeros(2, np.uint8)):
+        with pytest.raises(ArtefactError, match=r"codes of 12 bits are uint8 \[n, 2\].*numpy\.packbits"):
+            Codes(wrong, BITS)
+    for wrong in ([[1.0, 0.0]], np.eye(2), np.ones(1, np.float32)):
+        with pytest.raises(ArtefactError, match=r"float32 \[n, dimension\].*numpy\.asarray"):
+            Vectors(wrong)
+
+
+@pytest.mark.parametrize("k", ["3", 3.0, None])
+def test_a_number_of_hits_is_a_whole_one(sharded, k):
+    with pytest.raises(QueryError, match="a whole one and at least 1, got"):
+        sharded.search(draw_codes(1, BITS), k)
+    with pytest.raises(QueryError, match="a whole one and at least 1, got"):
+        Finder(sharded.folder, threads=1).find(draw_codes(1, BITS), k)
+    assert len(sharded.search(draw_codes(1, BITS), np.int64(3)).rows[0]) == 3
+
+
+def test_a_filter_is_text(sharded):
+    for ask in (sharded.count, sharded.check_filter):
+        with pytest.raises(QueryError, match=r"a filter is text, got dict \(write it as 'label = dog"):
+            ask({"label": "dog"})
 
 
 def test_queries_of_other_bits_are_refused(sharded):
