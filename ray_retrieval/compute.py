@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ray_retrieval.cores import cores
+from ray_retrieval.errors import RecipeError
 
 Precision = Literal["auto", "bf16", "float32"]
 
@@ -23,10 +24,28 @@ The C library reads it once, so a process of Ray has to be started with it."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device of that name; `auto` is the current GPU where there is one, else the processor."""
+    """The device of that name; `auto` is the current GPU where there is one, else the processor.
+
+    Raises:
+        RecipeError: if there is none of that name.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise RecipeError(
+            f"no device is called {name!r}",
+            where="device",
+            mend="known are auto, cpu, cuda, cuda:1 and so on",
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RecipeError(
+            f"{name} is asked for, and torch finds {torch.cuda.device_count()} GPUs",
+            where="device",
+            mend="give auto or cpu",
+        )
+    return device
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:

@@ -72,8 +72,8 @@ class Embedded:
 
 
 def embed(
-    model: str | Folder,
-    tables: Sequence[ImageTable],
+    model: str | Path | Folder,
+    tables: ImageTable | Sequence[ImageTable],
     *,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -82,19 +82,23 @@ def embed(
 
     Args:
         model: a model directory.
-        tables: of images, as `open_images` makes of a file, a folder, a list, CSV or Parquet.
+        tables: of images, one or several, as `open_images` makes of a file, a folder, a list, CSV or Parquet.
         threads: processor threads; unset: all.
         progress: called with the number of images of each batch that is done.
 
     Raises:
         ArtefactError: if `model` is no model directory or is damaged.
-        DataError: if none of the images can be decoded.
+        DataError: if none of the images can be decoded, or they come in another form than tables.
     """
+    several = [tables] if isinstance(tables, ImageTable) else list(tables)
+    for table in several:
+        if not isinstance(table, ImageTable):
+            raise DataError(f"images come as tables, got {type(table).__name__}", mend="give open_images(…)")
     encoder = Encoder(model, threads=threads or cores())
     kept: list[tuple[str, str | None]] = []
     parts: list[Descriptors] = []
     failures: list[tuple[str, str]] = []
-    for table in tables:
+    for table in several:
         paths = table.paths
         for start in range(0, len(table), _ROWS_AT_ONCE):
             rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(table)))

@@ -119,7 +119,7 @@ class Match:
 
 
 def match(
-    model: str | Folder,
+    model: str | Path | Folder,
     first: str | Path,
     second: str | Path,
     config: VerifyConfig | None = None,

@@ -4,9 +4,10 @@
 fingerprint is a hash of both, so embeddings and indices can say exactly which model made them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 _REASON = 300
 """Characters of what torch says of weights that do not fit: it may name every tensor."""
+_BYTES = (bytes, bytearray, memoryview)
+"""Types of the bytes of a file."""
 Box = Callable[[int], "Sequence[float] | None"]
 """What counts of each image, by its row; see `data.table.ImageTable.box`."""
 
@@ -106,7 +109,7 @@ def save(
     write_description(folder, DESCRIPTION, kind="model", version=1, body=body)
 
 
-def load(uri: str | Folder) -> Model:
+def load(uri: str | Path | Folder) -> Model:
     """The model of a directory, in evaluation mode.
 
     Raises:
@@ -183,12 +186,12 @@ class Encoder:
     Raises:
         ArtefactError: if the directory is no model or is damaged, or there is no export of this very model
             for the engine.
-        RecipeError: if the engine is unknown, not installed, or not for the device.
+        RecipeError: if the engine is unknown, not installed, or not for the device, or the device not there.
     """
 
     def __init__(
         self,
-        model: str | Folder,
+        model: str | Path | Folder,
         *,
         threads: int = 1,
         device: str = "auto",
@@ -211,22 +214,26 @@ class Encoder:
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def encode(
-        self, images: list[bytes], box: Sequence[float] | None = None
+        self, images: bytes | Sequence[bytes], box: Sequence[float] | None = None
     ) -> tuple[Descriptors, dict[int, str]]:
         """Descriptors of encoded images.
 
         Decoding of the next batch runs beside the forward pass of the current one.
 
         Args:
-            images: the bytes of JPEG, PNG, WebP, BMP, GIF or TIFF files.
+            images: the bytes of JPEG, PNG, WebP, BMP, GIF or TIFF files, one or several.
             box: what counts of each, as `data.table.ImageTable.box`; None: all of it.
 
         Returns:
             Descriptors with one row an image, and the reason for each image that cannot be decoded, by its
             position; such a row is all zero, or an empty set. Local features lie where they are in the whole
             image.
+
+        Raises:
+            DataError: if something else than the bytes of files is given, such as their paths.
         """
-        return self._encode(len(images), images.__getitem__, lambda _row: box)
+        files = _files(images)
+        return self._encode(len(files), files.__getitem__, lambda _row: box)
 
     def encode_table(self, table: ImageTable) -> tuple[Descriptors, dict[int, str]]:
         """`encode` of a table's images, read as they are needed; a missing file is a failure too.
@@ -237,7 +244,7 @@ class Encoder:
         return self._encode(len(table), table.image_bytes, table.box)
 
     def class_probabilities(
-        self, images: list[bytes]
+        self, images: bytes | Sequence[bytes]
     ) -> tuple["np.ndarray[Any, np.dtype[np.float32]] | None", dict[int, str]]:
         """What the model's class head says of encoded images.
 
@@ -247,12 +254,16 @@ class Encoder:
         Returns:
             float32 [n, classes], or None where the method has no class head; and the reason for each image
             that cannot be decoded, by its position; such a row is all zero.
+
+        Raises:
+            DataError: as `encode`.
         """
+        files = _files(images)
         failures: dict[int, str] = {}
-        probabilities = np.zeros((len(images), self.classes), np.float32)
+        probabilities = np.zeros((len(files), self.classes), np.float32)
         # As the classes were learned, which may be otherwise than descriptors are made.
         as_trained = self.method.config.training_image
-        batches = self._batches(len(images), images.__getitem__, _no_box, failures, as_trained)
+        batches = self._batches(len(files), files.__getitem__, _no_box, failures, as_trained)
         for rows, batch, _ in batches:
             for positions, some in groups_of(batch):
                 with torch.inference_mode(), autocast(self.precision, self.device):
@@ -334,6 +345,24 @@ class Encoder:
             raise
         except DataError as error:
             return error.problem
+
+
+def _files(images: Any) -> list[bytes]:
+    """The bytes of image files, one or several, as a list.
+
+    Raises:
+        DataError: if something else is given, such as paths or pixels.
+    """
+    alone = isinstance(images, (*_BYTES, str)) or not isinstance(images, Iterable)
+    files = [images] if alone else list(images)
+    for number, file in enumerate(files):
+        if not isinstance(file, _BYTES):
+            raise DataError(
+                f"an image is the bytes of its file here, got {type(file).__name__}",
+                where=f"image {number}",
+                mend="read each with Path(…).read_bytes(), or give open_images(…) to encode_table",
+            )
+    return files
 
 
 def _export(model: Folder, engine: str, device: str) -> "Export":

@@ -1,6 +1,6 @@
 """Images in, nearest images of an index and their labels out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,8 @@ class Searcher(Finder):
 
     def __init__(
         self,
-        index: str | Folder,
-        model: str | Folder | None = None,
+        index: str | Path | Folder,
+        model: str | Path | Folder | None = None,
         *,
         threads: int | None = None,
         rerank: Sequence[AnyRerankConfig] | None = None,
@@ -107,7 +107,8 @@ class Searcher(Finder):
             box: left, top, right, bottom in pixels of the upright image: all that counts of each.
 
         Raises:
-            QueryError: naming the first image that is missing or cannot be decoded.
+            QueryError: naming the first image that is missing or cannot be decoded, or if one is given in
+                another form.
         """
         images = _several(images)
         found, failures = self.encoder.encode([_read(image) for image in images], box)
@@ -214,8 +215,9 @@ _AS_NEAR = 100
 """Hits among which the query itself is looked for: many images may share its code."""
 
 
-def _several(images: Image | Sequence[Image]) -> Sequence[Image]:
-    return [images] if isinstance(images, str | Path | bytes) else images
+def _several(images: Any) -> list[Image]:
+    alone = isinstance(images, str | bytes) or not isinstance(images, Iterable)
+    return [images] if alone else list(images)
 
 
 def _refuse(images: Sequence[Image], failures: dict[int, str]) -> None:
@@ -237,6 +239,11 @@ def _same_file(image: Image, path: str | None) -> bool:
 def _read(image: Image) -> bytes:
     if isinstance(image, bytes):
         return image
+    if not isinstance(image, str | Path):
+        raise QueryError(
+            f"an image is a path, a URI or the bytes of a file, got {type(image).__name__}",
+            mend="save it as a file, or give the bytes of one",
+        )
     if location.is_uri(str(image)):
         try:
             return location.read_bytes(location.expand(str(image)), MAX_BYTES)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from ray_retrieval import compute, encode
+from ray_retrieval.errors import RecipeError
 
 PASSES = """
 import resource
@@ -63,3 +64,13 @@ def test_encoders_of_images_of_one_size_keep_it(
     work = [encode._Work(model, "out") for model in (["model", "another"] if other else ["model"])]
     assert encode._PartEncoder(work, {}, encode.EncodeConfig(), 1)._encoder("model") is made
     assert bool(kept) == (square and not other)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gpu", "no device is called 'gpu'"), ("cuda:99", "torch finds [0-9]+ GPUs")]
+)
+def test_a_device_that_is_not_there_is_told_in_one_line(name: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=f"^device: .*{message}") as caught:
+        compute.pick_device(name)
+    assert "\n" not in str(caught.value)
+    assert compute.pick_device("cpu").type == "cpu"

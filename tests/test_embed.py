@@ -55,7 +55,7 @@ def test_files_and_a_folder_give_what_the_encoder_gives(made, kind):
     assert [name.rpartition("/")[2] for name in found.ids] == ["0.png", "1.png", "2.png", "3.png"]
     assert [name.rpartition("/")[2] for name, _ in found.failures] == ["broken.png"]
     np.testing.assert_allclose(found.descriptors.data, expected.data, atol=1e-6)
-    single = embed.embed(str(made / kind), [open_images(str(made / "images" / "2.png"))])
+    single = embed.embed(made / kind, open_images(made / "images" / "2.png"))
     np.testing.assert_allclose(single.descriptors.data, expected.data[2:3], atol=1e-6)
 
 
@@ -86,6 +86,19 @@ def test_they_can_be_printed(made):
     np.testing.assert_array_equal(np.float32(said["images"][3]["vector"]), found.descriptors.data[3])
     codes = embed.embed(str(made / "codes"), [open_images(str(made / "images"))])
     assert bytes.fromhex(codes.rows_in_words()[0]) == codes.descriptors.data[0].tobytes()
+
+
+@pytest.mark.parametrize("ask", ["encode", "class_probabilities"])
+def test_an_encoder_says_that_it_takes_the_bytes_of_files(made, ask):
+    encoder, data = model.Encoder(made / "codes"), coloured_table(4).image_bytes(0)
+    for wrong in ("0.png", made / "images" / "0.png", [made / "images" / "0.png"], np.zeros((8, 8, 3))):
+        with pytest.raises(DataError, match=r"^image 0: an image is the bytes .*read_bytes.*encode_table"):
+            getattr(encoder, ask)(wrong)
+    expected, _ = getattr(encoder, ask)([data])
+    for given in (data, (data,), iter([data]), [bytearray(data)]):
+        found, failures = getattr(encoder, ask)(given)
+        np.testing.assert_array_equal(getattr(found, "data", found), getattr(expected, "data", expected))
+        assert failures == {}
 
 
 def test_sets_of_local_features_are_saved_and_counted(tmp_path):
@@ -129,5 +142,8 @@ def test_what_cannot_be_done_is_said(made, tmp_path):
     with pytest.raises(RecipeError, match=r"'\.csv'.*end the name in \.npy or \.parquet"):
         embed.save(found, tmp_path / "out.csv")
     (tmp_path / "x.png").write_bytes(png(np.zeros((8, 8, 3), np.uint8))[:30])
+    for paths in ("x.png", ["x.png"]):
+        with pytest.raises(DataError, match=r"images come as tables, got str \(give open_images"):
+            embed.embed(made / "vectors", paths)
     with pytest.raises(DataError, match="none of the images"):
         embed.embed(str(made / "vectors"), [open_images(str(tmp_path / "x.png"))])

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from local_parts import draw_set, draw_view, local_set, together
+from PIL import Image
 from samples import coloured_table
 from search_parts import draw_vectors, write
 from typer.testing import CliRunner
@@ -98,6 +99,17 @@ def test_a_verified_hit_says_its_inliers_and_keeps_its_score_of_the_search(built
     for hit in plain:
         assert hit.inliers is hit.score is None
         assert hit.in_words(form) == f"score {hit.similarity:.4f}"
+
+
+def test_images_are_paths_or_bytes_in_any_sequence(built, encoders):
+    step = GeometricVerificationConfig(local=str(built / "delf"))
+    asked = searcher(built, "gem", rerank=[step])
+    path = built / "scene.png"
+    expected = asked.search([path, str(path)], 2)
+    assert asked.search(iter([path, path.read_bytes()]), 2) == expected
+    for wrong in (np.zeros((8, 8, 3), np.uint8), [None], Image.new("RGB", (8, 8))):
+        with pytest.raises(QueryError, match="an image is a path, a URI or the bytes of a file, got"):
+            asked.search(wrong, 2)
 
 
 def test_what_is_too_deep_is_not_verified(built, encoders):

@@ -175,10 +175,11 @@ def read_csv(file: str, root: str | None = None) -> Rows:
     refuse_repeated(table.column_names, where=file)
     column = _first_of(table, _PATH_COLUMNS)
     if column is None:
+        others = len(table.column_names) == 1 and re.search(r"[;\t]", table.column_names[0])
         raise DataError(
             f"no column of paths among {', '.join(table.column_names)}",
             where=file,
-            mend="name it 'path', 'image' or 'filename'",
+            mend="put commas between the columns" if others else "name it 'path', 'image' or 'filename'",
         )
     if len(table) == 0:
         raise DataError("the file has no row", where=file)

@@ -18,12 +18,17 @@ def inside(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, 
         size: width and height of the upright image.
 
     Raises:
-        DataError: if that is nothing.
+        DataError: if that is nothing, or the box is not four numbers.
     """
-    # Cut off before they are rounded, as no whole number is infinite.
-    left, top, right, bottom = box
-    left, top = max(left, 0), max(top, 0)
-    right, bottom = min(right, size[0]), min(bottom, size[1])
+    try:
+        left, top, right, bottom = box
+        # Cut off before they are rounded, as no whole number is infinite.
+        left, top = max(left, 0), max(top, 0)
+        right, bottom = min(right, size[0]), min(bottom, size[1])
+    except (TypeError, ValueError):
+        raise DataError(
+            f"a box is left, top, right, bottom in pixels, got {box!r}", mend="give four numbers"
+        ) from None
     if left < right and top < bottom:  # so that NaN is refused
         whole = round(left), round(top), round(right), round(bottom)
         if whole[0] < whole[2] and whole[1] < whole[3]:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -410,7 +411,7 @@ class _Images:
         return np.asarray(pc.fill_null(pc.binary_length(self.bytes), -1)).astype(np.int64)
 
 
-def open_images(uri: str, *, root: str | None = None, name: str | None = None) -> ImageTable:
+def open_images(uri: str | Path, *, root: str | Path | None = None, name: str | None = None) -> ImageTable:
     """A table of the images at `uri`.
 
     Args:
@@ -424,6 +425,13 @@ def open_images(uri: str, *, root: str | None = None, name: str | None = None) -
         DataError: if nothing is there or it is none of these, if no image is in it, if ids stand twice, if a
             list is ragged, or if local files that it names are missing.
     """
+    if not isinstance(uri, str | Path):
+        raise DataError(
+            f"images are opened by one path or URI, got {type(uri).__name__}",
+            mend="name a folder, a pattern such as 'photos/*.jpg', or a file that lists them",
+        )
+    if not str(uri):  # as a shell makes of a variable that is not set
+        raise DataError("a path of no letters names no images", mend="give one; '.' is this folder")
     rows = readers.read(str(uri), None if root is None else str(root))
     return ImageTable(
         rows.table, name=name or location.expand(str(uri)), class_names=rows.class_names, classes=rows.classes

@@ -395,6 +395,25 @@ def test_arrow_files_are_memory_mapped(tmp_path: Path, stream: bool) -> None:
     assert found.take(np.array([9, 3])).image_bytes(1) == data[3]
 
 
+def test_several_paths_are_no_path(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"one path or URI, got list \(name a folder, a pattern"):
+        open_images(["a.jpg", "b.jpg"])  # type: ignore[arg-type]
+
+
+def test_no_letters_are_not_the_folder_one_stands_in(photo_folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(photo_folder)
+    assert len(open_images("."))
+    with pytest.raises(DataError, match="a path of no letters names no images"):
+        open_images("")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_csv_with_other_separators_is_told_so(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "images.csv").write_text(f"path{separator}label\na.jpg{separator}dog\n")
+    with pytest.raises(DataError, match=r"no column of paths .*put commas between the columns"):
+        open_images(tmp_path / "images.csv")
+
+
 def test_unknown_form_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"of images, a \.txt list, a \.csv, or \.parquet or \.arrow"):
         open_images(write(tmp_path, "a.zip", "x"))

@@ -104,6 +104,13 @@ class TestPrepare:
         with pytest.raises(DataError, match="nothing of the image, 40 × 30, is in the box"):
             prepare(data, long_side(64), box=[50, 0, 60, 10])
 
+    @pytest.mark.parametrize("box", [[1, 2, 3], "1234", ["1", "2", "3", "4"]])
+    def test_a_box_is_four_numbers(self, box):
+        data, _ = picture(40, 30)
+        for preprocessing in (long_side(64), Preprocessing(size=16)):
+            with pytest.raises(DataError, match=r"a box is left, top, right, bottom in pixels, got"):
+                prepare(data, preprocessing, box=box)
+
     @settings(max_examples=60, deadline=None)
     @given(
         width=st.integers(1, 90),
