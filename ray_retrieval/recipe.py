@@ -287,12 +287,12 @@ class Recipe(Config):
         return self.model_dump(mode="json", exclude=_NOT_OF_THE_MODEL)
 
 
-def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+def load(path: str | Path, overrides: str | list[str] | None = None) -> Recipe:
     """Read a recipe file.
 
     Args:
         path: a YAML file, by its path or URI, or the name of a ready-made recipe, such as `quickstart`.
-        overrides: `dotted.key=value` settings, values in YAML; they come after the file.
+        overrides: `dotted.key=value` settings, one or several, values in YAML; they come after the file.
 
     Raises:
         ArtefactError: if a store does not answer.
@@ -302,7 +302,9 @@ def load(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return template(path, overrides)({})
 
 
-def template(path: str | Path, overrides: list[str] | None = None) -> Callable[[Mapping[str, Any]], Recipe]:
+def template(
+    path: str | Path, overrides: str | list[str] | None = None
+) -> Callable[[Mapping[str, Any]], Recipe]:
     """A recipe file, read once, of which recipes are made that differ in some values.
 
     Args:
@@ -318,7 +320,10 @@ def template(path: str | Path, overrides: list[str] | None = None) -> Callable[[
     read = _read(path)
 
     def made(values: Mapping[str, Any]) -> Recipe:
-        settings = [*(overrides or []), *(f"{key}={yaml.safe_dump(value)}" for key, value in values.items())]
+        settings = [
+            *_several(overrides),
+            *(f"{key}={yaml.safe_dump(value)}" for key, value in values.items()),
+        ]
         merged = _with_settings(read, settings, where=path)
         for key, listed in _studied(merged, where=path).items():
             raise RecipeError(
@@ -331,7 +336,7 @@ def template(path: str | Path, overrides: list[str] | None = None) -> Callable[[
     return made
 
 
-def load_study(path: str | Path, overrides: list[str] | None = None) -> list[Recipe]:
+def load_study(path: str | Path, overrides: str | list[str] | None = None) -> list[Recipe]:
     """Read a recipe file in which `method.bits`, `method.dimension` and `seed` may be lists.
 
     Every member is a recipe of its own, its references resolved with its own values. Where `output` does not
@@ -347,7 +352,7 @@ def load_study(path: str | Path, overrides: list[str] | None = None) -> list[Rec
     Raises:
         RecipeError: as for `load`, and if a list is empty or has anything but different whole numbers.
     """
-    merged = _with_settings(_read(path), overrides or [], where=path)
+    merged = _with_settings(_read(path), _several(overrides), where=path)
     lists = _studied(merged, where=path)
     members: dict[str, Recipe] = {}
     for values in itertools.product(*lists.values()):
@@ -374,7 +379,7 @@ def from_settings(kind: type[ConfigType], settings: list[str]) -> ConfigType:
     return validate(kind, _resolved(_with_settings({}, settings, where=where), where=where), where=where)
 
 
-def rerank_steps(texts: list[str]) -> tuple[AnyRerankConfig, ...] | None:
+def rerank_steps(texts: str | list[str]) -> tuple[AnyRerankConfig, ...] | None:
     """Steps of re-ranking, each a name or a YAML mapping with a `name`; `none` alone for no step.
 
     Without texts None: what the index has by default.
@@ -385,9 +390,9 @@ def rerank_steps(texts: list[str]) -> tuple[AnyRerankConfig, ...] | None:
     where = "`rerank`"
     if not texts:
         return None
-    if texts == ["none"]:
+    if _several(texts) == ["none"]:
         return ()
-    given = [read_yaml(text, where=where) for text in texts]
+    given = [read_yaml(text, where=where) for text in _several(texts)]
     steps = [{"name": step} if isinstance(step, str) else step for step in given]
     return validate(EvaluateConfig, {"rerank": steps}, where=where).rerank
 
@@ -433,6 +438,10 @@ def _read(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=path)
     return {"seed": 0, **values}  # the default, for others to refer to
+
+
+def _several(texts: str | list[str] | None) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts or [])
 
 
 def _with_settings(values: dict[str, Any], settings: list[str], *, where: object) -> DictConfig:

@@ -168,6 +168,13 @@ def test_settings_replace_the_files_values():
     assert (loaded.train.optimizer.lr, loaded.method.bits, loaded.seed) == (0.5, 12, 3)
 
 
+def test_a_setting_or_a_step_alone_is_that_one_and_not_its_letters():
+    assert recipe.load(QUICKSTART, "method.bits=12").method.bits == 12
+    assert [member.seed for member in recipe.load_study(QUICKSTART, "seed=[4, 5]")] == [4, 5]
+    assert recipe.rerank_steps("diffusion") == recipe.rerank_steps(["diffusion"])
+    assert recipe.rerank_steps("none") == ()
+
+
 DELF = QUICKSTART.with_name("delf_views_cpu.yaml")  # counts in epochs, and so does its stage
 GLDV2 = QUICKSTART.with_name("delf_gldv2_resnet50.yaml")  # counts in steps
 DELG = QUICKSTART.with_name("delg_gldv2_resnet50.yaml")  # has a global head, and searches by it

@@ -229,6 +229,12 @@ def test_augmentation_comes_first(before):
         build_all(configs, HeldVectors(clusters(0, 5, 4)))
 
 
+@pytest.mark.parametrize("steps", ["diffusion", ["diffusion"], [{"name": "diffusion"}]])
+def test_a_name_is_no_step(steps):
+    with pytest.raises(RecipeError, match=r"as its configuration, got .*diffusion.*rerank_steps"):
+        build_all(steps, HeldVectors(clusters(0, 5, 4)))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_are_refused_before_anything_is_searched(tmp_path, kind):
     write(tmp_path / "embeddings", draw_codes(20, 32), draw_images(20))

@@ -163,8 +163,15 @@ def build_all(
 
     Raises:
         ArtefactError: if the database does not hold what a step works on.
-        RecipeError: if one would undo what those before it have done.
+        RecipeError: if one is no configuration, or would undo what those before it have done.
     """
+    given: tuple[object, ...] = (configs,) if isinstance(configs, str) else tuple(configs)
+    for config in given:
+        if not isinstance(config, _Config):
+            raise RecipeError(
+                f"a step of re-ranking is given as its configuration, got {config!r}",
+                mend="give, for example, [KReciprocalConfig()], or ray_retrieval.recipe.rerank_steps([…])",
+            )
     try:
         check_order(tuple(configs))
     except ValueError as error:
