@@ -148,8 +148,10 @@ class Client:
         """The same drawn, as a PNG file."""
         return self._content(calls.match(first, second, index, picture=True))
 
-    def add(self, images: Sequence[New], *, index: str | None = None, replace: bool = False) -> ChangeAnswer:
-        """Add images; the new version is served when this returns."""
+    def add(
+        self, images: New | Sequence[New], *, index: str | None = None, replace: bool = False
+    ) -> ChangeAnswer:
+        """Add an image or several; the new version is served when this returns."""
         return self._parsed(ChangeAnswer, calls.add(images, self._named(index), replace=replace))
 
     def remove(
@@ -299,7 +301,7 @@ class AsyncClient:
         return await self._content(calls.match(first, second, index, picture=True))
 
     async def add(
-        self, images: Sequence[New], *, index: str | None = None, replace: bool = False
+        self, images: New | Sequence[New], *, index: str | None = None, replace: bool = False
     ) -> ChangeAnswer:
         """As `Client.add`."""
         return await self._parsed(ChangeAnswer, calls.add(images, await self._named(index), replace=replace))

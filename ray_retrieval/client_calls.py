@@ -7,7 +7,7 @@ import base64
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
@@ -158,8 +158,9 @@ def match(first: File | Id | Url, second: File | Id | Url, index: str | None, *,
     return Request("POST", "/v1/match", options={**_as_json(body), "params": params})
 
 
-def add(images: Sequence[New], index: str, *, replace: bool) -> Request:
+def add(images: New | Sequence[New], index: str, *, replace: bool) -> Request:
     """Images to add, as a form unless one is named by its URL. Not sent again: it may have been done."""
+    images = [images] if isinstance(images, New) else list(images)
     path, params = f"{index_address(index)}/images", {"replace": str(replace).lower()}
     if any(isinstance(one.file, Url) for one in images):
         body = [{**_about(one), **_example(_listed(one.file, None)[0])} for one in images]
@@ -339,7 +340,7 @@ def unanswered(url: str, error: Exception) -> QueryError:
 
 def _listed(examples: Example | Sequence[Example], box: Box | None) -> list[Image | Id | Url | Any]:
     """Examples as a list, files as `Image`, the box with the only one."""
-    one = isinstance(examples, str | Path | bytes | Image | Id | Url | np.ndarray)
+    one = isinstance(examples, str | bytes | np.ndarray) or not isinstance(examples, Iterable)
     several: list[Any] = [examples] if one else list(examples)  # type: ignore[arg-type]
     several = [Image(each) if isinstance(each, str | Path | bytes) else each for each in several]
     if box is None:

@@ -19,6 +19,7 @@ from serving_parts import picture
 from ray_retrieval import Client
 from ray_retrieval import client_calls as calls
 from ray_retrieval.client import AsyncClient, Id, Image, New, Url
+from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.answers import SearchAnswer
 from ray_retrieval.serve.backend import DescriptorExample, IdExample, ImageExample
@@ -90,6 +91,8 @@ def test_what_is_no_example_is_refused_here(client: Client, tmp_path: Path) -> N
         client.search(tmp_path / "missing.jpg")
     with pytest.raises(QueryError, match="int64"):
         client.search(np.zeros((2, 3), np.int64))
+    with pytest.raises(QueryError, match=r"an array of object .* is no example"):
+        client.search(Vectors(np.eye(2, dtype=np.float32)))  # type: ignore[arg-type]
     with pytest.raises(QueryError, match="one image"):
         client.search([Id("plain"), Id("..")], box=(0, 0, 1, 1))
 
@@ -97,6 +100,13 @@ def test_what_is_no_example_is_refused_here(client: Client, tmp_path: Path) -> N
 def test_an_id_by_itself_is_one_id() -> None:
     for ids in ("12", ["12"], ("12",)):
         assert calls.remove(ids, None, "x").options["content"] == '{"ids": ["12"]}'
+
+
+def test_images_to_add_come_one_by_one_or_alone() -> None:
+    one = New("c", picture(3))
+    expected = calls.add([one], "x", replace=False)
+    for images in (one, iter([one])):
+        assert calls.add(images, "x", replace=False) == expected  # type: ignore[arg-type]
 
 
 def test_numbers_of_numpy_are_numbers(client: Client, backend: FakeBackend) -> None:
