@@ -29,10 +29,16 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "merge",
         "Hits",
     ),
+    "ray_retrieval.answers": ("Hit", "Answer"),
+    "ray_retrieval.descriptors": ("Codes", "Vectors", "Local"),
+    "ray_retrieval.embed": ("embed", "Embedded"),
+    "ray_retrieval.finder": ("Finder",),
+    "ray_retrieval.recipe": ("load_study", "rerank_steps"),
     "ray_retrieval.client": ("AsyncClient", "Id"),
     "ray_retrieval.match": ("match",),
     "ray_retrieval.metrics.hamming": ("mean_average_precision",),
     "ray_retrieval.metrics.retrieval": ("evaluate",),
+    "ray_retrieval.metrics.rankings": ("evaluate",),
     "ray_retrieval.metrics.revisited": ("evaluate",),
 }
 """Modules with the names that belong to the interface beside the package's own."""

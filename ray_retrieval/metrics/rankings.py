@@ -27,7 +27,9 @@ def evaluate(
     query_ids: Ids | None = None,
     database_ids: Ids | None = None,
 ) -> dict[str, Metric]:
-    """`recall@k` for each k, `map`, `map@r` and `r_precision` as in `retrieval`, each with its policy.
+    """`recall@k` for each k, `map`, `map@r` and `r_precision` of rankings as they are, each with its policy.
+
+    What they mean is said in `retrieval`; a relevant row that a ranking lacks is never found.
 
     Args:
         order: whole numbers [queries, m]: each row the ranking of a query, the best row of the database
