@@ -99,6 +99,7 @@ def test_median_needs_three_others():
     assert median({**others, 3: [(2, 0.5)]}, 3, grace=1), "the means up to epoch 2 are 0.6"
     assert not median({**others, 3: [(2, 0.6)]}, 3, grace=1)
     assert not median({0: others[0], 1: others[1], 3: [(2, 0.0)]}, 3, grace=1)
+    assert median({**others, 3: [(2, 0.65)]}, 3, grace=2), "what is before the grace is over is in no mean"
 
 
 def test_a_rung_is_judged_by_the_first_value_at_or_after_it():
@@ -106,6 +107,7 @@ def test_a_rung_is_judged_by_the_first_value_at_or_after_it():
     assert asha({**curves, 2: [(2, 0.6)]}, 2, grace=1, reduction=3), "0.9 and 0.5 count, at rung 1"
     assert not asha({**curves, 2: [(2, 0.8)]}, 2, grace=1, reduction=3)
     assert not asha({**curves, 2: [(1, 0.8), (4, 0.2)]}, 2, grace=1, reduction=3), "0.1 counts, at rung 3"
+    assert not asha({0: [(4, 0.9)], 1: [(2, 0.1)]}, 1, grace=1, reduction=3), "0.9 counts at rung 3 alone"
 
 
 def test_without_a_scheduler_nothing_is_stopped():

@@ -103,6 +103,10 @@ def test_a_number_means_the_same_below_above_and_equal():
         assert passing(text, rows) == expected, text
 
 
+def test_of_classes_of_one_name_the_first_counts():
+    assert passing("label = dog", names=["cat", "dog", "dog", "7"]) == [1]
+
+
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()], ids=str)
 def test_zero_has_no_sign(kind):
     rows = pa.RecordBatch.from_pydict({"c": pa.array([0.0, -0.0, 1.0, None]).cast(kind)})
