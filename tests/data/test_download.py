@@ -27,6 +27,7 @@ class Shelf:
         drops: how many bytes each of the next answers brings before the connection breaks; then all.
         statuses: of the next answers; then what is right.
         ranges: whether parts are given.
+        misread: how many of the next parts begin at the first byte, whatever was asked for.
         headers: of every answer.
         asked: (path, Range) of each request.
     """
@@ -36,6 +37,7 @@ class Shelf:
     drops: list = field(default_factory=list)
     statuses: list = field(default_factory=list)
     ranges: bool = True
+    misread: int = 0
     headers: dict = field(default_factory=lambda: {"ETag": '"one"'})
     asked: list = field(default_factory=list)
 
@@ -59,6 +61,8 @@ def shelf():
             same = self.headers.get("If-Range") in shelf.headers.values()
             if asked and shelf.ranges and same:
                 start = int(asked.removeprefix("bytes=").rstrip("-"))
+                if shelf.misread:
+                    start, shelf.misread = 0, shelf.misread - 1
                 if start >= len(body):
                     self.send_response(416)
                     self.send_header("Content-Range", f"bytes */{len(body)}")
@@ -140,6 +144,12 @@ def test_nothing_is_joined_that_may_not_belong_together(shelf, tmp_path, headers
     shelf.headers, shelf.drops = headers, [1_000_000]
     assert get(shelf, tmp_path).read_bytes() == BODY
     assert [asked for _, asked in shelf.asked] == [None, None]
+
+
+def test_another_part_than_was_asked_for_is_not_joined(shelf, tmp_path):
+    shelf.drops, shelf.misread = [1_000_000], 1
+    assert get(shelf, tmp_path).read_bytes() == BODY
+    assert len(shelf.asked) == 3
 
 
 def test_a_server_without_parts_is_asked_for_all(shelf, tmp_path):

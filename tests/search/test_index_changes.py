@@ -361,6 +361,19 @@ def test_what_cannot_be_removed_is_refused(index):
         remove(index, ["image-0001"])
 
 
+def test_damaged_tombstones_are_found_out_and_not_used_again(index):
+    change = remove(index, ["image-0001", "image-0002"])
+    file = index / change.manifest.deletes.file
+    for rows in ([1, 1], [2, 1], [1, ROWS], [-1, 2]):
+        np.array(rows, "<i8").tofile(file)
+        with pytest.raises(ArtefactError, match="damaged: it should name 2 rows below 60 in order"):
+            Index.open(index)
+    rollback(index)
+    again = remove(index, ["image-0001", "image-0002"])
+    assert again.manifest.deletes == change.manifest.deletes
+    assert Index.open(index, check="content").removed().tolist() == [1, 2]
+
+
 # Versions
 
 

@@ -47,6 +47,8 @@ def test_ids_are_looked_up_as_text(index):
     with pytest.raises(QueryError, match="removed"):
         remove(index, ["3"]), Index.open(index).records([3])
     assert Index.open(index).row_of("3") is None
+    with pytest.raises(QueryError, match="no row of 1 of the ids: '3'"):
+        remove(index, ["3"])
 
 
 def test_an_id_alone_is_that_id_and_not_its_digits(index):
