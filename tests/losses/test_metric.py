@@ -12,32 +12,40 @@ from ray_retrieval.losses.metric import contrastive_losses, multi_similarity_los
 LOSSES = [contrastive_losses, triplet_losses, multi_similarity_losses]
 
 
-def naive_contrastive(row, positives, negatives):
-    near = [j for j in negatives if row[j] > 0.5]
+def naive_contrastive(row, positives, negatives, margin=0.5):
+    near = [j for j in negatives if row[j] > margin]
     return sum(1 - row[j] for j in positives) + sum(row[j] for j in near), len(positives) + len(near)
 
 
-def naive_triplet(row, positives, negatives):
+def naive_triplet(row, positives, negatives, margin=0.1):
     if not positives or not negatives:
         return 0.0, 0
-    loss = max(0.0, max(row[j] for j in negatives) - min(row[j] for j in positives) + 0.1)
+    loss = max(0.0, max(row[j] for j in negatives) - min(row[j] for j in positives) + margin)
     return loss, int(loss > 0)
 
 
-def naive_multi_similarity(row, positives, negatives):
+def naive_multi_similarity(row, positives, negatives, alpha=2, beta=40, base=0.5, mining=0.1):
     if not positives or not negatives:
         return 0.0, 0
     furthest, nearest = min(row[j] for j in positives), max(row[j] for j in negatives)
-    hard_n = [j for j in negatives if row[j] + 0.1 > furthest]
-    hard_p = [j for j in positives if row[j] - 0.1 < nearest]
+    hard_n = [j for j in negatives if row[j] + mining > furthest]
+    hard_p = [j for j in positives if row[j] - mining < nearest]
     if not hard_n or not hard_p:
         return 0.0, 0
-    pulled = math.log(1 + sum(math.exp(-2 * (row[j] - 0.5)) for j in hard_p)) / 2
-    pushed = math.log(1 + sum(math.exp(40 * (row[j] - 0.5)) for j in hard_n)) / 40
+    pulled = math.log(1 + sum(math.exp(-alpha * (row[j] - base)) for j in hard_p)) / alpha
+    pushed = math.log(1 + sum(math.exp(beta * (row[j] - base)) for j in hard_n)) / beta
     return pulled + pushed, 1
 
 
 NAIVE = dict(zip(LOSSES, [naive_contrastive, naive_triplet, naive_multi_similarity], strict=True))
+OTHERS = dict(
+    zip(
+        LOSSES,
+        [{"margin": -0.2}, {"margin": 0.6}, {"alpha": 3.0, "beta": 9.0, "base": 0.1, "mining": 0.4}],
+        strict=True,
+    )
+)
+"""Settings that are not the defaults."""
 
 
 def example(seed, n, m, classes, dtype=torch.float64):
@@ -52,15 +60,23 @@ def example(seed, n, m, classes, dtype=torch.float64):
 
 @pytest.mark.parametrize("loss", LOSSES)
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 9999), n=st.integers(0, 5), m=st.integers(0, 8), classes=st.integers(1, 3))
-def test_each_anchor_has_the_loss_of_the_loop(loss, seed, n, m, classes):
+@given(
+    seed=st.integers(0, 9999),
+    n=st.integers(0, 5),
+    m=st.integers(0, 8),
+    classes=st.integers(1, 3),
+    others=st.booleans(),
+)
+def test_each_anchor_has_the_loss_of_the_loop(loss, seed, n, m, classes, others):
     similarity, positives, negatives = example(seed, n, m, classes)
-    found = loss(similarity, positives, negatives)
+    options = OTHERS[loss] if others else {}
+    found = loss(similarity, positives, negatives, **options)
     expected = [
         NAIVE[loss](
             similarity[i].tolist(),
             torch.nonzero(positives[i])[:, 0].tolist(),
             torch.nonzero(negatives[i])[:, 0].tolist(),
+            **options,
         )
         for i in range(n)
     ]

@@ -7,6 +7,7 @@ from samples import coloured_table
 
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
+from ray_retrieval.losses.metric import contrastive_losses, multi_similarity_losses, triplet_losses
 from ray_retrieval.methods.base import Batch, Clock
 from ray_retrieval.methods.xbm import Xbm, XbmConfig
 
@@ -64,6 +65,25 @@ def test_both_terms_are_the_loops_of_the_paper(includes, same_instance):
         references = [(entry[0], entry[1], allowed(entry)) for entry in held]
         assert float(terms["memory"]) == pytest.approx(contrastive(embeddings, labels, references), rel=1e-5)
         ring = [(*entry[:3], None) for entry in (ring + new)[-6:]]
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings"),
+    [
+        (contrastive_losses, {"margin": 0.1}),
+        (triplet_losses, {"margin": 0.7}),
+        (multi_similarity_losses, {"alpha": 3.0, "beta": 9.0, "base": 0.1, "mining": 0.4}),
+    ],
+)
+def test_the_settings_of_a_loss_count_in_both_terms(loss, settings):
+    name = loss.__name__.removesuffix("_losses")
+    made = method(loss={"name": name, **settings})
+    embeddings, labels = unit(8, 3), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+    same = labels[:, None] == labels
+    expected = loss(embeddings @ embeddings.T, same & ~torch.eye(8, dtype=torch.bool), ~same, **settings)
+    terms = terms_of(made, embeddings, range(8), labels)
+    for term in ("batch", "memory"):  # of which the memory holds just the batch
+        assert float(terms[term]) == pytest.approx(float(expected.values.mean()), rel=1e-5)
 
 
 def test_before_the_warm_up_is_over_nothing_is_remembered():
