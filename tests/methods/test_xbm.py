@@ -77,13 +77,13 @@ def test_both_terms_are_the_loops_of_the_paper(includes, same_instance):
 )
 def test_the_settings_of_a_loss_count_in_both_terms(loss, settings):
     name = loss.__name__.removesuffix("_losses")
-    made = method(loss={"name": name, **settings})
+    made = method(loss={"name": name, **settings}, batch_weight=2.0, memory_weight=0.5)
     embeddings, labels = unit(8, 3), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
     same = labels[:, None] == labels
     expected = loss(embeddings @ embeddings.T, same & ~torch.eye(8, dtype=torch.bool), ~same, **settings)
     terms = terms_of(made, embeddings, range(8), labels)
-    for term in ("batch", "memory"):  # of which the memory holds just the batch
-        assert float(terms[term]) == pytest.approx(float(expected.values.mean()), rel=1e-5)
+    for term, weight in (("batch", 2.0), ("memory", 0.5)):  # of which the memory holds just the batch
+        assert float(terms[term]) == pytest.approx(weight * float(expected.values.mean()), rel=1e-5)
 
 
 def test_before_the_warm_up_is_over_nothing_is_remembered():

@@ -174,6 +174,14 @@ def test_writing_over_another_models_embeddings_never_shows_a_mixture(tmp_path, 
         assert files_in(folder) == files_in(tmp_path / "whole")
 
 
+def test_while_parts_are_written_over_there_are_none(written, tmp_path):
+    shutil.copytree(written, tmp_path / "made")
+    first = Embeddings.open(tmp_path / "made").read_part(0)
+    embeddings.write_part(Folder(tmp_path / "made"), 0, first, key="another", errors=[])
+    with pytest.raises(ArtefactError, match=r"embeddings\.json is missing"):
+        Embeddings.open(tmp_path / "made")
+
+
 def test_a_part_counts_only_for_its_key_and_whole(written, tmp_path):
     folder = shutil.copytree(written, tmp_path / "copy")
     assert embeddings.finished_part(Folder(folder), 1, "model-a 40")["rows"] == 40
