@@ -6,6 +6,11 @@ from functools import partialmethod
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes, or is drawn, says nothing where other tests have the cores meanwhile.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # Before anything imports ray: tests start many small things, and wait for nothing that they do not need.
 os.environ.update(
