@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import ray
-from ray.exceptions import AuthenticationError
 import ray.exceptions
+from ray.exceptions import AuthenticationError
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from ray_retrieval.cluster.meanwhile import environment, quiet
