@@ -329,7 +329,7 @@ def test_the_commands_build_and_verify(source, tmp_path):
     result = CliRunner().invoke(app, ["gldv2", "verify", str(tmp_path / "out")])
     assert result.stdout == "ok      9 files\n"
     said = CliRunner().invoke(app, words[:-1]).stdout
-    assert f"missing     1 images: {tmp_path}/out/missing.csv\n" in said
+    assert f"missing     1 image: {tmp_path}/out/missing.csv\n" in said
     assert "train " in said
     assert said.splitlines()[-1] == f"next        data: {{name: gldv2, root: {tmp_path}/out}}"
 

@@ -95,7 +95,7 @@ def test_a_column_of_the_name_of_other_descriptors_is_one_like_others(tmp_path, 
         pq.write_table(table, tmp_path / f"{number}.parquet")
         build(imported(tmp_path / f"{number}.parquet", column="vector"), tmp_path / f"index{number}")
         export(tmp_path / f"index{number}", tmp_path / f"out{number}", form)
-        build(imported(tmp_path / f"out{number}", column="other"), tmp_path / f"again{number}")
+        build(imported(tmp_path / f"out{number}"), tmp_path / f"again{number}")
         again = Index.open(tmp_path / f"again{number}")
         assert again.records(np.arange(9))["code"].to_pylist() == column.to_pylist()
         assert found_by(again, vectors) == found_by(Index.open(tmp_path / f"index{number}"), vectors)

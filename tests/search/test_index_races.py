@@ -259,7 +259,7 @@ def test_a_damaged_version_is_in_the_way_of_nothing_but_itself(index):
     for row in (1, 2, 3):
         remove(index, [f"image-000{row}"])
     flip(next(index.glob("manifest-000002-*.json")))
-    with pytest.raises(ArtefactError, match=r"manifest-000002-\w+\.json: damaged.*prune --keep 2"):
+    with pytest.raises(ArtefactError, match=r"manifest-000002-\w+\.json: damaged.*prune .*--keep 2"):
         rollback(index, 1)
     for use in (lambda: compact(index, keep=4), lambda: prune(index, 3), Index.open(index).verify):
         with pytest.raises(ArtefactError, match=r"manifest-000002-\w+\.json: damaged"):

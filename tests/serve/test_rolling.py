@@ -150,7 +150,7 @@ def test_a_removal_names_ids_or_a_filter(own: Served) -> None:
                 await gateway.remove(ids, where, None, deadline=soon())
         with pytest.raises(QueryError, match="no image of that id"):
             await gateway.remove(["nobody"], None, None, deadline=soon())
-        with pytest.raises(QueryError, match="none left") as caught:
+        with pytest.raises(QueryError, match="none of its 300 rows would be left") as caught:
             await gateway.remove(None, "label >= 0", None, deadline=soon())
         assert own.index not in str(caught.value)
 

@@ -74,6 +74,7 @@ export async function showWhy(given) {
   try {
     drawn.replaceChildren(...(await explained({ ...given, signal })));
   } catch (error) {
+    if (signal.aborted) return;
     drawn.replaceChildren(h("p", { class: "notice wrong" }, error.message));
   }
   drawn.setAttribute("aria-busy", "false");
@@ -216,9 +217,11 @@ async function photographs({ hit, setting, state, signal }, { points: [ours, the
   const ofQuery = upload ? URL.createObjectURL(upload.blob) : pictureAddress(originalAddress(state.from, state.id));
   const query = held(await ofQuery);
   const found = held(await pictureAddress(originalAddress(setting.index, hit.id)));
+  signal.throwIfAborted(); // then both are released: nothing may ask for them any more
   if (!ours?.length) {
     const small = (source, alt) => h("figure", {}, h("img", { src: source, alt: "" }), h("figcaption", {}, alt));
     const thumbnail = held(await pictureAddress(`${thumbnailAddress(setting.index, hit.id)}&size=512`));
+    signal.throwIfAborted();
     return [
       h("div", { class: "pair" }, small(query, "The query"), small(thumbnail, "This image")),
       h("p", {}, "No points of the two images agree on where things are."),
