@@ -1,7 +1,7 @@
 """How fast an index is built, against FAISS's own training and adding, and autofaiss, in one run.
 
     python benchmarks/build.py                             1,000,000 codes of 64 bits, and vectors of 128
-    python benchmarks/build.py --short                     100,000 of each
+    python benchmarks/build.py --short                     50,000 of each
     python benchmarks/build.py --autofaiss ENV/bin/python  autofaiss too; or AUTOFAISS_PYTHON
 
 Ours reads embeddings with ids, labels and paths, compares their checksums, refuses ids that come twice,
@@ -199,7 +199,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, help="where temporary files go; default the system's")
     options = parser.parse_args()
-    rows, threads = 100_000 if options.short else options.rows, options.threads
+    rows, threads = 50_000 if options.short else options.rows, options.threads
     said = f"{rows:,} rows, {options.bits} bits, {options.dimension} dimensions"
     with measuring(said), tempfile.TemporaryDirectory(dir=options.folder) as made:
         warm_up(options.bits, options.dimension)
