@@ -248,7 +248,7 @@ def save_model(where: Folder) -> Folder:
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
     """Print what nodes cost; returns what the model takes of it."""
-    images, steps, epochs = (128, 8, 2) if options.short else (640, 12, 3)
+    images, steps, epochs = (256, 8, 2) if options.short else (640, 12, 3)
     methods = ["greedyhash"] if options.short else list(METHODS)
     encoded: list[dict[str, float]] = []
     trained: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
