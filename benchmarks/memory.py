@@ -75,9 +75,9 @@ CASES = (
     Case("build", ("bits",), False, short=False),
     Case("search", ("rows",), True),
     Case("search", ("bits",), True),
-    Case("search", ("shards",), True),
+    Case("search", ("shards",), True, short=False),
     Case("evaluate", ("rows",), True),
-    Case("evaluate", ("bits",), True),
+    Case("evaluate", ("bits",), True, short=False),
     Case("evaluate", ("shards",), True, short=False),
 )
 Sizes = dict[str, int]
