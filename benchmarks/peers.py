@@ -14,6 +14,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from ray_retrieval.search.tuning import quarters
+
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Found = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]
@@ -110,8 +112,7 @@ def faiss_binary_ivf(codes: Bytes, cells: int, sample: int, threads: int) -> Pee
         index.nprobe = effort
         return _found(index.search(queries, k))
 
-    efforts = tuple(4 * 2**power for power in range(8) if 4 * 2**power <= cells)
-    return Peer(f"FAISS IVF{cells}", search, efforts, codes.shape[1] + 8, built)
+    return Peer(f"FAISS IVF{cells}", search, tuple(quarters(4, min(512, cells))), codes.shape[1] + 8, built)
 
 
 def usearch_graph(package: Any, rows: Bytes | Floats, threads: int) -> Peer:
@@ -149,7 +150,7 @@ def hnswlib_graph(package: Any, vectors: Floats, threads: int) -> Peer:
 
 
 _FAISS_AT_ONCE = 32  # It goes over the rows once for so many.
-_EFFORTS = (16, 32, 64, 128, 256, 512, 1024)
+_EFFORTS = tuple(quarters(10, 1024))  # in the steps that ours is tried in
 
 
 def _found(result: tuple[npt.NDArray[Any], npt.NDArray[np.int64]]) -> Found:

@@ -6,7 +6,7 @@ the ladders' firsts the cheapest is taken. What an effort costs is counted in by
 timed, so that the same rows come to the same effort on any machine.
 """
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import NamedTuple
 
 from ray_retrieval.errors import RecipeError
@@ -14,7 +14,7 @@ from ray_retrieval.search.approximate import ApproximateConfig, Structure
 from ray_retrieval.search.effort import Effort
 
 _FACTOR, _FACTORS = 16, (4, 16, 64)
-_LISTS = (16, 32, 64, 128, 256, 512, 1024)  # of candidates in a graph
+_SHORTEST, _LONGEST = 16, 1024  # lists of candidates in a graph
 
 RecallOf = Callable[[Effort], float]
 Ladder = tuple[Effort, ...]
@@ -44,8 +44,8 @@ def ladders(
             return [own]
         return [own, *(value for value in known if value > own)] if harder else list(known)
 
-    nprobes = values("nprobe", structure.cells > 0, _up_to(structure.cells), effort.nprobe)
-    lists = values("ef_search", structure.graph, _LISTS, effort.ef_search)
+    nprobes = values("nprobe", structure.cells > 0, quarters(1, structure.cells), effort.nprobe)
+    lists = values("ef_search", structure.graph, quarters(_SHORTEST, _LONGEST), effort.ef_search)
     factors: list[int | None] = [effort.k_factor]
     if structure.compares:
         factors = [*values("k_factor", True, _FACTORS, effort.k_factor or _FACTOR)]
@@ -53,6 +53,12 @@ def ladders(
         tuple(Effort(nprobe=nprobe, ef_search=many, k_factor=factor) for nprobe in nprobes for many in lists)
         for factor in factors
     ]
+
+
+def quarters(first: int, last: int) -> list[int]:
+    """From `first` to `last`: the doubles, and a quarter, a half and three quarters more of each."""
+    doubles = (first * 2**power for power in range((last // first).bit_length()))
+    return [*sorted({some for one in doubles for n in range(4) if (some := one + n * one // 4) < last}), last]
 
 
 def cheapest(
@@ -147,10 +153,3 @@ def _refusal(tried: Tried, target: float, hits: int, *, reaches: Tried | None, h
 def _in_words(effort: Effort) -> str:
     given = effort.model_dump(exclude_none=True)
     return ", ".join(f"{name}={value}" for name, value in given.items())
-
-
-def _up_to(cells: int) -> Iterator[int]:
-    """Powers of two below a number, half as much again of each, and the number."""
-    powers = (2**power for power in range(cells.bit_length()))
-    yield from sorted({value for power in powers for value in (power, 3 * power // 2) if value < cells})
-    yield cells

@@ -32,15 +32,17 @@ def recall_of(effort):
 
 def test_what_is_tried():
     cells, graph = Fake(cells=12), Fake(graph=True)
-    assert [effort.nprobe for effort in ladders(cells, Effort())[0]] == [1, 2, 3, 4, 6, 8, 12]
+    assert [effort.nprobe for effort in ladders(cells, Effort())[0]] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12]
     assert [effort.nprobe for effort in ladders(Fake(cells=1), Effort())[0]] == [1]
-    assert [effort.ef_search for effort in ladders(graph, Effort())[0]] == [16, 32, 64, 128, 256, 512, 1024]
+    lists = [effort.ef_search for effort in ladders(graph, Effort())[0]]
+    assert lists[:6] == [16, 20, 24, 28, 32, 40]
+    assert lists[-2:] == [896, 1024]
     assert ladders(Fake(), Effort()) == [(Effort(),)]
     compared = ladders(Fake(cells=2, compares=True), Effort())
     assert [[effort.k_factor for effort in ladder] for ladder in compared] == [[4, 4], [16, 16], [64, 64]]
     assert ladders(cells, Effort(nprobe=3), {"nprobe"}) == [(Effort(nprobe=3),)]
     harder = ladders(Fake(cells=12, compares=True), Effort(nprobe=3), harder=True)
-    assert [effort.nprobe for effort in harder[0]] == [3, 4, 6, 8, 12]
+    assert [effort.nprobe for effort in harder[0]] == [3, 4, 5, 6, 7, 8, 10, 12]
     assert [ladder[0].k_factor for ladder in harder] == [16, 64]
 
 
@@ -82,7 +84,7 @@ def test_a_stated_kind_is_measured_and_refused_with_a_hint():
     assert settle(config, None, [structure], recall_of, 10) == (Effort(), recall_of(Effort()))
     with pytest.raises(RecipeError) as caught:
         settle(config, 0.8, [structure], recall_of, 10)
-    harder = (96, 128, 192, 256, 384, 512, 768, 1024)
+    harder = (80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
     needed = next(nprobe for nprobe in harder if recall_of(Effort(nprobe=nprobe)) >= 0.8)
     assert caught.value.mend == f"nprobe={needed} finds {recall_of(Effort(nprobe=needed)):.4f}"
     assert caught.value.where == "recall_target"
