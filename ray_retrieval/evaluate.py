@@ -25,6 +25,7 @@ from ray_retrieval.evaluation import (
     notes_on_missing,
     own_rows,
     plain,
+    ranking_depth,
     rows_in,
     side,
 )
@@ -43,10 +44,6 @@ from ray_retrieval.search.rerank import (
 )
 
 _AT = (1, 10, 100, 1000)
-_DEPTH = 1000
-"""Hits of each query that are re-ranked, at the least; the others follow by similarity."""
-_PLACES = 1 << 22
-"""Hits of all queries together, up to which there are more of each where all steps search anew."""
 _RERANKED = 4096
 """Queries that are re-ranked at a time: bounds the memory of their hits."""
 
@@ -252,7 +249,7 @@ def _reranked(
     threads: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[npt.NDArray[np.int32]]:
-    """The first rows of each query's ranking after all steps, for each protocol.
+    """The first rows of each query's ranking after all steps, for each protocol; others follow by similarity.
 
     Each is int32 [queries, as deep as the steps look]; `NO_ROW` instead of rows that were left out.
 
@@ -282,11 +279,9 @@ def _reranked(
     steps = build_all(config.rerank, held, ids=database.ids.tolist(), threads=threads, progress=prepare)
     if progress is not None:
         progress(count - shared)  # of steps that prepare nothing
-    depth = max(_DEPTH, at, *(depth_of(step, ignored) for step in steps))
-    if all(isinstance(step, QueryExpansionConfig | DatabaseAugmentationConfig) for step in config.rerank):
-        # What searches anew has an order of its own behind any depth, and reads no vectors of the hits there.
-        depth = max(depth, _PLACES // max(1, count))
-    depth = min(len(held), depth + 1)
+    # What searches anew has an order of its own behind any depth, and reads no vectors of the hits there.
+    anew = all(isinstance(step, QueryExpansionConfig | DatabaseAugmentationConfig) for step in config.rerank)
+    depth = ranking_depth(len(held), count, at, *(depth_of(step, ignored) for step in steps), longer=anew)
     orders = [np.full((count, depth), NO_ROW, np.int32) for _ in ignored]
     # Queries do not depend on each other, but for a step that looks at all of them together.
     block = count if any(step.joint for step in steps) else _RERANKED

@@ -20,6 +20,7 @@ from ray_retrieval.evaluation import (
     notes_on_missing,
     own_rows,
     plain,
+    ranking_depth,
     rows_in,
 )
 from ray_retrieval.metrics import rankings as by_rankings
@@ -30,10 +31,6 @@ from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.rerank import RerankConfigs, build_all, rankings
 
-_DEPTH = 1000
-"""Images of each query's ranking, at the least; what is not among them is never found."""
-_PLACES = 1 << 22
-"""Of all rankings together, up to which they are longer: those of Oxford and Paris are whole."""
 _AT_ONCE = 16
 """Queries that are searched for together: bounds the memory of their features' neighbours."""
 
@@ -79,8 +76,7 @@ def of_local(
     truth = None if benchmark.ground_truth is None else _Truth.of(queries, database, benchmark)
     ignored = _ignored(queries, database, benchmark, truth)
     local = None if features is None else features_of(queries, features)
-    depth = max(_DEPTH, _PLACES // max(1, queries.rows), *at)
-    before, after = _rankings(queries, index, steps, ignored, depth, local, threads, progress)
+    before, after = _rankings(queries, index, steps, ignored, at, local, threads, progress)
 
     def measured(orders: Mapping[str, Rows]) -> list[Metric]:
         if truth is None:
@@ -133,19 +129,21 @@ def _rankings(
     index: Index,
     steps: RerankConfigs,
     ignored: Mapping[str, list[Rows]],
-    depth: int,
+    at: Sequence[int],
     features: Local | None,
     threads: int,
     progress: Callable[[int], None] | None,
 ) -> tuple[Rows, dict[str, Rows]]:
     """Rows of the index for each query, int64 [queries, m]: as found, and by protocol after the steps.
 
+    What is not among them is never found.
+
     Args:
         queries: of the test.
         index: that is searched.
         steps: of re-ranking; there may be none.
         ignored: by protocol, for each query the rows that do not count.
-        depth: of the rankings, at the least.
+        at: cut-offs, which the rankings reach.
         features: of the queries, for steps that verify by another index.
         threads: processor threads.
         progress: called with the number of queries done.
@@ -153,8 +151,8 @@ def _rankings(
     given = queries.descriptors
     assert isinstance(given, Local)
     built = build_all(steps, index, threads=threads) if steps else []
-    # One more than is asked for: the query itself may be among them.
-    depth = min(index.rows, max([depth, *(depth_of(step, ignored.values()) for step in built)]) + 1)
+    looked_at = (depth_of(step, ignored.values()) for step in built)
+    depth = ranking_depth(index.rows, len(given), *at, *looked_at)
     before: list[Rows] = []
     after: dict[str, list[Rows]] = {name: [] for name in ignored}
     for start in range(0, len(given), _AT_ONCE):

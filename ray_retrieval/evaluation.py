@@ -27,6 +27,11 @@ from ray_retrieval.search.rerank import (
 
 Rows = npt.NDArray[np.int64]
 
+_DEPTH = 1000
+"""Hits of each query's ranking, at the least."""
+_PLACES = 1 << 22
+"""Hits of all queries together, up to which rankings are longer: those of Oxford and Paris are whole."""
+
 
 @dataclass(frozen=True)
 class Side:
@@ -131,6 +136,19 @@ def depth_of(step: Step, ignored: Iterable[Sequence[Rows]]) -> int:
     """How many hits of a search a step makes use of, where a protocol ignores some before it verifies."""
     most = max((len(rows) for of_protocol in ignored for rows in of_protocol), default=0)
     return step.depth + (most if isinstance(step, GeometricVerification) else 0)
+
+
+def ranking_depth(rows: int, queries: int, *least: int, longer: bool = True) -> int:
+    """How many hits of a search each query's ranking is made of: one more, as the query may be among them.
+
+    Args:
+        rows: of the database.
+        queries: how many there are.
+        least: what is needed: cut-offs, and what steps of re-ranking look at.
+        longer: than that, where queries are so few that there is memory for it.
+    """
+    allowed = _PLACES // max(1, queries) if longer else 0
+    return min(rows, max(_DEPTH, allowed, *least) + 1)
 
 
 def own_rows(ids: Sequence[str], database_ids: Sequence[str]) -> list[Rows]:

@@ -121,9 +121,9 @@ def test_what_searches_anew_puts_the_whole_ranking_in_order(tmp_path, monkeypatc
     made = encoded(tmp_path, table, draw_vectors(60, 6))
     config = EvaluateConfig(at=(1,), rerank=({"name": name, "n": 3},))
     whole = evaluate(made, made, config, of_itself(table))
-    monkeypatch.setattr("ray_retrieval.evaluate._DEPTH", 1)
+    monkeypatch.setattr("ray_retrieval.evaluation._DEPTH", 1)
     assert evaluate(made, made, config, of_itself(table)) == whole
-    monkeypatch.setattr("ray_retrieval.evaluate._PLACES", 1)
+    monkeypatch.setattr("ray_retrieval.evaluation._PLACES", 1)
     assert values(evaluate(made, made, config, of_itself(table)))["map/reranked"] != pytest.approx(
         values(whole)["map/reranked"]
     )

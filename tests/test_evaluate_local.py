@@ -8,7 +8,7 @@ import pytest
 from samples import coloured_benchmark, coloured_table
 from search_parts import draw_local, draw_vectors, write
 
-from ray_retrieval import evaluate_local, search
+from ray_retrieval import evaluate_local, evaluation, search
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Local, Vectors, concatenate
 from ray_retrieval.errors import ArtefactError, DataError
@@ -85,13 +85,13 @@ def test_of_queries_and_database_the_one_without_labels_is_named(made, tmp_path)
 
 def test_rankings_of_few_queries_are_whole(made, monkeypatch):
     *given, index, benchmark = made
-    monkeypatch.setattr(evaluate_local, "_DEPTH", 1)
+    monkeypatch.setattr(evaluation, "_DEPTH", 1)
 
     def policy():
         return evaluate(*given, EvaluateConfig(at=[1]), benchmark, index=index)["test"][-1]["policy"]
 
     assert f"of up to {COUNT} rows of {COUNT}" in policy()
-    monkeypatch.setattr(evaluate_local, "_PLACES", 4 * QUERIES)
+    monkeypatch.setattr(evaluation, "_PLACES", 4 * QUERIES)
     assert f"of up to 5 rows of {COUNT}" in policy()
 
 
@@ -217,20 +217,22 @@ def test_each_image_is_compared_with_a_query_once(crowded, monkeypatch):
     assert compared == [10]  # all but junk; not 8 for each of three protocols
 
 
-def test_a_query_does_not_take_its_own_place_among_the_verified(crowded):
+def test_a_query_does_not_take_its_own_place_among_the_verified(crowded, monkeypatch):
     """By labels, where the query is the first row of the database: the view is the tenth of the others."""
     made, index, benchmark = crowded
     labelled = replace(
         benchmark, ground_truth=None, protocol=None, queries_in_database=True, queries=benchmark.database
     )
     first = made["d"]
+    for least in ("_DEPTH", "_PLACES"):
+        monkeypatch.setattr(evaluation, least, 1)
     for depth, reached in ((8, False), (9, True)):
         step = {"name": "geometric_verification", "depth": depth, "min_inliers": 12}
         steps = EvaluateConfig(rerank=[step]).rerank
         protocols = evaluate_local._ignored(first, first, labelled)
         assert [rows.tolist() for rows in protocols["labels"]] == [[row] for row in range(12)]
         part = {"labels": [np.array([0])]}
-        _, after = evaluate_local._rankings(made["q"], index, steps, part, 5, None, 1, None)
+        _, after = evaluate_local._rankings(made["q"], index, steps, part, (5,), None, 1, None)
         assert (after["labels"][0, 0] == HARD) == reached
         assert 0 not in after["labels"][0]
 
