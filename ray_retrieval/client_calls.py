@@ -28,6 +28,7 @@ from ray_retrieval.serve.addresses import (
     thumbnail_address,
 )
 from ray_retrieval.serve.answers import BatchAnswer, Box, ErrorAnswer, SearchAnswer
+from ray_retrieval.words import several
 
 Model = TypeVar("Model", bound=BaseModel)
 File = str | Path | bytes
@@ -146,8 +147,8 @@ def batch(queries: Sequence[Example | Sequence[Example]], settings: Settings) ->
 
 def embed(images: File | Sequence[File], index: str | None) -> Request:
     """Descriptors of images, of the model of an index, or of the first one."""
-    several = [images] if isinstance(images, str | Path | bytes) else images
-    files = [("image", ("image", read(image))) for image in several]
+    listed = [images] if isinstance(images, str | Path | bytes) else images
+    files = [("image", ("image", read(image))) for image in listed]
     return Request("POST", "/v1/embed", options={"files": files, "data": _given(index=index)})
 
 
@@ -174,8 +175,7 @@ def add(images: New | Sequence[New], index: str, *, replace: bool) -> Request:
 
 def remove(ids: str | Sequence[str] | None, where: str | None, index: str) -> Request:
     """Images to remove, by their ids or by a filter. Not sent again: it may have been done."""
-    several = None if ids is None else [ids] if isinstance(ids, str) else list(ids)
-    body = _given(ids=several, where=where)
+    body = _given(ids=None if ids is None else several(ids), where=where)
     return Request("POST", f"{index_address(index)}/remove", safe=False, options=_as_json(body))
 
 

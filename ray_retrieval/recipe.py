@@ -42,6 +42,7 @@ from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationCo
 from ray_retrieval.search.votes import LocalSearchConfig
 from ray_retrieval.storage import Folder, split_query
 from ray_retrieval.tuning.config import SHARED, TuneConfig
+from ray_retrieval.words import several
 from ray_retrieval.yaml_text import read_yaml
 
 # What may differ between two runs that give the same model: how fast it is made, and what comes after.
@@ -321,7 +322,7 @@ def template(
 
     def made(values: Mapping[str, Any]) -> Recipe:
         settings = [
-            *_several(overrides),
+            *several(overrides),
             *(f"{key}={yaml.safe_dump(value)}" for key, value in values.items()),
         ]
         merged = _with_settings(read, settings, where=path)
@@ -352,7 +353,7 @@ def load_study(path: str | Path, overrides: str | list[str] | None = None) -> li
     Raises:
         RecipeError: as for `load`, and if a list is empty or has anything but different whole numbers.
     """
-    merged = _with_settings(_read(path), _several(overrides), where=path)
+    merged = _with_settings(_read(path), several(overrides), where=path)
     lists = _studied(merged, where=path)
     members: dict[str, Recipe] = {}
     for values in itertools.product(*lists.values()):
@@ -390,9 +391,9 @@ def rerank_steps(texts: str | list[str]) -> tuple[AnyRerankConfig, ...] | None:
     where = "`rerank`"
     if not texts:
         return None
-    if _several(texts) == ["none"]:
+    if several(texts) == ["none"]:
         return ()
-    given = [read_yaml(text, where=where) for text in _several(texts)]
+    given = [read_yaml(text, where=where) for text in several(texts)]
     steps = [{"name": step} if isinstance(step, str) else step for step in given]
     return validate(EvaluateConfig, {"rerank": steps}, where=where).rerank
 
@@ -438,10 +439,6 @@ def _read(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError("a recipe is a mapping of keys to values", where=path)
     return {"seed": 0, **values}  # the default, for others to refer to
-
-
-def _several(texts: str | list[str] | None) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts or [])
 
 
 def _with_settings(values: dict[str, Any], settings: list[str], *, where: object) -> DictConfig:

@@ -29,7 +29,7 @@ from ray_retrieval.search.selection import is_among
 from ray_retrieval.search.selftest import tested
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.storage import Folder, digest, fingerprint
-from ray_retrieval.words import counted
+from ray_retrieval.words import counted, several
 
 Rows = npt.NDArray[np.int64]
 Where = str | Path | Folder
@@ -87,7 +87,7 @@ def remove(
         QueryError: if the index has no such id, the filter is not one for it, or no row would be left.
     """
     index = Folder(uri)
-    named = [ids] if isinstance(ids, str) else [str(one) for one in ids]
+    named = [str(one) for one in several(ids)]
     if bool(named) == (where is not None):
         raise QueryError(
             "rows to remove are given by their ids or by a filter: one of the two",

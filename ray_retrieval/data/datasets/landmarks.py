@@ -39,6 +39,7 @@ from ray_retrieval.data.pickles import read_pickle
 from ray_retrieval.data.table import ImageTable, IntArray, concatenate, open_images
 from ray_retrieval.errors import DataError
 from ray_retrieval.storage import Folder
+from ray_retrieval.words import several
 
 LandmarksName = Literal["oxford5k", "paris6k", "roxford5k", "rparis6k"]
 Distractors = str | tuple[str, ...] | None
@@ -373,7 +374,7 @@ def _table(
 def _with_distractors(database: ImageTable, distractors: str | tuple[str, ...]) -> tuple[ImageTable, int]:
     """The database with further photographs behind it, and their number."""
     parts = [database]
-    for given in (distractors,) if isinstance(distractors, str) else distractors:
+    for given in several(distractors):
         further = open_images(given)
         same = overlap(further, database)
         if len(same):

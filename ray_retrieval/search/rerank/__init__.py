@@ -51,6 +51,7 @@ from ray_retrieval.search.rerank.verification import (
     LocalDatabase,
     build_verification,
 )
+from ray_retrieval.words import several
 
 __all__ = [
     "AnyRerankConfig",
@@ -165,8 +166,7 @@ def build_all(
         ArtefactError: if the database does not hold what a step works on.
         RecipeError: if one is no configuration, or would undo what those before it have done.
     """
-    given: tuple[object, ...] = (configs,) if isinstance(configs, str) else tuple(configs)
-    for config in given:
+    for config in several(configs):
         if not isinstance(config, _Config):
             raise RecipeError(
                 f"a step of re-ranking is given as its configuration, got {config!r}",
