@@ -22,7 +22,6 @@ from ray_retrieval.cluster import fewer_or_more, hushed, reraise
 from ray_retrieval.cluster.sharing import require_seen
 from ray_retrieval.compute import keep_freed_memory
 from ray_retrieval.config import Config, EngineName
-from ray_retrieval.data.location import is_uri
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.engines import Export, find_export
@@ -31,7 +30,7 @@ from ray_retrieval.lock import writing_alone
 from ray_retrieval.model import Encoder
 from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.search import embeddings
-from ray_retrieval.storage import LOCK, Folder, byte_range, fingerprint
+from ray_retrieval.storage import LOCK, Folder, byte_range, fingerprint, is_uri
 
 
 class EncodeConfig(Config):

@@ -20,7 +20,7 @@ from ray_retrieval.pictures import Example, Shown
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.rerank import AnyRerankConfig
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, is_uri
 
 Image = str | Path | bytes
 """A file, by its path or URI, or its bytes."""
@@ -231,7 +231,7 @@ def _same_file(image: Image, path: str | None) -> bool:
     """Whether an image of the index is the file that is asked about."""
     if isinstance(image, bytes) or path is None:
         return False
-    if location.is_uri(str(image)) or location.is_uri(path):
+    if is_uri(str(image)) or is_uri(path):
         return location.expand(str(image)) == path
     return Path(image).expanduser().resolve() == Path(path).resolve()
 
@@ -244,7 +244,7 @@ def _read(image: Image) -> bytes:
             f"an image is a path, a URI or the bytes of a file, got {type(image).__name__}",
             mend="save it as a file, or give the bytes of one",
         )
-    if location.is_uri(str(image)):
+    if is_uri(str(image)):
         try:
             return location.read_bytes(location.expand(str(image)), MAX_BYTES)
         except DataError as error:

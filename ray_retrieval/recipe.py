@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 
 from ray_retrieval.config import Config, ConfigType, validate
 from ray_retrieval.data.datasets import DataConfig
-from ray_retrieval.data.location import is_uri, name_of
+from ray_retrieval.data.location import name_of
 from ray_retrieval.data.transforms import Augmentation
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.encode import EncodeConfig
@@ -40,7 +40,7 @@ from ray_retrieval.search.cells import cells_in
 from ray_retrieval.search.faiss_index import check_sample, untrained
 from ray_retrieval.search.rerank import AnyRerankConfig, GeometricVerificationConfig
 from ray_retrieval.search.votes import LocalSearchConfig
-from ray_retrieval.storage import Folder, split_query
+from ray_retrieval.storage import Folder, is_uri, split_query
 from ray_retrieval.tuning.config import SHARED, TuneConfig
 from ray_retrieval.words import several
 from ray_retrieval.yaml_text import read_yaml

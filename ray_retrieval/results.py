@@ -15,7 +15,7 @@ from ray_retrieval.config import validate
 from ray_retrieval.errors import ArtefactError, RetrievalError
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.run_folder import RUN
-from ray_retrieval.storage import Folder, fingerprint, missing, split_query
+from ray_retrieval.storage import Folder, fingerprint, is_uri, missing, split_query
 
 _DEPTH = 3
 """Levels of folders below a given one in which runs are looked for: a study of sizes and seeds has two."""
@@ -138,7 +138,7 @@ def common_folder(folders: Sequence[Folder]) -> Folder:
     bases, options = zip(*(split_query(folder.uri) for folder in folders), strict=True)
     levels = zip(*(base.split("/")[:-1] for base in bases), strict=False)
     same = [level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, levels)]
-    if len(same) < (3 if "://" in bases[0] else 2):
+    if len(same) < (3 if is_uri(bases[0]) else 2):
         raise ArtefactError(
             "no folder contains all of these", where=", ".join(bases), mend="choose other ones"
         )

@@ -5,7 +5,7 @@ from collections.abc import Set
 
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.recipe import Recipe, dump
-from ray_retrieval.storage import Folder, is_described, read_description, write_description
+from ray_retrieval.storage import Folder, is_described, is_uri, read_description, write_description
 
 RUN, RECIPE = "run.json", "recipe.yaml"
 """The file that only runs write, the first of all; and the resolved recipe."""
@@ -81,7 +81,7 @@ def _foreign(folder: Folder, what: str, *, fresh: bool) -> RecipeError:
 
 def deleted(folder: Folder, location: str, written: Set[str] = WRITTEN) -> bool:
     """Whether a path or URI leads to something that is deleted with what was written into a folder."""
-    if folder.is_local and "://" not in location:
+    if folder.is_local and not is_uri(location):
         folder, location = Folder(os.path.realpath(folder.path)), os.path.realpath(Folder(location).path)
     path = folder.path_inside(location)
     return path is not None and path.split("/")[0] in written

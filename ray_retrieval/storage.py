@@ -58,7 +58,7 @@ class Folder:
         text = uri.uri if isinstance(uri, Folder) else os.path.expandvars(os.path.expanduser(str(uri)))
         if not text:  # as a shell makes of a variable that is not set
             raise ArtefactError("a path of no letters names no folder", mend="give one; '.' is this folder")
-        if "://" in text:
+        if is_uri(text):
             refuse_password(text)
             self.uri = plain_uri(text)
             if text.partition("://")[0] not in _STORES:
@@ -70,7 +70,7 @@ class Folder:
 
     @functools.cached_property
     def _store(self) -> tuple[fs.FileSystem, str]:
-        return store_at(self.uri) if "://" in self.uri else (fs.LocalFileSystem(), self.uri)
+        return store_at(self.uri) if is_uri(self.uri) else (fs.LocalFileSystem(), self.uri)
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -314,9 +314,14 @@ def refusal(error: OSError | pyarrow.ArrowInvalid, where: object) -> ArtefactErr
     )
 
 
+def is_uri(location: str) -> bool:
+    """Whether the location names a store by a scheme (`s3://…`) rather than a local path."""
+    return "://" in location
+
+
 def split_query(location: str) -> tuple[str, str]:
     """Address and query (`?endpoint_override=…`, its mark included) of a URI; a local path is all address."""
-    if "://" not in location:
+    if not is_uri(location):
         return location, ""
     address, mark, query = location.partition("?")
     return address, mark + query

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ray_retrieval.config import Config
-from ray_retrieval.data.location import is_uri
 from ray_retrieval.errors import ClusterError, RecipeError
 from ray_retrieval.recipe import load_study, template
-from ray_retrieval.storage import refuse_password
+from ray_retrieval.storage import is_uri, refuse_password
 from ray_retrieval.tuning.trials import check
 
 TAKES_RECIPE = ("run", "train", "tune", "evaluate")

@@ -14,7 +14,7 @@ import pyarrow
 from pyarrow import fs
 
 from ray_retrieval.errors import ArtefactError, DataError, StoreError
-from ray_retrieval.storage import byte_range, plain_uri, split_query, store_at
+from ray_retrieval.storage import byte_range, is_uri, plain_uri, split_query, store_at
 
 
 def expand(location: str) -> str:
@@ -23,11 +23,6 @@ def expand(location: str) -> str:
     if is_uri(text):
         return plain_uri(text)
     return os.path.abspath(text)
-
-
-def is_uri(location: str) -> bool:
-    """Whether the location names a store by a scheme (`s3://…`) rather than a local path."""
-    return "://" in location
 
 
 def join(folder: str, name: str) -> str:

@@ -39,7 +39,7 @@ from ray_retrieval.data.columns import (
 )
 from ray_retrieval.data.list_files import parse_list
 from ray_retrieval.errors import DataError
-from ray_retrieval.storage import split_query
+from ray_retrieval.storage import is_uri, split_query
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation", "query", "queries", "gallery"})
@@ -439,7 +439,7 @@ def _refuse_missing(paths: Sequence[str], where: str, none_there: str = _MISSING
 
     `none_there` is the mend where not one of them is there.
     """
-    missing = [path for path in paths if not location.is_uri(path) and not os.path.isfile(path)]
+    missing = [path for path in paths if not is_uri(path) and not os.path.isfile(path)]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(paths)} images are missing, the first is {missing[0]}",

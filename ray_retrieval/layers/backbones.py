@@ -265,14 +265,14 @@ def _imagenet_weights(name: str) -> dict[str, Tensor]:
 
 
 def _read_weights(name: str) -> dict[str, Tensor]:
-    where = Folder(name).uri if "://" in name else os.path.expanduser(os.path.expandvars(name))
-    place = split_query(where)[0]
-    path = Folder(where).parent.local_path(os.path.basename(place)) if "://" in name else Path(where)
-    if not path.is_file():
+    where = Folder(name)
+    if not where.is_file():
         raise ModelError("no such weights file", where=where, mend="check method.backbone.weights")
+    file = os.path.basename(split_query(where.uri)[0])
+    path = where.parent.local_path(file)
     try:
         state: Any
-        if os.path.splitext(place)[1] == ".safetensors":
+        if os.path.splitext(file)[1] == ".safetensors":
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)

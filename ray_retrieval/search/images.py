@@ -4,7 +4,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from ray_retrieval.errors import ArtefactError
-from ray_retrieval.storage import byte_range, store_at
+from ray_retrieval.storage import byte_range, is_uri, store_at
 
 _LOCAL = fs.LocalFileSystem()
 
@@ -38,4 +38,4 @@ def image_length(path: str) -> int | None:
 
 
 def _at(file: str) -> tuple[fs.FileSystem, str]:
-    return store_at(file) if "://" in file else (_LOCAL, file)
+    return store_at(file) if is_uri(file) else (_LOCAL, file)

@@ -13,7 +13,7 @@ from ray_retrieval.serve.answers import METRICS, IndexAnswer, Version
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.rerankings import Rerankings
 from ray_retrieval.serve.versions import share
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, is_uri
 
 _VERSIONS = 10
 _MEASURED = "metrics.json"
@@ -101,7 +101,7 @@ def _without_places(value: Any) -> Any:
         return {key: _without_places(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_without_places(one) for one in value]
-    if isinstance(value, str) and (value.startswith(("/", "~", ".", "$")) or "://" in value):
+    if isinstance(value, str) and (value.startswith(("/", "~", ".", "$")) or is_uri(value)):
         return value.rstrip("/").rpartition("/")[2]
     return value
 

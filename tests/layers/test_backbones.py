@@ -112,11 +112,20 @@ def test_broken_files_are_named(tmp_path, content):
         build_backbone(config(weights=tmp_path / "w.pth"))
 
 
-def test_missing_file_is_named(tmp_path):
-    with pytest.raises(ModelError, match="no such weights file"):
-        build_backbone(config(weights=tmp_path / "w.pth"))
-    with pytest.raises(ArtefactError, match=f"file://{tmp_path}/w.pth: the file is missing"):
-        build_backbone(config(weights=f"file://{tmp_path}/w.pth"))
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_missing_file_is_named(tmp_path, scheme):
+    with pytest.raises(ModelError, match=f"{scheme}{tmp_path}/w.pth: no such weights file"):
+        build_backbone(config(weights=f"{scheme}{tmp_path}/w.pth"))
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_variable_may_name_the_place_of_weights(tmp_path, monkeypatch, scheme):
+    torch.save(models.mobilenet_v2().state_dict(), tmp_path / "w.pth")
+    monkeypatch.setenv("THEIR_PLACE", f"{scheme}{tmp_path}")
+    build_backbone(config(weights="$THEIR_PLACE/w.pth"))
+    monkeypatch.delenv("THEIR_PLACE")
+    with pytest.raises(ArtefactError, match="the environment variable THEIR_PLACE is not set"):
+        build_backbone(config(weights="$THEIR_PLACE/w.pth"))
 
 
 def test_without_a_network_imagenet_says_where_to_put_the_file(tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ from ray_retrieval.data.decode import png
 from ray_retrieval.data.splits import REST, Split, SplitPlan, load_or_draw
 from ray_retrieval.data.table import ImageTable, IntArray, concatenate
 from ray_retrieval.errors import DataError
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, is_uri
 
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 CLASSES = len(CLASS_NAMES)
@@ -233,7 +233,7 @@ def _convert(root: str, *, download: bool) -> None:
     mend = (
         f"put train-*.parquet and test-*.parquet or cifar-10-batches-py into {root}, or set 'download: true'"
     )
-    if location.is_uri(root):
+    if is_uri(root):
         raise DataError("no CIFAR-10 here", where=root, mend="put train-*.parquet and test-*.parquet there")
     if not download and not os.path.isdir(os.path.join(root, "cifar-10-batches-py")):
         raise DataError("no CIFAR-10 here", where=root, mend=mend)

@@ -25,7 +25,7 @@ from ray_retrieval.data.datasets.lists import PARTS, Listed
 from ray_retrieval.data.splits import REST, draw_groups, draw_one_each, load_or_draw, share_of
 from ray_retrieval.data.table import ImageTable, IntArray
 from ray_retrieval.errors import DataError
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, is_uri
 
 LEAST = 2
 """Classes of a part, at the least: with one, every image is relevant to every other."""
@@ -291,7 +291,7 @@ def _in_words(count: Count) -> str:
 
 
 def _refuse_missing(parts: Parts, root: str) -> None:
-    if location.is_uri(root):
+    if is_uri(root):
         return  # asking a store for each of 100,000 images takes longer than reading some of them
     names = [name for found in _different(parts) for name in found.names]
     missing = [name for name in names if not location.exists(location.join(root, name))]

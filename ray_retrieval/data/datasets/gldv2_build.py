@@ -39,7 +39,14 @@ from ray_retrieval.data.datasets.gldv2_plan import PARTS, Plan
 from ray_retrieval.data.decode import MAX_BYTES, decode
 from ray_retrieval.data.table import IntArray
 from ray_retrieval.errors import ArtefactError, DataError
-from ray_retrieval.storage import Folder, check_file, file_entry, read_description, write_description
+from ray_retrieval.storage import (
+    Folder,
+    check_file,
+    file_entry,
+    is_uri,
+    read_description,
+    write_description,
+)
 
 DESCRIPTION = "gldv2.json"
 KIND, VERSION = "gldv2", 2
@@ -74,7 +81,7 @@ def build(planned: Plan, out: str, *, threads: int, advance: Advance = lambda _:
         DataError: if no photograph is there, or the folder holds another build.
         ArtefactError: if the folder cannot be written.
     """
-    if location.is_uri(out):
+    if is_uri(out):
         raise DataError("a build goes to a local folder", where=out, mend="build locally, then copy it")
     folder = Folder(out)
     if not os.path.isdir(os.path.join(planned.source, "train")):

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ray_retrieval.data.download import download, telling, unpack
-from ray_retrieval.data.location import is_uri
 from ray_retrieval.errors import DataError, RecipeError
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, is_uri
 
 ADDRESS = "https://s3.amazonaws.com/google-landmark"
 TARS = 500

@@ -38,7 +38,7 @@ from ray_retrieval.data.download import SOURCES, fetch
 from ray_retrieval.data.pickles import read_pickle
 from ray_retrieval.data.table import ImageTable, IntArray, concatenate, open_images
 from ray_retrieval.errors import DataError
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, is_uri
 from ray_retrieval.words import several
 
 LandmarksName = Literal["oxford5k", "paris6k", "roxford5k", "rparis6k"]
@@ -318,7 +318,7 @@ def no_images(name: str) -> ImageTable:
 def missing_images(root: str, names: list[str]) -> str:
     """How many of the files below a local root are not there, in words; empty where all are."""
     root = location.expand(root)
-    if location.is_uri(root):
+    if is_uri(root):
         return ""  # asking a store for each of 100,000 images takes longer than reading some of them
     missing = [name for name in names if not location.exists(location.join(root, name))]
     if not missing:
@@ -336,7 +336,7 @@ def fetch_sources(name: str, root: str) -> None:
         StoreError: if the server does not answer.
     """
     root = location.expand(root)
-    if location.is_uri(root):
+    if is_uri(root):
         raise DataError("downloads go to a local folder", where=root, mend="give a path as data.root")
     fetch(SOURCES[name], Path(root), say=lambda line: print(line, file=sys.stderr, flush=True))
 

@@ -27,7 +27,7 @@ from ray_retrieval.data.list_files import ListFile, parse_list
 from ray_retrieval.data.splits import REST, Split, SplitPlan, load_or_draw
 from ray_retrieval.data.table import BoolArray, ImageTable, IntArray
 from ray_retrieval.errors import DataError
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, is_uri
 
 FILES = {"train": "train.txt", "queries": "test.txt", "database": "database.txt"}
 """What the lists of a published benchmark are called."""
@@ -275,7 +275,7 @@ def _check_width(parts: dict[str, Listed], protocol: Protocol) -> None:
 def _present(config: ListFilesConfig, parts: dict[str, Listed]) -> tuple[dict[str, Listed], int]:
     """The parts without the images that are missing, and how many these are."""
     root = location.expand(config.root)
-    if location.is_uri(root):
+    if is_uri(root):
         return parts, 0  # asking a store for each of 100,000 images takes longer than reading some of them
     there: dict[str, bool] = {}
     for found in parts.values():

@@ -41,6 +41,7 @@ from ray_retrieval.storage import (
     check_file,
     file_entry,
     fingerprint,
+    is_uri,
     read_description,
     write_description,
 )
@@ -262,7 +263,7 @@ def _lost(errors: list[dict[str, str]], photographs: ImageTable) -> list[str]:
 
 def _content(photographs: ImageTable) -> list[Any]:
     """What stands for the photographs in the name of the cached file: another one is rendered anew."""
-    paths = [path for path in photographs.paths if path is not None and not location.is_uri(path)]
+    paths = [path for path in photographs.paths if path is not None and not is_uri(path)]
     found = [os.stat(path) for path in paths if os.path.exists(path)]
     return [photographs.fingerprint, [[stat.st_size, stat.st_mtime_ns] for stat in found]]
 
