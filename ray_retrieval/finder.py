@@ -107,8 +107,8 @@ class Finder:
 
         Raises:
             ArtefactError: if the queries are of another form than the index.
-            QueryError: if k < 1, the filter is not one for this index, or for these steps of re-ranking, or
-                local features are missing.
+            QueryError: if k < 1, a vector of the queries is not of length 1, the filter is not one for this
+                index, or for these steps of re-ranking, or local features are missing.
         """
         self.check(k, where)
         if self._verified_by is not None and features is None:

@@ -37,6 +37,7 @@ from ray_retrieval.search.selection import RecentSelections, Selection, Spans, i
 from ray_retrieval.search.shard import Shard, aligned, joined
 from ray_retrieval.search.shortlist import ShortlistSearch
 from ray_retrieval.search.structure_search import StructureSearch
+from ray_retrieval.search.vectors import check_unit_queries
 from ray_retrieval.storage import Folder, check_file
 
 _ROW = pa.field("row", pa.int64())
@@ -278,8 +279,8 @@ class Index:
 
         Raises:
             ArtefactError: if the queries are no descriptors, or of another form than the index.
-            QueryError: if `k` is no whole number, or < 1, or no array can be so long, or the filter is not
-                one for this index.
+            QueryError: if `k` is no whole number, or < 1, or no array can be so long, a vector of the queries
+                is not of length 1, or the filter is not one for this index.
         """
         if Form.of(queries) != self.form:
             raise ArtefactError(
@@ -293,6 +294,8 @@ class Index:
                 f"k is the number of hits to return and at most {_MOST_HITS:,}, got {k:,}",
                 mend=f"the index has {self.rows:,} rows: ask for no more",
             )
+        if isinstance(queries, Vectors):
+            check_unit_queries(queries.data)
         selection = self.selection(where) if where is not None or self.deleted else None
         if self.shortlist is not None:
             assert isinstance(queries, Local)

@@ -25,7 +25,7 @@ from ray_retrieval.search import local
 from ray_retrieval.search.hits import Hits
 from ray_retrieval.search.local import LocalSegment
 from ray_retrieval.search.scan import Segment, scan_segments, to_words, words_per_row
-from ray_retrieval.search.vectors import VectorSegment, norm_error, search_vectors
+from ray_retrieval.search.vectors import VectorSegment, search_vectors, unit_error
 from ray_retrieval.storage import Folder, refusal
 
 AnySegment = Segment | VectorSegment | LocalSegment
@@ -88,7 +88,7 @@ class _RowWriter:
             self._write(to_words(descriptors.data, descriptors.bits))
             return
         assert isinstance(descriptors, Vectors)
-        self.norm_error = max(self.norm_error, norm_error(descriptors.data))
+        self.norm_error = max(self.norm_error, unit_error(descriptors.data))
         self._write(descriptors.data)
 
     def _write(self, rows: npt.NDArray[Any]) -> None:

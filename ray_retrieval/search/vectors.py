@@ -49,6 +49,7 @@ _SMALLEST_WORK = 1 << 20  # products of two numbers; for fewer, waking a thread 
 _BUFFERED_HITS = 1 << 23  # of one group of queries: bounds its memory to 64 MiB
 _UNIT_ROUNDOFF = 2.0**-24
 _LONGEST = 1e6  # Far below it, float32 products and sums do not overflow.
+_UNIT = 1e-2  # By how much a squared length may differ from 1: rounding to bfloat16 makes it differ by less.
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,26 @@ def norm_error(vectors: Floats) -> float:
             mend="encode again; if it stays, training has diverged",
         )
     return float(largest)
+
+
+def unit_error(vectors: Floats) -> float:
+    """`norm_error` of vectors that have to be of length 1, but for rounding.
+
+    Args:
+        vectors: float32 [n, d].
+
+    Raises:
+        ArtefactError: as `norm_error`, and if one is of another length.
+    """
+    error = norm_error(vectors)
+    if error > _UNIT:
+        squares = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64)
+        worst = np.sqrt(squares[np.argmax(np.abs(squares - 1))])
+        raise ArtefactError(
+            f"vectors to search are of length 1, one of these is of length {worst:.4g}",
+            mend="divide each by its length where it is made",
+        )
+    return error
 
 
 def search_vectors(segments: Sequence[VectorSegment], queries: Floats, k: int, *, threads: int = 1) -> Hits:
@@ -197,6 +218,21 @@ def check_query_vectors(queries: Floats, *dimensions: int) -> Doubles:
     if len(wrong):
         raise QueryError(f"query {wrong[0]} is not a finite vector of length 1")
     return squares
+
+
+def check_unit_queries(queries: Floats) -> None:
+    """Raise QueryError if a query, float32 [q, d], is not of length 1, but for rounding.
+
+    Its nearest rows may be the same, but neither are their distances those of cosines, nor does what is made
+    of both re-rank as it should.
+    """
+    squares = check_query_vectors(queries)
+    wrong = np.flatnonzero(np.abs(squares - 1) > _UNIT)
+    if len(wrong):
+        raise QueryError(
+            f"query {wrong[0]} is a vector of length {np.sqrt(squares[wrong[0]]):.4g}, not 1",
+            mend="divide each vector by its length",
+        )
 
 
 def _check(vectors: Floats, what: str) -> None:

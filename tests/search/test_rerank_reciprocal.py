@@ -275,6 +275,10 @@ def test_what_does_not_fit_is_refused():
     hits = held.search(queries, 2)
     with pytest.raises(ArtefactError, match="3 dimensions, the queries 2"):
         step(Vectors(np.eye(2, dtype=np.float32)), hits)
+    with pytest.raises(ArtefactError, match="are of length 1, one of these is of length 3"):
+        HeldVectors(3 * np.eye(3, dtype=np.float32))
+    with pytest.raises(QueryError, match="query 1 is a vector of length 2, not 1"):
+        step(Vectors(queries.data * np.float32([[1], [2]])), hits)
     with pytest.raises(QueryError, match="2 queries, but hits of 1"):
         step(queries, hits.take(slice(1)))
     with pytest.raises(QueryError, match="2 queries, but query_rows of 1"):

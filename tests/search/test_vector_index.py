@@ -60,6 +60,31 @@ def test_shards_find_bit_for_bit_what_brute_force_finds(made, vectors, k):
     assert not found.distances[20:, 0].any()  # of a vector to itself: exactly 0
 
 
+@pytest.mark.parametrize(("length", "said"), [(3, "3"), (0, "0"), (0.99, "0.99"), (np.nan, "finite")])
+@pytest.mark.parametrize("where", [None, "label = 1"])
+def test_vectors_that_are_not_of_length_1_are_no_queries(made, vectors, length, said, where):
+    queries = Vectors(vectors.data[:3] * np.float32([[1], [length], [1]]))
+    with pytest.raises(QueryError, match=rf"^query 1 .*\b{said}\b"):
+        Index.open(made / "index-1").search(queries, 5, where=where)
+
+
+def test_vectors_that_were_rounded_to_16_bits_are_queries(made):
+    index, drawn = Index.open(made / "index-1"), draw_vectors(500, DIMENSION, seed=2).data
+    drawn[0] = 1 / np.sqrt(DIMENSION)  # all numbers are rounded the same way
+    bfloat16 = ((drawn.view(np.uint32) + np.uint32(1 << 15)) >> 16 << 16).view(np.float32)
+    for rounded in (drawn.astype(np.float16).astype(np.float32), bfloat16):
+        found = index.search(Vectors(rounded), 1).distances
+        np.testing.assert_allclose(found, index.search(Vectors(drawn), 1).distances, atol=1e-2)
+
+
+def test_vectors_that_are_not_of_length_1_are_no_rows(tmp_path, vectors):
+    data = vectors.data.copy()
+    data[57] *= 2
+    embeddings = write(tmp_path / "embeddings", Vectors(data), draw_images(ROWS))
+    with pytest.raises(ArtefactError, match=r"are of length 1, one of these is of length 2 .*divide"):
+        build(embeddings, tmp_path / "index")
+
+
 def test_more_hits_than_rows_are_filled_up(made):
     found = Index.open(made / "index-5").search(draw_vectors(3, DIMENSION), ROWS + 2)
     assert (found.rows[:, -2:] == NO_ROW).all()

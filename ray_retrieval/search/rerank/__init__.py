@@ -204,7 +204,8 @@ def rerank(
     Raises:
         ArtefactError: if queries and database are of different dimensions, or not of the kind that a step
             re-ranks.
-        QueryError: if hits, `query_rows` or `features` do not fit the queries or the database.
+        QueryError: if a vector of the queries is not of length 1, or hits, `query_rows` or `features` do not
+            fit the queries or the database.
     """
     nothing = [np.zeros(0, np.int64)] * len(queries)
     return rankings(steps, queries, hits, [nothing], query_rows, features)[0]

@@ -10,7 +10,13 @@ import numpy.typing as npt
 from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search.hits import NO_ROW, Hits
-from ray_retrieval.search.vectors import VectorSegment, distances_to, norm_error, search_vectors
+from ray_retrieval.search.vectors import (
+    VectorSegment,
+    check_unit_queries,
+    distances_to,
+    search_vectors,
+    unit_error,
+)
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -41,11 +47,14 @@ class HeldVectors:
     Args:
         vectors: float32 [n, d], unit vectors.
         threads: that a search may use.
+
+    Raises:
+        ArtefactError: if the array is of another type or shape, or a row is not of length 1.
     """
 
     def __init__(self, vectors: Floats, *, threads: int = 1) -> None:
         self._vectors = np.ascontiguousarray(vectors)
-        self._segment = VectorSegment(self._vectors, 0, norm_error(self._vectors))
+        self._segment = VectorSegment(self._vectors, 0, unit_error(self._vectors))
         self._threads = threads
 
     def __len__(self) -> int:
@@ -93,7 +102,8 @@ class Step(ABC):
 
         Raises:
             ArtefactError: if queries and database are of different dimensions.
-            QueryError: if hits or `query_rows` do not fit the queries or the database.
+            QueryError: if a query is not of length 1, or hits or `query_rows` do not fit the queries or the
+                database.
         """
 
 
@@ -107,13 +117,14 @@ def check(database: Database, queries: Vectors, hits: Hits, query_rows: Rows | N
 
     Args:
         database: whose rows the hits are.
-        queries: float32 [q, d].
+        queries: float32 [q, d], each of length 1.
         hits: of the queries, [q, k].
         query_rows: int64 [q]: the row that each query is, or `NO_ROW`; None where that is not said.
 
     Raises:
         ArtefactError: if queries and database are of different dimensions.
-        QueryError: if hits or `query_rows` do not fit the queries or the database.
+        QueryError: if a query is not of length 1, or hits or `query_rows` do not fit the queries or the
+            database.
     """
     dimension = dimension_of(database)
     if queries.data.shape[1] != dimension:
@@ -121,6 +132,7 @@ def check(database: Database, queries: Vectors, hits: Hits, query_rows: Rows | N
             f"the database has {dimension} dimensions, the queries {queries.data.shape[1]}",
             mend="encode the queries with the model that made the database",
         )
+    check_unit_queries(queries.data)
     for what, rows in (("hits", hits.rows), ("query_rows", query_rows)):
         if rows is not None:
             check_rows(what, rows, len(queries), len(database))
