@@ -32,6 +32,7 @@ from ray_retrieval.search import embeddings
 from ray_retrieval.storage import Folder
 
 QUICKSTART = Path(__file__).parents[1] / "jobs" / "quickstart.yaml"
+KEYS = ("--set", "api_keys=keys.txt")
 
 
 def save_model(folder, seed=0):
@@ -111,6 +112,10 @@ def write_embeddings(folder, table, codes, fingerprint, **more):
         (["embed", "nowhere", "a.png", "--root", "x"], "--root: it is for the paths in lists and tables"),
         (["gldv2", "download", "x", "--remove-tars"], "--remove-tars: it is for the archives of --tars"),
         (["serve", "nowhere", "--scope", "write"], "--scope: it is for --new-key"),
+        (["serve", "nowhere", "--new-key", "anna", *KEYS], "INDEX: it is for a server, and --new-key only"),
+        (["serve", "--port", "9000", "--new-key", "anna", *KEYS], "--port: it is for a server"),
+        (["serve", "--print-config", "--new-key", "anna", *KEYS], "--print-config: it is for a server"),
+        (["tune", "tune_digits", "--fresh", "--retry"], "--fresh: it deletes the trials that --retry is to"),
         (["submit", "--patience", "9", "--", "run", QUICKSTART], "--patience: it is for --cpus and --gpus"),
     ],
 )

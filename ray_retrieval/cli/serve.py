@@ -55,6 +55,14 @@ def serve(
     chosen = [f"{key}={value}" for key, value in (("host", host), ("port", port)) if value is not None]
     config = from_settings(ServeConfig, [*with_engine(settings, engine), *chosen])
     if new_key is not None:
+        options = {"--model": model, "--engine": engine, "--host": host, "--port": port}
+        for option, value in {"INDEX": indexes, **options, "--print-config": print_config}.items():
+            if value:
+                raise RecipeError(
+                    "it is for a server, and --new-key only adds to a file of keys",
+                    where=option,
+                    mend="leave one of them out",
+                )
         typer.echo(_key(config, new_key, scope or "read"))
         return
     if scope is not None:

@@ -79,12 +79,13 @@ class Search:
     Args:
         make: gives the recipe of parameters, as `recipe.template` does.
         fresh: delete what an earlier search left there, once it is clear that this one can begin.
-        retry: try trials again that failed for good.
+        retry: try trials again that failed for good; not with `fresh`, which leaves none of them.
         display: where progress is shown.
 
     Raises:
         RecipeError: if the recipe states no search, a field of it is unknown, listed values make no recipe,
-            or the folder holds another search, or, with `fresh`, something that is none.
+            both `fresh` and `retry` are asked for, or the folder holds another search, or, with `fresh`,
+            something that is none.
     """
 
     def __init__(
@@ -95,6 +96,12 @@ class Search:
         retry: bool = False,
         display: Display | None = None,
     ) -> None:
+        if fresh and retry:
+            raise RecipeError(
+                "it deletes the trials that `retry` is to try again",
+                where="`fresh`",
+                mend="leave one of them out",
+            )
         self.recipe, self._make = make({}), make
         self.display = display or Display(quiet=True)
         if self.recipe.tune is None:
