@@ -77,17 +77,15 @@ def gldv2_build(
     """Write photographs and labels as Parquet shards; run again, it goes on where it stopped."""
     import yaml
 
-    from ray_retrieval.cores import cores
+    from ray_retrieval.cores import readers
     from ray_retrieval.data.datasets.gldv2_build import build
     from ray_retrieval.data.datasets.gldv2_plan import Gldv2BuildConfig, plan
     from ray_retrieval.recipe import from_settings
     from ray_retrieval.storage import Folder
 
     planned = plan(source, from_settings(Gldv2BuildConfig, settings or []))
-    # Reading small files is waiting for the disk, mostly.
-    threads = 4 * cores()
     with Display().task("build", len(planned.ids), "images") as advance:
-        made = build(planned, out, threads=threads, advance=lambda count: advance(count, ""))
+        made = build(planned, out, threads=readers(), advance=lambda count: advance(count, ""))
     if as_json:
         print_json({"folder": out, **{key: made[key] for key in ("images", "classes", "missing")}})
         return

@@ -1,5 +1,6 @@
 """Decoded images by row number: by a pool of threads, from memory where they fit, ahead of their use."""
 
+import functools
 import itertools
 import math
 from collections import deque
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ray_retrieval.cores import readers
 from ray_retrieval.data.decode import decode, jpeg_size, upright_size
 from ray_retrieval.data.mining import shares_by_pixels
 from ray_retrieval.data.mixed import Images, MixedImages
@@ -22,7 +24,7 @@ from ray_retrieval.data.sizes import inside
 from ray_retrieval.data.table import ImageTable, IntArray
 from ray_retrieval.data.transforms import Preprocessing, decode_target, prepare, prepared_shape
 from ray_retrieval.errors import DataError, StoreError
-from ray_retrieval.storage import Folder
+from ray_retrieval.storage import Folder, is_uri
 
 Result = TypeVar("Result")
 _NOTHING = np.empty((3, 0, 0), np.uint8)
@@ -115,8 +117,14 @@ class ImageSource:
             return np.array_split(np.arange(len(rows)), count)
         index = np.asarray(rows, dtype=np.int64)
         missing = np.unique(index[self._shapes[index, 0] == 0])
-        self._each(missing, lambda row: self._named(row, self._measure))
+        threads = self._readers if len(missing) else 1
+        with ThreadPoolExecutor(threads, thread_name_prefix="measure") as pool:
+            _in_pieces(pool, threads, missing, lambda row: self._named(row, self._measure))
         return shares_by_pixels(self._shapes[index], count)
+
+    @functools.cached_property
+    def _readers(self) -> int:
+        return _readers_of(self.table, self._threads)
 
     def _measure(self, row: int) -> None:
         box = self.table.box(row)
@@ -197,19 +205,13 @@ class ImageSource:
         return pixels
 
     def _each(self, items: IntArray, work: Callable[[int], object]) -> None:
-        """Do the work for every item on the pool, in a few pieces a thread; the first error comes out."""
-        if self._threads == 1 or len(items) < 2:
-            for item in items.tolist():
-                work(item)
-            return
-        pieces = np.array_split(items, min(len(items), 4 * self._threads))
-        futures = [self._pool.submit(_do_all, work, piece.tolist()) for piece in pieces]
-        try:
-            for future in futures:
-                future.result()
-        finally:
-            for future in futures:
-                future.cancel()
+        _in_pieces(self._pool, self._threads, items, work)
+
+
+def _readers_of(table: ImageTable, threads: int) -> int:
+    """Threads to look at images with, where so many decode: more of those in a store, which wait for it."""
+    stored = any(is_uri(path) for path in table.paths if path is not None)
+    return max(threads, readers(from_a_store=True)) if stored else max(1, threads)
 
 
 def check_images(
@@ -222,7 +224,7 @@ def check_images(
 
     Args:
         table: the images.
-        threads: decoders at work.
+        threads: decoders at work; more where images are in a store, as these wait for it.
         progress: called with the number of images seen so far.
 
     Returns:
@@ -240,8 +242,9 @@ def check_images(
 
     if len(table):
         table.box(0)  # A column of boxes that are none is a fault of the table, and not of each image.
-    with ThreadPoolExecutor(max(1, threads), thread_name_prefix="check") as pool:
-        return _find_errors(table, decode_row, pool, max(1, threads), progress)
+    threads = _readers_of(table, threads)
+    with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
+        return _find_errors(table, decode_row, pool, threads, progress)
 
 
 def _find_errors(
@@ -297,6 +300,23 @@ def read_errors(folder: Folder, name: str = "errors.parquet") -> list[ImageError
     with folder.reading(name) as source:
         table = pq.read_table(source)
     return [ImageError(**row) for row in table.select(["row", "id", "reason"]).to_pylist()]
+
+
+def _in_pieces(
+    pool: ThreadPoolExecutor, threads: int, items: IntArray, work: Callable[[int], object]
+) -> None:
+    """Do the work for every item on a pool, in a few pieces a thread; the first error comes out."""
+    if threads == 1 or len(items) < 2:
+        _do_all(work, items.tolist())
+        return
+    pieces = np.array_split(items, min(len(items), 4 * threads))
+    futures = [pool.submit(_do_all, work, piece.tolist()) for piece in pieces]
+    try:
+        for future in futures:
+            future.result()
+    finally:
+        for future in futures:
+            future.cancel()
 
 
 def _do_all(work: Callable[[int], object], items: Iterable[int]) -> None:

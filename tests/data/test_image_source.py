@@ -8,7 +8,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from ray_retrieval import cores
 from ray_retrieval.data import source as module
+from ray_retrieval.data.columns import images_at
 from ray_retrieval.data.source import ImageError, ImageSource, check_images, read_errors, write_errors
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, prepare
@@ -179,6 +181,27 @@ class TestCheck:
         images = pa.array([{"bytes": item, "path": None} for item in cut])
         table = ImageTable(pa.table({"id": [str(i) for i in range(len(cut))], "image": images}), name="cut")
         assert len(check_images(table, 2)) == len(cut)
+
+
+@pytest.mark.parametrize("look", ["check", "sizes"])
+def test_images_in_a_store_are_waited_for_together(make_image: Any, monkeypatch: Any, look: str) -> None:
+    together = threading.Barrier(24, timeout=60)
+    data = make_image(40, 30, kind="JPEG")
+
+    def image_bytes(*_: Any) -> bytes:
+        together.wait()
+        return bytes(data)
+
+    monkeypatch.setattr(cores, "cores", lambda: 2)
+    monkeypatch.setattr(ImageTable, "image_bytes", image_bytes)
+    images = images_at([f"s3://bucket/{number}.jpg" for number in range(48)])
+    table = ImageTable(pa.table({"id": [str(number) for number in range(48)], "image": images}), name="far")
+    if look == "check":
+        assert check_images(table, 2) == []
+        return
+    several = Preprocessing(size=32, resize="long_side")
+    with ImageSource(table, several, memory_bytes=0, threads=1) as source:
+        assert [len(share) for share in source.shares(range(48), 2)] == [24, 24]
 
 
 def test_errors_file_round_trips_also_empty(tmp_path: Path) -> None:
