@@ -43,14 +43,9 @@ EngineOption = Annotated[
 def check_root(root: str | None, places: list[str]) -> None:
     """Raise RecipeError if a `--root` is given and none of the places of images holds paths."""
     if root is not None:
-        from ray_retrieval.data.readers import names_paths
+        from ray_retrieval.data import readers
 
-        if not any(map(names_paths, places)):
-            raise RecipeError(
-                "it is for the paths in lists and tables, and these are none",
-                where="--root",
-                mend="leave it out",
-            )
+        readers.check_root(root, places, where="--root")
 
 
 def with_engine(settings: list[str] | None, engine: str | None) -> list[str]:

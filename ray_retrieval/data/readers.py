@@ -38,7 +38,7 @@ from ray_retrieval.data.columns import (
     without_views,
 )
 from ray_retrieval.data.list_files import parse_list
-from ray_retrieval.errors import DataError
+from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.storage import is_uri, split_query
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -93,8 +93,25 @@ def read(uri: str, root: str | None) -> Rows:
     raise DataError("nothing is there", where=place, mend="check the path")
 
 
-def names_paths(uri: str) -> bool:
-    """Whether what lies at `uri` may name images by paths: a list or table, or what is not known here."""
+def check_root(root: str | None, places: Iterable[str], *, where: str) -> None:
+    """Refuse a folder for paths to start from where there are none.
+
+    Args:
+        root: that folder, if one is given.
+        places: of images, in any form.
+        where: the root is given, for the error.
+
+    Raises:
+        RecipeError: if none of the places is a list or table, or what is not known here.
+        DataError: if a store cannot be reached.
+    """
+    if root is not None and not any(map(_names_paths, places)):
+        raise RecipeError(
+            "it is for the paths in lists and tables, and these are none", where=where, mend="leave it out"
+        )
+
+
+def _names_paths(uri: str) -> bool:
     place = location.expand(uri)
     kind = location.find(place).type
     if kind == fs.FileType.Directory:

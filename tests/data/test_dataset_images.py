@@ -8,6 +8,7 @@ import pytest
 from ray_retrieval.config import validate
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.datasets import ImagesConfig, images, load
+from ray_retrieval.data.table import open_images
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.storage import Folder
 
@@ -23,6 +24,11 @@ def sizes(benchmark: Benchmark) -> dict[str, int]:
 
 def write_list(file: Path, folder: Path, rows: list[tuple[str, str]]) -> Path:
     file.write_text("".join(f"{folder}/{name} {labels}\n" for name, labels in rows))
+    return file
+
+
+def write_csv(file: Path, rows: list[tuple[str, str]]) -> Path:
+    file.write_text("".join(f"{path},{label}\n" for path, label in [("path", "label"), *rows]))
     return file
 
 
@@ -45,6 +51,18 @@ def test_a_folder_is_enough(photo_folder: Path, tmp_path: Path) -> None:
     ]
     again = loaded(tmp_path / "s", seed=8, database=photo_folder)
     assert again.queries.ids == found.queries.ids
+
+
+def test_a_root_is_for_paths(photo_folder: Path, tmp_path: Path) -> None:
+    rows = [(name, name.split("/")[0]) for name in open_images(photo_folder).ids]
+    database = write_csv(tmp_path / "photos.csv", rows)
+    found = loaded(tmp_path / "a", database=database, root=photo_folder)
+    assert found.database.paths[0] == f"{photo_folder}/{found.database.ids[0]}"
+    queries = write_csv(tmp_path / "queries.csv", rows[::6])
+    assert len(loaded(tmp_path / "b", database=photo_folder, queries=queries, root=photo_folder).queries) == 6
+    for folders in ({}, {"queries": photo_folder}):
+        with pytest.raises(RecipeError, match=r"data\.root: it is for the paths in lists and tables"):
+            loaded(tmp_path / "c", database=photo_folder, root=photo_folder, **folders)
 
 
 def test_numbers_of_queries_are_kept_to(photo_folder: Path, tmp_path: Path) -> None:

@@ -231,6 +231,15 @@ def test_labels_of_the_photographs_do_not_count(photo_folder):
     assert table.ids[:3] == ["cat/00.png#0", "cat/00.png#1", "cat/01.png#0"]
 
 
+@pytest.mark.parametrize("fields", [{}, {"images": None}])
+def test_a_root_is_for_the_paths_of_a_list(photos, fields):
+    with pytest.raises(RecipeError, match=r"data\.root: it is for the paths in lists and tables"):
+        loaded(photos, root=str(photos), **fields)
+    (photos.parent / "photos.txt").write_text("".join(f"{number:02d}.jpg\n" for number in range(12)))
+    listed = {"images": str(photos.parent / "photos.txt"), "distractors": None}
+    assert names_of(loaded(photos, root=str(photos), **listed).database) < {f"{n:02d}.jpg" for n in range(12)}
+
+
 def test_views_are_rendered_once(photos, monkeypatch):
     first = loaded(photos)
     monkeypatch.setattr(module, "_render_all", lambda *_: pytest.fail("rendered again"))

@@ -31,6 +31,7 @@ from ray_retrieval.config import Config
 from ray_retrieval.data.benchmark import Benchmark, from_tables, overlap
 from ray_retrieval.data.columns import NAMED_FROM
 from ray_retrieval.data.datasets.disjoint import LEAST, lone_classes, tables_of
+from ray_retrieval.data.readers import check_root
 from ray_retrieval.data.splits import REST, Split, SplitPlan, draw_groups, held_groups, load_or_draw
 from ray_retrieval.data.table import ImageTable, IntArray, open_images
 from ray_retrieval.errors import DataError
@@ -56,7 +57,7 @@ class ImagesConfig(Config):
     train: str | None = None
     """Training images in any of these forms; by default the database without what is a query."""
     root: str | None = None
-    """Where the relative paths of lists start; by default the folder of each list."""
+    """Where the relative paths of lists and tables start; by default the folder of each."""
     queries_per_class: int | None = Field(default=None, ge=1)
     """Test queries to draw of each class (of all images where these have several labels)."""
     query_fraction: float = Field(default=0.1, gt=0, le=0.5)
@@ -99,6 +100,7 @@ def load(config: ImagesConfig, *, seed: int, splits: Folder) -> Benchmark:
     """The benchmark, by the split in `splits`; without one it is drawn by `seed` and saved there.
 
     Raises:
+        RecipeError: if there is a root and nothing that has paths.
         DataError: if there are no images or labels, one class only, too few images of a class (which is
             named), or the saved split was drawn otherwise.
         ArtefactError: if the saved split is damaged.
@@ -221,9 +223,9 @@ def _open_all(config: ImagesConfig) -> dict[str, ImageTable]:
         "validation_queries": config.validation_queries,
         "train": config.train,
     }
-    tables = {
-        role: open_images(place, root=config.root) for role, place in places.items() if place is not None
-    }
+    given = {role: place for role, place in places.items() if place is not None}
+    check_root(config.root, given.values(), where="data.root")
+    tables = {role: open_images(place, root=config.root) for role, place in given.items()}
     tables = _named_where_few(tables)
     for table in tables.values():
         _ = table.labels  # raises where one is missing

@@ -113,10 +113,13 @@ def load(config: ViewsConfig, *, seed: int, splits: Folder) -> Benchmark:
     Views that are not in the cache yet are rendered and kept there.
 
     Raises:
+        RecipeError: if there is a root and nothing that has paths.
         DataError: if there are no photographs or too few, none can be decoded, a distractor is among the
             photographs, or the saved split was drawn otherwise.
         ArtefactError: if the saved split or the rendered views are damaged.
     """
+    places = (place for place in (config.images, config.distractors) if place is not None)
+    readers.check_root(config.root, places, where="data.root")
     photographs = (
         sample_photographs() if config.images is None else open_images(config.images, root=config.root)
     )
