@@ -1,6 +1,6 @@
 """Images into an index that is there: encoded by the model that made it, then added as new rows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ray_retrieval.cluster import connect
@@ -16,13 +16,6 @@ from ray_retrieval.storage import Folder
 def are_embeddings(place: str) -> bool:
     """Whether there is an embeddings directory, rather than images."""
     return Folder(place).exists(DESCRIPTION)
-
-
-def as_named(images: ImageTable, class_names: Sequence[str] | None) -> ImageTable:
-    """Images whose class numbers are read as names, where all names of an index are numbers as written."""
-    if class_names and all(map(str.isdecimal, class_names)) and images.class_names is None:
-        return images.named_by_number()
-    return images
 
 
 @contextmanager
@@ -54,7 +47,7 @@ def encoded(
         DataError: if no image can be decoded.
     """
     where = Folder(index)
-    images = as_named(images, read_current(where).class_names)
+    read_current(where)  # What is missing is told before anything is encoded.
     found = Folder(model) if model is not None else model_of(where, mend=NAME_MODEL)
     kept = Folder(out) if out is not None else where.parent / f"adding-{images.fingerprint[:16]}"
     with writing_alone(kept, "add"):

@@ -10,7 +10,6 @@ from search_parts import files_in
 from test_cli import save_model, write_embeddings
 
 from ray_retrieval import search
-from ray_retrieval.extend import as_named
 from ray_retrieval.model import Encoder
 from ray_retrieval.query import Searcher
 
@@ -218,12 +217,3 @@ def test_workers_write_the_same_index(cli_call, made, tmp_path, local_ray):
         )
     assert files_in(tmp_path / "1") == files_in(tmp_path / "2")
     assert search.Index.open(tmp_path / "2").verify()
-
-
-def test_numbers_of_added_images_are_names_where_those_of_the_index_are_written_so():
-    table = coloured_table(4)
-    assert as_named(table, None) is table
-    assert as_named(table, ("red", "100")) is table
-    named = as_named(table, ("100001", "100002"))
-    assert named.class_names == [str(number) for number in table.classes_present]
-    assert as_named(named, ("100001",)) is named

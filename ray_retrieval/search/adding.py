@@ -19,11 +19,15 @@ from ray_retrieval.search.manifest import Manifest
 from ray_retrieval.search.pool import Pool, Threads
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.search.shortlist import extend_shortlist
+from ray_retrieval.search.side_values import is_number
 from ray_retrieval.search.sources import EmbeddedRows, NewRows, RowSource
 from ray_retrieval.search.structures import extend_structure
 from ray_retrieval.storage import Folder, fingerprint
 
 Rows = npt.NDArray[np.int64]
+
+_MOST_CLASSES = 1 << 24
+"""Of rows whose class numbers are read as names, as a table of all of them is kept."""
 
 
 def add(
@@ -41,7 +45,8 @@ def add(
     """Add rows to an index, as new shards.
 
     Ids are what rows are known by: of the rows that a search can find, no two have the same. Classes are
-    known by their names: those that the index does not have yet get the next numbers.
+    known by their names: those that the index does not have yet get the next numbers. Where names are numbers
+    as written, and those of the others have no names, the one is the other.
 
     Args:
         uri: the index directory.
@@ -259,6 +264,10 @@ def _classes(index: Index, source: NewRows) -> tuple[tuple[str, ...] | None, Row
         return None if own is None else tuple(own), None
     if own is None and not _labelled(index.schema):
         return tuple(other or []), None
+    if other is None and own is not None and all(map(str.isdecimal, own)):
+        return _as_names(own, source)
+    if own is None and other is not None and all(map(is_number, other)):
+        return None, _unless_same(np.array([int(name) for name in other], np.int64))
     if own is None or other is None:
         named, unnamed = ("new rows", "index") if own is None else ("index", "new rows")
         raise DataError(
@@ -269,8 +278,33 @@ def _classes(index: Index, source: NewRows) -> tuple[tuple[str, ...] | None, Row
     known = set(own)
     if other[: len(own)] == own and known.isdisjoint(other[len(own) :]):
         return tuple(other), None  # Also where some have the same name: their numbers stay apart.
+    names, places = _with_more(own, other)
+    return tuple(names), _unless_same(np.array(places, np.int64))
+
+
+def _as_names(own: list[str], source: NewRows) -> tuple[tuple[str, ...], Rows | None]:
+    """As `_classes`, where the names of the index are numbers, and the new rows have numbers alone."""
+    present = source.classes()
+    if len(present) and present[-1] >= _MOST_CLASSES:
+        raise DataError(
+            f"class numbers are below {_MOST_CLASSES:,}, got {present[-1]:,}",
+            where=source.where,
+            mend="give labels as text",
+        )
+    names, places = _with_more(own, [str(number) for number in present.tolist()])
+    numbers = np.zeros(present.max(initial=-1) + 1, np.int64)
+    numbers[present] = places
+    return tuple(names), _unless_same(numbers)
+
+
+def _with_more(own: list[str], other: list[str]) -> tuple[list[str], list[int]]:
+    """The names of both, and the place among them of each of the others."""
+    known = set(own)
     names = [*own, *(name for name in other if name not in known)]
     places = {name: number for number, name in enumerate(names)}
-    numbers = np.array([places[name] for name in other], np.int64)
-    unchanged = np.array_equal(numbers, np.arange(len(numbers)))
-    return tuple(names), None if unchanged else numbers
+    return names, [places[name] for name in other]
+
+
+def _unless_same(numbers: Rows) -> Rows | None:
+    """The number to write for each class; None if it is the class's own."""
+    return None if np.array_equal(numbers, np.arange(len(numbers))) else numbers

@@ -10,7 +10,6 @@ that descriptors of different origin do not mix.
 """
 
 import copy
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from ray_retrieval.search.export_files import ExportedFile, is_export
 from ray_retrieval.search.faiss_files import FaissFile
 from ray_retrieval.search.given_descriptors import descriptors_from, form_of, schema_of, stated
 from ray_retrieval.search.side_values import Beside, as_ids, classes_in, label_type, numbered, values_beside
-from ray_retrieval.search.sources import Rows, renumbered
+from ray_retrieval.search.sources import Rows, classes_of, renumbered
 from ray_retrieval.search.table_files import TableFile
 from ray_retrieval.search.vector_files import (
     FAISS,
@@ -321,6 +320,11 @@ class ImportedRows:
                 yield as_ids(column, file.where, first)
                 first += len(column)
 
+    def classes(self) -> Rows:
+        return classes_of(
+            numbered(column, self.class_names, self.where, named=self._named) for column in self._all_labels()
+        )
+
     def tables(self, start: int, stop: int) -> Iterator[tuple[pa.Table, Descriptors]]:
         kept = None if self._kept is None else self._kept[start:stop]
         if kept is not None:
@@ -377,13 +381,17 @@ class ImportedRows:
 
     def _classes(self) -> list[str] | None:
         """Names of the classes where the labels are text."""
-        if not self._labels.given:
-            return None
+        return classes_in(self._all_labels()) if self._labels.given else None
+
+    def _all_labels(self) -> Iterator[Any]:
+        """The labels of all rows as they are given, also of those that are left out, some at a time."""
         if self._labels.array is not None:
-            return classes_in([self._labels.array])
+            yield self._labels.array
+            return
         name = str(self._labels.column)
-        files = (file for file in self._files if name in file.schema.names)
-        return classes_in(itertools.chain.from_iterable(file.column(name) for file in files))
+        for file in self._files:
+            if name in file.schema.names:
+                yield from file.column(name)
 
     def _check_ids(self) -> None:
         """Refuse files of which some have ids and others none, and numbers that do not count up."""

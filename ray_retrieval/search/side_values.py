@@ -111,8 +111,13 @@ def classes_in(columns: Iterable[Any]) -> list[str] | None:
         if _is_text(values.type):
             named = True
             found.update(value for value in pc.unique(values).to_pylist() if value is not None)
-    numbers = bool(found) and all(re.fullmatch(_NUMBER, value) for value in found)
+    numbers = bool(found) and all(map(is_number, found))
     return sorted(found) if named and not numbers else None
+
+
+def is_number(name: str) -> bool:
+    """Whether a class's name is a whole number as it is written, without sign, and zeros in front."""
+    return re.fullmatch(_NUMBER, name) is not None
 
 
 def numbered(column: Any, names: list[str] | None, where: object, *, named: bool) -> Any:

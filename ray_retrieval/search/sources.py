@@ -7,7 +7,7 @@ there are no ids, rows are known by numbers that count up, which are not stored.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,6 +85,10 @@ class NewRows(RowSource, Protocol):
         """The ids of all rows, large_string, in their order, some at a time; None where they are numbers."""
         ...
 
+    def classes(self) -> Rows:
+        """The numbers of the classes that rows have, int64, ascending."""
+        ...
+
     def some(self, kept: "Rows | None", labels: "Rows | None") -> "NewRows":
         """Some of the rows, with other numbers of classes.
 
@@ -131,6 +135,11 @@ class EmbeddedRows:
         for number, places in self._parts(0, len(self)):
             part = _taken(self.embeddings.read_part(number, ["id"]), places)
             yield from part["id"].cast(pa.large_string()).chunks
+
+    def classes(self) -> Rows:
+        return classes_of(
+            self.embeddings.read_part(number, ["label"])["label"] for number, _ in self._parts(0, len(self))
+        )
 
     def some(self, kept: Rows | None, labels: Rows | None) -> "EmbeddedRows":
         return EmbeddedRows(self.embeddings, kept=kept, labels=labels)
@@ -252,6 +261,15 @@ def _taken(table: pa.Table, places: Rows) -> pa.Table:
     if last - first + 1 == len(places):
         return table.slice(first, len(places))
     return table.take(pa.array(places))
+
+
+def classes_of(labels: Iterable[Any]) -> Rows:
+    """The numbers, int64, ascending, in columns of labels: one each, several, or none."""
+    found = np.zeros(0, np.int64)
+    for column in labels:
+        values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+        found = np.union1d(found, np.asarray(pc.unique(values.drop_null()).cast(pa.int64())))
+    return found
 
 
 def renumbered(label: pa.ChunkedArray, numbers: Rows) -> Any:

@@ -21,6 +21,7 @@ from ray_retrieval.search import (
     add,
     build,
     compact,
+    imported,
     prune,
     remove,
     rollback,
@@ -192,6 +193,39 @@ def test_classes_are_told_by_their_names(tmp_path):
         add(tmp_path / "index", unnamed)
     unlabelled = draw_images(13, label="none").slice(10)
     assert add(tmp_path / "index", write(tmp_path / "unlabelled", draw_codes(3, 8), unlabelled)).changed
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_numbers_and_names_that_are_numbers_are_the_same_classes(tmp_path, several):
+    """As of a run, where sparse numbers are names, and of `encode` and files, where they are numbers."""
+
+    def written(name, labels, classes=None):
+        label = pa.array([[one] if several and one is not None else one for one in labels])
+        images = images_of(len(labels), 0).set_column(0, "id", pa.array([f"{name}-{one}" for one in labels]))
+        images = images.set_column(2, "label", label)
+        return write(tmp_path / name, draw_codes(len(labels), 8), images, class_names=classes)
+
+    def classes(index):
+        opened = Index.open(index)
+        labels = opened.records(np.arange(opened.rows))["label"].combine_chunks()
+        numbers = (labels.flatten().drop_null() if several else labels.drop_null()).to_pylist()
+        return numbers if opened.class_names is None else [opened.class_names[number] for number in numbers]
+
+    sparse = written("sparse", [100_002, 100_001, 7, None])
+    named = written("named", [0, 2, 1], ["7", "100001", "3"])
+    of_names, of_numbers = tmp_path / "of-names", tmp_path / "of-numbers"
+    build(named, of_names)
+    add(of_names, sparse)
+    assert classes(of_names) == ["7", "3", "100001", "100002", "100001", "7"]
+    assert Index.open(of_names).class_names == ["7", "100001", "3", "100002"]
+    build(sparse, of_numbers)
+    add(of_numbers, named)
+    assert classes(of_numbers) == [100_002, 100_001, 7, 7, 3, 100_001]
+    with pytest.raises(DataError, match="of the new rows have names, those of the index are numbers"):
+        add(of_numbers, written("other", [0, 1], ["007", "8"]))
+    columns = {"ids": ["file-1", "file-2"], "labels": [[100_001], [5]] if several else [100_001, 5]}
+    add(of_names, imported(draw_codes(2, 8).data, bits=8, model="model-a", **columns))
+    assert classes(of_names)[-2:] == ["100001", "5"]
 
 
 def test_columns_may_come_later_but_not_change_their_kind(made, index, tmp_path):
