@@ -36,7 +36,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "ray_retrieval.recipe": ("load_study", "rerank_steps"),
     "ray_retrieval.client": ("AsyncClient", "Id"),
     "ray_retrieval.match": ("match",),
-    "ray_retrieval.metrics.hamming": ("mean_average_precision",),
+    "ray_retrieval.metrics.hamming": ("mean_average_precision", "evaluate", "evaluate_shards"),
     "ray_retrieval.metrics.retrieval": ("evaluate",),
     "ray_retrieval.metrics.rankings": ("evaluate",),
     "ray_retrieval.metrics.revisited": ("evaluate",),

@@ -23,7 +23,7 @@ definite orders.
 
 Everything comes from one pass per query over the database, never from a matrix of queries × database, and
 from sums of integers: a database that is cut into shards gives the same numbers to the last digit
-(`evaluate_shards`; with other processes, `count_rows`, `order_rows` and `report_of`).
+(`evaluate_shards`).
 
 Reference: McSherry & Najork 2008 for ties; He et al. 2018, arXiv 1705.08562, for ties of binary codes.
 """
@@ -35,9 +35,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
-from ray_retrieval.metrics.inputs import checked_ranks, cut_off, prepare
+from ray_retrieval.metrics.inputs import Inputs, checked_ranks, cut_off, prepare
 from ray_retrieval.metrics.metric import Metric
-from ray_retrieval.metrics.parts import DistanceCounts, RowOrder, sum_of
+from ray_retrieval.metrics.parts import sum_of
 from ray_retrieval.metrics.report import (
     TIES,
     HammingReport,
@@ -50,27 +50,19 @@ from ray_retrieval.metrics.report import (
 from ray_retrieval.metrics.shards import (
     count_and_order_inputs,
     count_inputs,
-    count_rows,
     default_threads,
     order_inputs,
-    order_rows,
 )
 
 __all__ = [
     "DEFAULT_AT",
     "TIES",
-    "DistanceCounts",
     "HammingReport",
     "PrecisionRecallCurve",
-    "RowOrder",
     "Ties",
-    "count_rows",
     "evaluate",
     "evaluate_shards",
     "mean_average_precision",
-    "order_rows",
-    "report_of",
-    "sum_of",
 ]
 
 DEFAULT_AT = (1, 10, 100, 500, 1000, 2000, 5000, 10_000)
@@ -190,18 +182,19 @@ def evaluate_shards(
     Raises:
         MetricError: if codes, labels or options do not fit each other, or there is no query or no row.
     """
-    total = sum_of(
-        count_rows(query_codes, query_labels, *shard, bits=bits, threads=threads, progress=progress)
+    used, several = default_threads(threads), len(shards) > 1
+
+    def inputs(codes: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> Inputs:
+        return prepare(query_codes, query_labels, codes, labels, bits, may_be_empty=True)
+
+    total = sum_of(count_inputs(inputs(*shard), used, progress) for shard in shards)
+    at = _asked(k, at, radius, total.rows)
+    earlier = np.zeros((total.queries if several else 1, total.bits + 1, 2), np.int64)
+    orders = (
+        order_inputs(inputs(*shard), total, earlier, k, at, used, progress, move_on=several)
         for shard in shards
     )
-    at, used, several = _asked(k, at, radius, total.rows), default_threads(threads), len(shards) > 1
-    earlier = np.zeros((total.queries if several else 1, total.bits + 1, 2), np.int64)
-
-    def ordered(codes: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> RowOrder:
-        inputs = prepare(query_codes, query_labels, codes, labels, bits, may_be_empty=True)
-        return order_inputs(inputs, total, earlier, k, at, used, progress, move_on=several)
-
-    return report_of(total, sum_of(ordered(*shard) for shard in shards), radius=radius)
+    return report_of(total, sum_of(orders), radius=radius)
 
 
 def _asked(k: int | None, at: Sequence[int] | None, radius: int, rows: int) -> list[int]:

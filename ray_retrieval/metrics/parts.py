@@ -37,17 +37,8 @@ class DistanceCounts:
         return int(self.counts.shape[1]) - 1
 
     def __add__(self, other: "DistanceCounts") -> "DistanceCounts":
-        """The counts of both.
-
-        Raises:
-            MetricError: if they are of other queries or codes.
-        """
-        if self.counts.shape != other.counts.shape:
-            raise MetricError(
-                f"counts of {self.queries} x {self.bits} bits cannot be added to counts of "
-                f"{other.queries} x {other.bits}",
-                mend="count all shards with the same queries and bits",
-            )
+        """The counts of both, which are of the same queries and bits."""
+        assert self.counts.shape == other.counts.shape
         return DistanceCounts(self.rows + other.rows, self.counts + other.counts)
 
 
@@ -56,7 +47,6 @@ class RowOrder:
     """What depends on the order of rows at equal distance, from one shard or a sum of several.
 
     Attributes:
-        rows: rows of the shard.
         of_rows: rows of all shards together.
         k: the cut-off that was asked for; None: all rows.
         at: the n of precision@n and recall@n.
@@ -66,7 +56,6 @@ class RowOrder:
         hits_at: int64 [queries, len(at)], relevant rows among the first n.
     """
 
-    rows: int
     of_rows: int
     k: int | None
     at: tuple[int, ...]
@@ -75,19 +64,9 @@ class RowOrder:
     hits_at: Ints
 
     def __add__(self, other: "RowOrder") -> "RowOrder":
-        """The contributions of both.
-
-        Raises:
-            MetricError: if they are of other queries, cut-offs or databases.
-        """
-        mine, theirs = ((x.of_rows, x.k, x.at, len(x.hits)) for x in (self, other))
-        if mine != theirs:
-            raise MetricError(
-                f"the shards were ranked differently: (rows in all, k, at, queries) are {mine} and {theirs}",
-                mend="rank all shards with the same queries, total, k and at",
-            )
+        """The contributions of both, which are of the same queries, cut-offs and database."""
+        assert (self.of_rows, self.k, self.at) == (other.of_rows, other.k, other.at)
         return RowOrder(
-            self.rows + other.rows,
             self.of_rows,
             self.k,
             self.at,
@@ -112,7 +91,7 @@ def sum_of(parts: Iterable[_Part]) -> _Part:
     """The sum of the parts of at least one shard, taken one after another.
 
     Raises:
-        MetricError: if there is none, or they do not fit each other.
+        MetricError: if there is none.
     """
     remaining = iter(parts)
     first = next(remaining, None)

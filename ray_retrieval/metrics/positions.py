@@ -6,13 +6,11 @@ second needs the result of the first, which looks only at the few products that 
 
     found = [look_up(queries, shard, first_row, wanted) for shard, first_row in …]
     known = joined(found, wanted)
-    counts = [count_better(queries, shard, first_row, wanted, known) for shard, first_row in …]
-    positions = positions_of(wanted, known, sum(counts))
+    positions = positions_of(wanted, known, better)    # int64, how many other rows are better than each
 
-Each item can be made by another process: the parts are plain arrays of a few numbers a wanted row, and whole
-numbers add up to the same sum in any order. Other rows are held to the similarities that were looked up, and
-wanted rows are never counted but compared among themselves: a processor that rounds otherwise than the one
-that looked them up cannot count a row as better than itself.
+`ranked_positions` does it all. Other rows are held to the similarities that were looked up, and wanted rows
+are never counted but compared among themselves: a product that rounds otherwise than the one in which they
+were looked up cannot count a row as better than itself.
 
 Not all libraries give equal vectors equal similarities wherever they stand: a row that repeats a wanted one
 is given the similarity of that, of several the first. It is known by a key of its vector, and only rows that
@@ -49,7 +47,7 @@ from ray_retrieval.metrics.products import (
 from ray_retrieval.metrics.shards import default_threads
 from ray_retrieval.metrics.threads import Progress, each
 
-__all__ = ["Known", "Wanted", "count_better", "joined", "look_up", "positions_of", "ranked_positions"]
+__all__ = ["Known", "Wanted", "joined", "look_up", "positions_of", "ranked_positions"]
 
 Vectors = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -131,7 +129,7 @@ def ranked_positions(
         progress: called in this thread with the number of rows of each product that is done.
 
     Raises:
-        MetricError: as `look_up` and `count_better`; and if a wanted row is not in the database.
+        MetricError: as `look_up`; and if a wanted row is not in the database.
     """
     firsts = np.cumsum([0, *(len(shard) for shard in database)])
     placed = list(zip(database, firsts[:-1].tolist(), strict=True))
@@ -174,41 +172,13 @@ def joined(found: Sequence[Known], wanted: Wanted) -> Known:
     return known._replace(similarities=known.similarities[first])
 
 
-def count_better(
-    queries: Vectors,
-    shard: Vectors,
-    first_row: int,
-    wanted: Wanted,
-    known: Known,
-    *,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> Ints:
-    """How many rows of a shard are better than each wanted one and not wanted themselves, int64 [w].
-
-    Args:
-        queries: float32 [queries, d], unit vectors, the same for all shards.
-        shard: float32 [n, d], unit vectors; there may be none.
-        first_row: number of its first row in the database.
-        wanted: rows for each query.
-        known: of them, as `joined` gives it.
-        threads: as in `ranked_positions`.
-        progress: likewise.
-
-    Raises:
-        MetricError: if vectors are not what they should be.
-    """
-    scan = _Scan(queries, [(shard, first_row)], wanted)
-    return scan.better_than(known, default_threads(threads), progress)
-
-
 def positions_of(wanted: Wanted, known: Known, better: Ints) -> Ints:
     """Positions from 0 of the wanted rows, int64 [w].
 
     Args:
         wanted: rows for each query.
         known: of them, as `joined` gives it.
-        better: int64 [w], the sum of what `count_better` gives for all shards.
+        better: int64 [w], how many rows are better than each one and not wanted themselves.
     """
     order, _, spans = _sorted_keys(wanted, known.similarities)
     among = np.empty(len(order), np.int64)

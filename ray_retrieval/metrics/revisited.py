@@ -24,11 +24,6 @@ position of those found, and fails where there is none.)
 
 `evaluate` takes rankings. `evaluate_vectors` makes none: what is measured needs the positions of the listed
 rows only, and these are counted (`positions`), over a database in shards; distractors are further shards.
-Where shards are counted by different processes, `positions` has the two passes and `GroundTruth` the rest:
-
-    truth = GroundTruth.of(ground_truth)
-    …                                                  # positions of truth.wanted, by `positions`
-    report_of(truth, positions, ks=(1, 5, 10), ranking="rows by inner product")
 
 Reference: Radenovic et al. 2018, arXiv 1803.11285; Philbin et al. 2007, compute_ap, for the trapezoids.
 """
@@ -53,7 +48,6 @@ __all__ = [
     "evaluate",
     "evaluate_reranked",
     "evaluate_vectors",
-    "report_of",
     "trapezoidal_average_precision",
 ]
 

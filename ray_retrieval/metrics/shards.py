@@ -1,25 +1,14 @@
 """The two passes of a Hamming evaluation over a database that is cut into shards.
 
-A database is cut into shards: ranges of rows, in row order. Two passes go over them, and the second needs
-the sum of the first:
-
-    counts = [count_rows(queries, query_labels, *shard, bits=48) for shard in shards]
-    total = sum_of(counts)
-    orders = [
-        order_rows(queries, query_labels, *shard, bits=48, total=total, earlier=sum_of(counts[:i]), k=5000)
-        for i, shard in enumerate(shards)
-    ]                                                  # for the first shard, `earlier` is None
-    report = report_of(total, sum_of(orders))          # as `evaluate` returns it
-
-Each item can be made by another process: the parts are plain integer arrays. The sums are those of a
-database in one piece, bit for bit, whatever the cut. `count_and_order_rows` does both at once where there
-is only one shard.
+Shards are ranges of rows, in row order. The first pass counts their rows by distance; the second ranks those
+that are equally far, and needs the sum of the first. The sums are those of a database in one piece, bit for
+bit, whatever the cut. `count_and_order_inputs` does both at once where there is only one shard.
 """
 
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,101 +17,17 @@ from ray_retrieval.cores import cores
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import kernels
 from ray_retrieval.metrics.compiled import frozen
-from ray_retrieval.metrics.inputs import Inputs, checked_ranks, cut_off, prepare
+from ray_retrieval.metrics.inputs import Inputs, checked_ranks, cut_off
 from ray_retrieval.metrics.parts import DistanceCounts, RowOrder
 from ray_retrieval.metrics.threads import Progress, each
-from ray_retrieval.words import counted
 
-Codes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
-Labels = npt.NDArray[Any]
 # Enough queries to outweigh the start of a task, few enough for a lively progress bar.
 _BLOCK = 64
 # Rows are laid out for the kernels so many bytes at a time, and ranked for as many queries as have at most so
 # many bytes of counts, so that neither longer codes nor more rows or queries need more memory.
 _LAID_OUT_BYTES = 1 << 20
 _EARLIER_BYTES = 1 << 19
-
-
-def count_rows(
-    query_codes: Codes,
-    query_labels: Labels,
-    codes: Codes,
-    labels: Labels,
-    *,
-    bits: int | None = None,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> DistanceCounts:
-    """The first pass over one shard.
-
-    Args:
-        query_codes: uint8 [queries, ceil(bits / 8)], packed as `numpy.packbits` does.
-        query_labels: int64 [queries], relevant where equal, or 0/1 [queries, classes], relevant where a class
-            is shared.
-        codes: uint8 [rows, ceil(bits / 8)], of the shard; there may be no row.
-        labels: int64 [rows] or 0/1 [rows, classes].
-        bits: true length of the codes, where it is less than 8 · bytes; what lies beyond is ignored.
-        threads: None: one for each core of this process, at most OMP_NUM_THREADS.
-        progress: called in this thread with the number of queries of each block that is done.
-
-    Raises:
-        MetricError: if codes, labels or options do not fit each other, or there is no query.
-    """
-    inputs = prepare(query_codes, query_labels, codes, labels, bits, may_be_empty=True)
-    return count_inputs(inputs, default_threads(threads), progress)
-
-
-def order_rows(
-    query_codes: Codes,
-    query_labels: Labels,
-    codes: Codes,
-    labels: Labels,
-    *,
-    total: DistanceCounts,
-    earlier: DistanceCounts | None = None,
-    k: int | None = None,
-    at: Sequence[int] = (),
-    bits: int | None = None,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> RowOrder:
-    """The second pass over one shard.
-
-    Args:
-        query_codes: uint8 [queries, ceil(bits / 8)], as in the first pass.
-        query_labels: int64 [queries] or 0/1 [queries, classes].
-        codes: uint8 [rows, ceil(bits / 8)], of the shard.
-        labels: int64 [rows] or 0/1 [rows, classes].
-        total: the sum of the counts of all shards.
-        earlier: the sum of the counts of the shards before this one; None: it is the first.
-        k: how many rows of a ranking count for the average precision, at least 1; None or more than there
-            are: all.
-        at: the n of precision@n and recall@n, each at least 1.
-        bits: as in the first pass.
-        threads: None: one for each core of this process, at most OMP_NUM_THREADS.
-        progress: called in this thread with the number of queries of each block that is done.
-
-    Raises:
-        MetricError: if codes, labels, counts or options do not fit each other.
-    """
-    inputs = prepare(query_codes, query_labels, codes, labels, bits, may_be_empty=True)
-    shape = (inputs.queries, inputs.bits + 1, 2)
-    if earlier is None:
-        earlier = DistanceCounts(0, np.broadcast_to(np.int64(0), shape))
-    if not shape == total.counts.shape == earlier.counts.shape:
-        raise MetricError(
-            f"{counted(inputs.queries, 'query')} of {inputs.bits} bits, but the counts are "
-            f"{list(total.counts.shape)} in all and {list(earlier.counts.shape)} in earlier shards",
-            mend="give both passes the same queries and bits",
-        )
-    if earlier.rows + inputs.rows > total.rows:
-        raise MetricError(
-            f"a shard of {counted(inputs.rows, 'row')} after {counted(earlier.rows, 'row')} does not fit in "
-            f"{total.rows:,} in all",
-            mend="give the sum over all shards as total, and over those before this one as earlier",
-        )
-    return order_inputs(inputs, total, earlier.counts, k, at, default_threads(threads), progress)
 
 
 def order_inputs(
@@ -136,16 +41,17 @@ def order_inputs(
     *,
     move_on: bool = False,
 ) -> RowOrder:
-    """`order_rows` of what `prepare` made, and of counts that fit it.
+    """The second pass over one shard, as `prepare` made it.
 
     Args:
-        inputs: queries and the rows of the shard.
-        total: of all shards.
+        inputs: queries and the rows of the shard; there may be no row.
+        total: the sum of the counts of all shards.
         earlier: int64 [queries or 1, bits + 1, 2], counts of the shards before this one.
-        k: as for `order_rows`, and so are the following.
-        at: ranks.
+        k: how many rows of a ranking count for the average precision, at least 1; None or more than there
+            are: all.
+        at: the n of precision@n and recall@n, each at least 1.
         threads: at least 1.
-        progress: told of the queries.
+        progress: called in this thread with the number of queries of each block that is done.
         move_on: add this shard's counts to `earlier`, as far as the ranks of a later one need them.
     """
     pass_ = _Pass(inputs, None, total, earlier, k, checked_ranks(at), move_on=move_on)
@@ -154,7 +60,7 @@ def order_inputs(
 
 
 def count_inputs(inputs: Inputs, threads: int, progress: Progress | None = None) -> DistanceCounts:
-    """`count_rows` of what `prepare` made."""
+    """The first pass over one shard, as `prepare` made it; there may be no row."""
     counts = DistanceCounts(inputs.rows, np.zeros((inputs.queries, inputs.bits + 1, 2), np.int64))
     _Pass(inputs, counts, None, None, 1, []).run(threads, progress)
     return counts
@@ -318,7 +224,6 @@ class _Pass:
         """What the second pass found."""
         columns = np.searchsorted(self.ranks, np.minimum(np.array(self.at, np.int64), self.of_rows))
         return RowOrder(
-            rows=self.inputs.rows,
             of_rows=self.of_rows,
             k=self.k,
             at=self.at,

@@ -15,7 +15,6 @@ from ray_retrieval.metrics.revisited import (
     evaluate,
     evaluate_reranked,
     evaluate_vectors,
-    report_of,
     trapezoidal_average_precision,
 )
 
@@ -213,33 +212,24 @@ def test_counting_does_not_depend_on_shards_where_sums_are_rounded(tmp_path):
         assert values(evaluate_vectors(queries, cut(generator, mapped, parts), truth, threads=2)) == expected
 
 
-def test_shards_are_counted_apart_and_added():
+def test_equal_rows_stand_in_row_order_over_shards_of_which_one_is_empty():
     generator = np.random.default_rng(1)
     queries, database = signs(generator, 5, 16), signs(generator, 2500, 16)
     truth = drawn_truth(generator, 5, 300)
-    parsed = GroundTruth.of(truth)
     shards = np.split(database, [90, 1100, 1100])
-    firsts = np.cumsum([0, *map(len, shards)])[:-1].tolist()
-    placed = list(zip(shards, firsts, strict=True))
-    found = [positions.look_up(queries, shard, first, parsed.wanted) for shard, first in placed]
-    known = positions.joined(found[::-1], parsed.wanted)
-    better = sum(
-        positions.count_better(queries, shard, first, parsed.wanted, known) for shard, first in placed[::-1]
-    )
-    places = positions.positions_of(parsed.wanted, known, better)
-    report = report_of(parsed, places, ks=KS, ranking="by hand")
-    assert values(report) == values(evaluate(rankings_of(queries, database), truth, ks=KS))
+    expected = values(evaluate(rankings_of(queries, database), truth, ks=KS))
+    assert values(evaluate_vectors(queries, shards, truth, ks=KS)) == expected
     with pytest.raises(MetricError, match="the database has no row"):
-        positions.joined(found[1:], parsed.wanted)
+        positions.ranked_positions(queries, shards[:1], GroundTruth.of(truth).wanted)
 
 
-def test_a_processor_that_rounds_otherwise_counts_no_wanted_row():
+def test_a_product_that_rounds_otherwise_counts_no_wanted_row():
     queries, database = np.ones((1, 1), np.float32), np.ones((3, 1), np.float32)
     wanted = positions.Wanted.of([[1]])
     known = positions.joined([positions.look_up(queries, database, 0, wanted)], wanted)
     for rounded in (np.nextafter(np.float32(1), np.float32(0)), np.float32(1)):
         elsewhere = known._replace(similarities=np.array([rounded], np.float32))
-        better = positions.count_better(queries, database, 0, wanted, elsewhere)
+        better = positions._Scan(queries, [(database, 0)], wanted).better_than(elsewhere, 1, None)
         assert better.tolist() == [1]  # the equal one before it
 
 

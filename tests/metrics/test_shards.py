@@ -1,6 +1,4 @@
-import pickle
 import tracemalloc
-from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -12,18 +10,9 @@ from hypothesis import strategies as st
 
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics import kernels, shards
-from ray_retrieval.metrics.hamming import (
-    DistanceCounts,
-    HammingReport,
-    RowOrder,
-    count_rows,
-    evaluate,
-    evaluate_shards,
-    mean_average_precision,
-    order_rows,
-    report_of,
-    sum_of,
-)
+from ray_retrieval.metrics.hamming import HammingReport, evaluate, evaluate_shards, mean_average_precision
+from ray_retrieval.metrics.inputs import prepare
+from ray_retrieval.metrics.parts import sum_of
 
 Data = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 Shard = tuple[np.ndarray, np.ndarray]
@@ -133,38 +122,23 @@ def test_hand_computed_ranks_over_two_shards() -> None:
     query, label = np.zeros((1, 1), np.uint8), np.array([1])
     first = np.array([[128], [0]], np.uint8), np.array([1, 0])
     second = np.array([[0], [128]], np.uint8), np.array([1, 0])
-    counts = [count_rows(query, label, *shard) for shard in (first, second)]
+    inputs = [prepare(query, label, *shard, None) for shard in (first, second)]
+    counts = [shards.count_inputs(part, 1) for part in inputs]
     assert counts[0].counts[0, :2].tolist() == [[1, 0], [0, 1]]
     assert counts[1].counts[0, :2].tolist() == [[0, 1], [1, 0]]
-    total = sum_of(counts)
+    total, none = sum_of(counts), np.zeros_like(counts[0].counts)
+    before = (none, counts[0].counts)
     orders = [
-        order_rows(query, label, *first, total=total, k=4, at=[2, 3]),
-        order_rows(query, label, *second, total=total, earlier=counts[0], k=4, at=[2, 3]),
+        shards.order_inputs(part, total, earlier, 4, [2, 3], 1)
+        for part, earlier in zip(inputs, before, strict=True)
     ]
     unit = 2 ** kernels.precision_shift(4)
     assert orders[0].precisions.tolist() == [round(2 / 3 * unit)]
     assert orders[1].precisions.tolist() == [unit // 2]
     assert [order.hits_at.tolist() for order in orders] == [[[0, 1]], [[1, 1]]]
-    report = report_of(total, sum_of(orders))
+    report = evaluate_shards(query, label, [first, second], k=4, at=[2, 3])
     assert report.ap[0] == pytest.approx((1 / 2 + 2 / 3) / 2, abs=1e-15)
     assert report.precision_at[2].value == 1 / 2
-
-
-def test_parts_cross_process_borders_and_can_be_summed_in_any_order() -> None:
-    data = random_data(5, queries=5, rows=400, bits=12, multi=False)
-    shards = cut(data[2], data[3], [100, 100, 390])
-    counts = [pickle.loads(pickle.dumps(count_rows(*data[:2], *shard, bits=12))) for shard in shards]
-    total = sum_of(counts[::-1])
-    orders = []
-    for i, shard in enumerate(shards):
-        earlier = sum_of(counts[:i]) if i else None
-        # What comes out of an object store cannot be written to.
-        for part in (total, *([] if earlier is None else [earlier])):
-            part.counts.flags.writeable = False
-        order = order_rows(*data[:2], *shard, total=total, earlier=earlier, k=50, at=[7], bits=12)
-        orders.append(pickle.loads(pickle.dumps(order)))
-    report = report_of(total, sum_of([orders[2], orders[0], orders[3], orders[1]]), radius=1)
-    assert everything(report) == everything(evaluate(*data, bits=12, k=50, at=[7], radius=1))
 
 
 def test_shards_are_loaded_one_at_a_time_and_progress_counts_both_passes() -> None:
@@ -230,7 +204,8 @@ def test_codes_at_the_largest_distance_are_counted_there(bits: int) -> None:
     # At 127 bits the key of a relevant row at the largest distance is the largest byte.
     width = -(-bits // 8)
     codes = np.full((65, width), 255, np.uint8)
-    counts = count_rows(codes[:1] * 0, np.array([1]), codes, np.ones(65, np.int64), bits=bits)
+    inputs = prepare(codes[:1] * 0, np.array([1]), codes, np.ones(65, np.int64), bits)
+    counts = shards.count_inputs(inputs, 1)
     assert counts.counts[0, bits].tolist() == [0, 65]
     assert counts.counts.sum() == 65
     score = mean_average_precision(codes[:1] * 0, np.array([1]), codes, np.ones(65, np.int64), bits=bits)
@@ -243,31 +218,6 @@ QUERIES: Shard = np.zeros((2, 1), np.uint8), np.zeros(2, np.int64)
 ROWS: Shard = np.zeros((5, 1), np.uint8), np.zeros(5, np.int64)
 
 
-def test_sums_of_what_does_not_belong_together_are_refused() -> None:
-    counts = count_rows(*QUERIES, *ROWS)
-    with pytest.raises(MetricError, match="cannot be added"):
-        counts + count_rows(*QUERIES, *ROWS, bits=5)
-    with pytest.raises(MetricError, match="no shard"):
-        sum_of([])  # type: ignore[type-var]
-    order = order_rows(*QUERIES, *ROWS, total=counts)
-    with pytest.raises(MetricError, match="ranked differently"):
-        order + order_rows(*QUERIES, *ROWS, total=counts, k=2)
-    with pytest.raises(MetricError, match="both passes over all shards"):
-        report_of(counts + counts, order)
-    with pytest.raises(MetricError, match="both passes over all shards"):
-        report_of(counts, order + order)
-
-
-def test_counts_that_do_not_fit_the_shard_are_refused() -> None:
-    counts = count_rows(*QUERIES, *ROWS)
-    with pytest.raises(MetricError, match="does not fit in 5"):
-        order_rows(*QUERIES, *ROWS, total=counts, earlier=counts)
-    with pytest.raises(MetricError, match="same queries and bits"):
-        order_rows(QUERIES[0][:1], QUERIES[1][:1], *ROWS, total=counts)
-    with pytest.raises(MetricError, match="k is at least 1"):
-        order_rows(*QUERIES, *ROWS, total=counts, k=0)
-
-
 def test_shards_without_any_row_are_refused() -> None:
     nothing = ROWS[0][:0], ROWS[1][:0]
     with pytest.raises(MetricError, match="nothing to compare"):
@@ -276,17 +226,3 @@ def test_shards_without_any_row_are_refused() -> None:
         evaluate_shards(*QUERIES, [])
     with pytest.raises(MetricError, match="k is at least 1"):
         evaluate_shards(*QUERIES, [ROWS], k=0)
-
-
-def test_parts_say_what_they_are_of() -> None:
-    counts = count_rows(*QUERIES, *ROWS)
-    assert (counts.queries, counts.bits, counts.rows) == (2, 8, 5)
-    assert isinstance(counts, DistanceCounts)
-    order = order_rows(*QUERIES, *ROWS, total=counts, k=2)
-    assert isinstance(order, RowOrder)
-    assert replace(
-        order, hits=order.hits * 0, precisions=order.precisions * 0
-    ).average_precision().tolist() == [
-        0.0,
-        0.0,
-    ]
