@@ -42,7 +42,14 @@ from ray_retrieval.serve.behind import PartError, Parts, Write
 from ray_retrieval.serve.changing import BEGUN, published
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.limits import all_of
-from ray_retrieval.serve.lookups import looked_up, media_type, picture_key, record_of, row_of, stored_image
+from ray_retrieval.serve.lookups import (
+    looked_up,
+    media_type,
+    picture_key,
+    row_of,
+    shown_records,
+    stored_image,
+)
 from ray_retrieval.serve.matching import Matching
 from ray_retrieval.serve.metrics import Metrics
 from ray_retrieval.serve.rolling import Live, Rolling
@@ -228,7 +235,7 @@ class Gateway:
         live = self._named(index).live
 
         def look() -> Record:
-            return record_of(live.name, live.index, [row_of(live.index, identifier)])[0]
+            return shown_records(live.name, live.index, [row_of(live.index, identifier)])[0]
 
         return await self._on(self._lookups, look)
 
@@ -247,7 +254,7 @@ class Gateway:
             total = live.index.rows if there is None else len(there)
             places = np.random.default_rng(seed).choice(total, min(count, total), replace=False, shuffle=True)
             rows = live.index.at(places.astype(np.int64)) if there is None else there[places]
-            return record_of(live.name, live.index, rows.tolist())
+            return shown_records(live.name, live.index, rows.tolist())
 
         return SampleAnswer(images=await self._aside(draw), seed=seed, index=live.served)
 
@@ -372,7 +379,7 @@ class Gateway:
     async def _mapped(self, live: Live, parts: Parts) -> MapAnswer:
         def drawn() -> tuple[list[Record], Any]:
             rows = live.index.at(maps.drawn(live.index.rows))
-            records = record_of(live.name, live.index, rows.tolist())
+            records = shown_records(live.name, live.index, rows.tolist())
             return records, maps.laid_out(live.index.descriptors(rows))
 
         records, data = await self._aside(drawn)

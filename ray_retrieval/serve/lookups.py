@@ -97,7 +97,7 @@ def records_of(index: Index, rows: Sequence[int]) -> list[dict[str, Any]]:
     return found
 
 
-def record_of(name: str, index: Index, rows: Sequence[int]) -> list[Record]:
+def shown_records(name: str, index: Index, rows: Sequence[int]) -> list[Record]:
     """What clients are told of some rows of the index of that name."""
     return [Record(**known(name, index, record)) for record in records_of(index, rows)]
 
