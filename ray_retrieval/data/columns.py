@@ -111,7 +111,7 @@ def canonical_labels(
 
     Numbers stay; names become their rank in sorted order. Where a number is `NAMED_FROM` or more, all of the
     column are names, as they are written. A negative number means unknown, as in the test splits of Hugging
-    Face, and becomes null.
+    Face, and so does empty text; both become null.
 
     Args:
         column: [n], integers, strings, or lists of either; or all null.
@@ -134,7 +134,8 @@ def canonical_labels(
         blank = pc.equal(label, "")
         label = pc.if_else(pc.fill_null(blank, True), pa.scalar(None, label.type), label)
         if pc.any(pc.match_substring_regex(label, f"[{separators}]")).as_py():
-            label = pc.split_pattern_regex(label, f"[{separators}]")
+            # Nothing between two separators, as spreadsheets join empty cells, is no label.
+            label = pc.split_pattern_regex(label, f"[{separators}][{separators}\\s]*")
     if pa.types.is_list(label.type) or pa.types.is_large_list(label.type):
         return _list_labels(label, names, where)
     numbers, names = _numbers(label, names, where)
@@ -155,6 +156,7 @@ def _numbers(label: pa.Array, names: list[str] | None, where: str) -> tuple[pa.A
     numbers = label
     if is_text(label.type):
         label = pc.utf8_trim_whitespace(label)
+        label = pc.if_else(pc.equal(label, ""), pa.scalar(None, label.type), label)
         numeric = names is None and pc.all(pc.match_substring_regex(label, r"^-?\d{1,18}$")).as_py()
         numbers = label.cast(pa.int64()) if numeric else None
     elif not pa.types.is_integer(label.type):

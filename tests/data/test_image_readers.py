@@ -210,6 +210,23 @@ class TestCsv:
         assert table.class_names == ["land", "sea", "sky"]
         assert table.labels.tolist() == [[False, True, True], [False, False, True], [True, True, False]]
 
+    @pytest.mark.parametrize(
+        ("texts", "names", "labels"),
+        [
+            (("sea;;sky", "|sky", "sea| ;sky;"), ["sea", "sky"], [[0, 1], [1], [0, 1]]),
+            (("1;;2", ";3;", ";"), None, [[1, 2], [3], None]),
+        ],
+    )
+    def test_nothing_between_separators_is_no_label(
+        self, files: Path, texts: tuple[str, ...], names: list[str] | None, labels: list[Any]
+    ) -> None:
+        rows = [
+            f"{name},{text}" for name, text in zip(("a.png", "b.png", "sub dir/c.png"), texts, strict=True)
+        ]
+        table = open_images(write(files, "l.csv", "\n".join(["path,label", *rows])))
+        assert table.class_names == names
+        assert table.table["label"].to_pylist() == labels
+
     def test_words_for_nothing_are_unknown_among_numbers_alone(self, files: Path) -> None:
         rows = [
             "path,label,id,country,price",
@@ -301,6 +318,19 @@ class TestParquet:
         found = open_images(str(tmp_path / "a.parquet"))
         assert found.classes == 3
         assert found.labels.tolist() == [[True, False, True], [False] * 3]
+
+    def test_empty_text_is_no_class(self, tmp_path: Path) -> None:
+        pq.write_table(
+            pa.table({"image": [b"1", b"2", b"3"], "label": ["", "cat", "  "]}), tmp_path / "a.parquet"
+        )
+        found = open_images(str(tmp_path / "a.parquet"))
+        assert found.class_names == ["cat"]
+        assert found.table["label"].to_pylist() == [None, 0, None]
+        pq.write_table(
+            pa.table({"image": [b"1", b"2"], "label": [["cat", ""], ["dog"]]}), tmp_path / "b.parquet"
+        )
+        with pytest.raises(DataError, match="a list of labels holds an unknown one"):
+            open_images(str(tmp_path / "b.parquet"))
 
     def test_a_large_row_group_is_read_in_parts(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
