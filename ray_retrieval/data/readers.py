@@ -47,6 +47,7 @@ _IMAGE_COLUMNS = ("image", "img")
 _PATH_COLUMNS = ("path", "image", "filename", "file_name", "file")
 _TABLE_SUFFIXES = frozenset({".parquet", ".arrow", ".txt", ".csv"})
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
+_TEXT_COLUMNS = frozenset({"id", *_PATH_COLUMNS, *_LABEL_COLUMNS})
 _BATCH_BYTES = 1 << 30
 _MISSING = "put them there, or give the folder that the paths start from as 'root'"
 _LABELS = "labels of a list are whole numbers from 0 behind a space; for others give a .csv with a header"
@@ -177,16 +178,23 @@ def read_csv(file: str, root: str | None = None) -> Rows:
     Labels are class numbers or names; several of one image are separated by `|` or `;`. Numbers are names
     where one has more than six digits. An empty field is unknown. Among numbers `NA`, `NaN`, `null` and the
     like are unknown too; among words they are words. Columns without a name and a value, as spreadsheets add
-    them, are left out.
+    them, are left out; so are spaces around the columns' names.
 
     Raises:
         DataError: if the file is no CSV, has no column of paths, an empty path, or two columns of one name.
     """
-    text_columns = {name: pa.string() for name in ("id", *_PATH_COLUMNS, *_LABEL_COLUMNS)}
-    options = pyarrow.csv.ConvertOptions(column_types=text_columns)
     try:
+        with location.open_file(file) as source, pyarrow.csv.open_csv(source) as first_rows:
+            given_names = first_rows.schema.names
+        names = [name.strip() for name in given_names]
+        text_columns = {
+            given: pa.string()
+            for given, name in zip(given_names, names, strict=True)
+            if name in _TEXT_COLUMNS
+        }
+        options = pyarrow.csv.ConvertOptions(column_types=text_columns)
         with location.open_file(file) as source:
-            table = _tidied(pyarrow.csv.read_csv(source, convert_options=options))
+            table = _tidied(pyarrow.csv.read_csv(source, convert_options=options).rename_columns(names))
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise DataError(f"not a valid CSV file: {error}", where=file) from None
     refuse_repeated(table.column_names, where=file)
@@ -207,13 +215,13 @@ def read_csv(file: str, root: str | None = None) -> Rows:
     paths = [location.join(root or location.parent(file), name) for name in given.to_pylist()]
     _refuse_missing(paths, file)
     label_column = _first_of(table, _LABEL_COLUMNS)
-    label, names = pa.nulls(len(table)), None
+    label, class_names = pa.nulls(len(table)), None
     if label_column is not None:
         given_labels = _known(table[label_column], options.null_values)
-        label, names = canonical_labels(given_labels, None, where=file, separators="|;")
+        label, class_names = canonical_labels(given_labels, None, where=file, separators="|;")
     ids = table["id"] if "id" in table.column_names else given
     rest = _without(table, (column, label_column, "id"))
-    return Rows(_table(ids, label, paths=pa.array(paths), rest=rest), names)
+    return Rows(_table(ids, label, paths=pa.array(paths), rest=rest), class_names)
 
 
 def read_parquet(files: Sequence[str], root: str | None = None) -> Rows:
