@@ -466,10 +466,12 @@ def _refuse_missing(paths: Sequence[str], where: str, none_there: str = _MISSING
     """
     missing = [path for path in paths if not is_uri(path) and not os.path.isfile(path)]
     if missing:
+        mend = none_there if len(missing) == len(paths) else _MISSING
+        of_windows = os.sep == "/" and "\\" in missing[0]
         raise DataError(
             f"{len(missing)} of {len(paths)} images are missing, the first is {missing[0]}",
             where=where,
-            mend=none_there if len(missing) == len(paths) else _MISSING,
+            mend="write the paths with / between folders, not \\" if of_windows else mend,
         )
 
 

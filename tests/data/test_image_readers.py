@@ -166,6 +166,15 @@ class TestList:
         with pytest.raises(DataError, match=r"images are missing.*as 'root'"):
             open_images(write(files, "l.txt", text))
 
+    @pytest.mark.parametrize(
+        ("name", "text"), [("l.txt", "sub dir\\c.png 1\n"), ("l.csv", "path\nsub dir\\c.png\n")]
+    )
+    def test_paths_of_windows_are_told_apart_from_missing_images(
+        self, files: Path, name: str, text: str
+    ) -> None:
+        with pytest.raises(DataError, match=r"1 of 1 images are missing.*write the paths with / between"):
+            open_images(write(files, name, text))
+
     def test_label_of_too_many_digits_is_named(self, files: Path) -> None:
         with pytest.raises(DataError, match="line 2 has the label 99999999999999999999, of more than 18 dig"):
             open_images(write(files, "l.txt", "a.png 1\nb.png 99999999999999999999\n"))
