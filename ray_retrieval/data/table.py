@@ -170,6 +170,11 @@ class ImageTable:
         highest = pc.max(labels).as_py() if self.has_labels and len(labels) else None
         return 0 if highest is None else int(highest) + 1
 
+    @property
+    def stated_classes(self) -> int | None:
+        """`classes`, where neither names nor labels tell it: lists of 0 and 1 do, by their width."""
+        return self._classes
+
     @functools.cached_property
     def labels(self) -> IntArray | BoolArray:
         """int64 [n] class indices, or bool [n, classes] multi-hot where images have several. Read-only.
@@ -272,6 +277,20 @@ class ImageTable:
         moved = pa.array([number[name] for name in self.class_names], pa.int64())
         return self._relabelled(_with_values(self._label, moved.take), class_names)
 
+    def with_lists(self) -> "ImageTable":
+        """The same images with a list of labels each, of one where they have one."""
+        label = self._label
+        if self.is_multilabel or pa.types.is_null(label.type):
+            return self
+        offsets = np.concatenate([[0], np.cumsum(np.asarray(label.is_valid()))]).astype(np.int32)
+        mask = label.is_null() if label.null_count else None
+        lists = pa.ListArray.from_arrays(pa.array(offsets), label.drop_null(), mask=mask)
+        return self._relabelled(lists, self.class_names, self._classes)
+
+    def among(self, classes: int) -> "ImageTable":
+        """The same images, whose labels are of so many classes, at least `self.classes`."""
+        return self._relabelled(self._label, self.class_names, classes)
+
     @functools.cached_property
     def classes_present(self) -> IntArray:
         """int64 [c], ascending: the classes that images have."""
@@ -303,7 +322,9 @@ class ImageTable:
         present, numbers = np.unique(self.labels, return_inverse=True)
         return self._relabelled(pa.array(numbers, pa.int64()), [self.class_name(old) for old in present])
 
-    def _relabelled(self, label: pa.Array, class_names: list[str]) -> "ImageTable":
+    def _relabelled(
+        self, label: pa.Array, class_names: list[str] | None, classes: int | None = None
+    ) -> "ImageTable":
         rest = self._rest.set_column(self._rest.column_names.index("label"), "label", label)
         part = ImageTable.__new__(ImageTable)
         part._assign(
@@ -312,7 +333,7 @@ class ImageTable:
             rows=self._rows,
             name=self.name,
             class_names=class_names,
-            classes=None,
+            classes=classes,
         )
         return part
 

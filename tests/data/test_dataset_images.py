@@ -234,6 +234,34 @@ def test_several_sparse_classes_an_image_take_no_room(photo_folder: Path, tmp_pa
     assert found.database.labels.shape == (len(found.database), 4)
 
 
+def write_csv(file: Path, folder: Path, rows: list[tuple[str, str]]) -> Path:
+    file.write_text("path,label\n" + "".join(f"{folder}/{name},{label}\n" for name, label in rows))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("labels", "asked", "names"),
+    [
+        (["boot|brown", "brown|shoe", "shoe|white"], ["boot", "shoe"], ["boot", "brown", "shoe", "white"]),
+        (["0|1", "1|2", "2|9"], ["0|1", "2"], None),
+        (["0|1", "1|2", "2|9"], ["0", "2"], None),
+    ],
+)
+def test_files_may_differ_in_how_many_labels_and_classes_they_have(
+    photo_folder: Path, tmp_path: Path, labels: list[str], asked: list[str], names: list[str] | None
+) -> None:
+    rows = [(f"cat/{row:02d}.png", labels[row % 3]) for row in range(12)]
+    database = write_csv(tmp_path / "database.csv", photo_folder, rows)
+    queries = write_csv(
+        tmp_path / "asked.csv", photo_folder, [("dog/00.png", asked[0]), ("dog/01.png", asked[1])]
+    )
+    found = loaded(tmp_path / "s", database=database, queries=queries)
+    assert found.database.class_names == names
+    assert found.queries.labels.shape == (2, found.database.classes)
+    shared = found.queries.labels.astype(int) @ found.database.labels.T.astype(int) > 0
+    assert shared.sum(axis=1).tolist() == [8 if "|" in asked[0] else 4, 8]
+
+
 class TestErrors:
     def test_too_few_images_name_the_class(self, photo_folder: Path, tmp_path: Path) -> None:
         for row in range(9):
@@ -270,6 +298,9 @@ class TestErrors:
             loaded(tmp_path / "s", database=photo_folder, queries=one)
         with pytest.raises(DataError, match=r"different numbers of labels: \[2, 3\]"):
             loaded(tmp_path / "s", database=two, queries=three)
+        four = write_csv(tmp_path / "four.csv", photo_folder, [("cat/00.png", "1|3")])
+        with pytest.raises(DataError, match=r"different numbers of labels: \[3, 4\]"):
+            loaded(tmp_path / "s", database=three, queries=four)
 
     def test_other_numbers_than_the_saved_split(self, photo_folder: Path, tmp_path: Path) -> None:
         loaded(tmp_path / "s", database=photo_folder)

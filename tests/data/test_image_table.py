@@ -295,3 +295,16 @@ def test_renumbered_needs_one_class_an_image(make_table: Any) -> None:
         make_table(pa.array([[0], [0, 1]])).renumbered()
     with pytest.raises(DataError, match="row 1 has no label"):
         make_table(pa.array([0, None])).renumbered()
+
+
+def test_one_label_is_a_list_of_one_among_more_classes(make_table: Any) -> None:
+    table = make_table(pa.array([2, None, 0])).take(np.array([2, 1, 0]))
+    lists = table.with_lists().among(5)
+    assert lists.table["label"].to_pylist() == [[0], None, [2]]
+    assert (lists.ids, lists.classes) == (table.ids, 5)
+    assert lists.take(np.array([0, 2])).labels.tolist() == [
+        [True, *[False] * 4],
+        [False, False, True, False, False],
+    ]
+    assert pickle.loads(pickle.dumps(lists)).classes == 5
+    assert lists.with_lists() is lists

@@ -245,9 +245,12 @@ def _named_where_few(tables: dict[str, ImageTable]) -> dict[str, ImageTable]:
 def _with_common_classes(tables: dict[str, ImageTable]) -> dict[str, ImageTable]:
     """Two folders number their classes each by its own sub-folders: here the names decide."""
     if len({table.is_multilabel for table in tables.values()}) > 1:
-        raise DataError(
-            "some of the images have several labels and some have one", mend="give all the same form"
-        )
+        # Where a list has a place for each class, `path 1` may be a class number or the one place.
+        if any(table.stated_classes is not None for table in tables.values()):
+            raise DataError(
+                "some of the images have several labels and some have one", mend="give all the same form"
+            )
+        tables = {role: table.with_lists() for role, table in tables.items()}
     tables = _all_named_by_number(tables)
     named = {table.class_names is not None for table in tables.values()}
     if len(named) > 1:
@@ -257,9 +260,12 @@ def _with_common_classes(tables: dict[str, ImageTable]) -> dict[str, ImageTable]
         )
     if named == {False}:
         widths = {table.classes for table in tables.values()}
-        if len(widths) > 1 and tables["database"].is_multilabel:
+        stated = {table.stated_classes for table in tables.values()} - {None}
+        if len(widths) == 1 or not tables["database"].is_multilabel:
+            return tables
+        if stated and stated != {max(widths)}:
             raise DataError(f"the lists have different numbers of labels: {sorted(widths)}")
-        return tables
+        return {role: table.among(max(widths)) for role, table in tables.items()}
     names = list(tables["database"].class_names or [])
     others = {name for table in tables.values() for name in table.class_names or []}
     names += sorted(others - set(names))
