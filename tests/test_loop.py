@@ -281,6 +281,7 @@ def _train_in_groups(rank, folder, groups):
                     _train(group, folder, process)
     with _group(folder / "uneven", rank, 2) as process:
         if process is not None:
+            _choose_a_precision(folder, process)
             _train_with_uneven_shares(folder, process)
 
 
@@ -346,6 +347,16 @@ def _train_with_uneven_shares(folder, process):
     (folder / f"uneven-{process.rank}.json").write_text(json.dumps(loss_curve(history)))
 
 
+def _choose_a_precision(folder, process):
+    """Where one of two processors has instructions for bfloat16, and where both have."""
+    chosen = []
+    for capable in ([0], [0, 1]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop_trainer, "uses_bf16", lambda *_, able=capable: process.rank in able)
+            chosen.append(trainer(config(precision="auto"), process=process).progress.precision)
+    (folder / f"precision-{process.rank}.json").write_text(json.dumps(chosen))
+
+
 @pytest.mark.parametrize(
     "groups",
     [tuple(sorted(set(GROUPS) - set(RARELY))), pytest.param(RARELY, marks=pytest.mark.long)],
@@ -384,6 +395,8 @@ def test_one_two_and_four_workers_train_alike(tmp_path, groups):
         assert not group.startswith(("bank", "ring", "xbm")) or "memory embeddings" in single
     uneven = [json.loads((tmp_path / f"uneven-{rank}.json").read_text()) for rank in range(2)]
     assert uneven[0] == uneven[1]
+    for rank in range(2):
+        assert json.loads((tmp_path / f"precision-{rank}.json").read_text()) == ["float32", "bf16"]
     totals = [torch.load(tmp_path / f"totals-{rank}.pt", weights_only=True) for rank in range(2)]
     alone = trainer(config(epochs=1, batch_size=4), benchmark=coloured_benchmark(6))
     for number, rows in enumerate(SUMMED):

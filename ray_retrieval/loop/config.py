@@ -65,7 +65,7 @@ class TrainConfig(Config):
     augmentation: Augmentation = Augmentation()
     """Random changes to training images, applied to batches."""
     precision: Precision = "auto"
-    """`bf16`, `float32`, or `auto`: bfloat16 where the hardware has instructions for it."""
+    """`bf16`, `float32`, or `auto`: bfloat16 where the hardware of all workers has instructions for it."""
     select: Literal["best", "last"] = "best"
     """Which model the run goes on with: the best on validation queries, or that of the last epoch."""
     validation: ValidationConfig = ValidationConfig()

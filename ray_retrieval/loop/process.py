@@ -32,6 +32,12 @@ class Process:
         if self.world > 1:
             dist.all_reduce(value)
 
+    def all_say(self, value: bool) -> bool:
+        """Whether it is so on every process; all call it together."""
+        votes = torch.tensor(float(value), device=self.device)
+        self.add_up(votes)
+        return int(votes) == self.world
+
     def from_leader(self, value: float) -> float:
         """The leader's value, on every process."""
         if self.world == 1:

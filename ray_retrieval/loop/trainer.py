@@ -93,7 +93,8 @@ class Trainer:
         if self.labels.ndim == 2:
             self.labels = self.labels.float()
         method.start_training(benchmark.train, process.device)
-        bf16 = uses_bf16(config.precision, process.device)
+        # One arithmetic for all: their nodes may have other processors.
+        bf16 = process.all_say(uses_bf16(config.precision, process.device))
         self._go_on_from(Progress(precision="bf16" if bf16 else "float32"))
         self._rate = 0.0
         self._monitor: Monitor | None = None
