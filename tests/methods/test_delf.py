@@ -177,6 +177,27 @@ def test_components_and_threshold_are_learned_of_the_models_own_features():
     assert method.describe(pictures).counts.sum() == (scores >= method.threshold).sum()
 
 
+def test_components_and_threshold_are_learned_from_so_many_images():
+    pictures, asked = images(8, 32, 32), []
+    method = built(stage="attention", reduction={"images": 5}, keep_share=0.5).eval()
+
+    class Counted(Encode):
+        def __call__(self, rows, work):
+            asked.append(rows.tolist())
+            return super().__call__(rows, work)
+
+        totals = __call__
+
+    method.threshold.fill_(1e9)  # of a model that the training started from
+    method.after_training(Counted(pictures))
+    assert asked[0] == asked[1] == sorted(set(asked[0]))
+    assert len(asked[0]) == 5
+    assert 0 < float(method.threshold) < 1e9
+    method.config = config(stage="attention")
+    method.after_training(Counted(pictures))
+    assert float(method.threshold) == float("-inf")
+
+
 def test_whitened_components_have_one_variance():
     method = built(stage="attention", reduction={"whiten": True}, dimension=4).eval()
     method.after_training(Encode(images(8, 32, 32)))

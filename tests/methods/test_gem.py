@@ -249,6 +249,31 @@ class TestWhitening:
             np.testing.assert_allclose(found, expected, atol=1e-4)
             assert not any(value.requires_grad for value in made.whitening.parameters())
 
+    def test_a_training_leaves_out_that_of_the_model_it_starts_from(self):
+        """It was learned of another network."""
+        table = photographs(120)
+        made = method(table, dimension=16, whitening={"name": "pca"})
+        made.after_training(encoder(made, table))
+        made.start_training(table, CPU)
+        with torch.no_grad():
+            np.testing.assert_allclose(made.describe(pictures()).data, embedded(made, pictures()), atol=1e-5)
+
+    @pytest.mark.parametrize(("name", "most"), [("learned", 20), ("pca", 20)])
+    def test_it_is_learned_from_so_many_images(self, name, most):
+        table = photographs(120)
+        made = method(table, dimension=4, whitening={"name": name, "images": most})
+        encode, asked = encoder(made, table), []
+
+        def counted(rows, work):
+            asked.append(rows)
+            return encode(rows, work)
+
+        counted.totals = lambda rows, work: (asked.append(rows), encode.totals(rows, work))[1]
+        made.after_training(counted)
+        (rows,) = asked
+        assert most - 4 <= len(rows) <= most  # an image may be of two pairs
+        assert (np.diff(rows) > 0).all()
+
     def test_pca_whitens_the_training_images(self):
         table = photographs(200)
         made = method(table, dimension=4, whitening={"name": "pca"})
