@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -30,8 +29,9 @@ class Benchmark:
         queries: for the final measurement, once.
         database: what these search in.
         k: cut-off of the mean average precision; None for the whole database.
-        queries_in_database: whether all queries are in the database too. Where they are all that is in it,
-            both roles have the same table object, so that it is encoded once.
+        queries_in_database: whether queries are in the database too, all or some, under the same ids, which
+            no other image there has: a query is then left out of its own results. Where they are all that is
+            in it, both roles have the same table object, so that it is encoded once.
         counts_queries: whether, where queries are in the database, the published numbers of codes count each
             query as a hit of its own. Where not, codes are not measured there.
         ks: cut-offs of the recall that the benchmark's papers report; empty where they report none.
@@ -118,7 +118,7 @@ class Benchmark:
                     )
 
     def _check_labels(self, role: str, table: ImageTable) -> None:
-        labels = table.labels  # raises where one is missing
+        _ = table.labels  # raises where one is missing
         if role in ("train", "database") and len(table) and _classes_present(table) < 2:
             raise DataError(
                 "all images are of one class, retrieval needs two at least",
@@ -135,7 +135,9 @@ class Benchmark:
             )
         if role in ("queries", "validation_queries") and len(table):
             database = self.database if role == "queries" else self.validation_database
-            relevant = _has_another(labels) if table is database else _has_relevant(labels, database)
+            told = self.queries_in_database and not self.counts_queries
+            themselves = role == "queries" and table is not database and not told
+            relevant = have_relevant(table, database, themselves=themselves)
             if not relevant.all():
                 lost = int((~relevant).sum())
                 self._note(f"{_words(role)}: {lost} of {len(table)} have no relevant image in the database")
@@ -150,7 +152,13 @@ class Benchmark:
         elif self.queries_in_database and self.queries is self.database:
             self._note("the queries are the database: each is left out of its own results")
         elif self.queries_in_database:
-            self._note("the queries are in the database")
+            known = int((places_in(self.queries, self.database) >= 0).sum())
+            if known == len(self.queries):
+                self._note("the queries are in the database")
+            else:
+                of = len(self.queries)
+                self._note(f"{known} of {of} queries are in the database, and left out of their own results")
+                pairs.insert(0, ("queries", "database"))
             if self.counts_queries:
                 self._note("codes count each query as its own hit, as published numbers do; vectors do not")
         else:
@@ -158,6 +166,8 @@ class Benchmark:
         for inner, outer in pairs:
             here, there = getattr(self, inner), getattr(self, outer)
             found = overlap(here, there)
+            if self.queries_in_database and outer == "database":  # those told by their ids are no leak
+                found = found[places_in(here.take(found), there) < 0]
             if len(found):
                 self._note(
                     f"{len(found)} of {len(here)} {_words(inner)} are also in {_words(outer)}, "
@@ -186,7 +196,7 @@ def from_tables(
         name: what it is called.
         tables: role → table, one for each of `ROLES`.
         k: as of `Benchmark`, like all that follows.
-        queries_in_database: whether the queries are images of the database.
+        queries_in_database: whether queries are images of the database, which their ids tell.
         counts_queries: whether codes count each of them as its own hit.
         ks: cut-offs of the metrics.
         gallery_draws: int64 [m] each, ascending: the rows of the database that are one drawn gallery.
@@ -264,25 +274,34 @@ def places_in(table: ImageTable, other: ImageTable) -> IntArray:
     return found
 
 
+def have_relevant(queries: ImageTable, database: ImageTable, *, themselves: bool = False) -> BoolArray:
+    """Bool [queries]: whether an image of the database other than the query itself shares a label with it.
+
+    Args:
+        queries: with labels.
+        database: likewise; queries that are in it are told by `places_in`.
+        themselves: whether a query that is in the database counts for itself.
+    """
+    labels, others = queries.labels, database.labels
+    places = np.full(len(queries), -1) if themselves else _places(queries, database)
+    inside = places >= 0
+    if labels.ndim == 2:
+        own = np.zeros_like(labels)
+        own[inside] = others[places[inside]]
+        return np.asarray((labels & (others.sum(axis=0) > own)).any(axis=1))
+    classes, number = np.unique(np.concatenate([labels, others]), return_inverse=True)
+    counts = np.bincount(number[len(labels) :], minlength=len(classes))[number[: len(labels)]]
+    counts[inside] -= others[places[inside]] == labels[inside]
+    return np.asarray(counts > 0)
+
+
+def _places(queries: ImageTable, database: ImageTable) -> IntArray:
+    return np.arange(len(queries)) if queries is database else places_in(queries, database)
+
+
 def _classes_present(table: ImageTable) -> int:
     labels = table.labels
     return int(labels.any(axis=0).sum()) if labels.ndim == 2 else len(np.unique(labels))
-
-
-def _has_relevant(labels: npt.NDArray[Any], database: ImageTable) -> BoolArray:
-    """Whether some image of the database shares a label: bool [n]."""
-    others = database.labels
-    if labels.ndim == 2:
-        return np.asarray((labels & others.any(axis=0)).any(axis=1))
-    return np.isin(labels, others)
-
-
-def _has_another(labels: npt.NDArray[Any]) -> BoolArray:
-    """Whether some other row shares a label: bool [n]."""
-    if labels.ndim == 2:
-        return np.asarray((labels & (labels.sum(axis=0) > 1)).any(axis=1))
-    _, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    return np.asarray(counts[number] > 1)
 
 
 def _words(role: str) -> str:

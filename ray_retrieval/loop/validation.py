@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from ray_retrieval.config import Config
-from ray_retrieval.data.benchmark import Benchmark, places_in
+from ray_retrieval.data.benchmark import Benchmark, have_relevant, places_in
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Vectors
 from ray_retrieval.errors import RecipeError
@@ -92,19 +92,7 @@ def rows_of_queries(queries: ImageTable, database: ImageTable) -> Rows | None:
 
 def has_an_answer(queries: ImageTable, database: ImageTable) -> bool:
     """Whether some query has a relevant image in the database other than itself; so it is without queries."""
-    if not len(queries):
-        return True
-    asked, labels = queries.labels, database.labels
-    places = np.arange(len(queries)) if queries is database else places_in(queries, database)
-    inside = places >= 0
-    if asked.ndim == 2:
-        own = np.zeros_like(asked)
-        own[inside] = labels[places[inside]]
-        return bool((asked & (labels.sum(axis=0) > own)).any())
-    classes, number = np.unique(np.concatenate([asked, labels]), return_inverse=True)
-    counts = np.bincount(number[len(asked) :], minlength=len(classes))[number[: len(asked)]]
-    counts[inside] -= labels[places[inside]] == asked[inside]
-    return bool((counts > 0).any())
+    return not len(queries) or bool(have_relevant(queries, database).any())
 
 
 def measure(

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_retrieval.data.benchmark import Benchmark, overlap, places_in
+from ray_retrieval.data.benchmark import Benchmark, have_relevant, overlap, places_in
 from ray_retrieval.data.table import ImageTable, open_images
 from ray_retrieval.errors import DataError
 
@@ -181,6 +181,24 @@ def test_queries_that_are_the_database_are_no_relevant_image_to_themselves(make_
     assert "queries: 1 of 4 have no relevant image in the database" in found.notes
     sent = pickle.loads(pickle.dumps(found))
     assert sent.queries is sent.database
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_shares_a_label_with_a_query_that_is_there_is_another_image(
+    make_table: Any, several: bool
+) -> None:
+    labels = [0, 0, 1, 2, 2]
+    pool = make_table(pa.array([[label] for label in labels]) if several else labels, name="pool")
+    queries = pool.take(rows(0, 2, 3))
+    assert have_relevant(queries, pool).tolist() == [True, False, True]
+    assert have_relevant(queries, pool, themselves=True).tolist() == [True, True, True]
+    assert have_relevant(queries, pool.take(rows(1, 2))).tolist() == [True, False, False]
+    assert have_relevant(pool, pool).tolist() == [True, True, False, True, True]
+    for told in (False, True):
+        found = Benchmark("toy", pool, queries, pool, queries, pool, queries_in_database=told)
+        found.check()
+        lost = "queries: 1 of 3 have no relevant image in the database"
+        assert (lost in found.notes) == told
 
 
 def test_validation_in_one_class_is_noted(pool: ImageTable) -> None:

@@ -193,6 +193,43 @@ def test_queries_that_are_all_in_the_database_are_declared(photo_folder: Path, t
     assert not set(found.train.ids) & set(found.queries.ids)
 
 
+def test_queries_of_which_some_are_in_the_database_are_left_out_of_their_own_results(
+    photo_folder: Path, tmp_path: Path
+) -> None:
+    rows = [(f"{name}/{row:02d}.png", str(n)) for n, name in enumerate(("cat", "dog")) for row in range(12)]
+    database = write_list(tmp_path / "database.txt", photo_folder, rows[4:])
+    queries = write_list(tmp_path / "queries.txt", photo_folder, rows[2:6])
+    found = loaded(tmp_path / "a", database=database, queries=queries, validation_fraction=0)
+    assert found.queries_in_database
+    assert "2 of 4 queries are in the database, and left out of their own results" in found.notes
+    assert not any("also in" in note for note in found.notes)
+    assert not set(found.train.ids) & set(found.queries.ids)
+    # One of them is there under another id, too: that is a leak.
+    again, there = photo_folder / "cat" / "05.png", photo_folder / "cat" / "06.png"
+    text = f"path,label,id\n{again},0,again\n{there},0,{there}\n"
+    (tmp_path / "other.csv").write_text(text)
+    found = loaded(tmp_path / "b", database=database, queries=tmp_path / "other.csv")
+    assert found.queries_in_database
+    assert "1 of 2 queries are also in database, the first is 'again'" in found.notes
+    # An id is that of another image there: ids tell nothing.
+    (tmp_path / "other.csv").write_text(text.replace("again", f"{photo_folder}/dog/01.png"))
+    found = loaded(tmp_path / "c", database=database, queries=tmp_path / "other.csv")
+    assert not found.queries_in_database
+    assert any("2 of 2 queries are also in database" in note for note in found.notes)
+
+
+def test_given_validation_queries_are_not_trained_on(photo_folder: Path, tmp_path: Path) -> None:
+    rows = [(f"{name}/{row:02d}.png", str(n)) for n, name in enumerate(("cat", "dog")) for row in range(12)]
+    database = write_list(tmp_path / "database.txt", photo_folder, rows)
+    tried = write_list(tmp_path / "tried.txt", photo_folder, rows[::8])
+    found = loaded(tmp_path / "s", database=database, validation_queries=tried, query_fraction=0.2)
+    assert len(found.train) + len(set(found.validation_queries.ids) - set(found.queries.ids)) == len(
+        found.database
+    )
+    assert not set(found.train.ids) & set(found.validation_queries.ids)
+    assert not any("in train" in note for note in found.notes)
+
+
 def test_numbers_of_articles_are_classes(photo_folder: Path, tmp_path: Path) -> None:
     names = [f"{name}/{row:02d}.png" for name in ("cat", "dog", "owl") for row in range(12)]
     numbers = ["7", "20000000", "4006381333931"]
