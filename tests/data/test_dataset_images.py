@@ -218,6 +218,23 @@ def test_queries_of_which_some_are_in_the_database_are_left_out_of_their_own_res
     assert any("2 of 2 queries are also in database" in note for note in found.notes)
 
 
+def test_validation_queries_are_drawn_beside_the_test_queries(photo_folder: Path, tmp_path: Path) -> None:
+    rows = [(f"{name}/{row:02d}.png", str(n)) for n, name in enumerate(("cat", "dog")) for row in range(12)]
+    database = write_list(tmp_path / "database.txt", photo_folder, rows)
+    asked = [*rows[:6], *rows[12:18]]
+    queries = write_list(tmp_path / "asked.txt", photo_folder, asked)
+    for seed in range(3):
+        found = loaded(
+            tmp_path / str(seed), seed, database=database, queries=queries, validation_queries_per_class=4
+        )
+        assert len(found.validation_queries) == 8
+        assert not set(found.validation_queries.ids) & set(found.queries.ids)
+    # Five of each class and two to learn from are not among the others: then it is all of the database.
+    found = loaded(tmp_path / "s", database=database, queries=queries, validation_queries_per_class=5)
+    assert len(found.validation_queries) == 10
+    assert any("queries are also in validation queries" in note for note in found.notes)
+
+
 def test_given_validation_queries_are_not_trained_on(photo_folder: Path, tmp_path: Path) -> None:
     rows = [(f"{name}/{row:02d}.png", str(n)) for n, name in enumerate(("cat", "dog")) for row in range(12)]
     database = write_list(tmp_path / "database.txt", photo_folder, rows)

@@ -9,9 +9,10 @@ they leave the database, and the rest is both database and training set. A class
 more than 1,000 classes, 1,000 that are drawn give a query of either kind.
 
 What is given separately is used as it is. With `queries` given, all of `database` stays in the database; the
-validation queries are drawn from it (from the part that is not in `train`, where that is at least half of it)
-and left out of training and of the validation database alone. Queries of either kind that are given and in
-the database too are not trained on, and left out of their own results, where their ids there are the same.
+validation queries are drawn from it (from the part that is neither in `queries` nor in `train`, where that is
+at least half of it and has enough of each class) and left out of training and of the validation database
+alone. Queries of either kind that are given and in the database too are not trained on, and left out of their
+own results, where their ids there are the same.
 
 With `split: classes` whole classes are drawn instead, so that none is both learned from and searched:
 
@@ -22,6 +23,7 @@ for validation. With `split_by` the groups of a column are drawn rather than sin
 """
 
 import functools
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -298,13 +300,8 @@ def _draw(config: ImagesConfig, given: dict[str, ImageTable], seed: int) -> dict
     if config.validation_queries is None:
         count = config.validation_queries_per_class
         parts["validation_queries"] = _share(count, config.validation_fraction, config, len(base))
-    pool = everything
-    if queries is not None and train is not None:
-        outside = np.setdiff1d(everything, overlap(base, train))
-        pool = outside if 2 * len(outside) >= len(base) else everything
     plan = SplitPlan(parts, seed, keep=_KEEP if parts else 0, most=config.queries_at_most)
-    drawn = Split.draw(base.labels[pool], plan, class_names=base.class_names, where=base.name).roles
-    roles = {role: pool[drawn[role]] for role in parts}
+    roles = _drawn(base, [everything] if queries is None else _pools(base, queries, train), plan)
     none = np.zeros(0, dtype=np.int64)
     rest = np.setdiff1d(everything, np.concatenate([none, *roles.values()]))
     roles["database"] = rest if queries is None else everything
@@ -315,6 +312,30 @@ def _draw(config: ImagesConfig, given: dict[str, ImageTable], seed: int) -> dict
         asked_with = [overlap(base, table) for table in (queries, validation) if table is not None]
         roles["train"] = np.setdiff1d(rest, np.concatenate([none, *asked_with]))
     return roles
+
+
+def _pools(base: ImageTable, queries: ImageTable, train: ImageTable | None) -> list[IntArray]:
+    """Rows to draw validation queries from, the best first: no test queries, nor what is learned from.
+
+    Each has at least half of the database; the last is all of it.
+    """
+    everything, asked = np.arange(len(base)), overlap(base, queries)
+    learned = np.zeros(0, dtype=np.int64) if train is None else overlap(base, train)
+    pools = [np.setdiff1d(everything, held) for held in (np.union1d(asked, learned), asked, learned)]
+    return [*(pool for pool in pools if 2 * len(pool) >= len(base)), everything]
+
+
+def _drawn(base: ImageTable, pools: list[IntArray], plan: SplitPlan) -> dict[str, IntArray]:
+    """The roles of a plan, as rows of the database, from the first pool with enough of each class."""
+
+    def draw(pool: IntArray) -> dict[str, IntArray]:
+        drawn = Split.draw(base.labels[pool], plan, class_names=base.class_names, where=base.name).roles
+        return {role: pool[drawn[role]] for role in plan.parts}
+
+    for pool in pools[:-1]:
+        with suppress(DataError):
+            return draw(pool)
+    return draw(pools[-1])
 
 
 def _share(count: int | None, fraction: float, config: ImagesConfig, images: int) -> int | float:
