@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from ray_retrieval.loop.optim import (
     ConstantSchedule,
     CosineSchedule,
+    ExponentialSchedule,
     LinearSchedule,
     OptimizerConfig,
     PlateauSchedule,
@@ -45,6 +46,13 @@ def test_cosine_schedule_rises_then_falls_to_its_floor():
     assert np.all(np.diff(rates[10:]) < 0)
 
 
+def test_exponential_schedule_falls_after_every_epoch():
+    schedule = ExponentialSchedule()
+    clocks = [Clock(0, epoch=epoch, step=7 * epoch + 3, total_steps=70) for epoch in (0, 1, 10)]
+    assert [schedule.at(clock) for clock in clocks] == pytest.approx(np.exp([0, -0.01, -0.1]))
+    assert ExponentialSchedule(factor=0.5).rate(clocks[1], 0.2) == 0.1
+
+
 def rates(optimizer, schedule, steps, batch_size=32):
     module = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr_factor": 1.0}], lr=1.0)
     clocks = [Clock(0, step=step, total_steps=steps) for step in range(steps + 1)]
@@ -75,9 +83,35 @@ class OneWeight(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
+        self.exponent = torch.nn.Parameter(torch.tensor([3.0]))
 
     def parameter_groups(self):
-        return [ParameterGroup([self.weight])]
+        return [ParameterGroup([self.weight]), ParameterGroup([self.exponent], 10.0, decays=False)]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+def test_what_does_not_decay_stays_without_a_gradient(name):
+    module = OneWeight()
+    optimizer = build_optimizer(OptimizerConfig(name=name, lr=0.1, weight_decay=0.5), module)
+    module.weight.grad, module.exponent.grad = torch.zeros(2), torch.zeros(1)
+    optimizer.step()
+    assert module.exponent.item() == 3
+    assert (module.weight.detach().abs() < torch.tensor([2.0, 1.0])).all()
+
+
+def test_sgd_has_the_momentum_that_was_asked_for():
+    for momentum, nesterov in ((0.0, False), (0.7, False), (0.7, True)):
+        module, peer = OneWeight(), OneWeight()
+        settings = OptimizerConfig(lr=0.1, momentum=momentum, nesterov=nesterov, weight_decay=0.01)
+        ours = build_optimizer(settings, module)
+        theirs = torch.optim.SGD(
+            [peer.weight], lr=0.1, momentum=momentum, nesterov=nesterov, weight_decay=0.01
+        )
+        for gradient in (torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.0])):
+            module.weight.grad = peer.weight.grad = gradient
+            ours.step()
+            theirs.step()
+        assert torch.equal(module.weight, peer.weight)
 
 
 def test_the_decay_of_adam_is_part_of_the_gradient():
