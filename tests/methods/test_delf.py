@@ -10,6 +10,7 @@ from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import prepare
 from ray_retrieval.errors import DataError, ModelError, RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
+from ray_retrieval.layers.pyramid import resized
 from ray_retrieval.methods.base import Batch, Clock
 from ray_retrieval.methods.delf import Delf, DelfConfig
 from ray_retrieval.storage import Folder
@@ -218,6 +219,28 @@ def test_a_global_descriptor_comes_from_the_same_pass():
     tiny = method.describe(images(2, height=9, width=9))  # below the least side of the pyramid
     assert tiny.counts.tolist() == [0, 0]
     np.testing.assert_allclose(np.linalg.norm(tiny.vectors, axis=1), 1, atol=1e-5)
+
+
+def test_the_global_descriptor_is_the_mean_of_the_scales_that_are_nearest_to_its_own():
+    head = {"dimension": 6, "scales": [0.7, 1.1]}
+    method = built(stage="joint", global_head=head, pyramid={"scales": [0.5, 0.7071, 1.0, 1.4142]}).eval()
+    with torch.inference_mode():
+        found = method.describe(images(3)).vectors
+        normalised = method.normalised(images(3))
+        each = []
+        for scale in (0.7071, 1.0):
+            one = resized(normalised, (round(40 * scale), round(32 * scale)))
+            each.append(F.normalize(method._global(method._features(one)), dim=1))
+        expected = F.normalize(torch.stack(each).mean(dim=0), dim=1)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_probabilities_are_those_of_the_scaled_cosines():
+    method = built(stage="joint", global_head={"dimension": 6, "scale": 10.0}).eval()
+    with torch.inference_mode():
+        cosines, found = method(images())["logits"], method.class_probabilities(images())
+    steps = found.log().diff(dim=1)
+    assert torch.allclose(steps, 10 * cosines.diff(dim=1), atol=1e-4)
 
 
 def test_a_network_that_was_only_tuned_has_no_local_features():
