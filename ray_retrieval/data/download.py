@@ -4,7 +4,8 @@
 
 The bytes go to `images.tgz.part`, which is renamed when all is right, so what has its name is whole. Killed
 or cut off, the next call asks the server for the rest (`Range`, RFC 9110 §14), if the file there is still the
-same by its `ETag` or date, which `images.tgz.part.tag` remembers; without either it starts again.
+same by its `ETag` or date, which `images.tgz.part.tag` remembers; without either it starts again. A second
+process that wants the same file waits for it.
 """
 
 import hashlib
@@ -17,18 +18,24 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ray_retrieval.errors import DataError, StoreError
+from ray_retrieval.errors import ArtefactError, ConflictError, DataError, StoreError
+from ray_retrieval.lock import writing_alone
+from ray_retrieval.storage import Folder
 
 _BLOCK = 1 << 20
 _TIMEOUT_S = 60.0
 _ATTEMPTS = 5
 """Attempts in a row that bring no byte, before it is given up."""
 _TEMPORARY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+_WAIT_S = 1.0
+"""Between two looks whether another process is done with a file."""
 
 _TELL_S = 10.0
 """Between two lines about a file that comes."""
@@ -96,6 +103,7 @@ def download(
     sha256: str | None = None,
     md5: str | None = None,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
     pause_s: float = 1.0,
 ) -> Path:
     """The file at `target`, fetched where it is not there yet.
@@ -106,6 +114,7 @@ def download(
         sha256: of the whole file, in hexadecimal, where it is known.
         md5: the same, for files whose publishers give no better one.
         progress: called after every block.
+        say: called with a line where another process is at it.
         pause_s: before the second attempt after nothing came; doubled for each further one.
 
     Raises:
@@ -117,32 +126,65 @@ def download(
     sums = {"sha256": sha256, "md5": md5}
     if not url.startswith(("http://", "https://")):
         raise DataError("only http:// and https:// are fetched", where=url)
-    if target.exists():
-        if not _fits(target, sums):
-            raise DataError(
-                "the file is not the published one: its checksum differs",
-                where=target,
-                mend="remove it to fetch it anew",
-            )
-        return target
     part = _Part(target.with_name(target.name + ".part"), url)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part.complete(progress, pause_s)
-        if not _fits(part.path, sums):
-            part.remove()
-            raise DataError(
-                "what came has another checksum than the published file",
-                where=url,
-                mend="try again; if it stays so, the file has changed there",
-            )
-        os.replace(part.path, target)
-        part.remove()
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with alone(part.path, say):
+                if not target.exists():
+                    part.complete(progress, pause_s)
+                    if not _fits(part.path, sums):
+                        part.remove()
+                        raise DataError(
+                            "what came has another checksum than the published file",
+                            where=url,
+                            mend="try again; if it stays so, the file has changed there",
+                        )
+                    os.replace(part.path, target)
+                    part.remove()
+                    return target
     except OSError as error:
         raise DataError(
             f"cannot be written: {error.strerror or error}", where=target, mend="check rights and space left"
         ) from None
+    if not _fits(target, sums):
+        raise DataError(
+            "the file is not the published one: its checksum differs",
+            where=target,
+            mend="remove it to fetch it anew",
+        )
     return target
+
+
+@contextmanager
+def alone(place: Path, say: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Wait until no other process makes what is to lie at a place; then others wait until the block ends.
+
+    Args:
+        place: a file or a folder; what is above it is there.
+        say: called with a line where another process is at it.
+
+    Raises:
+        DataError: if nothing can be written there.
+    """
+    lock = place.with_name(f"{place.name}.lock")
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(writing_alone(Folder(lock), "download"))
+                break
+            except ConflictError:
+                if say is not None:
+                    say(f"{place.name}: another process is at it, which is waited for")
+                    say = None
+                time.sleep(_WAIT_S)
+            except ArtefactError as error:
+                raise DataError(
+                    f"cannot be written: {error.problem}", where=place, mend="check rights and space left"
+                ) from None
+        yield
+    with suppress(OSError):
+        lock.rmdir()  # of a process that was killed
 
 
 def fetch(sources: Iterable[Source], root: Path, say: Callable[[str], None] | None = None) -> None:
@@ -162,7 +204,7 @@ def fetch(sources: Iterable[Source], root: Path, say: Callable[[str], None] | No
 
     def had(source: Source) -> Path:
         progress = None if say is None else telling(Path(source.file).name, say)
-        return download(source.url, root / source.file, sha256=source.sha256, progress=progress)
+        return download(source.url, root / source.file, sha256=source.sha256, progress=progress, say=say)
 
     archives: dict[str, list[Source]] = {}
     for source in sources:
@@ -173,17 +215,21 @@ def fetch(sources: Iterable[Source], root: Path, say: Callable[[str], None] | No
     for folder, parts in archives.items():
         if (root / folder).exists():
             continue
-        files = [had(part) for part in parts]
         # A folder that has its name is whole, as a file is.
         unfinished = root / f"{folder}.part"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        for part, file in zip(parts, files, strict=True):
-            if say is not None:
-                say(f"{file.name}: unpacking into {root / folder}")
-            unpack(file, unfinished, flat=part.flat)
-        os.replace(unfinished, root / folder)
-        for file in files:
-            file.unlink()
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        with alone(unfinished, say):
+            if (root / folder).exists():
+                continue
+            files = [had(part) for part in parts]
+            shutil.rmtree(unfinished, ignore_errors=True)
+            for part, file in zip(parts, files, strict=True):
+                if say is not None:
+                    say(f"{file.name}: unpacking into {root / folder}")
+                unpack(file, unfinished, flat=part.flat)
+            os.replace(unfinished, root / folder)
+            for file in files:
+                file.unlink()
 
 
 def telling(name: str, say: Callable[[str], None]) -> Progress:

@@ -5,6 +5,7 @@ import http.server
 import io
 import tarfile
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 from ray_retrieval.data import download as module
 from ray_retrieval.data.download import SOURCES, Source, download, fetch, unpack
 from ray_retrieval.errors import DataError, StoreError
+from ray_retrieval.lock import writing_alone
+from ray_retrieval.storage import Folder
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -185,6 +188,47 @@ def test_a_file_of_another_checksum_is_refused_and_kept(shelf, tmp_path):
         get(shelf, tmp_path, sha256=SHA256)
     assert (tmp_path / "deep/file").read_bytes() == b"mine"
     assert not shelf.asked
+
+
+def in_another_process(place, monkeypatch, end):
+    """As if another process were at a place, which is done when it has been waited for once."""
+    held = ExitStack()
+    held.enter_context(writing_alone(Folder(f"{place}.lock"), "download"))
+
+    def wait(_seconds):
+        end()
+        held.close()
+
+    monkeypatch.setattr(module.time, "sleep", wait)
+
+
+def test_a_file_that_another_process_fetches_is_waited_for(shelf, tmp_path, monkeypatch):
+    (tmp_path / "deep").mkdir()
+    target, said = tmp_path / "deep" / "file", []
+    in_another_process(f"{target}.part", monkeypatch, lambda: target.write_bytes(BODY))
+    assert get(shelf, tmp_path, sha256=SHA256, say=said.append) == target
+    assert shelf.asked == []
+    assert said == ["file.part: another process is at it, which is waited for"]
+    assert left(tmp_path) == ["file"]
+    target.unlink()
+    in_another_process(f"{target}.part", monkeypatch, lambda: None)  # it was killed
+    (tmp_path / "deep" / "file.part").write_bytes(BODY[:10])
+    (tmp_path / "deep" / "file.part.tag").write_text('"one"')
+    assert get(shelf, tmp_path, sha256=SHA256).read_bytes() == BODY
+    assert [asked for _, asked in shelf.asked] == ["bytes=10-"]
+    assert left(tmp_path) == ["file"]
+
+
+def test_archives_that_another_process_unpacks_are_waited_for(shelf, tmp_path, monkeypatch):
+    shelf.files["/1.tgz"] = archive(["a/1.jpg"])
+    unfinished = tmp_path / "jpg.part"
+    unfinished.mkdir()
+    (unfinished / "2.jpg").write_bytes(b"abc")
+    in_another_process(unfinished, monkeypatch, lambda: unfinished.rename(tmp_path / "jpg"))
+    fetch([Source(f"{shelf.url}/1.tgz", "1.tgz", unpack="jpg", flat=True)], tmp_path)
+    assert [path.name for path in (tmp_path / "jpg").iterdir()] == ["2.jpg"]
+    assert shelf.asked == []
+    assert [path.name for path in tmp_path.iterdir()] == ["jpg"]
 
 
 def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(shelf, tmp_path):

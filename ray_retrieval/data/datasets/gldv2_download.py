@@ -5,7 +5,7 @@
     ROOT/tars/images_000.tar, md5.images_000.txt, images_000.unpacked
 
 An archive whose `.unpacked` is there is done with; what a killed call left goes on where it stopped. Calls
-with different ranges may run side by side.
+may run side by side: each waits for what another one is at.
 
 Reference: github.com/cvdfoundation/google-landmark.
 """
@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ray_retrieval.data.download import download, telling, unpack
+from ray_retrieval.data.download import alone, download, telling, unpack
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.storage import Folder, is_uri
 
@@ -71,23 +71,25 @@ def fetch(
         raise RecipeError("archives are unpacked into a local folder", where=root, mend="give a path")
     folder = Path(place)
     for name in METADATA:
-        download(f"{address}/metadata/{name}", folder / name, progress=say and telling(name, say))
+        download(f"{address}/metadata/{name}", folder / name, progress=say and telling(name, say), say=say)
     for number in tars:
         _fetch_tar(folder, f"images_{number:03d}", remove_tars, address, say)
 
 
 def _fetch_tar(root: Path, name: str, remove: bool, address: str, say: Callable[[str], None] | None) -> None:
     tar, unpacked = root / "tars" / f"{name}.tar", root / "tars" / f"{name}.unpacked"
-    if not unpacked.exists():
-        md5 = _published_md5(f"{address}/md5sum/train/md5.{name}.txt", root / "tars" / f"md5.{name}.txt")
-        download(f"{address}/train/{tar.name}", tar, md5=md5, progress=say and telling(tar.name, say))
-        if say is not None:
-            say(f"{tar.name}: unpacking into {root / 'train'}")
-        # A killed call unpacks all of it again, over what it left.
-        unpack(tar, root / "train")
-        unpacked.touch()
-    if remove:
-        tar.unlink(missing_ok=True)
+    tar.parent.mkdir(parents=True, exist_ok=True)
+    with alone(unpacked, say):
+        if not unpacked.exists():
+            md5 = _published_md5(f"{address}/md5sum/train/md5.{name}.txt", tar.with_name(f"md5.{name}.txt"))
+            download(f"{address}/train/{tar.name}", tar, md5=md5, progress=say and telling(tar.name, say))
+            if say is not None:
+                say(f"{tar.name}: unpacking into {root / 'train'}")
+            # A killed call unpacks all of it again, over what it left.
+            unpack(tar, root / "train")
+            unpacked.touch()
+        if remove:
+            tar.unlink(missing_ok=True)
 
 
 def _published_md5(url: str, file: Path) -> str:
