@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from samples import coloured_benchmark
 
 from ray_retrieval.data.source import ImageSource
-from ray_retrieval.errors import RecipeError
+from ray_retrieval.errors import RecipeError, RetrievalError
 from ray_retrieval.loop import Process, read_outcome
 from ray_retrieval.loop import trainer as loop_trainer
 from ray_retrieval.loop.checkpoints import OPTIMIZER
@@ -170,6 +170,25 @@ def test_gradients_are_clipped():
 def test_fewer_images_than_workers_are_refused():
     with pytest.raises(RecipeError, match=r"train.workers: 3 training images a step for 5 workers"):
         trainer(config(batch_size=10), process=Process(rank=0, world=5), benchmark=coloured_benchmark(3))
+
+
+@pytest.mark.parametrize(
+    ("method", "batch_size"),
+    [
+        ({"method": "xbm", "images_per_class": 4}, 64),
+        ({"method": "gem", "projection": True, "loss": {"name": "contrastive"}}, 14),
+    ],
+)
+def test_where_nothing_is_trained_no_batches_need_be_made(tmp_path, method, batch_size):
+    """Of three classes neither sixteen nor six different ones are found."""
+    with pytest.raises(RetrievalError, match=r"3 training classes|3 clusters"):
+        trainer(config(batch_size=batch_size), **method)
+    made = trainer(config(batch_size=batch_size, epochs=0), **method)
+    before = made.method.state_dict()["backbone.0.weight"].clone()
+    assert made.fit(LocalReporter(tmp_path)) == []
+    weights = read_outcome(LocalReporter(tmp_path).latest()).weights["last"]
+    assert torch.equal(weights["backbone.0.weight"], before)
+    assert made.method.warnings(made.benchmark.train, made.total_steps) == []
 
 
 def test_what_pairs_images_cannot_be_computed_in_parts():

@@ -6,7 +6,7 @@ from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.loop.config import TrainConfig
 from ray_retrieval.loop.optim import PlateauSchedule
 from ray_retrieval.loop.validation import has_an_answer, refuse_unmeasured, rows_of_accuracy
-from ray_retrieval.methods.base import Method
+from ray_retrieval.methods.base import Clock, Method
 
 
 def refuse_misfits(method: Method, benchmark: Benchmark, config: TrainConfig) -> None:
@@ -51,11 +51,22 @@ def refuse_misfits(method: Method, benchmark: Benchmark, config: TrainConfig) ->
         )
 
 
-def refuse_more_workers(smallest: int, workers: int) -> None:
-    """Raise RecipeError if the smallest batch has fewer images than there are workers."""
-    if smallest < workers:
+def planned_steps(
+    method: Method, benchmark: Benchmark, config: TrainConfig, *, seed: int, workers: int
+) -> int:
+    """Optimiser steps of a training; 0 where nothing is trained, for which no batch need be made.
+
+    Raises:
+        RecipeError: if batches cannot be made, or the smallest has fewer images than there are workers.
+        DataError: if batches cannot be made of such images.
+    """
+    if not config.length[0]:
+        return 0
+    sizes = method.plan_sizes(benchmark.train, config.batch_size, Clock(seed))
+    if min(sizes) < workers:
         raise RecipeError(
-            f"{smallest} training images a step for {workers} workers",
+            f"{min(sizes)} training images a step for {workers} workers",
             where="train.workers",
-            mend=f"set it to {smallest} or fewer",
+            mend=f"set it to {min(sizes)} or fewer",
         )
+    return config.total_steps(len(sizes) * method.rounds)

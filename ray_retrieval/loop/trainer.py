@@ -30,7 +30,7 @@ from ray_retrieval.loop.checkpoints import (
     weights_of,
     write_checkpoint,
 )
-from ray_retrieval.loop.checks import refuse_misfits, refuse_more_workers
+from ray_retrieval.loop.checks import planned_steps, refuse_misfits
 from ray_retrieval.loop.config import TrainConfig
 from ray_retrieval.loop.describing import Describer, TrainingImages, sources_of
 from ray_retrieval.loop.gradients import Gradients
@@ -66,9 +66,7 @@ class Trainer:
         self.config, self.seed, self.process, self.benchmark = config, seed, process, benchmark
         self.method = method
         refuse_misfits(method, benchmark, config)
-        sizes = method.plan_sizes(benchmark.train, config.batch_size, Clock(seed))
-        refuse_more_workers(min(sizes), process.world)
-        self.total_steps = config.total_steps(len(sizes) * method.rounds)
+        self.total_steps = planned_steps(method, benchmark, config, seed=seed, workers=process.world)
         place(method, process.device)
         self._gradients = Gradients(method, accumulate=config.accumulate, process=process)
         self._describer = Describer(method, config, process)

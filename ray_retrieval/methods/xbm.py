@@ -328,7 +328,7 @@ class Xbm(Method):
         return self._observed
 
     def warnings(self, table: ImageTable, steps: int) -> list[str]:  # noqa: ARG002
-        if not self.config.memory_weight or self.config.warmup_steps < steps:
+        if not steps or not self.config.memory_weight or self.config.warmup_steps < steps:
             return []
         return [
             f"the memory never begins: method.warmup_steps is {self.config.warmup_steps}, "

@@ -9,10 +9,9 @@ from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.history import read_history
 from ray_retrieval.loop import Outcome
-from ray_retrieval.loop.checks import refuse_misfits, refuse_more_workers
+from ray_retrieval.loop.checks import planned_steps, refuse_misfits
 from ray_retrieval.loop.validation import notes_on_accuracy
 from ray_retrieval.methods import build
-from ray_retrieval.methods.base import Clock
 from ray_retrieval.model_folder import DESCRIPTION, read_model_description
 from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
@@ -83,11 +82,8 @@ class Training:
                 )
         refuse_misfits(method, benchmark, config)
         method.start_training(benchmark.train, torch.device("cpu"))
-        sizes = method.plan_sizes(benchmark.train, config.batch_size, Clock(recipe.seed))
-        refuse_more_workers(min(sizes), config.workers)
-        benchmark.notes.extend(
-            method.warnings(benchmark.train, config.total_steps(method.rounds * len(sizes)))
-        )
+        steps = planned_steps(method, benchmark, config, seed=recipe.seed, workers=config.workers)
+        benchmark.notes.extend(method.warnings(benchmark.train, steps))
         said = notes_on_accuracy(method, benchmark)
         benchmark.notes.extend(note for note in said if note not in benchmark.notes)
 
