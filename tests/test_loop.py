@@ -132,6 +132,15 @@ def test_the_best_model_is_that_of_its_epoch(tmp_path):
         assert torch.equal(outcome.weights["best"][name], value)
 
 
+def test_the_best_model_is_no_file_that_another_attempt_has_left(tmp_path):
+    reporter = LocalReporter(tmp_path)
+    trainer(config(epochs=1)).fit(reporter)
+    other = {"weight": torch.zeros(1)}
+    safetensors.torch.save_file(other, reporter.latest() / "best.safetensors")
+    outcome = read_outcome(reporter.latest())
+    assert outcome.weights["best"] is outcome.weights["last"]
+
+
 def test_validation_every_other_epoch_and_at_the_end(tmp_path):
     history = trainer(config(validation={"every": 2})).fit(LocalReporter(tmp_path))
     assert ["validation" in record for record in history] == [False, True, True]

@@ -241,8 +241,10 @@ def read_outcome(folder: Path) -> Outcome:
     """The outcome of the training whose last checkpoint lies in `folder`."""
     progress = Progress.read(folder)
     last = safetensors.torch.load_file(folder / LAST)
-    best = safetensors.torch.load_file(folder / BEST) if (folder / BEST).exists() else last
     measured = progress.best_value is not None
+    # Not where it is there: a folder may have what another attempt left of the same step.
+    apart = measured and not progress.last_is_best
+    best = safetensors.torch.load_file(folder / BEST) if apart else last
     epochs = {"best": progress.best_epoch if measured else progress.epoch, "last": progress.epoch}
     steps = {"best": progress.best_step if measured else progress.step, "last": progress.step}
     return Outcome(
