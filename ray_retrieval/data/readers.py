@@ -184,7 +184,12 @@ def read_csv(file: str, root: str | None = None) -> Rows:
         DataError: if the file is no CSV, has no column of paths, an empty path, or two columns of one name.
     """
     try:
-        with location.open_file(file) as source, pyarrow.csv.open_csv(source) as first_rows:
+        # Else text of several lines in quotes may be cut where a block of the file ends.
+        parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
+        with (
+            location.open_file(file) as source,
+            pyarrow.csv.open_csv(source, parse_options=parsing) as first_rows,
+        ):
             given_names = first_rows.schema.names
         names = [name.strip() for name in given_names]
         text_columns = {
@@ -194,7 +199,8 @@ def read_csv(file: str, root: str | None = None) -> Rows:
         }
         options = pyarrow.csv.ConvertOptions(column_types=text_columns)
         with location.open_file(file) as source:
-            table = _tidied(pyarrow.csv.read_csv(source, convert_options=options).rename_columns(names))
+            read = pyarrow.csv.read_csv(source, parse_options=parsing, convert_options=options)
+            table = _tidied(read.rename_columns(names))
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise DataError(f"not a valid CSV file: {error}", where=file) from None
     refuse_repeated(table.column_names, where=file)

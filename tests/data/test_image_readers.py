@@ -274,6 +274,13 @@ class TestCsv:
         with pytest.raises(DataError, match="columns stand more than once: 'label'"):
             open_images(write(files, "l.csv", "path,label, label\na.png,x,1\n"))
 
+    def test_text_of_several_lines_stays_together_in_a_large_file(self, files: Path) -> None:
+        text = "nine char\n" * 200  # Arrow reads a file in blocks of 2^20 bytes
+        rows = "".join(f'a.png,{row},"{text}{row}"\n' for row in range(600))
+        table = open_images(write(files, "l.csv", "path,id,note\n" + rows))
+        assert table.ids == [str(row) for row in range(600)]
+        assert table.table["note"].to_pylist() == [f"{text}{row}" for row in range(600)]
+
     def test_columns_of_the_same_name(self, files: Path) -> None:
         with pytest.raises(DataError, match="columns stand more than once: 'label'"):
             open_images(write(files, "l.csv", "path,label,label\na.png,x,1\n"))
