@@ -120,7 +120,7 @@ def canonical_labels(
         separators: characters that separate several labels in one string.
 
     Raises:
-        DataError: if the type is no label, or a number has no name.
+        DataError: if the type is no label, a number has no name, or lists have a 0 or 1 for each class.
     """
     label = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(label, pa.ChunkedArray):
@@ -147,9 +147,23 @@ def _list_labels(label: pa.Array, names: list[str] | None, where: str) -> tuple[
     if len(numbers) and (numbers.null_count or pc.min(numbers).as_py() < 0):
         raise DataError("a list of labels holds an unknown one", where=where, mend="leave it out of the list")
     lengths = np.asarray(pc.fill_null(pc.list_value_length(label), 0), dtype=np.int64)
+    if names is None and _is_multi_hot(np.asarray(numbers), lengths[np.asarray(label.is_valid())]):
+        raise DataError(
+            f"the lists of labels have a 0 or 1 for each of {lengths.max()} classes",
+            where=where,
+            mend="list the numbers of an image's classes, such as [3, 17], or call the column otherwise",
+        )
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     mask = label.is_null() if label.null_count else None
     return pa.ListArray.from_arrays(pa.array(offsets), numbers, mask=mask), names
+
+
+def _is_multi_hot(numbers: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> bool:
+    """Whether lists of one length hold nothing but 0 and 1, and one of them both or either several times."""
+    if len(np.unique(lengths)) != 1 or lengths[0] < 2 or numbers.max() > 1:
+        return False
+    rows = numbers.reshape(len(lengths), -1)
+    return bool((rows[:, 1:] == rows[:, :-1]).any() or rows.shape[1] > 2)
 
 
 def _numbers(label: pa.Array, names: list[str] | None, where: str) -> tuple[pa.Array, list[str] | None]:

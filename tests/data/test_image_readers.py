@@ -224,6 +224,7 @@ class TestCsv:
         [
             (("sea;;sky", "|sky", "sea| ;sky;"), ["sea", "sky"], [[0, 1], [1], [0, 1]]),
             (("1;;2", ";3;", ";"), None, [[1, 2], [3], None]),
+            (("a|b|a", "a|b|b", ";"), ["a", "b"], [[0, 1, 0], [0, 1, 1], None]),
         ],
     )
     def test_nothing_between_separators_is_no_label(
@@ -344,6 +345,35 @@ class TestParquet:
         found = open_images(str(tmp_path / "a.parquet"))
         assert found.classes == 3
         assert found.labels.tolist() == [[True, False, True], [False] * 3]
+
+    @pytest.mark.parametrize(
+        ("lists", "refused"),
+        [
+            ([[0, 0, 1], [1, 0, 1], None], True),
+            ([[0, 1], [1, 1]], True),
+            ([[0, 1], [1, 0]], False),
+            ([[0, 1, 2], [1, 0, 1]], False),
+            ([[0, 0, 1], [1]], False),
+            ([None, None], False),
+            ([[0], [1]], False),
+            ([[], []], False),
+        ],
+    )
+    def test_a_place_for_each_class_is_no_list_of_labels(
+        self, tmp_path: Path, lists: list[Any], refused: bool
+    ) -> None:
+        label = pa.array(lists, pa.list_(pa.int8()))
+        pq.write_table(
+            pa.table({"image": [b"%d" % n for n in range(len(lists))], "label": label}),
+            tmp_path / "a.parquet",
+        )
+        if refused:
+            with pytest.raises(
+                DataError, match=r"have a 0 or 1 for each of [23] classes .*such as \[3, 17\]"
+            ):
+                open_images(str(tmp_path / "a.parquet"))
+        else:
+            assert open_images(str(tmp_path / "a.parquet")).table["label"].to_pylist() == lists
 
     def test_empty_text_is_no_class(self, tmp_path: Path) -> None:
         pq.write_table(
