@@ -41,7 +41,9 @@ from ray_retrieval.data.list_files import parse_list
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.storage import is_uri, split_query
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_DECODED = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+IMAGE_SUFFIXES = _DECODED | {".heic", ".heif", ".avif", ".jxl"}
+"""Of images. The latter four cannot be decoded, and are told like damaged ones rather than passed over."""
 _SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation", "query", "queries", "gallery"})
 _IMAGE_COLUMNS = ("image", "img")
 _PATH_COLUMNS = ("path", "image", "filename", "file_name", "file")

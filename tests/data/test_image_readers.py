@@ -10,6 +10,7 @@ import pytest
 
 from ray_retrieval.data import readers
 from ray_retrieval.data.columns import canonical_labels
+from ray_retrieval.data.source import check_images
 from ray_retrieval.data.table import open_images
 from ray_retrieval.errors import DataError
 
@@ -65,6 +66,16 @@ class TestFolder:
         write(tmp_path, "train.txt", "a.png 1")
         with pytest.raises(DataError, match=r"did you mean .*train.txt"):
             open_images(str(tmp_path))
+
+    def test_images_of_kinds_that_cannot_be_decoded_are_not_passed_over(
+        self, photo_folder: Path, make_image: Any
+    ) -> None:
+        (photo_folder / "cat" / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+        (photo_folder / "cat" / "b.jfif").write_bytes(make_image(8, 8, kind="JPEG"))
+        table = open_images(str(photo_folder))
+        assert len(table) == 38
+        (error,) = check_images(table, 1)
+        assert (error.id, error.reason) == ("cat/a.HEIC", "not a JPEG, PNG, WebP, BMP, GIF or TIFF image")
 
     def test_folders_named_as_splits_are_not_classes(self, photo_folder: Path) -> None:
         top = photo_folder.parent / "set"
