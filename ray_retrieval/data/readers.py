@@ -143,7 +143,7 @@ def read_folder(folder: str, lists: Sequence[str] = ()) -> Rows:
         raise DataError("no image in this folder", where=folder, mend=mend)
     parts = [name.split("/") for name in names]
     found = {part[0] for part in parts if len(part) > 1}
-    if found and found <= _SPLIT_NAMES and all(len(part) > 2 for part in parts):
+    if found and found <= _SPLIT_NAMES and all(len(part) != 2 for part in parts):
         raise DataError(
             f"its sub-folders are splits, not classes: {', '.join(sorted(found))}",
             where=folder,

@@ -83,6 +83,9 @@ class TestFolder:
         photo_folder.rename(top / "train")
         with pytest.raises(DataError, match="splits, not classes"):
             open_images(str(top))
+        (top / "cover.png").write_bytes((top / "train" / "cat" / "00.png").read_bytes())
+        with pytest.raises(DataError, match="splits, not classes"):
+            open_images(str(top))
         assert open_images(str(top / "train")).class_names == ["cat", "dog", "owl"]
 
     @pytest.mark.parametrize("pattern", ["", "*/*.png", "cat"])
