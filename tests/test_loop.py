@@ -87,8 +87,10 @@ def undisturbed(tmp_path_factory):
         # The second epoch was no better than the first by half: the third has a lower rate.
         (7, RING, {"epochs": 4, "schedule": PLATEAU}),
         (3, {}, {"epochs": 4, "schedule": PLATEAU, "optimizer": {"name": "adam", "lr": 1e-3}}),
-        # In the first and in the second round of the first epoch, and after it; a mined round has 6 steps.
+        # In the first round of the first epoch, right after it, in the second round, and after that; a mined
+        # round has 6 steps.
         (1, {**GEM, **MIXED, "loss": MINED}, {"augmentation": {}}),
+        (2, {**GEM, **MIXED, "loss": MINED}, {"augmentation": {}}),
         (3, {**GEM, **MIXED, "loss": MINED}, {"augmentation": {}}),
         (4, {**GEM, **MIXED, "loss": MINED}, {"augmentation": {}}),
         # Within the first epoch of a network, its attention and its global head.
