@@ -14,13 +14,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from loop_parts import LocalReporter, config, loss_curve, trainer
 from pydantic import ValidationError
-from samples import coloured_benchmark
+from samples import coloured_benchmark, coloured_table
 
 from ray_retrieval.data.source import ImageSource
+from ray_retrieval.data.transforms import Preprocessing
 from ray_retrieval.errors import RecipeError, RetrievalError
 from ray_retrieval.loop import Process, read_outcome
 from ray_retrieval.loop import trainer as loop_trainer
 from ray_retrieval.loop.checkpoints import OPTIMIZER
+from ray_retrieval.loop.describing import sources_of
 from ray_retrieval.loop.optim import PlateauSchedule
 from ray_retrieval.methods.base import Clock
 
@@ -451,6 +453,21 @@ def test_one_table_in_several_roles_is_cached_once():
     made = trainer()
     assert made.database is made.train_images
     assert made.queries is not made.train_images
+
+
+def test_tables_share_the_memory_in_their_order():
+    tables = [coloured_table(5), coloured_table(6, seed=1), coloured_table(4, seed=2)]
+    image = Preprocessing(size=8)
+    sources = sources_of([(table, image) for table in tables], memory_bytes=10 * 3 * 8 * 8, threads=1)
+    assert [source.cached for source in sources] == [True, False, True]
+    for source in sources:
+        source.close()
+
+
+def test_images_larger_than_those_of_the_training_are_described_fewer_at_a_time():
+    describer = trainer(config(batch_size=12))._describer  # 24 of 16 pixels
+    sides = (8, 16, 32, 48, 256)
+    assert [describer._images_a_pass(Preprocessing(size=side)) for side in sides] == [24, 24, 6, 2, 1]
 
 
 VECTORS = {"method": "xbm", "images_per_class": 4, "warmup_steps": 2}
