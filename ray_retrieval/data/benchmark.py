@@ -156,8 +156,8 @@ class Benchmark:
             if known == len(self.queries):
                 self._note("the queries are in the database")
             else:
-                of = len(self.queries)
-                self._note(f"{known} of {of} queries are in the database, and left out of their own results")
+                left_out = "" if self.counts_queries else ", and left out of their own results"
+                self._note(f"{known} of {len(self.queries)} queries are in the database{left_out}")
                 pairs.insert(0, ("queries", "database"))
             if self.counts_queries:
                 self._note("codes count each query as its own hit, as published numbers do; vectors do not")

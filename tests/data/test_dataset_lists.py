@@ -71,6 +71,16 @@ def test_validation_takes_neither_queries_nor_training_images(tmp_path):
     assert other.validation_queries.ids != benchmark.validation_queries.ids
 
 
+def test_some_queries_may_be_in_the_database(tmp_path):
+    root = write(tmp_path / "a", range(40), range(45, 60), range(50, 300))
+    benchmark = opened(root, tmp_path / "split", validation_queries=0)
+    assert benchmark.queries_in_database
+    assert benchmark.notes == [
+        "10 of 15 queries are in the database",
+        "codes count each query as its own hit, as published numbers do; vectors do not",
+    ]
+
+
 def test_training_images_are_held_out_where_the_database_leaves_none(tmp_path):
     root = write(tmp_path / "a", range(1000), range(1000, 1020), range(1020))
     benchmark = opened(root, tmp_path / "split")

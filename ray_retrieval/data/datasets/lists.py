@@ -214,7 +214,7 @@ def from_parts(
     parts, lost = _present(config, parts)
     base, rows, contradictions = _one_table(parts, config, protocol)
     notes += contradictions
-    inside = bool(np.isin(rows["queries"], rows["database"]).all())
+    inside = bool(np.isin(rows["queries"], rows["database"]).any())
     origin = {
         "benchmark": protocol.title,
         "validation_queries": config.validation_queries,
