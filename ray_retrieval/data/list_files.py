@@ -112,7 +112,7 @@ def _text(file: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"not a text file in UTF-8: {error}", where=file) from None
+        raise DataError(f"not a text file in UTF-8: {error}", where=file, mend="save it in UTF-8") from None
 
 
 def _is_number(text: str) -> bool:

@@ -10,14 +10,16 @@ Every reader returns `Rows`; `table.open_images` chooses one. Rows are in manife
 folder, the file's own order for all others. Nothing here decodes an image.
 """
 
+import csv
 import fnmatch
+import io
 import json
 import os
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +54,7 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label")
 _TEXT_COLUMNS = frozenset({"id", *_PATH_COLUMNS, *_LABEL_COLUMNS})
 _BATCH_BYTES = 1 << 30
 _MISSING = "put them there, or give the folder that the paths start from as 'root'"
+_TO_UTF8 = "save it in UTF-8, which spreadsheets call 'CSV UTF-8'"
 _LABELS = "labels of a list are whole numbers from 0 behind a space; for others give a .csv with a header"
 
 
@@ -185,35 +188,10 @@ def read_csv(file: str, root: str | None = None) -> Rows:
     Raises:
         DataError: if the file is no CSV, has no column of paths, an empty path, or two columns of one name.
     """
-    try:
-        # Else text of several lines in quotes may be cut where a block of the file ends.
-        parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
-        with (
-            location.open_file(file) as source,
-            pyarrow.csv.open_csv(source, parse_options=parsing) as first_rows,
-        ):
-            given_names = first_rows.schema.names
-        names = [name.strip() for name in given_names]
-        text_columns = {
-            given: pa.string()
-            for given, name in zip(given_names, names, strict=True)
-            if name in _TEXT_COLUMNS
-        }
-        options = pyarrow.csv.ConvertOptions(column_types=text_columns)
-        with location.open_file(file) as source:
-            read = pyarrow.csv.read_csv(source, parse_options=parsing, convert_options=options)
-            table = _tidied(read.rename_columns(names))
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-        raise DataError(f"not a valid CSV file: {error}", where=file) from None
+    table = _tidied(_parsed_csv(file))
     refuse_repeated(table.column_names, where=file)
-    column = _first_of(table, _PATH_COLUMNS)
-    if column is None:
-        others = len(table.column_names) == 1 and re.search(r"[;\t]", table.column_names[0])
-        raise DataError(
-            f"no column of paths among {', '.join(table.column_names)}",
-            where=file,
-            mend="put commas between the columns" if others else "name it 'path', 'image' or 'filename'",
-        )
+    column = _first_of(table.column_names, _PATH_COLUMNS)
+    assert column is not None, "looked for before"
     if len(table) == 0:
         raise DataError("the file has no row", where=file)
     given = table[column].combine_chunks()
@@ -222,10 +200,10 @@ def read_csv(file: str, root: str | None = None) -> Rows:
         raise DataError(f"row {row + 1} has no path", where=file)
     paths = [location.join(root or location.parent(file), name) for name in given.to_pylist()]
     _refuse_missing(paths, file)
-    label_column = _first_of(table, _LABEL_COLUMNS)
+    label_column = _first_of(table.column_names, _LABEL_COLUMNS)
     label, class_names = pa.nulls(len(table)), None
     if label_column is not None:
-        given_labels = _known(table[label_column], options.null_values)
+        given_labels = _known(table[label_column], pyarrow.csv.ConvertOptions().null_values)
         label, class_names = canonical_labels(given_labels, None, where=file, separators="|;")
     ids = table["id"] if "id" in table.column_names else given
     rest = _without(table, (column, label_column, "id"))
@@ -255,6 +233,47 @@ def read_arrow(files: Sequence[str], root: str | None = None) -> Rows:
         DataError: if a file is no Arrow IPC, has no image column, or does not fit the others.
     """
     return _join_tables([(file, _read_one_arrow(file)) for file in files], root)
+
+
+def _parsed_csv(file: str) -> pa.Table:
+    """The columns of a CSV, without the spaces around their names; those that are known here are text.
+
+    Raises:
+        DataError: if it is none, not UTF-8, or has no column of paths.
+    """
+    try:
+        with location.open_file(file) as source:
+            header = _header(io.TextIOWrapper(source, "utf-8-sig", newline=""), file)
+        known = {name: pa.string() for name in header if name.strip() in _TEXT_COLUMNS}
+        with location.open_file(file) as source:
+            table = pyarrow.csv.read_csv(
+                source,
+                # Else text of several lines in quotes may be cut where a block of the file ends.
+                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+                convert_options=pyarrow.csv.ConvertOptions(column_types=known),
+            )
+    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
+        if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError):
+            raise DataError("not a text file in UTF-8", where=file, mend=_TO_UTF8) from None
+        raise DataError(f"not a valid CSV file: {error}", where=file) from None
+    # What is no text in UTF-8 is read as bytes, where it is not asked for.
+    foreign = [field.name for field in table.schema if pa.types.is_binary(field.type)]
+    if foreign:
+        raise DataError(f"the column '{foreign[0]}' is not UTF-8", where=file, mend=_TO_UTF8)
+    return table.rename_columns([name.strip() for name in table.column_names])
+
+
+def _header(text: TextIO, file: str) -> list[str]:
+    """The names of a CSV's columns as they stand; raises DataError if none is of paths."""
+    header = next((row for row in csv.reader(text) if row), [])
+    if header and _first_of([name.strip() for name in header], _PATH_COLUMNS) is None:
+        others = len(header) == 1 and re.search(r"[;\t]", header[0])
+        raise DataError(
+            f"no column of paths among {', '.join(header)}",
+            where=file,
+            mend="put commas between the columns" if others else "name it 'path', 'image' or 'filename'",
+        )
+    return header
 
 
 def _tidied(table: pa.Table) -> pa.Table:
@@ -324,7 +343,7 @@ def _join_tables(pieces: Sequence[tuple[str, pa.Table]], root: str | None) -> Ro
         table = pa.concat_tables(plain, promote_options="default")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"the files do not have the same columns: {error}", where=where) from None
-    column = _first_of(table, _IMAGE_COLUMNS)
+    column = _first_of(table.column_names, _IMAGE_COLUMNS)
     if column is None:
         raise DataError(
             f"no image column among {', '.join(table.column_names)}", where=where, mend="name it 'image'"
@@ -332,7 +351,7 @@ def _join_tables(pieces: Sequence[tuple[str, pa.Table]], root: str | None) -> Ro
     if len(table) == 0:
         raise DataError("the file has no row", where=where)
     images = canonical_images(table[column], root or location.parent(where), where=where)
-    label_column = _first_of(table, _LABEL_COLUMNS)
+    label_column = _first_of(table.column_names, _LABEL_COLUMNS)
     label, names = pa.nulls(len(table)), None
     if label_column is not None:
         declared = _declared_names(table.schema, label_column)
@@ -393,8 +412,8 @@ def _without(table: pa.Table, names: Iterable[str | None]) -> pa.Table:
     return table.select([name for name in table.column_names if name not in taken])
 
 
-def _first_of(table: pa.Table, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in table.column_names), None)
+def _first_of(there: Sequence[str], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in there), None)
 
 
 def _read_files(folder: str, names: Sequence[str], root: str | None, *, where: str) -> Rows:
