@@ -306,6 +306,8 @@ def _train_in_groups(rank, folder, groups):
     for number, group in enumerate(groups):
         if number % PROCESSES == rank:  # alone, each of them another group meanwhile
             _train(group, folder, Process())
+            if group in RESUMED:
+                _stop(group, folder)
     for group in groups:
         for world in worlds_of(group)[1:]:
             with _group(folder / f"{group}-{world}", rank, world) as process:
@@ -313,6 +315,8 @@ def _train_in_groups(rank, folder, groups):
                     _train(group, folder, process)
     with _group(folder / "uneven", rank, 2) as process:
         if process is not None:
+            for group in (one for one in RESUMED if one in groups):
+                _train(group, folder, process, folder / f"stopped-{group}")
             _choose_a_precision(folder, process)
             _train_with_uneven_shares(folder, process)
 
@@ -331,15 +335,20 @@ def _group(meeting, rank, world):
     dist.destroy_process_group()
 
 
-def _train(group, folder, process):
-    """Train the recipe of a group, and keep what it leaves."""
+RESUMED = ("xbm", "gem")
+"""Groups that are stopped on one process, amid the first epoch, and go on on two."""
+
+
+def _made(group, process):
+    """What trains the recipe of a group."""
     several_labels, settings = GROUPS[group]
     mixed = group.startswith("gem")
-    made = trainer(
+    return trainer(
         config(
             epochs=2,
             batch_size=30 if "xbm" in group or "listwise" in group else 32,
             clip_norm=5.0,
+            checkpoint={"min_seconds": 0, "every_steps": 3},
             # At a higher rate the hardest triplets multiply what rounding has left.
             **({"augmentation": {}, "optimizer": {"lr": 0.01}} if mixed else {}),
         ),
@@ -349,8 +358,19 @@ def _train(group, folder, process):
         dtype=torch.float64,
         **settings,
     )
-    name = f"{group}-{process.world}-{process.rank}"
-    history = made.fit(LocalReporter(folder / f"checkpoints-{name}"))
+
+
+def _stop(group, folder):
+    """Train the recipe of a group up to its first checkpoint."""
+    with pytest.raises(KeyboardInterrupt):
+        _made(group, Process()).fit(LocalReporter(folder / f"stopped-{group}", stop_after=1))
+
+
+def _train(group, folder, process, checkpoints=None):
+    """Train the recipe of a group, or go on from the checkpoints in a folder, and keep what it leaves."""
+    made = _made(group, process)
+    name = f"{group}{'' if checkpoints is None else ' resumed'}-{process.world}-{process.rank}"
+    history = made.fit(LocalReporter(checkpoints or folder / f"checkpoints-{name}"))
     found = {
         "gradients": {key: p.grad for key, p in made.method.named_parameters() if p.requires_grad},
         "weights": made.method.state_dict(),
@@ -395,6 +415,7 @@ def _choose_a_precision(folder, process):
     ids=["often", "rarely"],
 )
 def test_one_two_and_four_workers_train_alike(tmp_path, groups):
+    """Also where one was stopped, and two go on."""
     # What takes long to import is imported once, before the processes part.
     multiprocessing.set_forkserver_preload(["ray_retrieval.loop", "ray_retrieval.methods", "torch._dynamo"])
     mp.start_processes(
@@ -409,21 +430,22 @@ def test_one_two_and_four_workers_train_alike(tmp_path, groups):
 
     for group in groups:
         single, curve = left(group, 1, 0)
-        for world in worlds_of(group)[1:]:
-            leader, _ = left(group, world, 0)
+        runs = [(group, world) for world in worlds_of(group)[1:]]
+        for run, world in [*runs, (f"{group} resumed", 2)] if group in RESUMED else runs:
+            leader, _ = left(run, world, 0)
             for rank in range(world):
-                found, other = left(group, world, rank)
-                assert np.allclose(other, curve, rtol=0, atol=1e-9), (group, world)
+                found, other = left(run, world, rank)
+                assert np.allclose(other, curve, rtol=0, atol=1e-9), (run, world)
                 for name, value in single.items():
                     expected, mine = torch.as_tensor(value), torch.as_tensor(found[name])
                     # Whitening multiplies what rounding has left.
                     close = 1e-6 if "whitening" in name else 0
                     assert torch.allclose(mine.double(), expected.double(), rtol=close, atol=1e-9), (
-                        group,
+                        run,
                         name,
                     )
                     if name.startswith(("memory", "mined")):
-                        assert torch.equal(mine, torch.as_tensor(leader[name])), (group, world, rank, name)
+                        assert torch.equal(mine, torch.as_tensor(leader[name])), (run, world, rank, name)
         assert not group.startswith(("bank", "ring", "xbm")) or "memory embeddings" in single
     uneven = [json.loads((tmp_path / f"uneven-{rank}.json").read_text()) for rank in range(2)]
     assert uneven[0] == uneven[1]
