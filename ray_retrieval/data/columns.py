@@ -169,7 +169,8 @@ def _is_multi_hot(numbers: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
 def _numbers(label: pa.Array, names: list[str] | None, where: str) -> tuple[pa.Array, list[str] | None]:
     numbers = label
     if is_text(label.type):
-        label = pc.utf8_trim_whitespace(label)
+        # One name however its letters are composed: macOS keeps é as two signs.
+        label = pc.utf8_normalize(pc.utf8_trim_whitespace(label), form="NFC")
         label = pc.if_else(pc.equal(label, ""), pa.scalar(None, label.type), label)
         numeric = names is None and pc.all(pc.match_substring_regex(label, r"^-?\d{1,18}$")).as_py()
         numbers = label.cast(pa.int64()) if numeric else None

@@ -17,6 +17,7 @@ import json
 import os
 import posixpath
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -152,9 +153,11 @@ def read_folder(folder: str, lists: Sequence[str] = ()) -> Rows:
             where=folder,
             mend=f"give one of them, such as {location.join(folder, sorted(found)[0])}",
         )
-    class_names = sorted(found)
+    # One name however its letters are composed: macOS keeps é as two signs.
+    composed = {name: unicodedata.normalize("NFC", name) for name in found}
+    class_names = sorted(set(composed.values()))
     number = {name: index for index, name in enumerate(class_names)}
-    labels = [number[part[0]] if len(part) > 1 else None for part in parts]
+    labels = [number[composed[part[0]]] if len(part) > 1 else None for part in parts]
     label = pa.array(labels, pa.int64()) if class_names else pa.nulls(len(names))
     paths = [location.join(folder, name) for name in names]
     return Rows(_table(pa.array(names), label, paths=pa.array(paths)), class_names or None)
@@ -494,12 +497,26 @@ def _refuse_missing(paths: Sequence[str], where: str, none_there: str = _MISSING
     missing = [path for path in paths if not is_uri(path) and not os.path.isfile(path)]
     if missing:
         mend = none_there if len(missing) == len(paths) else _MISSING
-        of_windows = os.sep == "/" and "\\" in missing[0]
+        if os.sep == "/" and "\\" in missing[0]:
+            mend = "write the paths with / between folders, not \\"
+        else:
+            mend = _recomposing(missing[0]) or mend
         raise DataError(
             f"{len(missing)} of {len(paths)} images are missing, the first is {missing[0]}",
             where=where,
-            mend="write the paths with / between folders, not \\" if of_windows else mend,
+            mend=mend,
         )
+
+
+def _recomposing(path: str) -> str | None:
+    """What to do where a file's name there reads the same, but has letters with accents as other signs."""
+    for there, wanted in (("NFD", "nfc"), ("NFC", "nfd")):
+        if os.path.isfile(unicodedata.normalize(there, path)):
+            convmv = f"`convmv -f utf8 -t utf8 --{wanted} -r --notest`"
+            return (
+                f"letters with accents are composed otherwise there: {convmv} renames the files of a folder"
+            )
+    return None
 
 
 def _suffix(name: str) -> str:

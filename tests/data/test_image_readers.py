@@ -77,6 +77,19 @@ class TestFolder:
         (error,) = check_images(table, 1)
         assert (error.id, error.reason) == ("cat/a.HEIC", "not a JPEG, PNG, WebP, BMP, GIF or TIFF image")
 
+    def test_a_class_is_one_however_the_letters_of_its_name_are_composed(
+        self, photo_folder: Path, files: Path
+    ) -> None:
+        (photo_folder / "cat").rename(photo_folder / "cafe\u0301")
+        folder = open_images(str(photo_folder))
+        assert folder.class_names == ["caf\u00e9", "dog", "owl"]
+        assert folder.ids[0] == "cafe\u0301/00.png"
+        listed = open_images(write(files, "l.csv", "path,label\na.png,cafe\u0301\nb.png,caf\u00e9\n"))
+        assert listed.class_names == ["caf\u00e9"]
+        text = f"{photo_folder}/caf\u00e9/00.png\n"
+        with pytest.raises(DataError, match=r"1 of 1 images are missing.*composed otherwise there: `convmv"):
+            open_images(write(files, "l.txt", text))
+
     def test_folders_named_as_splits_are_not_classes(self, photo_folder: Path) -> None:
         top = photo_folder.parent / "set"
         top.mkdir()
