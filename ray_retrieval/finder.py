@@ -61,7 +61,8 @@ class Finder:
             verification for an index of local features, and nothing for others.
         model: fingerprint of the model that queries are encoded with, where it is known.
         gpu: search on a GPU, see `Index.open`.
-        effort: what is set of it replaces what the index was built with, for an approximate search.
+        effort: what is set of it replaces what the index was built with, for an approximate search, also
+            where a step of re-ranking searches.
 
     Raises:
         ArtefactError: if the index is missing, damaged or made by another model, or a step is not for what it
@@ -82,7 +83,8 @@ class Finder:
     ) -> None:
         threads = threads or cores()
         self.index = Index.open(Folder(index), threads=threads, model=model, gpu=gpu)
-        self._effort = None if effort is None else _effort_of(self.index, effort, gpu=gpu)
+        if effort is not None:  # also of steps that search the index themselves
+            self.index = self.index.with_effort(_effort_of(self.index, effort, gpu=gpu))
         if rerank is None:
             verifies = self.index.form.kind is DescriptorKind.LOCAL
             rerank = (GeometricVerificationConfig(),) if verifies else ()
@@ -119,7 +121,7 @@ class Finder:
         depth = max([k, *(step.depth for step in self._steps)])
         # Each hit that is asked for takes memory for every query, also where there is no row for it.
         depth = min(depth, max(1, self.index.rows))
-        found = self.index.search(queries, depth, effort=self._effort, where=where)
+        found = self.index.search(queries, depth, where=where)
         if not self._steps:
             hits = [hits_of(self.index, found, query) for query in range(len(queries))]
             return [self._noted(queries, query, some, where) for query, some in enumerate(hits)]

@@ -158,7 +158,7 @@ def test_predict_says_why_there_is_nothing(built, encoders):
 
 
 def test_predict_says_that_no_image_has_such_features(built, encoders, monkeypatch):
-    def none(self, queries, k, where=None, effort=None):
+    def none(self, queries, k, where=None):
         return search.Hits(np.full((len(queries), k), np.inf, np.float32), np.full((len(queries), k), -1))
 
     monkeypatch.setattr(Index, "search", none)

@@ -12,7 +12,9 @@ it has; hits of groups of its shards, merged, are again the same. Rows that were
 until the index is compacted, and are never hits. `building.build` makes an index, `changes` change it.
 """
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -193,6 +195,16 @@ class Index:
 
     def __len__(self) -> int:
         return self.rows
+
+    def with_effort(self, effort: Effort) -> "Index":
+        """The same version, opened once, whose approximate searches look so hard unless told."""
+        found = copy.copy(self)
+        if self._structure is not None:
+            found._structure = replace(self._structure, effort=effort)
+        if self.shortlist is not None:
+            config = self.shortlist.config.model_copy(update={"nprobe": effort.nprobe})
+            found.shortlist = replace(self.shortlist, config=config)
+        return found
 
     @property
     def version(self) -> int:

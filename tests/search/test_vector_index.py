@@ -18,9 +18,11 @@ from search_parts import (
 
 from ray_retrieval.descriptors import DescriptorKind, Form, Vectors
 from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
+from ray_retrieval.finder import Finder
 from ray_retrieval.search import NO_ROW, Hits, Index, build, choosing, merge
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.effort import Effort
+from ray_retrieval.search.rerank import DatabaseAugmentationConfig, QueryExpansionConfig
 from ray_retrieval.search.structures import _recall_queries, _sample
 
 ROWS, DIMENSION = 100, 7
@@ -190,6 +192,21 @@ def test_an_approximate_search_has_exact_distances_and_a_measured_recall(cluster
     harder = index.search(queries, 10, effort=Effort(nprobe=16, ef_search=400, k_factor=40))
     np.testing.assert_array_equal(harder.rows, exact.rows)
     assert len(index.verify()) == 2 + 3 + 4 + 1
+
+
+@pytest.mark.parametrize("config", [QueryExpansionConfig(n=3), DatabaseAugmentationConfig(n=3)])
+def test_steps_that_search_themselves_look_as_hard_as_is_asked(clustered, tmp_path, config):
+    embeddings, vectors = clustered
+    build(embeddings, tmp_path / "exact")
+    little = ApproximateConfig(search="IVF16,Flat", nprobe=1, recall_queries=5)
+    build(embeddings, tmp_path / "cells", approximate=little)
+    exact = Finder(tmp_path / "exact", rerank=[config], threads=1)
+    finder = Finder(tmp_path / "cells", rerank=[config], effort=Effort(nprobe=16), threads=1)
+    queries = Vectors(vectors.data[:20])
+    assert [answer.hits for answer in finder.find(queries, 60)] == [
+        answer.hits for answer in exact.find(queries, 60)
+    ]
+    assert finder.index.info()["nprobe"] == 1  # what the index says of itself stays
 
 
 def test_building_for_another_search_keeps_the_shards(clustered, tmp_path):
