@@ -364,7 +364,9 @@ class _Masks:
         # An item that is null is equal to nothing, even where no value of the column's type is known.
         found = pc.is_in(_comparable(items), value_set=_comparable(possible), skip_nulls=True)
         if _is_list(column.type):
-            parents = np.asarray(pc.list_parent_indices(column))
+            # What is null may still have items, which `list_flatten` leaves out.
+            counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+            parents = np.repeat(np.arange(len(column)), counts)
             among = np.zeros(len(column), np.bool_)
             among[parents[found.to_numpy(zero_copy_only=False)]] = True
             found = pa.array(among)

@@ -87,6 +87,19 @@ def test_an_image_of_several_classes_is_of_each():
     assert passing("not label = cat and label is not null", rows.slice(1)) == [0, 1]
 
 
+@pytest.mark.parametrize("several", [pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray])
+def test_what_is_null_has_no_items_also_where_some_lie_under_it(several):
+    items, mask = pa.array([0, 1, 2, 0, 1, 1]), pa.array([False, True, False])
+    if several is pa.FixedSizeListArray:
+        label = several.from_arrays(items, 2, mask=mask)
+    else:
+        label = several.from_arrays(pa.array([0, 2, 4, 6]), items, mask=mask)
+    rows = pa.record_batch({"label": label})
+    assert passing("label = dog", rows) == [0, 2]
+    assert passing("label != dog or label is null", rows) == [1]
+    assert passing("label = dog", rows.slice(1)) == [1]
+
+
 def test_a_number_means_the_same_below_above_and_equal():
     """0.1 is not the same in 32 and in 64 bits; in a filter it is that of the column."""
     rows = pa.RecordBatch.from_pydict({"share": pa.array([0.1, 0.2, -0.1, float("inf")], pa.float32())})
