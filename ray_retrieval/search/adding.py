@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import ArtefactError, DataError, RecipeError
@@ -164,7 +165,7 @@ def _appended(
 
 
 def _labelled(schema: pa.Schema) -> bool:
-    """Whether some rows have labels."""
+    """Whether some rows may have labels."""
     return "label" in schema.names and not pa.types.is_null(schema.field("label").type)
 
 
@@ -257,18 +258,28 @@ def _check_columns(index: Index, rows: RowSource) -> None:
             )
 
 
+def _holds_labels(column: pa.ChunkedArray) -> bool:
+    """Whether a column of labels, one or several a row, holds any."""
+    labels = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    return bool(labels.null_count < len(labels))
+
+
 def _classes(index: Index, source: NewRows) -> tuple[tuple[str, ...] | None, Rows | None]:
     """The class names of both, and the number among them of each class of the new rows."""
     own, other = index.class_names, source.class_names
     if own == other or not _labelled(source.schema):
         return None if own is None else tuple(own), None
-    if own is None and not _labelled(index.schema):
-        return tuple(other or []), None
-    if other is None and own is not None and all(map(str.isdecimal, own)):
-        return _as_names(own, source)
-    if own is None and other is not None and all(map(is_number, other)):
-        return None, _unless_same(np.array([int(name) for name in other], np.int64))
     if own is None or other is None:
+        coming = (table["label"] for table, _ in source.tables(0, len(source)))
+        if not any(map(_holds_labels, coming)):
+            return None if own is None else tuple(own), None
+        known_rows = (shard.rows for shard in index.shards.values() if _labelled(shard.rows.schema))
+        if not any(_holds_labels(rows.column("label")) for rows in known_rows):
+            return None if other is None else tuple(other), None
+        if own is not None and all(map(str.isdecimal, own)):
+            return _as_names(own, source)
+        if other is not None and all(map(is_number, other)):
+            return None, _unless_same(np.array([int(name) for name in other], np.int64))
         named, unnamed = ("new rows", "index") if own is None else ("index", "new rows")
         raise DataError(
             f"the classes of the {named} have names, those of the {unnamed} are numbers",
@@ -299,10 +310,16 @@ def _as_names(own: list[str], source: NewRows) -> tuple[tuple[str, ...], Rows | 
 
 def _with_more(own: list[str], other: list[str]) -> tuple[list[str], list[int]]:
     """The names of both, and the place among them of each of the others."""
-    known = set(own)
-    names = [*own, *(name for name in other if name not in known)]
-    places = {name: number for number, name in enumerate(names)}
-    return names, [places[name] for name in other]
+    # As far as both begin alike a number means the same, also of classes of one name; else the first counts.
+    alike = next((n for n, pair in enumerate(zip(own, other, strict=False)) if pair[0] != pair[1]), len(own))
+    names, first = list(own), {name: number for number, name in reversed(list(enumerate(own)))}
+    places = list(range(min(alike, len(other))))
+    for name in other[len(places) :]:
+        if name not in first:
+            first[name] = len(names)
+            names.append(name)
+        places.append(first[name])
+    return names, places
 
 
 def _unless_same(numbers: Rows) -> Rows | None:

@@ -100,19 +100,16 @@ def as_ids(column: Any, where: object, first_row: int = 0) -> Any:
 
 
 def classes_in(columns: Iterable[Any]) -> list[str] | None:
-    """The class names in columns of labels, sorted; None where labels are numbers.
+    """The class names in columns of labels, sorted; None where labels are numbers, or there are none.
 
     Text is numbers too where each is one as it is written without sign, and zeros in front.
     """
     found: set[str] = set()
-    named = False
     for column in columns:
         values = _flat(column.cast(plain(column.type)))
         if _is_text(values.type):
-            named = True
             found.update(value for value in pc.unique(values).to_pylist() if value is not None)
-    numbers = bool(found) and all(map(is_number, found))
-    return sorted(found) if named and not numbers else None
+    return None if all(map(is_number, found)) else sorted(found)
 
 
 def is_number(name: str) -> bool:

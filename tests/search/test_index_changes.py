@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from search_parts import assert_same, draw_codes, draw_images, draw_vectors, files_in, images_of, write
 from soak_parts import survives_kills
@@ -226,6 +227,24 @@ def test_numbers_and_names_that_are_numbers_are_the_same_classes(tmp_path, sever
     columns = {"ids": ["file-1", "file-2"], "labels": [[100_001], [5]] if several else [100_001, 5]}
     add(of_names, imported(draw_codes(2, 8).data, bits=8, model="model-a", **columns))
     assert classes(of_names)[-2:] == ["100001", "5"]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.int64(), pa.list_(pa.string())], ids=str)
+def test_rows_of_which_none_has_a_label_go_with_any(tmp_path, kind):
+    """Also where a table, written a piece at a time, says of what type they would be."""
+    some = {pa.string(): "dog", pa.int64(): 3, pa.list_(pa.string()): ["dog"]}[kind]
+    none = [] if pa.types.is_list(kind) else None
+    files = {"none": [none, None], "some": [some, none]}
+    for name, labels in files.items():
+        known = {"id": [f"{name}-0", f"{name}-1"], "label": pa.array(labels, kind)}
+        table = pa.table({**known, "code": pa.array([b"a", b"b"], pa.binary(1))})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    for first, then in (("none", "some"), ("some", "none")):
+        build(imported(tmp_path / f"{first}.parquet"), tmp_path / first)
+        add(tmp_path / first, imported(tmp_path / f"{then}.parquet"))
+        opened = Index.open(tmp_path / first)
+        place = 2 if first == "none" else 0
+        assert opened.living("label = 3" if kind == pa.int64() else "label = dog").tolist() == [place]
 
 
 def test_columns_may_come_later_but_not_change_their_kind(made, index, tmp_path):
