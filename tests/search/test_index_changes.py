@@ -229,6 +229,19 @@ def test_numbers_and_names_that_are_numbers_are_the_same_classes(tmp_path, sever
     assert classes(of_names)[-2:] == ["100001", "5"]
 
 
+def test_a_class_of_a_name_that_comes_twice_is_the_first_of_it_as_in_filters(tmp_path):
+    codes = draw_codes(3, 8)
+    for name, classes in {"first": ["crane", "dog", "crane"], "more": ["ant", "ant", "crane"]}.items():
+        images = draw_images(3).set_column(0, "id", pa.array([f"{name}-{row}" for row in range(3)]))
+        images = images.set_column(2, "label", pa.array([0, 1, 2]))
+        write(tmp_path / name, codes, images, class_names=classes)
+    build(tmp_path / "first", tmp_path / "index")
+    add(tmp_path / "index", tmp_path / "more")
+    opened = Index.open(tmp_path / "index")
+    assert opened.living("label = crane").tolist() == [0, 5]
+    assert opened.living("label = ant").tolist() == [3, 4]
+
+
 @pytest.mark.parametrize("kind", [pa.string(), pa.int64(), pa.list_(pa.string())], ids=str)
 def test_rows_of_which_none_has_a_label_go_with_any(tmp_path, kind):
     """Also where a table, written a piece at a time, says of what type they would be."""
