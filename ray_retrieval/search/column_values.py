@@ -130,8 +130,20 @@ def rounds(own: pa.DataType, other: pa.DataType) -> bool:
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """The type by which an index knows values of a type: no dictionary, and no view, also not in lists."""
-    return _shown(kind.value_type if pa.types.is_dictionary(kind) else kind)
+    """The type by which an index knows values of a type: no dictionary, and no view, also not in lists.
+
+    Views are quick to make, but Arrow picks no rows of them.
+    """
+    kinds = pa.types
+    if kinds.is_dictionary(kind):
+        return plain(kind.value_type)
+    if kinds.is_list(kind):
+        return pa.list_(kind.value_field.with_type(plain(kind.value_type)))
+    if kinds.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(plain(kind.value_type)))
+    if kinds.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(plain(kind.value_type)), kind.list_size)
+    return {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(kind, kind)
 
 
 def check_columns(schema: pa.Schema, where: object) -> None:
@@ -150,18 +162,6 @@ def check_columns(schema: pa.Schema, where: object) -> None:
                 where=where,
                 mend="give it as text, numbers, bytes or lists of these, or leave it out",
             ) from None
-
-
-def _shown(kind: pa.DataType) -> pa.DataType:
-    """A type with what views show in their place: they are quick to make, but Arrow picks no rows of them."""
-    kinds = pa.types
-    if kinds.is_list(kind):
-        return pa.list_(kind.value_field.with_type(_shown(kind.value_type)))
-    if kinds.is_large_list(kind):
-        return pa.large_list(kind.value_field.with_type(_shown(kind.value_type)))
-    if kinds.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(_shown(kind.value_type)), kind.list_size)
-    return {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}.get(kind, kind)
 
 
 def _is_numbers(kind: pa.DataType) -> bool:

@@ -400,6 +400,18 @@ def test_views_of_text_are_text(tmp_path, ending):
     assert add(tmp_path / "index", more).added == 2
 
 
+def test_categories_in_lists_are_text(tmp_path):
+    """As data frames hold the tags of an image."""
+    words = pa.array(["x", "y"] * ROWS).dictionary_encode()
+    lists = pa.ListArray.from_arrays(pa.array(range(0, 2 * ROWS + 1, 2), pa.int32()), words)
+    table = pa.table({"vector": VECTORS.tolist(), "label": lists, "tags": lists})
+    build(imported(write_table(tmp_path / "tagged.arrow", table)), tmp_path / "index", shards=2)
+    index = Index.open(tmp_path / "index")
+    assert index.class_names == ["x", "y"]
+    assert index.living("tags = y and label = x").tolist() == list(range(ROWS))
+    assert index.records([3])["tags"].to_pylist() == [["x", "y"]]
+
+
 def test_columns_of_which_no_rows_can_be_picked_are_refused(tmp_path):
     names = pa.DictionaryArray.from_arrays(pa.array([0] * ROWS), pa.array(["x"], pa.string_view()))
     for number, column in enumerate([names, pc.run_end_encode(pa.array([1] * ROWS))]):
