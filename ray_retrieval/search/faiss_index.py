@@ -211,7 +211,9 @@ def settings_of(index: Any) -> frozenset[str]:
 def selects(index: Any) -> bool:
     """Whether FAISS can look for candidates among some of the rows only."""
     kinds = (faiss.IndexIVF, faiss.IndexHNSW, faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexRaBitQ)
-    return isinstance(innermost(index), kinds)
+    without = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFPQR, faiss.IndexIVFSpectralHash)
+    inner = innermost(index)
+    return isinstance(inner, kinds) and not isinstance(inner, without)
 
 
 def innermost(index: Any) -> Any:

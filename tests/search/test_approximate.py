@@ -315,6 +315,16 @@ def test_only_rows_of_a_mask_are_hits(tmp_path, factory, share):
         assert (found.rows == NO_ROW).all()
 
 
+@pytest.mark.parametrize("factory", ["IVF8,RQ2x4", "IVF8,PQ8+8", "IVF8,ITQ8,SH"])
+def test_cells_of_which_faiss_cannot_be_asked_for_some_rows(tmp_path, factory):
+    vectors, queries = clustered(1500, 24), clustered(5, 24, seed=1)
+    kept = np.arange(1500) % 2 == 0
+    (segment,) = built(tmp_path, factory, vectors)
+    alone = search_vectors([VectorSegment(vectors[kept], 0, 1e-6)], queries, 10)
+    found = segment.search(queries, 10, EVERYTHING, packed(kept))
+    np.testing.assert_array_equal(found.rows, np.flatnonzero(kept)[alone.rows])
+
+
 def test_candidates_do_not_grow_with_what_a_mask_leaves_out(tmp_path, monkeypatch):
     vectors, queries = clustered(1500, 24), clustered(5, 24, seed=1)
     asked = []
