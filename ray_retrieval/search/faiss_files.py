@@ -58,6 +58,7 @@ class FaissFile:
             if ids_of_cells is not None and self._binary:
                 self._places = _Places(cells.invlists, ids_of_cells, self._index.code_size)
             elif self._keys is not None:
+                _restore_quantiser(cells)
                 kind = faiss.DirectMap.Array if _in_order(self._keys) else faiss.DirectMap.Hashtable
                 cells.set_direct_map_type(kind)
         self.rows = int(self._index.ntotal)
@@ -151,6 +152,14 @@ def _cells_of(index: Any) -> Any:
     if isinstance(index, faiss.IndexBinary):
         return index if isinstance(index, faiss.IndexBinaryIVF) else None
     return faiss.try_extract_index_ivf(index)
+
+
+def _restore_quantiser(cells: Any) -> None:
+    """Tell cells of 4-bit codes what decodes them, without which FAISS's releases that forget it crash."""
+    cells = faiss.downcast_index(cells)
+    own = getattr(cells, "pq", None) or getattr(cells, "aq", None)
+    if own is not None and getattr(cells, "fine_quantizer", own) is None:
+        cells.fine_quantizer = own
 
 
 def _ids_of_cells(cells: Any) -> list[Rows]:

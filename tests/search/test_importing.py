@@ -139,6 +139,21 @@ def test_files_of_faiss(tmp_path, data, kind):
     assert (None if rows.ids() is None else rows.ids().to_pylist()) == expected
 
 
+@pytest.mark.parametrize("factory", ["IVF4,PQ2x4fs", "PCA4,IVF4,PQ2x4fs", "IVF4,RQ2x4fs_32_Nrq2x4"])
+def test_cells_of_4_bit_codes_come_back_as_they_are_decoded(tmp_path, factory):
+    """FAISS itself, which does not read what decodes them, would end the process."""
+    vectors = np.random.default_rng(0).standard_normal((100, 8), np.float32)
+    index = faiss.index_factory(8, factory)
+    index.train(vectors)
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "cells.faiss"))
+    faiss.extract_index_ivf(index).set_direct_map_type(faiss.DirectMap.Array)
+    decoded = index.reconstruct_n(0, 100)
+    decoded /= np.linalg.norm(decoded, axis=1, keepdims=True)
+    found = all_of(imported(tmp_path / "cells.faiss", normalise=True))[1]
+    np.testing.assert_allclose(found, decoded, rtol=1e-5, atol=1e-6)
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_cut_of_any_files_is_that_of_the_array(tmp_path, monkeypatch, data):
