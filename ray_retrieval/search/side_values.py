@@ -61,7 +61,7 @@ def values_beside(name: str, asked: "str | pa.Array | None", schema: pa.Schema, 
 
 
 def _read(place: str, name: str, schema: pa.Schema) -> pa.Array:
-    """The values in a file: `.npy`, a list in `.json`, or text, one a line."""
+    """The values in a file: `.npy`, a list in `.json`, or text, one a line; an empty line is no label."""
     folder, file = split(place)
     if not folder.exists(file):
         listed = ", ".join(schema.names) or "none"
@@ -76,7 +76,10 @@ def _read(place: str, name: str, schema: pa.Schema) -> pa.Array:
             if not isinstance(values, list):
                 raise ValueError(f"a list is expected, got {type(values).__name__}")
             return pa.array(values)
-        return pa.array(lines_of(folder.read_bytes(file)), pa.large_string())
+        lines: list[str | None] = [*lines_of(folder.read_bytes(file))]
+        if name == "label":
+            lines = [line or None for line in lines]
+        return pa.array(lines, pa.large_string())
     except (ValueError, EOFError, OverflowError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(

@@ -276,6 +276,9 @@ def test_ids_and_labels_in_files_beside(tmp_path):
     (tmp_path / "labels.txt").write_text("3\n" * ROWS)
     rows = imported(VECTORS, labels=str(tmp_path / "labels.txt"))
     assert (rows.class_names, set(all_of(rows)[0]["label"].to_pylist())) == (None, {3})
+    (tmp_path / "labels.txt").write_text("3\n\n" * (ROWS // 2))
+    rows = imported(VECTORS, labels=str(tmp_path / "labels.txt"))
+    assert (rows.class_names, all_of(rows)[0]["label"].to_pylist()) == (None, [3, None] * (ROWS // 2))
 
 
 def test_what_made_them_is_known_by_a_name(tmp_path):
