@@ -233,6 +233,12 @@ def test_looking_harder_finds_what_the_exact_votes_find(made, queries):
     ]
     assert shares[0] <= shares[1]
     assert shares[1] > 0.9
+    little = index.search(queries, 5)
+    for nprobe in (1, 4):
+        effort = Effort(nprobe=nprobe)
+        found = index.with_effort(effort).search(queries, 5)
+        assert_same(found, index.search(queries, 5, effort=effort))
+    assert_same(index.search(queries, 5), little)  # the other one is as it was
 
 
 def test_global_vectors_rank_by_the_cosine(made, local, queries):

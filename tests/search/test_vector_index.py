@@ -22,7 +22,13 @@ from ray_retrieval.finder import Finder
 from ray_retrieval.search import NO_ROW, Hits, Index, build, choosing, merge
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.effort import Effort
-from ray_retrieval.search.rerank import DatabaseAugmentationConfig, QueryExpansionConfig
+from ray_retrieval.search.rerank import (
+    DatabaseAugmentationConfig,
+    DiffusionConfig,
+    KReciprocalConfig,
+    QueryExpansionConfig,
+    SuperGlobalConfig,
+)
 from ray_retrieval.search.structures import _recall_queries, _sample
 
 ROWS, DIMENSION = 100, 7
@@ -207,6 +213,30 @@ def test_steps_that_search_themselves_look_as_hard_as_is_asked(clustered, tmp_pa
         answer.hits for answer in exact.find(queries, 60)
     ]
     assert finder.index.info()["nprobe"] == 1  # what the index says of itself stays
+
+
+STEPS = [
+    QueryExpansionConfig(n=3),
+    DatabaseAugmentationConfig(n=3),
+    KReciprocalConfig(k1=8, k2=3, depth=40),
+    DiffusionConfig(k=8, depth=40),
+    SuperGlobalConfig(depth=40),
+]
+
+
+@pytest.mark.parametrize("config", STEPS, ids=[config.name for config in STEPS])
+def test_few_hits_are_the_first_of_many_and_a_filter_is_refused(clustered, tmp_path, config):
+    embeddings, _ = clustered
+    build(embeddings, tmp_path)
+    finder, queries = Finder(tmp_path, rerank=[config], threads=1), draw_vectors(20, 16, seed=5)
+    few, many = finder.find(queries, 2), finder.find(queries, 60)
+    assert [answer.hits for answer in few] == [answer.hits[:2] for answer in many]
+    plain = Finder(tmp_path, threads=1).find(queries, 2)
+    assert [[hit.row for hit in answer.hits] for answer in few] != [
+        [hit.row for hit in answer.hits] for answer in plain
+    ]
+    with pytest.raises(QueryError, match="a filter does not go with"):
+        finder.find(queries, 2, where="label = 3")
 
 
 def test_building_for_another_search_keeps_the_shards(clustered, tmp_path):
