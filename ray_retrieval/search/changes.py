@@ -6,7 +6,7 @@ call again goes on with the shards that are finished; what it left behind is col
 Rows are added in `adding`, and what is left is written anew in `compaction`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ class Change:
 
 def remove(
     uri: Where,
-    ids: str | Sequence[str | int] = (),
+    ids: str | int | Iterable[str | int] = (),
     *,
     where: "str | Filter | None" = None,
     dry_run: bool = False,
@@ -87,7 +87,7 @@ def remove(
         QueryError: if the index has no such id, the filter is not one for it, or no row would be left.
     """
     index = Folder(uri)
-    named = [str(one) for one in several(ids)]
+    named = [str(one) for one in (several(ids) if isinstance(ids, Iterable) else [ids])]
     if bool(named) == (where is not None):
         raise QueryError(
             "rows to remove are given by their ids or by a filter: one of the two",

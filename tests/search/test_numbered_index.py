@@ -57,6 +57,8 @@ def test_an_id_alone_is_that_id_and_not_its_digits(index):
     assert [opened.row_of(name) for name in ("3", "5", "35")] == [3, 5, None]
     assert remove(index, np.array([3, 5])).removed == 2
     assert Index.open(index).row_of("3") is None
+    assert remove(index, 36).removed == remove(index, np.int64(37)).removed == 1
+    assert Index.open(index).row_of(36) is Index.open(index).row_of(37) is None
 
 
 def test_numbers_go_on_and_are_never_given_twice(index):
