@@ -15,6 +15,7 @@ from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.column_values import check_columns
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.ids import check_once, hashes_of
+from ray_retrieval.search.importing import maker
 from ray_retrieval.search.manifest import CURRENT, Manifest, ShardEntry, read_current
 from ray_retrieval.search.pool import Advance, Pool, Threads
 from ray_retrieval.search.publishing import publish
@@ -94,7 +95,8 @@ def build(
         previous = read_current(index) if index.exists(CURRENT) else None
         if previous is not None and previous.model != source.model:
             raise ArtefactError(
-                f"it is an index of model {previous.model}, the rows are of model {source.model}",
+                f"it holds {previous.form}, made by {maker(previous.model)}; the rows are {form}, made by "
+                f"{maker(source.model)}",
                 where=index,
                 mend="build into another directory",
             )

@@ -281,6 +281,8 @@ def test_another_model_is_refused_with_both_named(made, tmp_path, codes):
     before = files_in(made / "index-5")
     with pytest.raises(ArtefactError, match=r"model model-a.*model model-b"):
         build(tmp_path / "embeddings", made / "index-5")
+    with pytest.raises(ArtefactError, match=r"12-bit codes, made by model model-a.* vectors of 4 .*else"):
+        build(imported(np.eye(4, dtype=np.float32)), made / "index-5")
     assert files_in(made / "index-5") == before
 
 
