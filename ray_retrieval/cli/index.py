@@ -166,19 +166,25 @@ def index_plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what an index would take on disk and in memory, for each kind of search, before it is built."""
+    from ray_retrieval.descriptors import DescriptorKind
     from ray_retrieval.recipe import from_settings
     from ray_retrieval.search.approximate import ApproximateConfig
     from ray_retrieval.search.building import ROWS_PER_SHARD
     from ray_retrieval.search.planning import plan
+    from ray_retrieval.search.votes import LocalSearchConfig
 
     form, count, features, known = _to_plan(
         places or [], rows, bits, dimension, column=column, normalise=normalise
     )
-    asked = {"search": how, "recall_target": recall, "memory": memory}
-    given = [f"{key}={value}" for key, value in asked.items() if value is not None]
-    config = from_settings(ApproximateConfig, [*given, *(settings or [])])
+    asked = {"recall_target": recall, "memory": memory}
+    given = [*(f"{key}={value}" for key, value in asked.items() if value is not None), *(settings or [])]
+    local, config = None, None
+    if form.kind is DescriptorKind.LOCAL:
+        local = from_settings(LocalSearchConfig, [f"shortlist={how}", *given])
+    else:
+        config = from_settings(ApproximateConfig, [f"search={how}", *given])
     written = shards or -(-count // ROWS_PER_SHARD)
-    found = plan(form, count, features=features, shards=written, config=config)
+    found = plan(form, count, features=features, shards=written, config=config, local=local)
     if as_json:
         kinds = [kind.as_json() for kind in found]
         print_json({**form.as_json(), "rows": count, "known_bytes": known, "kinds": kinds})

@@ -74,6 +74,7 @@ def plan(
     features: int = 0,
     shards: int = 1,
     config: ApproximateConfig | None = None,
+    local: LocalSearchConfig | None = None,
 ) -> list[Footprint]:
     """What an index of some rows would take, for each kind of search that it can be built for.
 
@@ -85,6 +86,7 @@ def plan(
         config: the search of codes or vectors that is asked for, `auto` unless told. Where it is another
             kind than is planned for anyway, that comes too, if its size is known; where no structure fits the
             memory, nothing is chosen.
+        local: the shortlist of local features that is asked for, `auto` unless told.
 
     Raises:
         RecipeError: if what is asked for is of no use to the search, or is no search of such descriptors.
@@ -93,7 +95,7 @@ def plan(
     if form.kind is DescriptorKind.CODES:
         kinds = [_fast(choose_for_codes, form, max(rows, EXACT_CODES + 1), shards)]
     elif form.kind is DescriptorKind.LOCAL:
-        return _of_local(form, rows, features, shards)
+        return _of_local(form, rows, features, shards, local or LocalSearchConfig())
     else:
         fast = _fast(choose_for_vectors, form, max(rows, EXACT_VECTORS + 1), shards)
         coarse = f"IVF{cells_of_kind(fast)}"
@@ -125,28 +127,31 @@ def _fast(choose_fast: Callable[..., Choice], form: Form, rows: int, shards: int
     return factory
 
 
-def _of_local(form: Form, rows: int, features: int, shards: int) -> list[Footprint]:
+def _of_local(
+    form: Form, rows: int, features: int, shards: int, config: LocalSearchConfig
+) -> list[Footprint]:
     """Of the shortlists."""
     stored = descriptor_bytes(form, rows, features)
-    auto = choose_shortlist(LocalSearchConfig(), features=features, vectors=form.vectors).kind
-    found = [Footprint("exact", stored, 0, rows, auto=auto == "exact")]
+    chosen = choose_shortlist(config, features=features, vectors=form.vectors).kind
+    found = [Footprint("exact", stored, 0, rows, auto=chosen == "exact")]
     if form.vectors:
-        found.append(Footprint("global", stored, 0, rows))
+        found.append(Footprint("global", stored, 0, rows, auto=chosen == "global"))
     for kind in ("votes", "asmk") if features else ():
-        config = LocalSearchConfig.model_validate({"shortlist": kind})
-        asked = choose_shortlist(config, features=features, vectors=form.vectors)
+        factory = config.factory if kind == "votes" else None
+        one = config.model_copy(update={"shortlist": kind, "factory": factory})
+        asked = choose_shortlist(one, features=features, vectors=form.vectors)
         if asked.factory is not None:
             taken = structure_bytes(asked.factory, features, form.size, shards)
         else:
             # At most: features of an image that belong to one word become one posting.
             posting, codebook = 4 + 8 * -(-form.size // 64), asked.words * (4 * form.size + 8)
             taken = StructureSize(features * posting + 4 * rows + shards * codebook, 0)
-        found.append(_beside(kind, stored, taken, rows, auto=kind == auto))
+        if taken is not None:
+            found.append(_beside(kind, stored, taken, rows, auto=kind == chosen))
     return found
 
 
-def _beside(kind: str, stored: int, taken: StructureSize | None, rows: int, *, auto: bool) -> Footprint:
-    assert taken is not None, f"{kind} is known"
+def _beside(kind: str, stored: int, taken: StructureSize, rows: int, *, auto: bool) -> Footprint:
     return Footprint(kind, stored + taken.bytes - taken.private, taken.private, rows, auto)
 
 

@@ -1,10 +1,14 @@
 """What an index is said to take is what its files take."""
 
+import re
+
 import numpy as np
 import pytest
 from bare_parts import Bare, build_bare
 from search_parts import draw_codes, draw_images, draw_local, draw_vectors, write
+from typer.testing import CliRunner
 
+from ray_retrieval.cli import app
 from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.search import Index, build
@@ -80,6 +84,29 @@ def test_local_features_take_what_is_said(tmp_path):
         both = said[name].mapped + said[name].private
         # How many features of an image share a word is not known before.
         assert real - 3000 < both < real + (30 * features if name == "asmk" else 3000)
+
+
+def test_the_shortlist_that_is_asked_for_is_planned(tmp_path):
+    form, asked = Form(DescriptorKind.LOCAL, 40, 6), LocalSearchConfig(shortlist="asmk", words=1000)
+    said = {kind.kind: kind for kind in plan(form, 100, features=9000, local=asked)}
+    assert [name for name, kind in said.items() if kind.auto] == ["asmk"]
+    few = LocalSearchConfig(shortlist="asmk", words=10)
+    (less,) = (kind for kind in plan(form, 100, features=9000, local=few) if kind.kind == "asmk")
+    assert said["asmk"].mapped - less.mapped == 990 * (4 * 40 + 8)
+    unknown = LocalSearchConfig(factory="IVF4,PQ10")
+    assert [kind.kind for kind in plan(form, 100, features=9000, local=unknown)] == [
+        "exact",
+        "global",
+        "asmk",
+    ]
+    with pytest.raises(RecipeError, match="no global vectors"):
+        plan(Form(DescriptorKind.LOCAL, 40), 100, local=LocalSearchConfig(shortlist="global"))
+    source = write(tmp_path / "e", draw_local(30, 8, most=40), draw_images(30))
+    for asked_for, mark in (([], "exact .* auto"), (["--search", "votes"], "votes .* asked for")):
+        result = CliRunner().invoke(app, ["index", "plan", str(source), *asked_for])
+        assert re.search(mark, result.output), result.output
+    result = CliRunner().invoke(app, ["index", "plan", str(source), "--search", "IVF4,Flat"])
+    assert "'shortlist': input should be 'auto', 'votes'" in str(result.exception)
 
 
 def test_what_else_is_known_is_estimated(tmp_path):
