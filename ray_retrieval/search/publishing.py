@@ -44,7 +44,9 @@ def publish(index: Folder, manifest: Manifest, *, parent: Manifest | None) -> Ma
     try:
         _check_there(index, manifest)
     except ArtefactError:
-        if parent is not None:
+        if parent is None:
+            index.remove(CURRENT)
+        else:
             index.write_text(CURRENT, parent.pointer)
         raise
     return manifest

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,19 +183,24 @@ def test_a_version_that_is_pruned_while_it_is_brought_back_is_not_published(made
 
 
 @pytest.mark.usefixtures("without_locks")
-def test_what_is_pruned_at_the_last_moment_is_found_out(made, index, monkeypatch):
+def test_what_is_pruned_at_the_last_moment_is_found_out(made, index, tmp_path, monkeypatch):
     real = Folder.write_text
 
     def then_pruned(folder, name, text):
         real(folder, name, text)
         monkeypatch.setattr(Folder, "write_text", real)
-        for shard in read_current(folder).shards[1:]:
-            (index / shard.folder / "rows.arrow").unlink()
+        (Path(folder.path) / read_current(folder).shards[-1].folder / "rows.arrow").unlink()
 
     monkeypatch.setattr(Folder, "write_text", then_pruned)
     with pytest.raises(ArtefactError, match=r"rows\.arrow: missing or damaged"):
         add(index, made / "more")
     assert sound(index).version == 1
+    monkeypatch.setattr(Folder, "write_text", then_pruned)
+    with pytest.raises(ArtefactError, match=r"rows\.arrow: missing or damaged"):
+        build(made / "more", tmp_path / "first")
+    assert not (tmp_path / "first" / "CURRENT").exists()
+    build(made / "more", tmp_path / "first")
+    assert sound(tmp_path / "first").version == 1
 
 
 @pytest.mark.usefixtures("without_locks")
