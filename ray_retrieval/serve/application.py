@@ -188,7 +188,6 @@ def serve_config(indexes: Mapping[str, ServedIndex], config: ServeConfig) -> dic
         }
         for name, one in indexes.items()
     }
-    settings = _anywhere(config).model_dump(mode="json", exclude_defaults=True, exclude={"port"})
     return {
         "proxy_location": "EveryNode",
         "http_options": {
@@ -203,10 +202,21 @@ def serve_config(indexes: Mapping[str, ServedIndex], config: ServeConfig) -> dic
                 "name": NAME,
                 "route_prefix": "/",
                 "import_path": "ray_retrieval.serve.app:from_args",
-                "args": {"indexes": given, **settings},
+                "args": {"indexes": given, **_settings(_anywhere(config))},
             }
         ],
     }
+
+
+def _settings(config: ServeConfig) -> dict[str, Any]:
+    """What is set otherwise than by default, as plain values; steps of re-ranking keep their names."""
+    settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"port"})
+    if config.rerank:
+        settings["rerank"] = {
+            name: [{"name": step.name, **step.model_dump(mode="json", exclude_defaults=True)} for step in steps]
+            for name, steps in config.rerank.items()
+        }
+    return settings
 
 
 def _anywhere(config: ServeConfig) -> ServeConfig:

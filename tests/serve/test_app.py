@@ -143,8 +143,25 @@ def test_the_printed_file_names_whole_paths(
     args = application["args"]
     assert args["indexes"]["x"]["index"] == str(tmp_path / "index")
     assert args["api_keys"] == str(tmp_path / "keys.txt")
-    assert args["rerank"]["near"][0]["local"] == str(tmp_path / "runs/delg/index")
-    assert args["rerank"]["own"][0].get("local") is None
+    assert args["rerank"] == {
+        "near": [{**verified, "local": str(tmp_path / "runs/delg/index")}],
+        "own": [verified],
+    }
+
+
+def test_the_printed_file_re_ranks_as_the_server_that_it_is_printed_for() -> None:
+    rerank: Any = {
+        "qe": [{"name": "query_expansion"}, {"name": "k_reciprocal", "k1": 7}],
+        "dba": [{"name": "database_augmentation"}],
+        "walk": [{"name": "diffusion"}],
+        "map": [{"name": "superglobal"}],
+        "near": [{"name": "geometric_verification", "local": "/there", "matching": {"ratio": 0.7}}],
+    }
+    config = ServeConfig.model_validate({"rerank": rerank, "default_rerank": "qe"})
+    (application,) = serve_config({"x": ServedIndex(index="/index")}, config)["applications"]
+    args = yaml.safe_load(yaml.safe_dump(application["args"]))
+    del args["indexes"]
+    assert ServeConfig.model_validate(args) == config
 
 
 @pytest.mark.parametrize("name", ["cors_origins", "url_hosts"])
