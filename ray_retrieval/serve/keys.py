@@ -29,6 +29,7 @@ _PREFIX = "rr_"
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 _HASH = re.compile(r"sha256:([0-9a-f]{32}):([0-9a-f]{64})")
 _RECHECK_S = 1.0
+_MAKE_ONE = "make one: ray-retrieval serve --new-key NAME --set api_keys=FILE"
 
 _log = logging.getLogger(__name__)
 
@@ -102,16 +103,28 @@ def read_keys(path: str | Path) -> list[Key]:
     Raises:
         RecipeError: if it cannot be read, holds none, or a line says something else.
     """
-    mend = "make one: ray-retrieval serve --new-key NAME --set api_keys=FILE"
+    keys = _parsed(_lines(path), path)
+    if not keys:
+        raise RecipeError("the file holds no key, so nobody could ask", where=path, mend=_MAKE_ONE)
+    return keys
+
+
+def _lines(path: str | Path) -> list[str]:
+    """The lines of a file of keys, with their ends.
+
+    Raises:
+        RecipeError: if it cannot be read.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise RecipeError(f"the keys cannot be read: {reason}", where=path, mend=mend) from None
-    keys = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if _says(line)]
-    if not keys:
-        raise RecipeError("the file holds no key, so nobody could ask", where=path, mend=mend)
-    return keys
+        raise RecipeError(f"the keys cannot be read: {reason}", where=path, mend=_MAKE_ONE) from None
+
+
+def _parsed(lines: list[str], path: str | Path) -> list[Key]:
+    """The keys of lines; RecipeError if one says something else."""
+    return [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if _says(line)]
 
 
 def _keys_left(path: Path) -> list[Key]:
@@ -148,11 +161,14 @@ def new_key(path: str | Path, name: str, scope: Scope) -> str:
     if scope not in get_args(Scope):
         raise RecipeError(f"'{scope}' is no scope", mend="take read or write")
     path = Path(path)
-    if path.exists() and path.stat().st_size and any(key.name == name for key in read_keys(path)):
+    lines = _lines(path) if path.exists() else []
+    if any(key.name == name for key in _parsed(lines, path)):
         raise RecipeError(f"there is a key '{name}'", where=path, mend="delete its line, or name another")
     secret = _PREFIX + secrets.token_urlsafe(32)
     salt = secrets.token_bytes(16)
     line = f"{name} {scope} sha256:{salt.hex()}:{_digest(salt, secret).hex()}\n"
+    if lines and not lines[-1].endswith("\n"):
+        line = f"\n{line}"  # An editor may leave the last line without an end.
     try:
         # For its owner alone from the first moment; one write, so that a reader never sees half a line.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)

@@ -1,4 +1,5 @@
 import os
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,22 @@ def test_a_key_is_found_and_nothing_like_it(tmp_path: Path) -> None:
         assert keys.find(wrong) is None
 
 
+def test_each_key_is_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "keys"
+    first, *_ = [new_key(path, name, "read") for name in ("anna", "bob", "carl")]
+    keys, compared, compare = Keys(path), [], secrets.compare_digest
+
+    def counted(a: bytes, b: bytes) -> bool:
+        compared.append((len(a), len(b)))
+        return compare(a, b)
+
+    monkeypatch.setattr(secrets, "compare_digest", counted)
+    for secret in (first, "wrong"):
+        compared.clear()
+        keys.find(secret)
+        assert compared == [(32, 32)] * 3
+
+
 def test_the_file_does_not_tell_the_key_and_is_its_owners_alone(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     secret = new_key(path, "anna", "read")
@@ -37,10 +54,18 @@ def test_comments_and_empty_lines_say_nothing(tmp_path: Path) -> None:
     path.write_text("# our keys\n\n")
     with pytest.raises(RecipeError, match="holds no key"):
         read_keys(path)
-    path.write_text("")
     new_key(path, "anna", "read")
-    path.write_text("# our keys\n\n" + path.read_text())
+    assert path.read_text().startswith("# our keys\n\nanna read sha256:")
     assert [key.name for key in read_keys(path)] == ["anna"]
+
+
+def test_a_key_stands_on_a_line_of_its_own_whatever_an_editor_left(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    anna = new_key(path, "anna", "read")
+    path.write_text(path.read_text().rstrip("\n"))
+    bob = new_key(path, "bob", "write")
+    keys = Keys(path)
+    assert [getattr(keys.find(one), "name", None) for one in (anna, bob)] == ["anna", "bob"]
 
 
 @pytest.mark.parametrize(
