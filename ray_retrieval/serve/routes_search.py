@@ -51,9 +51,11 @@ def search_routes(parts: HttpParts) -> APIRouter:
         fetching = reader.fetching()
 
         async def one(values: Any, deadline: float, share: asyncio.Semaphore) -> SearchAnswer:
-            async with share, parts.admission.turn():
+            async with share:
+                # Before its turn: a host that is slow to give images keeps nobody else waiting.
                 read = await _read(reader.one_search(checked(SearchBody, values), fetching))
-                return read.finished(await backend.search(read.wanted, deadline=deadline))
+                async with parts.admission.turn():
+                    return read.finished(await backend.search(read.wanted, deadline=deadline))
 
         async def or_error(
             number: int, values: Any, deadline: float, share: asyncio.Semaphore

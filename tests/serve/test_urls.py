@@ -12,6 +12,7 @@ from serving_parts import picture
 
 from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.backend import ImageExample
+from ray_retrieval.serve.http import create_app
 from ray_retrieval.serve.urls import Count, Fetcher, Fetching
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -314,3 +315,28 @@ def test_few_images_of_a_request_are_fetched_at_once() -> None:
 
     assert asyncio.run(fetch()) == [b"image"] * 50
     assert most == 8
+
+
+def test_a_batch_that_waits_for_a_slow_host_leaves_the_turns_to_others() -> None:
+    backend, asked, goes_on = FakeBackend(), asyncio.Event(), asyncio.Event()
+
+    class Slow(Fetcher):
+        async def fetch(self, url: str, count: Count = lambda _: None) -> bytes:
+            asked.set()
+            await goes_on.wait()
+            return picture(4)
+
+    async def crowd() -> None:
+        config = changed(max_ongoing=1)
+        app = create_app(backend, config, fetcher=Slow((), max_bytes=10, timeout_s=1))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            named = {"searches": [{"examples": [{"url": "https://slow.example.com/"}]}]}
+            batch = asyncio.create_task(client.post("/v1/search/batch", json=named))
+            await asked.wait()
+            other = await client.post("/v1/search", json={"examples": [{"id": "plain"}]})
+            assert other.status_code == 200
+            goes_on.set()
+            assert "hits" in (await batch).json()["answers"][0]
+
+    asyncio.run(asyncio.wait_for(crowd(), 4))
