@@ -309,9 +309,9 @@ def _group(name: str, number: int, key: VersionKey, config: ServeConfig) -> Appl
 
 def _writer(config: ServeConfig) -> Application:
     deployment = _deployment(WriterReplica, "Writer", 0, 1, 1)
-    return deployment.options(
-        max_ongoing_requests=config.max_ongoing, max_queued_requests=config.max_queued
-    ).bind()
+    # Ray takes no queue of none, and counts in it whatever is on its way.
+    requests = config.max_ongoing + config.max_queued
+    return deployment.options(max_ongoing_requests=config.max_ongoing, max_queued_requests=requests).bind()
 
 
 def _deployment(

@@ -194,6 +194,11 @@ def test_autoscaling_and_replicas_are_as_configured(indexed: Served) -> None:
     assert names == [("Shards-x-0", 2), ("Shards-x-1", 2), ("Writer", 1)]
 
 
+def test_a_server_without_a_queue_may_be_written_to(indexed: Served) -> None:
+    config = ServeConfig(max_queued=0, max_ongoing=1, shard_groups=1, writable=True)
+    assert build(one(indexed), config, encoder=AverageHash) is not None
+
+
 @pytest.mark.parametrize(("gpus", "more"), [(0, 50), (1, 0)])
 def test_another_server_starts_before_this_one_ends_where_there_is_room(
     indexed: Served, gpus: int, more: int
