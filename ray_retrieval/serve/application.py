@@ -213,7 +213,9 @@ def _settings(config: ServeConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude_defaults=True, exclude={"port"})
     if config.rerank:
         settings["rerank"] = {
-            name: [{"name": step.name, **step.model_dump(mode="json", exclude_defaults=True)} for step in steps]
+            name: [
+                {"name": step.name, **step.model_dump(mode="json", exclude_defaults=True)} for step in steps
+            ]
             for name, steps in config.rerank.items()
         }
     return settings

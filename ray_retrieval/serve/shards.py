@@ -114,18 +114,17 @@ class ShardGroup(Replica[Division, Index | None]):
                 found = index.nearest_features(_local(query), where=where, compare_few=few is not None)
                 answers.append(GroupAnswer(version, found, selected, len(queries), few))
             return answers
-        described = concatenate([query.queries for query in queries])
-        hits = index.search(described, max(query.k for query in queries), where=where)
-        ends = np.cumsum([0, *(len(query.queries) for query in queries)]).tolist()
-        return [
-            GroupAnswer(
-                version,
-                Hits(hits.distances[start:stop, : query.k], hits.rows[start:stop, : query.k]),
-                selected,
-                len(queries),
-            )
-            for query, start, stop in zip(queries, ends, ends[1:], strict=False)
-        ]
+        answers_of: dict[int, GroupAnswer] = {}
+        for k, numbers in _by_hits(queries, index).items():
+            some = [queries[number] for number in numbers]
+            hits = index.search(concatenate([query.queries for query in some]), k, where=where)
+            ends = np.cumsum([0, *(len(query.queries) for query in some)]).tolist()
+            for number, start, stop in zip(numbers, ends, ends[1:], strict=False):
+                own = slice(start, stop), slice(queries[number].k)
+                answers_of[number] = GroupAnswer(
+                    version, Hits(hits.distances[own], hits.rows[own]), selected, len(some)
+                )
+        return [answers_of[number] for number in range(len(queries))]
 
     def _open(self, division: Division, known: "list[Index | None]") -> Index | None:
         key, groups = division
@@ -140,6 +139,18 @@ class ShardGroup(Replica[Division, Index | None]):
         if index is not None:
             check_hits(index)  # It compiles the kernels, too.
         return index
+
+
+def _by_hits(queries: Sequence[GroupQuery], index: Index) -> dict[int, list[int]]:
+    """The numbers of queries that are searched together, by how many hits are asked for.
+
+    An approximate search looks at the more rows the more hits it is asked for: there, what one finds is not
+    to depend on the others.
+    """
+    most, together = max(query.k for query in queries), dict[int, list[int]]()
+    for number, query in enumerate(queries):
+        together.setdefault(most if index.manifest.approximate is None else query.k, []).append(number)
+    return together
 
 
 def _nothing(query: GroupQuery) -> GroupAnswer:

@@ -22,7 +22,8 @@ from serving_parts import AverageHash, GreyVector, Served, make_index, picture
 from ray_retrieval import model
 from ray_retrieval.errors import QueryError
 from ray_retrieval.methods import METHODS
-from ray_retrieval.search import Hits, Index
+from ray_retrieval.search import Hits, Index, build
+from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.serve.asking import asking
 from ray_retrieval.serve.behind import PartError
@@ -176,6 +177,24 @@ def test_a_group_answers_queries_of_different_k_and_filter_in_one_batch(indexed:
         expected = index.search(rows[number], 1 + 15 * number, where=wheres[number % 2])
         np.testing.assert_array_equal(hits_of(answer).distances, expected.distances)
         np.testing.assert_array_equal(hits_of(answer).rows, expected.rows)
+
+
+def test_an_approximate_search_finds_the_same_whatever_is_asked_beside_it(tmp_path: Path) -> None:
+    served = make_index(tmp_path, count=60, shards=1, encoder=GreyVector)
+    crude = ApproximateConfig(search="IVF2,PQ2x4", k_factor=1, nprobe=1, recall_queries=5)
+    build(tmp_path / "embeddings", tmp_path / "crude", approximate=crude)
+    version, index = current_key(str(tmp_path / "crude")), Index.open(tmp_path / "crude")
+    vectors, _ = GreyVector(served.model).encode([picture(seed) for seed in range(700, 708)])
+    rows = [vectors.take(np.array([number])) for number in range(len(vectors))]
+    for where in (None, Filter.parse("label in (ant, bee)")):
+        queries = [
+            asked(version, row, (1, 3, 40)[n % 3], where=where, groups=1) for n, row in enumerate(rows)
+        ]
+        answers = ShardGroup(0, 1, CONFIG, version).search_batch(queries)
+        for query, answer in zip(queries, answers, strict=True):
+            alone = index.search(query.queries, query.k, where=where)
+            np.testing.assert_array_equal(hits_of(answer).rows, alone.rows)
+            np.testing.assert_array_equal(hits_of(answer).distances, alone.distances)
 
 
 def test_a_group_tells_what_it_cannot_answer_and_answers_the_others(indexed: Served) -> None:
