@@ -55,6 +55,8 @@ ANIMATED = "the image has several pictures; the first one counts"
 
 _INLINE_BYTES = 64 * 1024
 """Headers of larger files are read in a thread: some take a while, and nobody else should wait for that."""
+_DIMENSION, _OTHER_VALUES = 4096, 1_000_000
+"""A body of JSON has room for the largest batch of vectors of so many dimensions, and so much else."""
 _SEARCH_FIELDS = frozenset({"request", "box", *SearchSettings.model_fields})
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
@@ -206,7 +208,9 @@ class Reader:
         return await self._json(request)
 
     async def _json(self, request: Request) -> bytes:
-        return await self._sent(read_json(request, max_body_bytes=self._config.max_body_bytes))
+        config = self._config
+        most = _OTHER_VALUES + config.max_batch * config.max_examples * _DIMENSION
+        return await self._sent(read_json(request, max_body_bytes=config.max_body_bytes, max_values=most))
 
     async def _sent(self, body: Awaitable[Item]) -> Item:
         """A body, which holds a place among the server's requests until it has come."""

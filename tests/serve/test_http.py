@@ -233,6 +233,24 @@ def test_an_upload_is_bounded_by_its_announced_length(asker: Asker, backend: Fak
     assert not backend.searches
 
 
+def test_a_body_of_countless_small_values_is_refused_unread(
+    asker: Asker, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them takes many times the bytes that it is sent in."""
+    monkeypatch.setattr("ray_retrieval.serve.reading._DIMENSION", 8)
+    monkeypatch.setattr("ray_retrieval.serve.reading._OTHER_VALUES", 100)
+    most = 8 * CONFIG.max_batch * CONFIG.max_examples + 100
+    for piece in ("1,", "[],", "{},", "[[]],"):
+        body = f'{{"searches": [{piece * most}1]}}'
+        answer = asker.post("/v1/search/batch", content=body, headers={"Content-Type": "application/json"})
+        assert "values" in error_of(answer, 413)["problem"]
+    examples = [{"vector": [1.0] * 8}] * CONFIG.max_examples
+    full = {"searches": [{"examples": examples}] * CONFIG.max_batch}
+    assert asker.post("/v1/search/batch", json=full).status_code == 200
+    assert len(backend.searches) == CONFIG.max_batch
+    assert asker.post("/v1/search", json={"examples": [{"image": encoded(picture(1))}]}).status_code == 200
+
+
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "application/json"])
 def test_an_upload_of_unknown_length_is_bounded_while_it_is_read(asker: Asker, kind: str) -> None:
     sent = 0
