@@ -1,5 +1,6 @@
 """What can be set about a server."""
 
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,6 +13,9 @@ from ray_retrieval.search.rerank import RerankConfigs
 ANY_ORIGIN = "*"
 NO_RERANKING = "none"
 """The name that searches give who want none."""
+_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://[^/?#@*\sA-Z]+")
+"""As browsers write one, to the letter."""
+_HOST = re.compile(r"[^/?#@*\s]+")
 
 
 class ServedIndex(Config):
@@ -147,6 +151,22 @@ class ServeConfig(Config):
     def _listed(cls, value: object) -> object:
         """A single one may be given as it is, as on the command line."""
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for one in origins:
+            if one != ANY_ORIGIN and not _ORIGIN.fullmatch(one):
+                raise ValueError(f"no browser sends '{one}' as an origin; one is such as https://example.com")
+        return origins
+
+    @field_validator("url_hosts")
+    @classmethod
+    def _are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for one in hosts:
+            if not _HOST.fullmatch(one):
+                raise ValueError(f"'{one}' is no host; one is such as images.example.com or 10.0.0.5:8080")
+        return hosts
 
     @model_validator(mode="after")
     def _check(self) -> "ServeConfig":

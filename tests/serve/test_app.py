@@ -164,11 +164,30 @@ def test_the_printed_file_re_ranks_as_the_server_that_it_is_printed_for() -> Non
     assert ServeConfig.model_validate(args) == config
 
 
-@pytest.mark.parametrize("name", ["cors_origins", "url_hosts"])
-def test_one_of_several_is_set_as_it_is(name: str) -> None:
-    assert getattr(from_settings(ServeConfig, [f"{name}=https://a.b:8443"]), name) == ("https://a.b:8443",)
-    assert getattr(from_settings(ServeConfig, [f"{name}=[a.b, c.d]"]), name) == ("a.b", "c.d")
+@pytest.mark.parametrize(("name", "scheme"), [("cors_origins", "https://"), ("url_hosts", "")])
+def test_one_of_several_is_set_as_it_is(name: str, scheme: str) -> None:
+    one, other = f"{scheme}a.b:8443", f"{scheme}c.d"
+    assert getattr(from_settings(ServeConfig, [f"{name}={one}"]), name) == (one,)
+    assert getattr(from_settings(ServeConfig, [f"{name}=['{one}', '{other}']"]), name) == (one, other)
     assert getattr(from_settings(ServeConfig, [f"{name}=[]"]), name) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("cors_origins", "https://a.b/"),
+        ("cors_origins", "https://A.b"),
+        ("cors_origins", "a.b"),
+        ("cors_origins", "https://*.b"),
+        ("url_hosts", "https://a.b"),
+        ("url_hosts", "a.b/images"),
+        ("url_hosts", "'*.b'"),
+        ("url_hosts", "''"),
+    ],
+)
+def test_what_nothing_can_come_from_is_no_origin_and_no_host(name: str, value: str) -> None:
+    with pytest.raises(RecipeError, match=f"'{name}'.*such as"):
+        from_settings(ServeConfig, [f"{name}={value}"])
 
 
 def test_the_ready_made_file_is_what_would_be_printed() -> None:
