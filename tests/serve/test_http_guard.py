@@ -93,6 +93,25 @@ def test_only_a_key_to_write_changes_an_index(backend: FakeBackend, tmp_path: Pa
         assert asker.post(path, headers=bearer(writer), **options).status_code == 200
 
 
+def test_every_route_asks_for_a_key_and_every_change_for_one_to_write(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    reader = new_key(tmp_path / "keys", "anna", "read")
+    config = changed(api_keys=str(tmp_path / "keys"))
+    asker, anybody, changing = Asker(backend, config), set(), set()
+    for path, methods in create_app(backend, config).openapi()["paths"].items():
+        for method in methods:
+            address = path.replace("{name}", "first")
+            if asker.ask(method.upper(), address).status_code != 401:
+                anybody.add(path)
+            if asker.ask(method.upper(), address, headers=bearer(reader)).status_code == 403:
+                changing.add(path)
+    assert anybody == {"/healthz", "/readyz"}
+    assert changing == {"/v1/indexes/{name}/images", "/v1/indexes/{name}/remove"}
+    for method in ("PUT", "DELETE", "PATCH"):
+        error_of(asker.ask(method, "/v1/indexes/first", headers=bearer(reader)), 403)
+
+
 def test_a_server_that_others_reach_needs_keys_or_consent(backend: FakeBackend) -> None:
     for host in ("0.0.0.0", "::", "192.168.0.3", "photos.example.com"):
         with pytest.raises(RecipeError, match="no keys are asked for"):
@@ -219,6 +238,21 @@ def test_a_batch_counts_as_its_searches_and_a_thumbnail_as_a_tenth(backend: Fake
     asker = Asker(backend, changed(rate_limit=0.01, rate_burst=1))
     seen = [asker.get("/v1/indexes/first/thumbnail?id=plain").status_code for _ in range(11)]
     assert seen == [200] * 10 + [429]
+
+
+@pytest.mark.usefixtures("still")
+@pytest.mark.parametrize(
+    ("path", "form"),
+    [
+        ("/v1/embed", {}),
+        ("/v1/indexes/first/images", {"id": ["one", "two"]}),
+    ],
+)
+def test_each_image_of_a_request_counts(backend: FakeBackend, path: str, form: dict[str, Any]) -> None:
+    asker = Asker(backend, changed(rate_limit=0.01, rate_burst=2))
+    files = [("image", picture(1)), ("image", b"none")]
+    assert asker.post(path, files=files, data=form).status_code == 200
+    error_of(asker.post("/v1/search", json=SEARCH), 429)
 
 
 @pytest.mark.usefixtures("still")
