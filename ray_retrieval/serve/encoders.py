@@ -13,12 +13,14 @@ from PIL import Image
 
 from ray_retrieval.descriptors import Descriptors
 from ray_retrieval.errors import RetrievalError
+from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.serve.answers import Box
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.gathering import Gathering
 from ray_retrieval.serve.replica import Replica, limit_threads
 from ray_retrieval.serve.versions import Kept
 from ray_retrieval.serve.wire import Encoded, EncodeJob, Gone, GoneError, Late, ModelKey, late
+from ray_retrieval.storage import Folder
 
 _IDLE = 2.0  # as long as a request may take, twice
 
@@ -57,12 +59,10 @@ class EncoderReplica(Replica[ModelKey, EncoderLike]):
     That is one and the same, unless a new model takes the place of another: then both are there for a while.
 
     Args:
-        model: the one that is loaded at once.
+        model: the one that is loaded at once; if another lies there by now, as where this process takes the
+            place of one that was lost, that one.
         factory: makes encoders.
         config: batch size, wait and threads.
-
-    Raises:
-        GoneError: if the model is another by now.
     """
 
     def __init__(self, model: ModelKey, factory: EncoderFactory, config: ServeConfig) -> None:
@@ -75,7 +75,11 @@ class EncoderReplica(Replica[ModelKey, EncoderLike]):
         self._gathering = Gathering(
             self.encode_batch, thread, most=config.encoder_batch, wait_s=config.batch_wait_ms / 1000
         )
-        self._kept.get(model)
+        try:
+            self._kept.get(model)
+        except GoneError:
+            model = ModelKey(model.uri, read_model_description(Folder(model.uri))[1])
+            self._kept.get(model)
         # The first pass compiles kernels and fills caches.
         blank = EncodeJob(model, _blank_image(), None, float("inf"))
         thread.submit(self.encode_batch, [blank]).result()

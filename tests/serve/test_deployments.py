@@ -101,16 +101,18 @@ def test_the_real_encoder_answers_a_batch_as_it_does_alone(tmp_path: Path, one_t
 
 
 def test_an_encoder_answers_by_the_model_that_is_asked_for_or_not_at_all(indexed: Served) -> None:
-    with pytest.raises(GoneError, match="by now"):
-        EncoderReplica(ModelKey(indexed.model, "0123456789abcdef"), AverageHash, CONFIG)
     key = ModelKey(indexed.model, AverageHash(indexed.model).fingerprint)
-    replica = EncoderReplica(key, AverageHash, CONFIG)
+    former = ModelKey(indexed.model, "0123456789abcdef")
     jobs = [
         EncodeJob(key, picture(1), None, NEVER),
-        EncodeJob(ModelKey(indexed.model, "0123456789abcdef"), picture(1), None, NEVER),
+        EncodeJob(former, picture(1), None, NEVER),
         EncodeJob(key, picture(1), None, time.time() - 1),
     ]
-    assert [type(answer) for answer in replica.encode_batch(jobs)] == [Encoded, Gone, Late]
+    # One that starts anew once a new model was rolled in is still told of the former one.
+    for told in (key, former):
+        replica = EncoderReplica(told, AverageHash, CONFIG)
+        assert replica._kept.is_open(key)
+        assert [type(answer) for answer in replica.encode_batch(jobs)] == [Encoded, Gone, Late]
 
 
 def asked(version: VersionKey, descriptors: Any, k: int, **more: Any) -> GroupQuery:
