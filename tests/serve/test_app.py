@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ray_retrieval.cli import app as command
 from ray_retrieval.errors import ArtefactError, ClusterError, RecipeError
 from ray_retrieval.recipe import from_settings
 from ray_retrieval.search import Index
-from ray_retrieval.serve.app import _wait_for_signal, from_args, run
+from ray_retrieval.serve.app import _is_healthy, _wait_for_signal, from_args, run
 from ray_retrieval.serve.application import build, check, named, serve_config
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.storage import Folder
@@ -307,6 +308,23 @@ def test_a_blocking_server_ends_with_a_signal(number: signal.Signals) -> None:
     threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
     _wait_for_signal()
     assert signal.getsignal(number) is before
+
+
+def test_the_server_is_looked_at_here_and_not_by_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/readyz" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("urllib.request._opener", None)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with HTTPServer(("127.0.0.1", 0), Ready) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert _is_healthy(f"http://127.0.0.1:{server.server_port}")
 
 
 def test_replicas_of_groups_need_a_group() -> None:
