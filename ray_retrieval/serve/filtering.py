@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Executor
 
 from ray_retrieval.errors import QueryError
@@ -12,6 +13,7 @@ from ray_retrieval.serve.wire import VersionKey
 MOST_CHARACTERS = 4096
 MOST_CONDITIONS = 64
 """Each condition is a pass over all rows; the values of one `in` share a pass."""
+_PLACE = "path"
 _KEPT = 1000
 
 
@@ -52,21 +54,32 @@ def read_filter(index: Index, text: str) -> Filter:
     if len(text) > MOST_CHARACTERS:
         raise _too_much(f"{len(text):,} characters", f"{MOST_CHARACTERS:,}")
     found = Filter.parse(text)
-    conditions = _conditions(found.condition)
-    if conditions > MOST_CONDITIONS:
+    columns = list(_columns(found.condition))
+    if len(columns) > MOST_CONDITIONS:
         raise _too_much(
-            f"{conditions:,} conditions", f"{MOST_CONDITIONS}, and name values of a column by `in`"
+            f"{len(columns):,} conditions", f"{MOST_CONDITIONS}, and name values of a column by `in`"
+        )
+    if _PLACE in columns:
+        # By < and > it could be found out letter by letter, and answers tell the names of files alone.
+        raise QueryError(
+            f"a server does not filter by '{_PLACE}', which says where its files lie",
+            where="where",
+            mend="filter by id, label or another column of the index",
+            status=422,
         )
     index.check_filter(found)
     return found
 
 
-def _conditions(condition: Condition) -> int:
+def _columns(condition: Condition) -> Iterator[str]:
+    """The column of each condition."""
     if isinstance(condition, Every | Either):
-        return sum(map(_conditions, condition.conditions))
-    if isinstance(condition, Not):
-        return _conditions(condition.condition)
-    return 1
+        for one in condition.conditions:
+            yield from _columns(one)
+    elif isinstance(condition, Not):
+        yield from _columns(condition.condition)
+    else:
+        yield condition.column
 
 
 def _too_much(what: str, most: str) -> QueryError:

@@ -236,6 +236,21 @@ def test_a_filter_that_costs_much_is_refused(own: Served, text: str) -> None:
     on(own, work)
 
 
+@pytest.mark.parametrize("text", ["path > '/home'", "label = bee and not (row < 3 or path is null)"])
+def test_a_filter_does_not_find_out_where_files_lie(own: Served, text: str) -> None:
+    async def work(over: Gateway, behind: Behind) -> None:
+        for asked in (
+            search(over, image(1), where=text),
+            over.sample(3, 1, text, None),
+            over.remove(None, text, None, deadline=soon()),
+        ):
+            with pytest.raises(QueryError, match="does not filter by 'path'") as caught:
+                await asked
+            assert caught.value.status == 422
+
+    on(own, work)
+
+
 def test_a_filter_is_read_once_and_not_on_the_loop(indexed: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     read, where = [], filtering.read_filter
 
