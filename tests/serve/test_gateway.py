@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,11 @@ from ray_retrieval.query import Searcher
 from ray_retrieval.search import Index
 from ray_retrieval.serve.backend import DescriptorExample, IdExample, ImageExample
 from ray_retrieval.serve.config import ServeConfig
+from ray_retrieval.serve.describing import card
 from ray_retrieval.serve.gateway import Gateway
+from ray_retrieval.serve.lookups import known, media_type
 from ray_retrieval.serve.wire import GoneError
+from ray_retrieval.storage import Folder, write_description
 
 Work = Callable[[Gateway, Behind], Any]
 
@@ -360,6 +364,45 @@ def test_an_image_that_cannot_be_read_does_not_tell_where_it_was(
             assert "secret" not in str(caught.value)
 
     on(indexed, work)
+
+
+@pytest.mark.parametrize(
+    "place", ["/secret/place/a.jpg", "s3://secret/place/a.jpg", r"C:\secret\place\a.jpg", "a.jpg"]
+)
+def test_of_the_place_of_an_image_its_name_alone_is_told(indexed: Served, place: str) -> None:
+    record = {"id": "one", "row": 3, "label": 1, "path": place, "price": 2}
+    told = known("x", Index.open(indexed.index), record)
+    assert (told["path"], told["class_name"], told["columns"]) == ("a.jpg", "bee", {"price": 2})
+    assert "secret" not in str(told)
+
+
+def test_what_is_said_of_a_model_does_not_tell_where_its_data_lay(tmp_path: Path) -> None:
+    training = {
+        "root": "/secret/data/",
+        "lists": ["s3://secret/train.csv", {"test": "~/secret/test.csv"}],
+        "weights": "$SECRET/weights.pth",
+        "epochs": 3,
+        "optimiser": "sgd",
+    }
+    write_description(
+        Folder(tmp_path), "model.json", kind="model", version=1, body={"training": training, "classes": 2}
+    )
+    told = card(Folder(tmp_path))
+    assert told["training"] == {
+        "root": "data",
+        "lists": ["train.csv", {"test": "test.csv"}],
+        "weights": "weights.pth",
+        "epochs": 3,
+        "optimiser": "sgd",
+    }
+    assert told["classes"] == 2
+
+
+@pytest.mark.parametrize(
+    "data", [b"<html><script>", b"<svg xmlns='http://www.w3.org/2000/svg'>", b"%PDF-", b""]
+)
+def test_what_is_no_image_is_given_as_none(data: bytes) -> None:
+    assert media_type(data) == "application/octet-stream"
 
 
 def test_a_sample_is_the_same_for_the_same_seed(indexed: Served) -> None:

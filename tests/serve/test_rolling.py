@@ -219,6 +219,27 @@ def test_a_version_that_cannot_be_opened_is_not_served(own: Served) -> None:
     on(own, work)
 
 
+def test_a_version_that_finds_something_else_than_was_recorded_is_not_served(own: Served) -> None:
+    """Its files are there and as large as they were, so that they can be opened."""
+
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        await search(gateway, image(8))
+        remove(own.index, [own.ids[8]])
+        manifest = compact(own.index).manifest
+        for shard in manifest.shards:
+            codes = Path(own.index, shard.folder, "codes.bin")
+            data = codes.read_bytes()
+            header = len(data) - 8 * shard.rows
+            codes.write_bytes(data[:header] + bytes(255 - one for one in data[header:]))
+        live = await gateway._rolling["x"].refresh(force=True)
+        assert live.key.number == 1
+        assert behind.prepared == [1]
+        assert 'outcome="refused"' in gateway.metrics().decode()
+        assert "test query" in str(await behind.groups[0].prepare((current_key(own.index), 2)))
+
+    on(own, work, ServeConfig(writable=True, poll_s=1000))
+
+
 def test_an_index_that_cannot_be_read_for_now_is_told_as_such(own: Served) -> None:
     async def work(gateway: Gateway, behind: Behind) -> None:
         async def gone(query: Any, timeout_s: float) -> Any:
