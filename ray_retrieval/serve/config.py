@@ -133,8 +133,8 @@ class ServeConfig(Config):
     """Re-rankings that searches may ask for by name, such as `qe: [{name: query_expansion}]`. An index of
     local features has `geometric_verification` in any case."""
     default_rerank: str | None = None
-    """The one that is used unless a search says otherwise. Unset: geometric verification of local features,
-    and none of codes and vectors."""
+    """The one that is used unless a search says otherwise. Unset, and for indices that it does not suit:
+    geometric verification of local features, and none of codes and vectors."""
     partial: Literal["refuse", "allow"] = "refuse"
     """What is answered where a group of shards is dead or slow: status 503, or what the others have found,
     marked as partial. A search may ask for the other."""

@@ -64,10 +64,9 @@ class Rerankings:
             found[name] = _built(name, steps, index, config.rerank_threads)
         self._found = found
         self._configs = offered(config, index.form.kind)
-        wanted = config.default_rerank
-        if wanted is None:
-            wanted = VERIFICATION if index.form.kind is DescriptorKind.LOCAL else NO_RERANKING
-        self.default = wanted if wanted in found else NO_RERANKING
+        own = VERIFICATION if index.form.kind is DescriptorKind.LOCAL else NO_RERANKING
+        # Of several indices it may suit others.
+        self.default = config.default_rerank if config.default_rerank in found else own
 
     def choose(self, name: str | None, where: str | None) -> tuple[Reranking, list[str]]:
         """The re-ranking of a search, and what its answer has to say about it.

@@ -138,6 +138,22 @@ def test_verified_hits_are_those_of_the_step_and_say_where_their_inliers_lie(loc
     on(local, work)
 
 
+@pytest.mark.parametrize(
+    ("default", "used"),
+    [(None, "geometric_verification"), ("qe", "geometric_verification"), ("none", "none")],
+)
+def test_local_features_are_verified_whatever_is_the_default_of_other_indices(
+    local: Served, default: str | None, used: str
+) -> None:
+    rerank: Any = {"qe": [{"name": "query_expansion"}]}
+    config = ServeConfig.model_validate({"rerank": rerank, "default_rerank": default})
+
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        assert (await search(gateway, photograph(0))).query.rerank == used
+
+    on(local, work, config=config)
+
+
 def test_several_photographs_count_by_the_best_and_have_no_average(local: Served) -> None:
     async def work(gateway: Gateway, behind: Behind) -> None:
         with pytest.raises(QueryError, match="no average") as caught:
