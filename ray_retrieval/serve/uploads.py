@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -274,7 +275,7 @@ async def _drain(receive: Receive, announced: int, limit: int) -> None:
 def _is_animated(data: bytes, opened: Image.Image) -> bool:
     if opened.format == "GIF":
         # Pillow would walk to the second picture.
-        return len(_GIF_FRAME.findall(data)) > 1
+        return len(list(islice(_GIF_FRAME.finditer(data), 2))) > 1
     return opened.format in ("PNG", "WEBP", "TIFF") and bool(getattr(opened, "is_animated", False))
 
 

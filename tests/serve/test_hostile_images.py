@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import time
+import tracemalloc
 
 import pytest
 from hostile_images import ANIMATED, HIGH, REFUSED, TAKEN, WIDE
@@ -59,6 +60,16 @@ def test_they_are_refused_on_every_way_in(asker: Asker, name: str) -> None:
         if status == 400 and data and path in ("/v1/embed", "/v1/indexes/first/images"):
             continue  # A sound header: whoever decodes the pixels finds out.
         error_of(answer, status)
+
+
+def test_countless_pictures_of_an_animation_take_no_memory() -> None:
+    gif = TAKEN["animated gif"]()
+    many = gif[:-1] + b"\x00\x21\xf9\x04\x00\x00\x00\x00\x00\x2c" * 200_000 + gif[-1:]
+    tracemalloc.start()
+    assert read_header(many, max_pixels=10**6).animated
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2 * len(many)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
