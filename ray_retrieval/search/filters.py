@@ -53,6 +53,7 @@ _COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": pc.greater_equal,
 }
 _LONGEST, _DEEPEST = 100_000, 50
+_MOST_COMPARED = 5_000
 _EXAMPLE = "such as: label in (3, dog) and price < 20"
 
 
@@ -414,7 +415,9 @@ class _Masks:
         number = value.number
         if isinstance(number, int) and (not self._numbers or 0 <= number < len(self._class_names)):
             return number
-        near = difflib.get_close_matches(value.text, self._class_names, n=1, cutoff=0.5)
+        # Of countless names it would take seconds to find the nearest.
+        names = self._class_names if len(self._class_names) <= _MOST_COMPARED else []
+        near = difflib.get_close_matches(value.text, names, n=1, cutoff=0.5)
         known = f"did you mean '{near[0]}'?" if near else "name a class of the index, or give its number"
         raise QueryError(f"the index has no class '{value.text}'", mend=known)
 

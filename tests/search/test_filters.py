@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_retrieval.errors import QueryError
+from ray_retrieval.search import filters
 from ray_retrieval.search.filters import Among, Either, Every, Filter, IsNull, Not, Ordered, Value
 
 _SMALL = getattr(pa, "decimal32", pa.decimal128)  # older releases of pyarrow have none so small
@@ -339,6 +340,15 @@ def test_what_is_no_filter_is_refused(text, message):
     with pytest.raises(QueryError, match=message) as caught:
         passing(text)
     assert "\n" not in str(caught.value)
+
+
+def test_among_countless_classes_the_nearest_is_not_looked_for(monkeypatch):
+    monkeypatch.setattr(filters.difflib, "get_close_matches", lambda word, names, **_: names[:1])
+    many = [f"class {number}" for number in range(20_000)]
+    with pytest.raises(QueryError, match=r"no class 'clas 1' .name a class of the index"):
+        passing("label = 'clas 1'", names=many)
+    with pytest.raises(QueryError, match="did you mean 'class 0'"):
+        passing("label = 'clas 1'", names=many[:100])
 
 
 values = st.integers(-2, 4).map(lambda number: Value(str(number), False))
