@@ -27,7 +27,7 @@ from ray_retrieval.serve.gateway import Gateway
 from ray_retrieval.serve.shards import ShardGroup
 from ray_retrieval.serve.versions import Kept, current_key
 from ray_retrieval.serve.wire import EncodeJob, GroupAnswer, GroupQuery, Late, ModelKey
-from ray_retrieval.serve.writing import tidy, written, written_by
+from ray_retrieval.serve.writing import addition, tidy, written, written_by
 from ray_retrieval.storage import Folder
 
 WRITABLE = ServeConfig(writable=True, poll_s=0.1)
@@ -405,6 +405,23 @@ def test_classes_of_the_same_name_stay_apart(tmp_path: Path) -> None:
         assert (await over.record(served.ids[2], None)).label == 2
 
     on(served, work)
+
+
+def test_classes_of_the_same_name_stay_apart_where_another_addition_was_faster(tmp_path: Path) -> None:
+    served = make_index(tmp_path, count=30, class_names=("ant", "bee", "bee"))
+    new = [NewImage(str(n), image(900 + n), label) for n, label in enumerate(("bee", 1, 2, "gnat", "fly"))]
+    described = [AverageHash(served.model).encode([one.image.data])[0] for one in new]
+    made = addition(Index.open(served.index), new, described, replace=False, expires=FAR)
+
+    async def work(over: Gateway, behind: Behind) -> None:
+        await over.add([NewImage("fly", image(800), "fly")], None, replace=False, deadline=soon())
+
+    on(served, work)
+    assert made.request is not None
+    assert written(made.request).number == 3
+    index = Index.open(served.index)
+    assert index.class_names == ["ant", "bee", "bee", "fly", "gnat"]
+    assert index.records(range(30, 36))["label"].to_pylist() == [3, 1, 1, 2, 4, 3]
 
 
 def test_new_versions_are_seen_while_files_are_slow(own: Served, monkeypatch: pytest.MonkeyPatch) -> None:
