@@ -244,6 +244,7 @@ def server_address(url: str) -> str:
     try:
         parts = urlsplit(url)
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and httpx.URL(url).port != 0
+        sound = sound and not parts.query and not parts.fragment  # as the page's own address has them
     except (httpx.InvalidURL, ValueError):
         sound = False
     if not sound:

@@ -292,7 +292,18 @@ def test_who_waited_in_vain_does_not_wait_again(late: type[httpx.TimeoutExceptio
 
 
 @pytest.mark.parametrize(
-    "url", ["http://[", "ftp://x", "localhost:8000", "", "http://", "127.0.0.1", "http://a:b"]
+    "url",
+    [
+        "http://[",
+        "ftp://x",
+        "localhost:8000",
+        "",
+        "http://",
+        "127.0.0.1",
+        "http://a:b",
+        "http://localhost:8000/?view=index",
+        "http://localhost:8000/#content",
+    ],
 )
 def test_what_is_no_address_is_refused_at_once(url: str) -> None:
     for kind in (Client, AsyncClient):
