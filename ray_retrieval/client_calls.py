@@ -149,6 +149,8 @@ def embed(images: File | Sequence[File], index: str | None) -> Request:
     """Descriptors of images, of the model of an index, or of the first one."""
     listed = [images] if isinstance(images, str | Path | bytes) else images
     files = [("image", ("image", read(image))) for image in listed]
+    if not files:  # without a file it would be sent as no form at all
+        raise QueryError("there is no image to describe", where="images", mend="give one or several")
     return Request("POST", "/v1/embed", options={"files": files, "data": _given(index=index)})
 
 

@@ -95,6 +95,9 @@ def test_what_is_no_example_is_refused_here(client: Client, tmp_path: Path) -> N
         client.search(Vectors(np.eye(2, dtype=np.float32)))  # type: ignore[arg-type]
     with pytest.raises(QueryError, match="one image"):
         client.search([Id("plain"), Id("..")], box=(0, 0, 1, 1))
+    for nothing in (client.embed, client.search, client.batch, client.add):
+        with pytest.raises(QueryError, match=r"there is no|at least 1"):
+            nothing([])
 
 
 def test_an_id_by_itself_is_one_id() -> None:
