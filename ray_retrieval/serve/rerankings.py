@@ -68,12 +68,15 @@ class Rerankings:
         # Of several indices it may suit others.
         self.default = config.default_rerank if config.default_rerank in found else own
 
-    def choose(self, name: str | None, where: str | None) -> tuple[Reranking, list[str]]:
+    def choose(
+        self, name: str | None, where: str | None, *, one_by_one: bool = True
+    ) -> tuple[Reranking, list[str]]:
         """The re-ranking of a search, and what its answer has to say about it.
 
         Args:
             name: asked for; None: the default, which is left out where it cannot be used.
             where: the filter.
+            one_by_one: whether its examples are images, of which each is searched for by itself.
 
         Raises:
             QueryError: if there is none of that name, or it cannot be used.
@@ -87,6 +90,8 @@ class Rerankings:
         problem = chosen.refused
         if problem is None and where is not None and not chosen.filters:
             problem = "a filter does not go with it: it looks at the whole index"
+        if problem is None and chosen.local is not None and not one_by_one:
+            problem = "it compares images or ids one by one, several with combine=best"
         if problem is None:
             return chosen, []
         if name is None:

@@ -97,7 +97,9 @@ class Searching:
         """
         clock, call = Clock(), Call(live, rolling, deadline)
         index = live.index
-        reranking, notes = live.rerankings.choose(request.rerank, request.where)
+        reranking, notes = live.rerankings.choose(
+            request.rerank, request.where, one_by_one=_are_searched_one_by_one(request)
+        )
         where = None
         if request.where is not None:
             where = await self.filters.read(live.key, index, request.where)
@@ -223,14 +225,6 @@ class Searching:
         if reranking.local is None:
             return None
         examples = [one for one in request.examples if not isinstance(one, DescriptorExample)]
-        several = request.combine == "average" and len(request.examples) > 1
-        if several or len(examples) < len(request.examples):
-            raise QueryError(
-                f"{reranking.name} compares images, one by one",
-                where="rerank",
-                mend="give images or ids, and of several the best (combine)",
-                status=422,
-            )
         model = reranking.local
         found = await all_of(self.local_features(call, one, model) for one in examples)
         joined = concatenate(found)
@@ -276,6 +270,12 @@ class Searching:
 
     async def _on(self, executor: Executor, work: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+
+def _are_searched_one_by_one(request: SearchRequest) -> bool:
+    """Whether each example is an image, and none is a part of an average."""
+    averaged = request.combine == "average" and len(request.examples) > 1
+    return not averaged and not any(isinstance(one, DescriptorExample) for one in request.examples)
 
 
 async def _asked(group: Watched, query: GroupQuery, left: float, allowed: bool) -> GroupAnswer | PartError:

@@ -24,7 +24,7 @@ from ray_retrieval.search import Index, remove
 from ray_retrieval.search.rerank import GeometricVerificationConfig
 from ray_retrieval.search.verify import VerifyConfig, compare
 from ray_retrieval.search.votes import LocalSearchConfig
-from ray_retrieval.serve.backend import IdExample, ImageExample
+from ray_retrieval.serve.backend import DescriptorExample, IdExample, ImageExample
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.gateway import Gateway
 from ray_retrieval.storage import Folder
@@ -191,7 +191,7 @@ def test_vectors_are_verified_by_the_local_features_of_another_index(
     searching.build(tmp_path / "embeddings", tmp_path / "index", shards=2)
     served = Served("", str(tmp_path / "index"), str(tmp_path / "model"), local.ids)
     step = {"name": "geometric_verification", "local": local.index}
-    config = ServeConfig.model_validate({"rerank": {"gv": [step]}})
+    config = ServeConfig.model_validate({"rerank": {"gv": [step]}, "default_rerank": "gv"})
 
     class Both(Features):
         def encode(self, images: list[bytes], box: Any = None) -> Any:
@@ -210,6 +210,15 @@ def test_vectors_are_verified_by_the_local_features_of_another_index(
         assert first.why is not None
         assert first.why.points is not None
         assert len(first.why.points) == first.inliers
+        for examples in ((DescriptorExample(vectors.data[3]),), (photograph(0), photograph(1))):
+            with pytest.raises(QueryError, match="one by one") as caught:
+                await search(gateway, *examples, rerank="gv")
+            assert caught.value.status == 422
+            unasked = await search(gateway, *examples)
+            assert unasked.query.rerank == "none"
+            assert "not re-ranked by gv: it compares images or ids one by one" in unasked.notes[0]
+        both = await search(gateway, photograph(0), photograph(1), combine="best")
+        assert (both.query.rerank, both.notes) == ("gv", [])
 
     async def run() -> None:
         await work(*gateway_over(served, encoder=Both, config=config))
