@@ -39,6 +39,8 @@ _READY = "/readyz"
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz", _READY})
 """What is answered without a key, beside the files of the page."""
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_METHODS = _SAFE | {"POST"}
+"""Told by their names; of each other one there would be measurements for ever."""
 _GONE = 499
 """Told where the client went away before there was an answer, as nginx has it."""
 _PICTURES = ("/thumbnail", "/original")
@@ -93,7 +95,8 @@ class Watch:
         self, scope: Scope, identifier: str, route: str, status: int, sent: int, seconds: float
     ) -> None:
         if self._observe is not None:
-            self._observe(scope["method"], route, status, seconds)
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._observe(method, route, status, seconds)
         if not _access.isEnabledFor(logging.INFO):
             return
         received = RequestHeaders(scope=scope).get("content-length", "")

@@ -400,6 +400,13 @@ def test_routes_are_told_by_their_templates(backend: FakeBackend) -> None:
     ]
 
 
+def test_methods_that_are_none_are_told_as_one(backend: FakeBackend) -> None:
+    asker = Asker(backend)
+    for method in ("HEAD", "TRACE", "MADE-UP-1", "MADE-UP-2"):
+        assert asker.ask(method, "/nowhere").status_code == 404
+    assert asker.told == [("HEAD", "other", 404), *[("other", "other", 404)] * 3]
+
+
 def test_searches_beyond_the_bounds_are_refused_at_once(backend: FakeBackend) -> None:
     async def crowd() -> list[httpx.Response]:
         backend.release.clear()
