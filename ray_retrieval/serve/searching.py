@@ -149,7 +149,8 @@ class Searching:
         """The descriptor of an image, one row.
 
         Raises:
-            QueryError: 400 if it cannot be decoded.
+            QueryError: 400 if it cannot be decoded, 422 if its descriptor is not finite: a search by it would
+                fail, and with it those that are searched together with it.
             PartError: if the encoder does not answer.
             GoneError: if its model is no longer there.
         """
@@ -164,6 +165,9 @@ class Searching:
             raise QueryError(answer.found, where="image", mend="send another image")
         if answer.model != model.fingerprint:
             raise GoneError(f"encoded by model {answer.model}, asked for {model.fingerprint}")
+        if not np.isfinite(answer.found.data).all():
+            problem = "what the model finds in the image is not finite"
+            raise QueryError(problem, where="image", mend="send another image", status=422)
         return answer.found
 
     async def all_encoded(self, call: Call, images: Sequence[ImageExample]) -> list[Descriptors | QueryError]:

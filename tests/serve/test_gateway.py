@@ -327,6 +327,27 @@ def test_an_image_that_begins_well_and_ends_early_is_a_bad_request(indexed: Serv
     on(indexed, work)
 
 
+def test_an_image_without_a_finite_vector_harms_no_other(vectors: Served) -> None:
+    class Overflowing(GreyVector):
+        def encode(self, images: list[bytes], box: Any = None) -> tuple[Vectors, dict[int, str]]:
+            found, failures = super().encode(images)
+            found.data[[one == picture(66) for one in images]] = np.nan
+            return found, failures
+
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        searches = [search(gateway, image(seed)) for seed in (66, 7, 66, 8)]
+        first, second, third, fourth = await asyncio.gather(*searches, return_exceptions=True)
+        for wrong in (first, third):
+            assert isinstance(wrong, QueryError)
+            assert (wrong.status, "not finite" in wrong.problem) == (422, True)
+        assert [rows(one)[0] for one in (second, fourth)] == [7, 8]
+        embedded = await gateway.embed([image(7), image(66)], None, deadline=soon())
+        assert embedded.descriptors[0].vector is not None  # type: ignore[union-attr]
+        assert embedded.descriptors[1].error.status == 422  # type: ignore[union-attr]
+
+    on(vectors, work, encoder=Overflowing)
+
+
 def test_thumbnails_and_originals_are_found_by_id(indexed: Served) -> None:
     async def work(gateway: Gateway, behind: Behind) -> None:
         for number, identifier in enumerate(indexed.ids[:6]):
