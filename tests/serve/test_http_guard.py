@@ -235,9 +235,10 @@ def test_a_batch_counts_as_its_searches_and_a_thumbnail_as_a_tenth(backend: Fake
     asker = Asker(backend, changed(rate_limit=0.01, rate_burst=3))
     assert asker.post("/v1/search/batch", json={"searches": [SEARCH] * 3}).status_code == 200
     error_of(asker.post("/v1/search", json=SEARCH), 429)
-    asker = Asker(backend, changed(rate_limit=0.01, rate_burst=1))
-    seen = [asker.get("/v1/indexes/first/thumbnail?id=plain").status_code for _ in range(11)]
-    assert seen == [200] * 10 + [429]
+    for what in ("thumbnail", "original"):
+        asker = Asker(backend, changed(rate_limit=0.01, rate_burst=1))
+        seen = [asker.get(f"/v1/indexes/first/{what}?id=plain").status_code for _ in range(11)]
+        assert seen == [200] * 10 + [429]
 
 
 @pytest.mark.usefixtures("still")
