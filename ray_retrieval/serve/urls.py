@@ -73,11 +73,18 @@ class Fetcher:
             raise _failed(url, "its host cannot be reached") from None
 
     async def _fetch(self, url: str, count: Count) -> bytes:
+        place = url
         for _ in range(_REDIRECTS + 1):
-            found = await self._get(url, count)
+            try:
+                found = await self._get(place, count)
+            except QueryError as error:
+                # Where a host sends on to is for the server alone: it may be signed.
+                raise QueryError(
+                    error.problem, where=url[:200], mend=error.mend, status=error.status
+                ) from None
             if isinstance(found, bytes):
                 return found
-            url = urljoin(url, found)
+            place = urljoin(place, found)
         raise _failed(url, "it leads from one address to the next")
 
     async def _get(self, url: str, count: Count) -> bytes | str:

@@ -203,7 +203,8 @@ def test_redirections_are_followed_within_the_list_alone() -> None:
     hosts = ("images.example.com", "other.example.com")
     assert web.get("http://images.example.com/a", *hosts) == b"x"
     assert [request.headers["host"] for request in web.asked] == [hosts[0], hosts[0], hosts[1]]
-    assert refusal(web, "http://images.example.com/out", *hosts).status == 403
+    out = refusal(web, "http://images.example.com/out", *hosts)
+    assert (out.status, out.where) == (403, "http://images.example.com/out")
     assert "from one address to the next" in refusal(web, "http://images.example.com/loop", *hosts).problem
 
 
@@ -211,8 +212,10 @@ def test_a_redirection_into_the_private_net_is_refused() -> None:
     web = Web(
         lambda _: httpx.Response(302, headers={"Location": "http://inner/secret"}), {"inner": ["10.0.0.1"]}
     )
-    assert refusal(web, "http://images.example.com/", "images.example.com", "inner").status == 403
+    refused = refusal(web, "http://images.example.com/", "images.example.com", "inner")
+    assert refused.status == 403
     assert len(web.asked) == 1
+    assert "secret" not in str(refused), "where it leads to is not told"
 
 
 def test_files_are_bounded_while_they_are_read() -> None:
