@@ -142,6 +142,8 @@ def media_type(data: bytes) -> str:
     """Of an image file, by its content."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            return Image.MIME.get(str(opened.format), _UNKNOWN)
+            # A JPEG with further pictures behind it, as phones write, is one to browsers.
+            kind = "JPEG" if opened.format == "MPO" else str(opened.format)
+            return Image.MIME.get(kind, _UNKNOWN)
     except Exception:  # Pillow's readers raise whatever a damaged header leads them to.
         return _UNKNOWN

@@ -1,6 +1,7 @@
 """The gateway over real indices, with functions of this process behind it."""
 
 import asyncio
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gateway_parts import Behind, gateway_over, image, rows, search, soon
+from PIL import Image
 from serving_parts import AverageHash, GreyVector, Served, make_index, picture, pixels
 
 from ray_retrieval.descriptors import Codes, Vectors
@@ -424,6 +426,13 @@ def test_what_is_said_of_a_model_does_not_tell_where_its_data_lay(tmp_path: Path
 )
 def test_what_is_no_image_is_given_as_none(data: bytes) -> None:
     assert media_type(data) == "application/octet-stream"
+
+
+def test_a_photograph_of_a_phone_with_further_pictures_is_given_as_a_jpeg() -> None:
+    file = io.BytesIO()
+    first, second = (Image.open(io.BytesIO(picture(seed))) for seed in (1, 2))
+    first.save(file, "MPO", save_all=True, append_images=[second])
+    assert media_type(file.getvalue()) == "image/jpeg"
 
 
 def test_a_sample_is_the_same_for_the_same_seed(indexed: Served) -> None:
