@@ -214,7 +214,7 @@ class Client:
             except calls.FAILURES as error:
                 wait_s = calls.wait_before_next(call, error, attempt, self._retries)
                 if wait_s is None:
-                    raise calls.unanswered(self._url, error) from None
+                    raise calls.unanswered(call, self._url, error) from None
             else:
                 wait_s = calls.wait_before_next(call, answer, attempt, self._retries)
                 if wait_s is None:
@@ -366,7 +366,7 @@ class AsyncClient:
             except calls.FAILURES as error:
                 wait_s = calls.wait_before_next(call, error, attempt, self._retries)
                 if wait_s is None:
-                    raise calls.unanswered(self._url, error) from None
+                    raise calls.unanswered(call, self._url, error) from None
             else:
                 wait_s = calls.wait_before_next(call, answer, attempt, self._retries)
                 if wait_s is None:

@@ -37,6 +37,15 @@ File = str | Path | bytes
 _AGAIN = frozenset({429, 503})
 _BROKEN = (httpx.NetworkError, httpx.RemoteProtocolError)
 """What is worth another try: the server was not reached, or the connection broke."""
+_UNSENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.LocalProtocolError,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)
+"""After which the server knows nothing of the request."""
 FAILURES = (httpx.RequestError, httpx.InvalidURL)
 """What httpx raises where there is no answer."""
 _LONGEST_WAIT_S = 30.0
@@ -330,15 +339,18 @@ def content(answer: httpx.Response) -> bytes:
     raise error
 
 
-def unanswered(url: str, error: Exception) -> QueryError:
-    """Says that no answer came, or none that can be read."""
+def unanswered(call: Request, url: str, error: Exception) -> QueryError:
+    """Says that no answer came, or none that can be read, and of a change that it may have been done."""
     if isinstance(error, httpx.InvalidURL):
         return QueryError(f"that cannot be asked: {error}", where=url)
     if isinstance(error, httpx.DecodingError):
         return QueryError(f"the answer cannot be read: {error}", where=url, status=502)
-    late = isinstance(error, httpx.TimeoutException)
-    problem = "the server gave no answer in time" if late else "the server cannot be reached"
-    return QueryError(problem, where=url, mend="see whether it runs", status=504 if late else 503)
+    late, was_sent = isinstance(error, httpx.TimeoutException), not isinstance(error, _UNSENT)
+    problem = "the server cannot be reached"
+    if late or was_sent:
+        problem = "the server gave no answer in time" if late else "the connection broke before the answer"
+    mend = "see whether it runs" if call.safe or not was_sent else "look before you send it again"
+    return QueryError(problem, where=url, mend=mend, status=504 if late else 503)
 
 
 def _listed(examples: Example | Sequence[Example], box: Box | None) -> list[Image | Id | Url | Any]:

@@ -323,6 +323,35 @@ def test_changes_are_never_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (busy.asked, busy.waits) == (1, [])
 
 
+@pytest.mark.parametrize(
+    ("failure", "problem", "may_be_done"),
+    [
+        (httpx.ReadError, "connection broke", True),
+        (httpx.RemoteProtocolError, "connection broke", True),
+        (httpx.ReadTimeout, "in time", True),
+        (httpx.ConnectError, "cannot be reached", False),
+        (httpx.ConnectTimeout, "in time", False),
+    ],
+)
+def test_a_change_without_an_answer_may_have_been_done(
+    failure: type[httpx.TransportError], problem: str, may_be_done: bool
+) -> None:
+    def fail(request: httpx.Request) -> httpx.Response:
+        raise failure("no", request=request)
+
+    client = Client(transport=httpx.MockTransport(fail), retries=0)
+    for change in (
+        lambda: client.remove("a", index="first"),
+        lambda: client.add(New("a", b"image"), index="first"),
+    ):
+        with pytest.raises(QueryError, match=problem) as caught:
+            change()
+        assert ("before you send it again" in str(caught.value.mend)) == may_be_done
+    with pytest.raises(QueryError, match=problem) as caught:
+        client.indexes()
+    assert caught.value.mend == "see whether it runs"
+
+
 def test_other_refusals_are_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     busy = Busy(1, 404, monkeypatch)
     with pytest.raises(QueryError):
