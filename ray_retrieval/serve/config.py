@@ -45,8 +45,9 @@ class ServeConfig(Config):
     allow_anonymous: bool = False
     """Answer whoever can reach the server, without a key, on any address."""
     rate_limit: float | None = Field(None, gt=0)
-    """Requests a second of one key, or of one address where there are no keys. Each search of a batch counts,
-    a thumbnail counts a tenth. Unset: any number. Each gateway counts for itself."""
+    """Requests a second of one key, or of one address where there are no keys; of IPv6 the addresses of a
+    network (/64) are one. Each search of a batch counts, a thumbnail counts a tenth. Unset: any number. Each
+    gateway counts for itself."""
     rate_burst: int = Field(100, ge=1)
     """Requests that may come at once before `rate_limit` holds."""
     cors_origins: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ From the outside in: `Headers` guards browsers; `Watch` gives a request an id, m
 answers what nobody caught; CORS, where it is allowed; `Guard` lets in who may ask.
 """
 
+import ipaddress
 import json
 import logging
 import re
@@ -169,8 +170,9 @@ class Guard:
     def _let_in(self, scope: Scope) -> None:
         headers = RequestHeaders(scope=scope)
         caller = _address(scope)
+        counted = _network_of(caller)
         if self._keys is not None:
-            caller = self._key(self._keys, headers, scope, caller)
+            caller = counted = self._key(self._keys, headers, scope, counted)
         else:
             # A key is never sent along unasked; without keys, pages of elsewhere ask in their readers' names.
             self._check_place(headers, scope)
@@ -178,11 +180,11 @@ class Guard:
         scope[_CALLER] = caller
         if self._limit is not None and _path(scope) != _METRICS:
             picture = _path(scope).endswith(_PICTURES)
-            self._limit.take(caller, _PICTURE_TOKENS if picture else 1)
+            self._limit.take(counted, _PICTURE_TOKENS if picture else 1)
             limit = self._limit
-            scope[_CHARGE] = lambda tokens: limit.charge(caller, tokens)
+            scope[_CHARGE] = lambda tokens: limit.charge(counted, tokens)
 
-    def _key(self, keys: Keys, headers: RequestHeaders, scope: Scope, address: str) -> str:
+    def _key(self, keys: Keys, headers: RequestHeaders, scope: Scope, network: str) -> str:
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         mend = "send a key of this server as 'Authorization: Bearer KEY'"
         if not secret.strip():
@@ -191,7 +193,7 @@ class Guard:
         key = keys.find(secret.strip()) if scheme.lower() == "bearer" else None
         if key is None:
             if self._limit is not None:
-                self._limit.take(address)  # Who guesses is held up as well.
+                self._limit.take(network)  # Who guesses is held up as well.
             raise QueryError("the key is not known", where="Authorization", mend=mend, status=401)
         if key.scope != "write" and _is_change(scope):
             raise QueryError(
@@ -285,6 +287,17 @@ def _is_change(scope: Scope) -> bool:
 def _address(scope: Scope) -> str:
     client = scope.get("client")
     return str(client[0]) if client else "unknown"
+
+
+def _network_of(address: str) -> str:
+    """Whose rate an address counts for: its own, or of IPv6 its network's, all of which one caller has."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(found, ipaddress.IPv4Address) or found.ipv4_mapped is not None:
+        return address
+    return str(ipaddress.ip_network((found, 64), strict=False))
 
 
 def _netloc_of(origin: str) -> str | None:

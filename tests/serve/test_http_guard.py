@@ -231,6 +231,28 @@ def test_who_asks_too_often_is_told_when_to_come_back(backend: FakeBackend, tmp_
 
 
 @pytest.mark.usefixtures("still")
+def test_who_has_a_network_of_addresses_is_one_caller(backend: FakeBackend) -> None:
+    app = create_app(backend, changed(allow_anonymous=True, rate_limit=0.01, rate_burst=1))
+
+    async def ask(address: str) -> int:
+        transport = httpx.ASGITransport(app, client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as asker:
+            return (await asker.get("/v1/indexes")).status_code
+
+    seen = {
+        "2001:db8::1": 200,
+        "2001:db8::ffff:2": 429,
+        "2001:db8:0:1::1": 200,
+        "203.0.113.1": 200,
+        "203.0.113.2": 200,
+        "::ffff:203.0.113.1": 200,
+        "::ffff:203.0.113.2": 200,
+        "unknown": 200,
+    }
+    assert {address: asyncio.run(ask(address)) for address in seen} == seen
+
+
+@pytest.mark.usefixtures("still")
 def test_a_batch_counts_as_its_searches_and_a_thumbnail_as_a_tenth(backend: FakeBackend) -> None:
     asker = Asker(backend, changed(rate_limit=0.01, rate_burst=3))
     assert asker.post("/v1/search/batch", json={"searches": [SEARCH] * 3}).status_code == 200
