@@ -132,10 +132,11 @@ class Rolling:
             coming = await self._aside(lambda: self._opened(key, before.index))
             await self._aside(lambda: check_hits(coming.index))
             await self._prepare(coming)
-        except (GoneError, RetrievalError) as error:
+        except Exception as error:  # Too little memory, say: what is served stays in any case.
             self._refused = (key, others, time.monotonic())
             self._metrics.switch(self.name, "refused")
-            _log.warning("%s stays at version %d: %s", self.name, before.key.number, error)
+            told = isinstance(error, GoneError | RetrievalError)
+            _log.warning("%s stays at version %d: %s", self.name, before.key.number, error, exc_info=not told)
             return
         self._refused = None
         self.live = coming

@@ -240,6 +240,28 @@ def test_a_version_that_finds_something_else_than_was_recorded_is_not_served(own
     on(own, work, ServeConfig(writable=True, poll_s=1000))
 
 
+def test_a_version_for_which_there_is_no_memory_is_not_tried_again_and_again(
+    own: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried = []
+
+    def too_much(*of: Any) -> None:
+        tried.append(of)
+        raise MemoryError("no room for it")
+
+    async def work(gateway: Gateway, behind: Behind) -> None:
+        await search(gateway, image(8))
+        monkeypatch.setattr("ray_retrieval.serve.rolling.Rerankings", too_much)
+        remove(own.index, [own.ids[8]])
+        for _ in range(3):
+            assert (await gateway._rolling["x"].refresh(force=True)).key.number == 1
+        assert (await search(gateway, image(8))).index.version == 1
+        assert len(tried) == 1
+        assert "x stays at version 1: no room for it" in caplog.text
+
+    on(own, work, ServeConfig(poll_s=1000))
+
+
 def test_an_index_that_cannot_be_read_for_now_is_told_as_such(own: Served) -> None:
     async def work(gateway: Gateway, behind: Behind) -> None:
         async def gone(query: Any, timeout_s: float) -> Any:
