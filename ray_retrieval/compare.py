@@ -85,14 +85,15 @@ def compare(runs: Sequence[str | Path | Folder]) -> dict[str, Any]:
     repeated = [
         f"{b['label']} repeats the configuration and seed of {a['label']}" for a, b in _repeats(groups)
     ]
-    several = [_over_seeds(group) for group in groups if len({entry["seed"] for entry in group}) > 1]
+    named = _with_names(groups, by_size=True)
+    several = [pair for pair in named if len({entry["seed"] for entry in pair[0]}) > 1]
     comparison = {
         "format": "ray_retrieval/comparison",
         "version": 1,
         "title": _common_name(read),
         "by_size": _by_size(read),
-        "seeds": several,
-        "published": [row for group in groups for row in _against_published(group)],
+        "seeds": [_over_seeds(group, name) for group, name in several],
+        "published": [row for pair in named for row in _against_published(*pair)],
         "notes": [*notes, *repeated, *_differences(read)],
     }
     hidden = ("configuration", "family", "published")
@@ -134,15 +135,20 @@ def _repeats(groups: list[list[dict[str, Any]]]) -> list[tuple[dict[str, Any], d
     return pairs
 
 
-def _over_seeds(group: list[dict[str, Any]]) -> dict[str, Any]:
+def _once(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs of one configuration without those that repeat a seed: the first one counts."""
+    return list({run["seed"]: run for run in reversed(runs)}.values())[::-1]
+
+
+def _over_seeds(group: list[dict[str, Any]], name: str) -> dict[str, Any]:
     """Mean and deviation of each metric over the seeds of one configuration; a repeated seed counts once."""
-    runs = list({run["seed"]: run for run in reversed(group)}.values())[::-1]
+    runs = _once(group)
     metrics = []
-    for name in names_in({metric["name"]: None for metric in run["metrics"]} for run in runs):
-        mean, deviation, count = _mean([value_of(run, name) for run in runs])
-        metrics.append({"name": name, "mean": mean, "deviation": deviation, "runs": count})
+    for metric in names_in({entry["name"]: None for entry in run["metrics"]} for run in runs):
+        mean, deviation, count = _mean([value_of(run, metric) for run in runs])
+        metrics.append({"name": metric, "mean": mean, "deviation": deviation, "runs": count})
     return {
-        "label": _common_name(runs),
+        "label": name,
         "method": runs[0]["method"],
         "size": runs[0]["size"],
         "unit": runs[0]["unit"],
@@ -159,16 +165,13 @@ def _by_size(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
         return None
     metric = runs[0]["metrics"][0]["name"]
     rows: list[dict[str, Any]] = []
-    for family in _groups(runs, "family"):
+    for family, label in _with_names(_groups(runs, "family")):
         cells = {}
         for number in sizes:
-            values = [value_of(run, metric) for run in family if run["size"] == number]
-            mean, deviation, count = _mean(values)
+            of_size = _once([run for run in family if run["size"] == number])
+            mean, deviation, count = _mean([value_of(run, metric) for run in of_size])
             if count:
                 cells[str(number)] = {"value": mean, "deviation": deviation, "runs": count}
-        label = _common_name(family)
-        if label in [row["label"] for row in rows]:
-            label = f"{label} ({family[0]['label']})"
         rows.append({"label": label, "measured": True, "cells": cells})
     sources: dict[str, dict[str, Any]] = {}
     for row in (row for run in runs for row in run["published"] if row["metric"] == metric):
@@ -177,14 +180,14 @@ def _by_size(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
     return {"metric": metric, "sizes": sizes, "unit": units.pop(), "rows": rows}
 
 
-def _against_published(group: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _against_published(group: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """The published results of one configuration; over several seeds it is their mean that counts."""
     several = len({run["seed"] for run in group}) > 1
-    means = {metric["name"]: metric for metric in _over_seeds(group)["metrics"]}
+    means = {metric["name"]: metric for metric in _over_seeds(group, name)["metrics"]}
     rows = {}
     for row in (row for run in group for row in run["published"]):
         found = means.get(row["metric"], {"mean": None, "deviation": None})
-        label = _common_name(group) if several else group[0]["label"]
+        label = name if several else group[0]["label"]
         kept = {key: row[key] for key in ("source", "metric", "size", "published", "tolerance")}
         verdict = _verdict({"run": label, **kept}, found["mean"])
         rows[row["source"], row["metric"]] = {**verdict, "deviation": found["deviation"]}
@@ -216,6 +219,22 @@ def _differences(runs: list[dict[str, Any]]) -> list[str]:
         if extra:
             notes.append(f"not measured in every run: {', '.join(extra)} (only in {', '.join(labels)})")
     return notes
+
+
+def _with_names(
+    groups: list[list[dict[str, Any]]], *, by_size: bool = False
+) -> list[tuple[list[dict[str, Any]], str]]:
+    """Each group with what it is called; where several are called alike, with its first run's label too.
+
+    Args:
+        groups: of runs.
+        by_size: whether a group has one size, which is told beside its name.
+    """
+    names = [(_common_name(group), group[0]["size"] if by_size else None) for group in groups]
+    return [
+        (group, name[0] if names.count(name) == 1 else f"{name[0]} ({group[0]['label']})")
+        for group, name in zip(groups, names, strict=True)
+    ]
 
 
 def _common_name(runs: list[dict[str, Any]]) -> str:

@@ -39,6 +39,9 @@ def render(comparison: dict[str, Any], folder: Folder | None = None) -> str:
                 for number, label in enumerate(chart.legend if chart else [])
             ],
             metric_rows=_metric_rows(runs),
+            seed_metrics=names_in(
+                {metric["name"]: None for metric in group["metrics"]} for group in comparison["seeds"]
+            ),
             run_notes=[f"{run['label']}: {note}" for run in runs for note in run["notes"]],
             links=[_link(Folder(run["folder"]), folder) for run in runs],
             facts={key: {run["dataset"].get(key) for run in runs} for key in FACTS},

@@ -87,7 +87,15 @@ def sized(name, size, **settings):
 
 
 def write_run(
-    folder, value=0.7, *, bits=16, seed=0, name="study-${method.bits}bits", metrics=None, facts=None
+    folder,
+    value=0.7,
+    *,
+    bits=16,
+    seed=0,
+    name="study-${method.bits}bits",
+    metrics=None,
+    facts=None,
+    train=None,
 ):
     """A finished run's run.json, recipe.yaml and metrics.json."""
     folder.mkdir(parents=True)
@@ -97,6 +105,7 @@ def write_run(
         seed=seed,
         data={"name": "digits"},
         method={"name": "greedyhash", "bits": bits, "backbone": {"name": "small"}, "image": {"size": 16}},
+        train=train or {},
         published=[PAPER],
     )
     begin(Folder(folder), made)

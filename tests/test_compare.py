@@ -93,6 +93,35 @@ def test_a_repeated_seed_counts_once_and_is_named(tmp_path):
     assert [run["label"] for run in found["runs"]] == ["a", "b", "c"]
     assert found["notes"] == ["b repeats the configuration and seed of a"]
     assert found["seeds"][0]["metrics"][0]["mean"] == pytest.approx(0.7)
+    write_run(tmp_path / "d", 0.5, bits=32)
+    cells = compare([tmp_path])["by_size"]["rows"][0]["cells"]
+    assert cells["16"] == {"value": pytest.approx(0.7), "deviation": pytest.approx(0.02**0.5), "runs": 2}
+
+
+def test_configurations_of_one_name_are_told_apart(tmp_path):
+    for rate, value in ((0.01, 0.6), (0.02, 0.8)):
+        train = {"optimizer": {"lr": rate}}
+        for seed in (0, 1):
+            write_run(tmp_path / f"lr{rate}" / f"seed{seed}", value, seed=seed, train=train)
+    for seed in (0, 1):
+        write_run(tmp_path / "wide" / f"seed{seed}", 0.7, bits=32, seed=seed)
+    found = compare([tmp_path])
+    means = {group["label"]: group["metrics"][0]["mean"] for group in found["seeds"]}
+    first, second = "study-16bits (lr0.01/seed0)", "study-16bits (lr0.02/seed0)"
+    assert means == {first: 0.6, second: 0.8, "study-32bits": 0.7}
+    assert [row["run"] for row in found["published"]] == [first, second, "study-32bits"]
+    of_sizes = [row["label"] for row in found["by_size"]["rows"] if row["measured"]]
+    assert of_sizes == [first, second, "study-32bits"]
+
+
+def test_the_table_of_seeds_has_every_metric_of_every_method(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"codes{seed}", seed=seed)
+        write_run(tmp_path / f"others{seed}", bits=32, seed=seed, metrics={"recall@1": 0.8125})
+    page = compare_page.render(compare([tmp_path]))
+    over_seeds = page[page.index('id="seeds-title"') : page.index('id="metrics-title"')]
+    assert '<th scope="col">recall@1</th>' in over_seeds
+    assert "0.8125 ± 0.0000" in over_seeds
 
 
 def test_a_run_given_twice_counts_once(tmp_path):

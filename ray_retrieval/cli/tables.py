@@ -57,7 +57,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
             ]
             table.add_row(escape(group["label"]), _size(group), str(len(group["seeds"])), *means)
         out.print(table)
-    print_published(comparison["published"], out)
+    print_published(comparison["published"], out, by_run=len(runs) > 1)
     policies = [metric["policy"] for metric in runs[0]["metrics"][:1]]
     for policy in policies:
         out.print(f"{names[0]}: {escape(policy)}.", style="dim")
@@ -65,16 +65,26 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         out.print(f"note: {escape(note)}.", style="yellow")
 
 
-def print_published(rows: list[dict[str, Any]], out: Console) -> None:
-    """Results against published ones; nothing where there are none."""
+def print_published(rows: list[dict[str, Any]], out: Console, *, by_run: bool = False) -> None:
+    """Results against published ones, `by_run` with whose they are; nothing where there are none."""
     if not rows:
         return
-    table = _table("published", "metric", "size", "value", "measured", "difference", "reached")
+    table = _table(
+        "published",
+        *(["run"] if by_run else []),
+        "metric",
+        "size",
+        "value",
+        "measured",
+        "difference",
+        "reached",
+    )
     for row in rows:
         difference = "–" if row["difference"] is None else f"{row['difference']:+.4f}"
         reached = {None: "–", True: "yes", False: "no"}[row["reached"]]
         table.add_row(
             escape(row["source"]),
+            *([escape(row["run"])] if by_run else []),
             escape(row["metric"]),
             str(row["size"]),
             number(row["published"]),
