@@ -116,6 +116,7 @@ def test_too_much_to_upload_is_refused_by_name(monkeypatch, tmp_path):
         (["run", str(QUICKSTART)], "output=runs/quickstart: a relative path .*s3://"),
         (["run", "--fresh", str(QUICKSTART)], "output=runs/quickstart: a relative path .*s3://"),
         (["tune", str(DIGITS), OUT, "tune.space={method.bit: {choice: [8]}}"], "unknown key"),
+        (["tune", str(QUICKSTART), OUT], "tune: the recipe states no search"),
         (["search", "s3://b/index", "s3://b/x.jpg", "--picture", "x.png"], "--picture=x.png: a relative"),
         (
             ["run", str(QUICKSTART), "output=runs/x", "method.bits=[16,32]"],

@@ -17,7 +17,7 @@ import ray.tune
 from ray_retrieval.cluster import connect, fewer_or_more
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.errors import DataError, RecipeError, RetrievalError
+from ray_retrieval.errors import DataError, RetrievalError
 from ray_retrieval.lock import writing_alone
 from ray_retrieval.model_folder import DESCRIPTION
 from ray_retrieval.progress import Display
@@ -104,16 +104,11 @@ class Search:
             )
         self.recipe, self._make = make({}), make
         self.display = display or Display(quiet=True)
-        if self.recipe.tune is None:
-            raise RecipeError(
-                "the recipe states no search",
-                where="tune",
-                mend="e.g. tune: {space: {train.optimizer.lr: {loguniform: [1.0e-4, 1.0e-1]}}}",
-            )
+        check(self.recipe, make)
+        assert self.recipe.tune is not None
         self.config = self.recipe.tune
         if self.config.searcher == "optuna":
             require_optuna()
-        check(self.recipe, make)
         self.folder, self._fresh = Folder(self.recipe.output), fresh
         self._retry = retry
         self._read()

@@ -219,9 +219,14 @@ def check(recipe: Recipe, make: Callable[[Parameters], Recipe]) -> None:
     """Find unknown fields and listed values that make no recipe, before anything is started.
 
     Raises:
-        RecipeError: naming the field, and the parameters that make no recipe.
+        RecipeError: if the recipe states no search; naming the field, and the parameters that make no recipe.
     """
-    assert recipe.tune is not None
+    if recipe.tune is None:
+        raise RecipeError(
+            "the recipe states no search",
+            where="tune",
+            mend="e.g. tune: {space: {train.optimizer.lr: {loguniform: [1.0e-4, 1.0e-1]}}}",
+        )
     if recipe.train.tensorboard:
         refuse_remote(Folder(recipe.output))
     for parameters in space.to_check(recipe.tune):
