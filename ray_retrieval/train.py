@@ -379,11 +379,13 @@ def save_models(
 ) -> None:
     """Write `model-best/` or `model-last/` where the one that is not selected differs, and `model/`.
 
-    `model/` comes last: where it is complete, the training is.
+    `model/` comes last: where it is complete, the training is. What a training that was stopped left of the
+    other one goes where there is none now.
     """
     selected = outcome.weights[config.select]
     for which, weights in sorted(outcome.weights.items(), key=lambda pair: pair[0] == config.select):
         if which != config.select and weights is selected:
+            (run / f"model-{which}").remove()
             continue
         name = "model" if which == config.select else f"model-{which}"
         model.save(

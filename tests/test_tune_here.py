@@ -162,6 +162,17 @@ def test_the_selected_model_is_written_last(tmp_path, benchmark, monkeypatch, se
     assert names == written
 
 
+def test_of_a_training_that_was_stopped_and_went_on_no_other_model_is_left(tmp_path, benchmark, monkeypatch):
+    """Its last model differed from the best one when it was stopped, and is the best one at the end."""
+    monkeypatch.setattr(model, "save", lambda folder, **_: folder.write_text("model.json", "{}"))
+    best, last = {}, {}
+    for weights in ({"best": best, "last": last}, {"best": last, "last": last}):
+        of_both = {"epochs": {"best": 1, "last": 2}, "steps": {"best": 1, "last": 2}}
+        outcome = Outcome(weights, **of_both, validation={"best": {}, "last": {}}, precision="float32")
+        save_models(outcome, METHOD, TrainConfig(), benchmark, Folder(tmp_path), {})
+    assert Folder(tmp_path).names() == ["model"]
+
+
 def test_progress_and_weights_that_are_made_elsewhere(whole, benchmark, tmp_path):
     told, asked = [], []
 
