@@ -1,9 +1,12 @@
-"""The folder of a run: the file that makes it one, and what else a run writes there."""
+"""The folder of a run: the file that makes it one, what else a run writes there, and what it begins with."""
 
 import os
 from collections.abc import Set
+from typing import Any
 
-from ray_retrieval.errors import RecipeError
+from ray_retrieval.data.location import name_of
+from ray_retrieval.errors import ArtefactError, RecipeError
+from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.recipe import Recipe, dump
 from ray_retrieval.storage import Folder, is_described, is_uri, read_description, write_description
 
@@ -69,6 +72,42 @@ def refuse_foreign(folder: Folder, *, fresh: bool = False) -> None:
         read_description(folder, RUN, kind=_KIND, version=_VERSION)
     elif not is_described(folder, RUN, kind=_KIND):
         raise _foreign(folder, f"a {RUN} that no run wrote", fresh=fresh)
+
+
+def start_of(recipe: Recipe) -> str | None:
+    """Fingerprint of what the first training of a recipe begins with: a model, or a file of weights.
+
+    Returns:
+        None where there is neither, or the file is not there.
+
+    Raises:
+        ArtefactError: if the model is not there.
+    """
+    first = (recipe.stage_recipes() or [recipe])[0]
+    if first.train.start is not None:
+        return read_model_description(Folder(first.train.start))[1]
+    return checksum_of_weights(first.method)
+
+
+def checksum_of_weights(method: Any) -> str | None:
+    """Of the file that a method's configuration names as weights; None where there is none."""
+    weights = weights_file(method)
+    if weights is None:
+        return None
+    try:
+        place = Folder(weights)
+        if not place.is_file():
+            return None
+        file = Folder(place.parent.local_path(name_of(place.uri)))
+        return file.parent.checksum(name_of(file.uri))
+    except ArtefactError:
+        return None
+
+
+def weights_file(method: Any) -> str | None:
+    """The path or URI of the weights that a method's configuration names; None where these are no file."""
+    weights: str | None = getattr(getattr(method, "backbone", None), "weights", None)
+    return None if weights in ("none", "imagenet") else weights
 
 
 def _foreign(folder: Folder, what: str, *, fresh: bool) -> RecipeError:

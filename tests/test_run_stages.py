@@ -13,6 +13,7 @@ from ray_retrieval import model
 from ray_retrieval import recipe as recipes
 from ray_retrieval.data import datasets
 from ray_retrieval.errors import RecipeError
+from ray_retrieval.layers.backbones import SmallNet
 from ray_retrieval.run import Run
 from ray_retrieval.run_folder import refuse_foreign
 from ray_retrieval.storage import Folder
@@ -129,6 +130,20 @@ class TestRefused:
         with pytest.raises(RecipeError, match="not those that this run was begun with"):
             begun_by(trainings, out)
         assert trainings.begun == []
+
+    @pytest.mark.usefixtures("benchmark")
+    def test_other_weights_in_the_file_of_that_name(self, tmp_path, trainings):
+        out, file = tmp_path / "out", tmp_path / "small.pth"
+        settings = ["stages=[]", f"method.backbone.weights={file}"]
+        weights = SmallNet().state_dict()
+        torch.save(weights, file)
+        assert begun_by(trainings, out, *settings) == ["out"]
+        assert begun_by(trainings, out, *settings) == []
+        torch.save({name: 2 * value for name, value in weights.items()}, file)
+        with pytest.raises(RecipeError, match=r"begun from other weights than .*small\.pth now are"):
+            begun_by(trainings, out, *settings)
+        file.unlink()
+        assert begun_by(trainings, out, *settings) == [], "a finished run does not need them"
 
     @pytest.mark.usefixtures("benchmark")
     def test_another_start(self, tmp_path, trainings):

@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 from tuning_parts import SPACE, begun, recipes
 
-from ray_retrieval import recipe
+from ray_retrieval import recipe, run_folder
 from ray_retrieval.errors import ArtefactError, ClusterError, DataError, RecipeError
 from ray_retrieval.progress import Display
 from ray_retrieval.run.training import Training
 from ray_retrieval.run_folder import refuse_foreign
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import train
-from ray_retrieval.tuning import trials as tuning_trials
 from ray_retrieval.tuning.config import TuneConfig
 from ray_retrieval.tuning.ledger import Ledger, Trial, front
 from ray_retrieval.tuning.plan import Plan, plan
@@ -63,7 +62,7 @@ def test_trials_are_handed_out_followed_and_written_down(tmp_path):
 
 
 def test_the_model_that_a_trial_starts_from_need_not_be_where_it_trains(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning_trials, "read_model_description", lambda folder: ({}, f"print of {folder}"))
+    monkeypatch.setattr(run_folder, "read_model_description", lambda folder: ({}, f"print of {folder}"))
     trials = begun(tmp_path, space={**SPACE, "train.batch_size": {"choice": [8]}})
     make = trials._make
     trials._make = lambda values: make({**values, "train.start": "/somewhere/model"})
@@ -242,14 +241,18 @@ def test_what_no_search_writes_stays_in_a_folder_that_remains_a_searchs(tmp_path
     Ledger(folder, {"seed": 4}).check()
 
 
-def test_other_images_are_refused_with_every_start(tmp_path):
+def test_other_images_and_another_start_are_refused_with_every_start(tmp_path):
     trials = begun(tmp_path)
-    trials._ledger.keep_images("those")
+    trials._ledger.keep_beginning("those", None)
+    trials._ledger.keep_beginning("those", "model")
     for _ in range(2):
         again = begun(tmp_path)
         with pytest.raises(RecipeError, match="images are not those that the search was begun with"):
-            again._ledger.keep_images("others")
-        again._ledger.keep_images("those")
+            again._ledger.keep_beginning("others", "model")
+        with pytest.raises(RecipeError, match="weights to start from are not those that the search was"):
+            again._ledger.keep_beginning("those", "another")
+        for start in ("model", None):  # which may be gone once nothing is left to train
+            again._ledger.keep_beginning("those", start)
 
 
 def begin(search):

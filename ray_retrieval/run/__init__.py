@@ -201,7 +201,7 @@ class Run:
         """Train, unless `model/` is complete: then the trainings before it need not be there any more.
 
         Raises:
-            RecipeError: if it was begun with other images, or from another model.
+            RecipeError: if it was begun with other images, or from another model or other weights.
         """
         if benchmark.untrainable:
             self._own.take_model(benchmark)

@@ -1,5 +1,6 @@
 """The trainings of a run: what each begins with, whether it is complete, and when it is refused."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from ray_retrieval.run.checks import refuse_another_run
 from ray_retrieval.run.images import TRAINED_ON
 from ray_retrieval.run.reuse import reuse
 from ray_retrieval.run.timings import timed
+from ray_retrieval.run_folder import checksum_of_weights, weights_file
 from ray_retrieval.storage import Folder, fingerprint
 from ray_retrieval.train import starting
 
@@ -116,7 +118,7 @@ class Training:
         """Train, or go on from the newest checkpoint.
 
         Raises:
-            RecipeError: if it was begun here with other images, or from another model.
+            RecipeError: if it was begun here with other images, or from another model or other weights.
         """
         self._refuse_another_beginning(benchmark)
         key = self.key(benchmark)
@@ -144,29 +146,34 @@ class Training:
             stage.earlier_s = sum(old["seconds"] for old, new in pairs if old == new)
 
     def key(self, benchmark: Benchmark) -> str:
-        """A fingerprint of what determines the model: the recipe, the training images, and the start."""
+        """A fingerprint of what determines the model: the recipe, the images, and the model before it."""
         tables = (getattr(benchmark, role) for role in TRAINED_ON)
-        start = self.start_fingerprint()
-        before = [] if start is None else [start]
+        before = [] if self.config.start is None else [self.start_fingerprint()]
         return fingerprint([self.recipe.of_the_model(), *(table.fingerprint for table in tables), *before])
 
     def start_fingerprint(self) -> str | None:
-        """Of the model that the training starts from, None where there is none; if it is gone, as when begun.
+        """Of the model that the training starts from, or the file of weights; None where there is neither.
+
+        If it is gone, as when the training was begun.
 
         Raises:
-            ArtefactError: if it is not there, and the training has not been begun from it.
+            ArtefactError: if the model is not there, and the training has not been begun from it.
         """
         start = self.config.start
         if start is None:
-            return None
+            return self._weights or self._begun().get("start")
         known: str | None = None if Folder(start).exists(DESCRIPTION) else self._begun().get("start")
         return known or read_model_description(Folder(start))[1]
+
+    @functools.cached_property
+    def _weights(self) -> str | None:
+        return checksum_of_weights(self.recipe.method)
 
     def is_complete(self, benchmark: Benchmark) -> bool:
         """Whether `model/` is what the training would give.
 
         Raises:
-            RecipeError: if it was begun here with other images, or from another model.
+            RecipeError: if it was begun here with other images, or from another model or other weights.
         """
         start = self.config.start
         known = start is None or "start" in self._begun() or Folder(start).exists(DESCRIPTION)
@@ -179,11 +186,17 @@ class Training:
         return found == self.key(benchmark)
 
     def _refuse_another_beginning(self, benchmark: Benchmark) -> None:
-        """Raise RecipeError if the training was begun here with other images, or from another model."""
+        """Raise RecipeError if it was begun with other images, or from another model or other weights."""
         begun, start = self._begun(), self.start_fingerprint()
-        if begun.get("start", start) != start:
+        if begun.get("start") not in (None, start):
+            model, weights = self.config.start, weights_file(self.recipe.method)
+            now = (
+                f"other weights than {weights} now are"
+                if model is None
+                else f"another model than {model} now is"
+            )
             raise RecipeError(
-                f"this run was begun from another model than {self.config.start} now is",
+                f"this run was begun from {now}",
                 where=self.folder,
                 mend="bring it back, choose another output=… or delete the run with `fresh`",
             )

@@ -24,6 +24,7 @@ from ray_retrieval.progress import Display
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.run import Run
 from ray_retrieval.run.checks import refuse_deleted
+from ray_retrieval.run_folder import start_of
 from ray_retrieval.storage import Folder, fingerprint
 from ray_retrieval.train import for_training
 from ray_retrieval.tune import nodes
@@ -188,9 +189,11 @@ class Search:
 
     def _prepare(self) -> Benchmark:
         """The images, loaded and looked at once for all trials."""
-        benchmark = self._looking_in(self.folder / ledger.DATA).prepare(measured=self.config.evaluate)
+        looking = self._looking_in(self.folder / ledger.DATA)
+        benchmark = looking.prepare(measured=self.config.evaluate)
         _refuse_incomparable(benchmark)
-        self._ledger.keep_images(fingerprint([table.fingerprint for table in _trained_on(benchmark)]))
+        images = fingerprint([table.fingerprint for table in _trained_on(benchmark)])
+        self._ledger.keep_beginning(images, start_of(looking.recipe))
         return benchmark
 
     def _looking_in(self, folder: Folder) -> Run:

@@ -144,22 +144,30 @@ class Ledger:
         body = {**self.identity, **more}
         write_description(self.folder, STUDY, kind=_KIND, version=_VERSION, body=body)
 
-    def keep_images(self, images: str) -> None:
-        """Note the fingerprint of the images that trials are trained and compared with.
+    def keep_beginning(self, images: str, start: str | None) -> None:
+        """Note what trials are trained and compared with.
+
+        Args:
+            images: a fingerprint of the images.
+            start: that of the model or the weights that trials start from; None where there are none.
 
         Raises:
             RecipeError: if the search was begun with others.
         """
-        known = self.folder.read_json(STUDY).get("images")
-        if known is None:
-            self._describe(images=images)
-        elif known != images:
-            raise RecipeError(
-                "the training or validation images are not those that the search was begun with, so its "
-                "trials would not compare",
-                where=self.folder,
-                mend="bring them back, choose another output=… or delete the search with `fresh`",
-            )
+        given = {"images": images, **({} if start is None else {"start": start})}
+        said = self.folder.read_json(STUDY)
+        known = {key: said[key] for key in ("images", "start") if said.get(key) is not None}
+        names = {"images": "training or validation images", "start": "model or weights to start from"}
+        for key, value in given.items():
+            if known.get(key, value) != value:
+                raise RecipeError(
+                    f"the {names[key]} are not those that the search was begun with, so its trials would not "
+                    "compare",
+                    where=self.folder,
+                    mend="bring them back, choose another output=… or delete the search with `fresh`",
+                )
+        if not given.keys() <= known.keys():
+            self._describe(**given)
 
     def write(self) -> None:
         """Bring `trials.jsonl` up to date."""

@@ -8,9 +8,8 @@ from typing import Any
 from ray_retrieval.config import validate
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.loop.tensorboard import refuse_remote
-from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.recipe import Recipe
-from ray_retrieval.run_folder import begin
+from ray_retrieval.run_folder import begin, start_of
 from ray_retrieval.storage import Folder
 from ray_retrieval.tuning import space
 from ray_retrieval.tuning.config import SIZES, TuneConfig
@@ -190,11 +189,10 @@ class Trials:
 
 
 def _note_start(recipe: Recipe) -> None:
-    """Write down, as a run does, which model a trial starts from: it need not be there where it trains."""
-    first = (recipe.stage_recipes() or [recipe])[0]
-    folder, start = Folder(first.output), first.train.start
-    if start is not None and not folder.exists("training.json"):
-        folder.write_json("training.json", {"start": read_model_description(Folder(start))[1]})
+    """Write down, as a run does, what a trial starts from: it need not be there where it trains."""
+    folder = Folder((recipe.stage_recipes() or [recipe])[0].output)
+    if not folder.exists("training.json") and (start := start_of(recipe)) is not None:
+        folder.write_json("training.json", {"start": start})
 
 
 def identity(recipe: Recipe) -> dict[str, Any]:
