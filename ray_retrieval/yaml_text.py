@@ -1,5 +1,6 @@
 """YAML as recipes and settings are written in: plain values, and each key of a mapping once."""
 
+import re
 from typing import Any
 
 import yaml
@@ -7,10 +8,21 @@ import yaml
 from ray_retrieval.errors import RecipeError
 
 _DATE = "tag:yaml.org,2002:timestamp"
+_TEXT = "tag:yaml.org,2002:str"
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_NOT_AS_IT_LOOKS = re.compile("[-+]?0[0-9_]+|.*:.*")
+"""Numbers that YAML 1.1 reads with eight digits, or with sixty: `010` would be 8, and `1:30` be 90."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has already. Dates are text: nothing that is configured is one."""
+    """Refuses a key that a mapping has already. Dates are text: nothing that is configured is one.
+
+    Numbers with a nought before them are text too, which a field that takes a number reads as decimal.
+    """
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        return _TEXT if tag in _NUMBERS and _NOT_AS_IT_LOOKS.fullmatch(value) else tag
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         # Not where mappings are built: by then `<<` has brought in what the keys beside it replace.

@@ -163,6 +163,16 @@ def test_dates_are_text(tmp_path):
         recipe.rerank_steps(["2020-13-45"])
 
 
+def test_numbers_are_decimal():
+    """As of `seq -w`, by which the seeds 8 and 10 would be one."""
+    seeds = [recipe.load(QUICKSTART, [f"seed={seed}"]).seed for seed in ("008", "010", "0", "00", "0x10")]
+    assert seeds == [8, 10, 0, 0, 16]
+    assert recipe.load(QUICKSTART, ["name=007"]).name == "007"
+    assert recipe.load(QUICKSTART, ["train.optimizer.lr=0.05"]).train.optimizer.lr == 0.05
+    with pytest.raises(RecipeError, match=r"'seed': input should be a valid integer.*'1:30'"):
+        recipe.load(QUICKSTART, ["seed=1:30"])
+
+
 def test_settings_replace_the_files_values():
     loaded = recipe.load(QUICKSTART, ["train.optimizer.lr=0.5", "method.bits=12", "seed=3"])
     assert (loaded.train.optimizer.lr, loaded.method.bits, loaded.seed) == (0.5, 12, 3)
