@@ -125,7 +125,7 @@ class Run:
         return {**description, "fingerprint": fingerprint, "folder": self.folder.uri_of("model")}
 
     def only_measure(self) -> dict[str, Any]:
-        """Encode with the trained model and measure it, as `all`.
+        """Encode with the trained model and measure it, as `all`; a report that is there is written anew.
 
         Returns:
             What `metrics.json` says.
@@ -140,7 +140,10 @@ class Run:
             benchmark = self.prepare()
             with connect():
                 self.encode(benchmark)
-            return self.evaluate(benchmark)
+            metrics = self.evaluate(benchmark)
+            if self.folder.exists("report.html") and self.folder.exists("index/CURRENT"):
+                self.report(benchmark)  # or it would have other numbers than `metrics.json`
+            return metrics
 
     @contextmanager
     def _alone(self, operation: str, *, measured: bool = False) -> Iterator[None]:

@@ -1,0 +1,64 @@
+"""What a run measures of its models and leaves of it: no training, and no Ray."""
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from samples import coloured_benchmark
+from test_run import run_on
+
+from ray_retrieval import model, run
+from ray_retrieval.data import datasets
+from ray_retrieval.methods import build
+from ray_retrieval.run import Run
+
+SETTINGS = ["train={epochs: 1, batch_size: 8}", "method.bits=8", "report.examples=1"]
+
+
+def train(method, _config, benchmark, *, run, provenance, **_):
+    """Stands for `train`: two models of random weights, of which the last is not the best."""
+    for name, seed in (("model-last", 2), ("model", 1)):
+        torch.manual_seed(seed)
+        model.save(
+            run / name,
+            config=method.model_dump(mode="json"),
+            weights=build(method, classes=benchmark.train.classes).state_dict(),
+            classes=benchmark.train.classes,
+            class_names=None,
+            precision="float32",
+            training={**provenance, "epoch": seed},
+            metrics={"validation": {"map": seed / 10}},
+        )
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch, encoding_here):
+    """Gives a run with some settings, always of the same folder."""
+    made = coloured_benchmark(24)
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: replace(made, notes=[]))
+    monkeypatch.setattr(run, "connect", nullcontext)
+    return lambda *more: Run(run_on(tmp_path / "out", *SETTINGS, *more).recipe, training=train)
+
+
+def test_the_best_model_and_the_last_are_measured_each_by_its_own_codes(runs):
+    found = runs().all().metrics
+    assert (found["selected"], list(found["models"])) == ("best", ["best", "last"])
+    best, last = found["models"].values()
+    assert [(one["epoch"], one["validation"]["map"]) for one in (best, last)] == [(1, 0.1), (2, 0.2)]
+    assert best["test"] != last["test"]
+    alone = runs("evaluate.both=false").all().metrics
+    assert alone["models"] == {"best": best}
+
+
+def test_a_report_that_is_there_has_the_numbers_of_the_last_measurement(runs, tmp_path):
+    folder = tmp_path / "out"
+    runs().all()
+    assert "precision@3<" not in (folder / "report.html").read_text()
+    found = runs("evaluate.at=[3]").only_measure()
+    assert found == json.loads((folder / "metrics.json").read_text())
+    assert "precision@3<" in (folder / "report.html").read_text()
+    (folder / "report.html").unlink()
+    runs().only_measure()
+    assert not (folder / "report.html").exists()
