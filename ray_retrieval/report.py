@@ -32,7 +32,7 @@ PICTURE_BYTES = 1_000_000
 THUMBNAILS = ((128, 85), (112, 78), (96, 72), (80, 65), (64, 60), (48, 50))
 """Sides in pixels and JPEG qualities, tried in this order until the thumbnails fit."""
 EPOCH_ROWS = 200
-"""Rows of the table of epochs; a longer history is thinned evenly."""
+"""Rows of the table of epochs, at most; a longer history is thinned."""
 
 MODEL_LABELS = {"best": "Best on validation", "last": "Last"}
 
@@ -94,7 +94,7 @@ def render(
         published=metrics.get("published") or [],
         charts=_charts(history, models),
         line_colours=COLOURS,
-        history=history[:: max(1, math.ceil(len(history) / EPOCH_ROWS))],
+        history=_thinned(history),
         epochs=len(history),
         validation_names=names_in(entry.get("validation") for entry in history),
         speed=_mean([entry.get("images_per_second") for entry in history]),
@@ -161,6 +161,22 @@ def _epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The history in order, one entry per epoch: what a resumed run did again counts as it ended."""
     by_epoch = {int(entry["epoch"]): entry for entry in history}
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def _thinned(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`EPOCH_ROWS` entries at most, in order: the last one and those with a validation before others."""
+    last = len(history) - 1
+    first = [place for place, entry in enumerate(history) if entry.get("validation") or place == last]
+    others = sorted(set(range(len(history))) - set(first))
+    kept = _evenly(first, EPOCH_ROWS)
+    kept += _evenly(others, EPOCH_ROWS - len(kept))
+    return [history[place] for place in sorted(kept)]
+
+
+def _evenly(places: list[int], most: int) -> list[int]:
+    """At most so many of some places, evenly spaced from the last one back."""
+    count = min(len(places), most)
+    return [places[-1 - number * len(places) // count] for number in range(count)]
 
 
 # Numbers

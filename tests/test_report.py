@@ -16,7 +16,7 @@ from PIL import Image
 
 from ray_retrieval.errors import ArtefactError
 from ray_retrieval.pictures import Example, Shown
-from ray_retrieval.report import render, write
+from ray_retrieval.report import EPOCH_ROWS, render, write
 from ray_retrieval.storage import Folder
 
 VOID = {"meta", "br", "img", "link", "input", "hr", "path", "use", "rect"}
@@ -376,6 +376,22 @@ def test_long_history_is_thinned_in_the_table_and_the_page_says_so() -> None:
     html = page(history=history(1000))
     assert "200 of 1000 epochs" in Page(html).text
     assert len(html) < 300_000
+
+
+@pytest.mark.parametrize(("epochs", "every"), [(1, 1), (200, 20), (300, 20), (301, 2)])
+def test_the_table_of_a_long_history_has_the_validations_and_the_last_epoch(epochs: int, every: int) -> None:
+    numbers = range(1, epochs + 1)
+    measured = {number for number in numbers if number % every == 0}
+    html = page(
+        history=[{"epoch": n, **({"validation": {"map": 0.5}} if n in measured else {})} for n in numbers]
+    )
+    table = html[html.index('aria-label="Numbers by epoch"') :]
+    shown = [
+        int(number) for number in re.findall(r'<th scope="row">(\d+)</th>', table[: table.index("</table>")])
+    ]
+    assert shown == sorted(shown)
+    assert len(shown) <= EPOCH_ROWS
+    assert {*measured, epochs} <= set(shown)
 
 
 def test_hits_are_framed_by_shared_label_and_say_their_distance() -> None:
