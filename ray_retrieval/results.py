@@ -16,6 +16,7 @@ from ray_retrieval.errors import ArtefactError, RetrievalError
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.run_folder import RUN
 from ray_retrieval.storage import Folder, fingerprint, is_uri, missing, split_query
+from ray_retrieval.tuning.ledger import STUDY
 
 _DEPTH = 3
 """Levels of folders below a given one in which runs are looked for: a study of sizes and seeds has two."""
@@ -50,13 +51,17 @@ def find_runs(runs: Sequence[str | Path | Folder]) -> tuple[list[Folder], list[s
 
 
 def _inside(folder: Folder, depth: int) -> list[Folder]:
-    """Runs in a folder, begun or finished; what lies inside a run is not looked at."""
+    """Runs in a folder, begun or finished; what lies inside a run is not looked at.
+
+    Of the trials of a search only those that were measured: the others are finished without it.
+    """
     if folder.exists(RUN) or folder.exists("metrics.json"):
         return [folder]
     if depth == 0:
         return []
     names = [entry.base_name for entry in folder.entries() if entry.type == fs.FileType.Directory]
-    return [run for name in sorted(names, key=_counted) for run in _inside(folder / name, depth - 1)]
+    runs = [run for name in sorted(names, key=_counted) for run in _inside(folder / name, depth - 1)]
+    return [run for run in runs if run.exists("metrics.json")] if folder.exists(STUDY) else runs
 
 
 def _counted(name: str) -> list[tuple[int, str]]:

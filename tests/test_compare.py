@@ -167,6 +167,18 @@ def test_what_is_no_finished_run_is_named(tmp_path):
     assert found["notes"] == [f"{begun} is left out: the run is not finished"]
 
 
+def test_trials_of_a_search_that_were_not_measured_are_no_unfinished_runs(tmp_path):
+    search = tmp_path / "runs" / "search"
+    write_run(tmp_path / "runs" / "run")
+    write_run(search / "trials" / "0001", bits=32)
+    for name in ("images", "trials/0000"):
+        mark(Folder(search / name))
+    (search / "study.json").write_text("{}")
+    found = compare([tmp_path / "runs"])
+    assert [run["size"] for run in found["runs"]] == [16, 32]
+    assert found["notes"] == []
+
+
 @pytest.mark.parametrize("text", ["{}", '{"selected": "best", "models": {}}', "[]"])
 def test_metrics_of_something_else_are_refused(tmp_path, text):
     run = write_run(tmp_path / "run")
