@@ -159,9 +159,9 @@ def _over_seeds(group: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def _by_size(runs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    sizes = sorted({run["size"] for run in runs})
+    sizes = sorted({run["size"] or 0 for run in runs})
     units = {run["unit"] for run in runs}
-    if len(sizes) < 2 or len(units) > 1 or not runs[0]["metrics"]:
+    if len(sizes) < 2 or 0 in sizes or len(units) > 1 or not runs[0]["metrics"]:
         return None
     metric = runs[0]["metrics"][0]["name"]
     rows: list[dict[str, Any]] = []

@@ -96,12 +96,13 @@ def read_run(folder: Folder) -> dict[str, Any]:
         recipe = yaml.safe_load(folder.read_bytes("recipe.yaml"))
         model = metrics["models"][metrics["selected"]]
         curve = model["pr_curve"] or {}
-        unit = next(key for key in _SIZES if key in recipe["method"])
+        unit, made = next(key for key in _SIZES if key in recipe["method"]), _validated(recipe)
         return {
             "folder": folder.uri,
             "name": str(recipe["name"]),
             "method": recipe["method"]["name"],
-            "size": recipe["method"][unit],
+            # A dimension that the recipe does not state is that of the network.
+            "size": recipe["method"][unit] if made is None else made.method.form.size,
             "unit": _SIZES[unit],
             "seed": recipe["seed"],
             "selected": metrics["selected"],
@@ -111,8 +112,8 @@ def read_run(folder: Folder) -> dict[str, Any]:
             "dataset": metrics["dataset"],
             "notes": model.get("notes") or [],
             "published": metrics.get("published") or [],
-            "configuration": _configuration(recipe, without=("seed",)),
-            "family": _configuration(recipe, without=("seed", *_SIZES)),
+            "configuration": _configuration(recipe, made, without=("seed",)),
+            "family": _configuration(recipe, made, without=("seed", *_SIZES)),
         }
     except (KeyError, StopIteration, TypeError, AttributeError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ArtefactError(
@@ -122,12 +123,23 @@ def read_run(folder: Folder) -> dict[str, Any]:
         ) from None
 
 
-def _configuration(recipe: dict[str, Any], *, without: tuple[str, ...]) -> str:
-    """A fingerprint of what makes the model, but for the seed (and the size)."""
+def _validated(recipe: Any) -> Recipe | None:
+    """The recipe of a run; None of one that another release has written."""
     try:
-        values = validate(Recipe, recipe).of_the_model()
+        return validate(Recipe, recipe)
     except RetrievalError:
-        values = recipe  # written by another release: it is like none but itself
+        return None
+
+
+def _configuration(recipe: dict[str, Any], made: Recipe | None, *, without: tuple[str, ...]) -> str:
+    """A fingerprint of what makes the model, but for the seed (and the size).
+
+    Args:
+        recipe: as the run has written it.
+        made: the same, validated; without it, the run is like none but itself.
+        without: keys that are left out.
+    """
+    values = recipe if made is None else made.of_the_model()
     method = {key: value for key, value in values["method"].items() if key not in without}
     return fingerprint(
         {**{key: value for key, value in values.items() if key not in without}, "method": method}

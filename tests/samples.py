@@ -96,6 +96,7 @@ def write_run(
     metrics=None,
     facts=None,
     train=None,
+    method=None,
 ):
     """A finished run's run.json, recipe.yaml and metrics.json."""
     folder.mkdir(parents=True)
@@ -104,7 +105,8 @@ def write_run(
         output=str(folder),
         seed=seed,
         data={"name": "digits"},
-        method={"name": "greedyhash", "bits": bits, "backbone": {"name": "small"}, "image": {"size": 16}},
+        method=method
+        or {"name": "greedyhash", "bits": bits, "backbone": {"name": "small"}, "image": {"size": 16}},
         train=train or {},
         published=[PAPER],
     )

@@ -68,6 +68,15 @@ def test_bits_stand_beside_what_is_published(tmp_path):
     assert [(row["size"], row["reached"]) for row in found["published"]] == [(16, True), (32, False)]
 
 
+def test_a_size_that_a_recipe_leaves_to_the_network_is_the_networks(tmp_path):
+    small = {"name": "small", "weights": "none"}
+    write_run(tmp_path / "a", 0.5, method={"name": "xbm", "dimension": 64, "backbone": small})
+    write_run(tmp_path / "b", 0.6, method={"name": "gem", "backbone": small})
+    found = compare([tmp_path])
+    assert [(run["size"], run["unit"]) for run in found["runs"]] == [(64, "dimensions"), (128, "dimensions")]
+    assert found["by_size"]["sizes"] == [64, 128]
+
+
 def test_seeds_of_one_configuration_are_averaged(tmp_path):
     values = [0.66, 0.69, 0.70]
     for seed, value in enumerate(values):
