@@ -1,5 +1,7 @@
 """Training in this process: interrupted anywhere, it ends like an undisturbed one."""
 
+from types import SimpleNamespace
+
 import pytest
 import ray.train
 import torch
@@ -14,6 +16,7 @@ from ray_retrieval.methods import build
 from ray_retrieval.model import load
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import _RayReporter, save_models, start_weights
+from ray_retrieval.tune.keeping import copy_model, keep_best_so_far
 from ray_retrieval.tuning.here import newest_checkpoint, train_here
 
 METHOD = sized("greedyhash", 8, backbone={"name": "small", "weights": "none"}, image={"size": 16})
@@ -95,6 +98,41 @@ def test_only_the_newest_checkpoints_are_kept_and_hold_the_model_so_far(benchmar
     # Half deleted: the oldest one no longer counts.
     (folder / "epoch_0003").remove(STATE)
     assert epochs_of_newest(run) == 2
+
+
+def test_what_was_stopped_keeps_its_best_model_so_far_until_it_is_trained_to_its_end(
+    whole, benchmark, tmp_path
+):
+    run = Folder(tmp_path / "cut")
+    recipe = SimpleNamespace(output=run.uri, seed=3, method=METHOD, train=CONFIG)
+    keep_best_so_far(recipe, benchmark)
+    assert not run.exists("model"), "there is no checkpoint yet"
+    with pytest.raises(KilledError):
+        trained(run, benchmark, killed_after(2))
+    keep_best_so_far(recipe, benchmark)
+    training = load(run / "model").description["training"]
+    assert {key: training[key] for key in ("key", "unfinished", "epoch", "of_epochs")} == {
+        "key": "unfinished",
+        "unfinished": True,
+        "epoch": 2,
+        "of_epochs": 2,
+    }
+    trained(run, benchmark)
+    assert load(run / "model").fingerprint == load(whole / "model").fingerprint
+
+
+def test_of_a_trials_model_its_exports_are_not_copied(tmp_path):
+    trial, search = Folder(tmp_path / "trial"), Folder(tmp_path / "search")
+    for name in ("recipe.yaml", "model/model.json", "model/model.safetensors", "model/onnx/export.json"):
+        trial.write_text(name, "the best")
+    for name in ("model/model.json", "model/onnx/export.json"):
+        search.write_text(name, "another")
+    copy_model(trial, search)
+    found = ["model/model.json", "model/model.safetensors", "recipe.yaml"]
+    assert {name: search.read_bytes(name) for name in search.files()} == dict.fromkeys(found, b"the best")
+    search.write_text("model/onnx/export.json", "of the same model")
+    copy_model(trial, search)
+    assert search.exists("model/onnx/export.json")
 
 
 def test_before_the_first_checkpoint_there_is_none(tmp_path):

@@ -2,7 +2,7 @@
 
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.loop import read_outcome
-from ray_retrieval.model_folder import DESCRIPTION
+from ray_retrieval.model_folder import DESCRIPTION, WEIGHTS
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import save_models
@@ -32,12 +32,12 @@ def keep_best_so_far(recipe: Recipe, benchmark: Benchmark) -> None:
 
 
 def copy_model(trial: Folder, search: Folder) -> None:
-    """Copy a trial's model, its description last, and its recipe into the folder of the search."""
+    """Copy a trial's model, its description last and no exports, and its recipe into the search's folder."""
     source, target = trial / "model", search / "model"
     same = target.exists(DESCRIPTION) and source.read_bytes(DESCRIPTION) == target.read_bytes(DESCRIPTION)
     if not same:
         target.remove()
-        for name in sorted(source.names(), key=lambda name: name == DESCRIPTION):
+        for name in (WEIGHTS, DESCRIPTION):
             with target.writing(name) as written:
                 for chunk in source.chunks(name):
                     written.write(chunk)
