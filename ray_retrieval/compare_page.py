@@ -86,21 +86,27 @@ def _lines(runs: list[dict[str, Any]]) -> list[Line]:
 
 
 def _metric_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each metric with the runs' values, and its policy, several where the runs' differ in more than size."""
+    """Each metric with the runs' values, and its policies."""
     rows = []
     for name in names_in({metric["name"]: None for metric in run["metrics"]} for run in runs):
-        policies: dict[str, list[str]] = {}
-        for run in runs:
-            for metric in run["metrics"]:
-                if metric["name"] == name:
-                    policy = str(metric.get("policy", ""))
-                    policy = policy.replace(f"of {run['size']} bits", "of the run's bits")
-                    policies.setdefault(policy, []).append(run["label"])
-        shown = [*policies] if len(policies) == 1 else [f"{', '.join(v)}: {k}" for k, v in policies.items()]
         values = [value_of(run, name) for run in runs]
         best = max((value for value in values if value is not None), default=None)
-        rows.append({"name": name, "cells": values, "best": best, "policies": shown})
+        rows.append({"name": name, "cells": values, "best": best, "policies": policies_of(name, runs)})
     return rows
+
+
+def policies_of(name: str, runs: list[dict[str, Any]]) -> list[str]:
+    """The policy of a metric; several, each with its runs, where the runs' differ in more than size."""
+    policies: dict[str, list[str]] = {}
+    for run in runs:
+        for metric in run["metrics"]:
+            if metric["name"] == name:
+                policy = str(metric.get("policy", ""))
+                policy = policy.replace(f"of {run['size']} bits", "of the run's bits")
+                policies.setdefault(policy, []).append(run["label"])
+    if len(policies) == 1:
+        return [*policies]
+    return [f"{', '.join(labels)}: {policy}" for policy, labels in policies.items()]
 
 
 def _link(run: Folder, page: Folder | None) -> str | None:

@@ -314,6 +314,7 @@ def test_compare_prints_writes_and_draws(cli_call, tmp_path):
     code, shown, _ = cli_call("compare", tmp_path / "study", "--out", out, "--figure", figure)
     assert code == 0
     assert "0.7000" in shown
+    assert "\nmap@all: mean over 9 queries by Hamming distance of the run's bits.\n" in shown
     assert re.search(r"Cao et al., 2017 +study-32bits +map@all +32 +0.7184 +0.6000 +-0.1184 +no", shown)
     assert {path.name for path in out.iterdir()} == {"comparison.json", "comparison.html"}
     assert figure.stat().st_size > 1000

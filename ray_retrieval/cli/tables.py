@@ -38,6 +38,8 @@ def print_metrics(metrics: dict[str, Any]) -> None:
 
 def print_comparison(comparison: dict[str, Any]) -> None:
     """The main metrics of each run, those over seeds, the published results, and notes."""
+    from ray_retrieval.compare_page import policies_of  # with torch, which other tables need not
+
     runs = comparison["runs"]
     names = _main_metrics(runs)
     table = _table("run", "size", "seed", *names)
@@ -58,9 +60,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
             table.add_row(escape(group["label"]), _size(group), str(len(group["seeds"])), *means)
         out.print(table)
     print_published(comparison["published"], out, by_run=len(runs) > 1)
-    policies = [metric["policy"] for metric in runs[0]["metrics"][:1]]
-    for policy in policies:
-        out.print(f"{names[0]}: {escape(policy)}.", style="dim")
+    for name in names[:1]:
+        out.print(f"{name}: {escape(policies_of(name, runs)[0])}.", style="dim")
     for note in comparison["notes"]:
         out.print(f"note: {escape(note)}.", style="yellow")
 
