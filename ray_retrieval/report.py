@@ -187,16 +187,22 @@ def _models(metrics: dict[str, Any]) -> list[Model]:
     chosen = metrics.get("selected") if metrics.get("selected") in models else next(iter(models), None)
     return [
         Model(
-            label=MODEL_LABELS.get(key, key),
+            label=MODEL_LABELS.get(key if key != "best" or _validated(model) else "last", key),
             selected=key == chosen,
             epoch=model.get("epoch"),
             test={metric["name"]: metric for metric in model.get("test") or []},
-            validation=model.get("validation") or {},
+            validation=_validated(model),
             pr_curve=model.get("pr_curve") or {},
             notes=model.get("notes") or [],
         )
         for key, model in models.items()
     ]
+
+
+def _validated(model: dict[str, Any]) -> dict[str, Any]:
+    """What was measured on validation queries; nothing without any, where the best model is the last one."""
+    measured = model.get("validation") or {}
+    return {name: value for name, value in measured.items() if value is not None}
 
 
 def _test_rows(models: list[Model]) -> list[Row]:

@@ -170,6 +170,14 @@ def test_verdict_is_the_first_metric_of_the_selected_model() -> None:
         assert f"map@all on the test queries · {words}" in html
 
 
+def test_without_validation_queries_the_model_is_the_last_one() -> None:
+    measured = {**model(4, 0.8642), "validation": {"map": None}}
+    found = page(metrics={**metrics(), "models": {"best": measured}})
+    assert "map@all on the test queries · last, epoch 4" in Page(found).text
+    assert "undefined" not in Page(found).text
+    assert "Validation split" not in found
+
+
 def test_policies_that_differ_between_models_are_both_named() -> None:
     changed = metrics()
     changed["models"]["last"]["test"][0]["policy"] = "another tie rule"
