@@ -9,6 +9,7 @@ from ray_retrieval.cores import cores
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Descriptors, Local
+from ray_retrieval.errors import DataError
 from ray_retrieval.pictures import Example, Shown, cropped
 from ray_retrieval.search import Index
 from ray_retrieval.search.embeddings import Embeddings
@@ -86,6 +87,9 @@ def _judged(made: Example, lists: dict[str, str]) -> Example:
     return Example(made.query, [judged(hit) for hit in made.hits])
 
 
-def _picture(table: ImageTable, row: int) -> bytes:
-    data, box = table.image_bytes(row), table.box(row)
+def _picture(table: ImageTable, row: int) -> bytes | None:
+    try:
+        data, box = table.image_bytes(row), table.box(row)
+    except DataError:
+        return None  # the file has gone since: the picture shows a placeholder
     return data if box is None else cropped(data, box)

@@ -199,6 +199,17 @@ def test_a_query_is_shown_as_its_box(made, tmp_path):
     assert opened(shown[0].query.image, 128).size == (8, 14)
 
 
+def test_a_query_whose_file_has_gone_since_is_shown_without_its_picture(made, tmp_path):
+    (queries, database), benchmark, *_ = made()
+    images = [{"bytes": None, "path": f"{tmp_path}/gone/{name}.png"} for name in benchmark.queries.ids]
+    gone = ImageTable(pa.table({"id": benchmark.queries.ids, "image": images}), name="gone")
+    search.build(database.folder, tmp_path / "index")
+    index = search.Index.open(tmp_path / "index")
+    (shown,) = examples.of_benchmark(replace(benchmark, queries=gone), queries, index, count=1, hits=1)
+    assert (shown.query.id, shown.query.image) == (benchmark.queries.ids[0], None)
+    assert shown.hits[0].image is not None
+
+
 def test_a_box_keeps_to_the_image():
     pixels = np.zeros((10, 20, 3), np.uint8)
     assert opened(cropped(png(pixels), [-5, 2, 8.4, 99]), 64).size == (8, 8)
