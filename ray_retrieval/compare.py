@@ -18,7 +18,12 @@ from ray_retrieval.storage import Folder
 
 _ROUNDING = 1e-9
 """So that 0.6773 reaches 0.6873 − 0.01, which in binary is a little more."""
-FACTS = {"name": "benchmark", "queries": "number of queries", "database": "size of the database"}
+FACTS = {
+    "name": "benchmark",
+    "queries": "number of queries",
+    "database": "size of the database",
+    "errors": "number of test images that cannot be decoded",
+}
 """What has to be the same in two runs for their numbers to say anything about each other."""
 
 

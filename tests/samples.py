@@ -125,7 +125,14 @@ def write_run(
     written = {
         "selected": "best",
         "models": {"best": model, "last": {**model, "test": []}},
-        "dataset": {"name": "digits", "queries": 9, "database": 50, "notes": [], **(facts or {})},
+        "dataset": {
+            "name": "digits",
+            "queries": 9,
+            "database": 50,
+            "errors": 0,
+            "notes": [],
+            **(facts or {}),
+        },
         "published": acceptance(made.published, bits, test),
     }
     (folder / "metrics.json").write_text(json.dumps(written))

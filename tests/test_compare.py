@@ -146,6 +146,7 @@ def test_a_run_given_twice_counts_once(tmp_path):
             r"number of queries differs: 9 \(study-16bits\); 10,000 \(study-32bits\)",
         ),
         ({"facts": {"database": 7}}, "size of the database differs: 50 .* 7 "),
+        ({"facts": {"errors": 7}}, "number of test images that cannot be decoded differs: 0 .* 7 .*not comp"),
         ({"facts": {"name": "coco"}}, r"benchmark differs: digits .* coco \(study-32bits\)"),
         ({"metrics": {"map@all": 0.5, "map@7": 0.4}}, r"map@7 \(only in study-32bits\)"),
     ],
