@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from ray.tune.execution.class_cache import _ActorClassCache
 from samples import write_images
 from tuning_parts import SPACE, recipes
@@ -21,6 +22,7 @@ from ray_retrieval.errors import (
     StoreError,
     would_fail_alike,
 )
+from ray_retrieval.layers.backbones import SmallNet
 from ray_retrieval.recipe import template
 from ray_retrieval.run import images
 from ray_retrieval.storage import Folder
@@ -154,6 +156,18 @@ class TestFresh:
         with pytest.raises(RetrievalError, match=refused):
             self.search(out, monkeypatch, tmp_path, setting, fresh=True)
         assert {name: out.read_bytes(name) for name in out.files()} == before
+
+    def test_a_search_whose_file_of_weights_was_replaced_does_not_go_on(self, tmp_path, monkeypatch):
+        folder, file = Folder(tmp_path / "out"), tmp_path / "small.pth"
+        given = (folder, monkeypatch, tmp_path, f"method.backbone={{name: small, weights: {file}}}")
+        weights = SmallNet().state_dict()
+        torch.save(weights, file)
+        assert self.search(*given) == self.search(*given)
+        torch.save({name: 2 * value for name, value in weights.items()}, file)
+        with pytest.raises(
+            RecipeError, match="weights to start from are not those that the search was begun"
+        ):
+            self.search(*given)
 
     def test_what_no_search_writes_stays_and_images_are_looked_at_once(self, out, tmp_path, monkeypatch):
         (tmp_path / "photos" / "red" / "000.png").write_bytes(b"no image")
