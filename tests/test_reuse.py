@@ -110,6 +110,14 @@ def test_the_model_to_start_from_is_measured_as_it_is(tmp_path, landmarks, train
     assert len(run.prepare().database) == 12
 
 
+def test_another_model_in_the_place_of_the_one_that_is_measured_is_refused(tmp_path, landmarks, trained):
+    run_of(tmp_path / "out", train={"start": trained, "epochs": 0}).prepare()
+    description = Folder(trained).read_json("model.json")
+    Folder(trained).write_json("model.json", {**description, "metrics": {"validation": {"map": 0.6}}})
+    with pytest.raises(RecipeError, match=r"begun with another model than .*trained now is"):
+        run_of(tmp_path / "out", train={"start": trained, "epochs": 0}).prepare()
+
+
 def test_codes_have_no_ground_truth(tmp_path, landmarks):
     codes = {"name": "greedyhash", "bits": 16, "backbone": GEM["backbone"], "image": {"size": 16}}
     with pytest.raises(RecipeError, match="is measured with vectors, and greedyhash makes codes"):

@@ -1,5 +1,6 @@
 """What would end a run after its expensive part is refused before anything starts."""
 
+import json
 from dataclasses import replace
 from functools import partial
 
@@ -15,6 +16,7 @@ from ray_retrieval import model, recipe, run, search
 from ray_retrieval.data import datasets
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.errors import ArtefactError, DataError, RecipeError, RetrievalError
+from ray_retrieval.history import HISTORY, read_history
 from ray_retrieval.methods import build
 from ray_retrieval.run import Run, images, timings
 from ray_retrieval.run.checks import refuse_codes, refuse_unmeasurable
@@ -253,6 +255,29 @@ def test_images_that_were_checked_before_add_no_time(tmp_path, benchmark, clock,
     benchmark.train = benchmark.train.take(np.arange(11))
     run_on(tmp_path, PLAIN).prepare()
     assert seconds_of(tmp_path, "data") > 12
+
+
+def test_a_training_that_goes_on_after_a_kill_adds_the_epochs_that_it_goes_on_from(
+    tmp_path, benchmark, clock
+):
+    history = Folder(tmp_path / "run")
+
+    def train(*_, until, again=0, **__):
+        """From the second epoch on again: the checkpoint is of the first."""
+        kept = read_history(history)[: 1 if again else 0]
+        for epoch in range(len(kept) + 1, until + 1):
+            clock.now += 10
+            kept.append({"epoch": epoch, "seconds": 10 + again})
+            history.write_text(HISTORY, "".join(json.dumps(record) + "\n" for record in kept))
+        if until < 3:
+            raise KeyboardInterrupt
+
+    recipe = recipe_of(f"output={tmp_path / 'run'}")
+    killed, again = Run(recipe, training=partial(train, until=2)), partial(train, until=3, again=1)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train(killed.prepare())
+    Run(recipe, training=again).train(benchmark)
+    assert seconds_of(tmp_path / "run", "train") == 30
 
 
 def test_encoding_that_goes_on_after_a_kill_adds_to_its_time(tmp_path, benchmark, clock, monkeypatch):

@@ -4,6 +4,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import torch
 from samples import coloured_benchmark
@@ -11,10 +12,12 @@ from test_run import run_on
 
 from ray_retrieval import model, run
 from ray_retrieval.data import datasets
+from ray_retrieval.data.table import ImageTable
 from ray_retrieval.methods import build
 from ray_retrieval.run import Run
 
 SETTINGS = ["train={epochs: 1, batch_size: 8}", "method.bits=8", "report.examples=1"]
+VECTORS = "method={name: xbm, dimension: 8, backbone: {name: small, weights: none}, image: {size: 16}}"
 
 
 def train(method, _config, benchmark, *, run, provenance, **_):
@@ -31,6 +34,13 @@ def train(method, _config, benchmark, *, run, provenance, **_):
             training={**provenance, "epoch": seed},
             metrics={"validation": {"map": seed / 10}},
         )
+
+
+def with_a_broken_one(table):
+    """A table whose first image cannot be decoded."""
+    rows = table.table.to_pylist()
+    rows[0]["image"] = {"bytes": b"no image", "path": None}
+    return ImageTable(pa.Table.from_pylist(rows, schema=table.table.schema), name=table.name, classes=3)
 
 
 @pytest.fixture
@@ -50,6 +60,17 @@ def test_the_best_model_and_the_last_are_measured_each_by_its_own_codes(runs):
     assert best["test"] != last["test"]
     alone = runs("evaluate.both=false").all().metrics
     assert alone["models"] == {"best": best}
+
+
+@pytest.mark.parametrize(("settings", "same", "errors"), [((), False, 2), ((VECTORS,), True, 1)])
+def test_images_that_cannot_be_decoded_are_counted_once(runs, monkeypatch, settings, same, errors):
+    made = coloured_benchmark(24)
+    database = with_a_broken_one(made.database)
+    queries = database if same else with_a_broken_one(made.queries)
+    broken = replace(made, queries=queries, database=database, queries_in_database=same, notes=[])
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: broken)
+    found = runs("evaluate.both=false", *settings).all().metrics["dataset"]
+    assert (found["errors"], found["queries"], found["database"]) == (errors, len(queries), 24)
 
 
 def test_a_report_that_is_there_has_the_numbers_of_the_last_measurement(runs, tmp_path):

@@ -177,6 +177,14 @@ def test_the_page_says_everything_and_fetches_nothing(tmp_path):
     assert text.count('<tr><th scope="row"') == len(found)
 
 
+@pytest.mark.parametrize(("select", "epoch"), [("best", 2), ("last", 3)])
+def test_the_model_that_the_chosen_trial_keeps_is_marked_in_its_training(tmp_path, select, epoch):
+    made = recipes(tmp_path)({"train.select": select})
+    history = [{"epoch": n, "loss": 1.0, "validation": {"map": v}} for n, v in ((1, 0.5), (2, 0.8), (3, 0.8))]
+    text = page.render(made, MAP, trials(), trials()[8:9], history=history, metrics=None, text="")
+    assert f"The dot is the selected model, epoch {epoch}." in text
+
+
 def test_a_page_of_several_objectives_has_their_front(tmp_path):
     both = {"map": "max", "bits": "min"}
     made = recipes(tmp_path, metric=("map", "bits"), scheduler="none")({})
