@@ -15,6 +15,7 @@ from ray_retrieval.data import datasets
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.methods import build
 from ray_retrieval.run import Run
+from ray_retrieval.storage import Folder
 
 SETTINGS = ["train={epochs: 1, batch_size: 8}", "method.bits=8", "report.examples=1"]
 VECTORS = "method={name: xbm, dimension: 8, backbone: {name: small, weights: none}, image: {size: 16}}"
@@ -71,6 +72,18 @@ def test_images_that_cannot_be_decoded_are_counted_once(runs, monkeypatch, setti
     monkeypatch.setattr(datasets, "load", lambda *_, **__: broken)
     found = runs("evaluate.both=false", *settings).all().metrics["dataset"]
     assert (found["errors"], found["queries"], found["database"]) == (errors, len(queries), 24)
+
+
+def test_numbers_of_a_trial_that_was_stopped_say_so(runs, tmp_path):
+    folder = Folder(tmp_path / "out" / "model")
+    runs().only_train()
+    said = folder.read_json("model.json")
+    folder.write_json(
+        "model.json", {**said, "training": {**said["training"], "unfinished": True, "of_epochs": 1}}
+    )
+    best, last = runs().only_measure()["models"].values()
+    assert best["notes"][-1].startswith("the training was stopped after epoch 1:")
+    assert not any("was stopped" in note for note in last["notes"])
 
 
 def test_a_report_that_is_there_has_the_numbers_of_the_last_measurement(runs, tmp_path):

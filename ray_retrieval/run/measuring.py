@@ -76,6 +76,7 @@ def measure(recipe: Recipe, run: Folder, benchmark: Benchmark, display: Display)
             "epoch": description["training"]["epoch"],
             "validation": description["metrics"]["validation"],
             **measured,
+            "notes": [*measured["notes"], *_notes_on_training(description["training"])],
         }
     return {
         "selected": selected,
@@ -107,6 +108,14 @@ def _local_queries(recipe: Recipe, run: Folder) -> tuple[Folder, Folder] | None:
         return None
     made_by = model_of(Folder(index))
     return made_by, embeddings(run, f"queries-{read_model_description(made_by)[1]}")
+
+
+def _notes_on_training(training: dict[str, Any]) -> list[str]:
+    """What a reader has to know of a model that a search has kept of a trial that it stopped."""
+    if not training.get("unfinished"):
+        return []
+    stopped = f"the training was stopped after epoch {training['of_epochs']}"
+    return [f"{stopped}: what the method learns at its end, such as a whitening, the model lacks"]
 
 
 def _facts(benchmark: Benchmark, errors: int) -> dict[str, Any]:
