@@ -8,7 +8,7 @@ from samples import coloured_table
 
 from ray_retrieval import recipe as recipes
 from ray_retrieval import run
-from ray_retrieval.data.source import check_images
+from ray_retrieval.data.source import check_images, read_errors
 from ray_retrieval.errors import ArtefactError, ClusterError, ModelError, RecipeError, RetrievalError
 from ray_retrieval.run import Run, images
 from ray_retrieval.run.training import Training
@@ -42,6 +42,26 @@ def test_an_image_that_is_broken_leaves_others_of_that_name_alone(tmp_path):
     assert len(benchmark.queries) + len(benchmark.validation_queries) + len(benchmark.database) == 60
     listed = (tmp_path / "out" / "errors").iterdir()
     assert {path.name for path in listed} >= {"train.parquet", "validation_queries.parquet"}
+
+
+@pytest.mark.parametrize(("begun", "counted"), [(False, 11), (True, 10)])
+def test_broken_images_that_are_mended_count_unless_something_was_trained_without_them(
+    tmp_path, begun, counted
+):
+    database, train = write_images(tmp_path / "database", 60), write_images(tmp_path / "train", seed=1)
+    whole, files = (train / "a" / "00.png").read_bytes(), [train / "a" / "00.png", train / "b" / "01.png"]
+    for file in files:
+        file.write_bytes(b"no image")
+    run = run_on(tmp_path / "out", f"data={{name: images, database: {database}, train: {train}}}")
+    assert len(run.prepare().train) == 10
+    if begun:
+        run.folder.write_text("training.json", "{}")
+    files[0].write_bytes(whole)
+    for _ in range(2):
+        assert len(run.prepare().train) == counted
+        errors = read_errors(run.folder / "errors", "train.parquet")
+        assert [error.id for error in errors][-1] == "b/01.png"
+        assert len(errors) == 12 - counted
 
 
 def test_a_run_goes_on_with_the_images_it_was_begun_with_or_not_at_all(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ from ray_retrieval.run import images
 from ray_retrieval.storage import Folder
 from ray_retrieval.tune import Search, trial
 from ray_retrieval.tune.following import settings
+from ray_retrieval.tuning.ledger import Trial
 from ray_retrieval.tuning.reports import Untold
 
 
@@ -163,6 +165,9 @@ class TestFresh:
         weights = SmallNet().state_dict()
         torch.save(weights, file)
         assert self.search(*given) == self.search(*given)
+        parameters = {"train.optimizer.lr": 0.1, "method.bits": 8}
+        folder.write_text("trials.jsonl", json.dumps(asdict(Trial(0, parameters))) + "\n")
+        assert self.search(*given)
         torch.save({name: 2 * value for name, value in weights.items()}, file)
         with pytest.raises(
             RecipeError, match="weights to start from are not those that the search was begun"

@@ -243,7 +243,9 @@ def test_what_no_search_writes_stays_in_a_folder_that_remains_a_searchs(tmp_path
 
 def test_other_images_and_another_start_are_refused_with_every_start(tmp_path):
     trials = begun(tmp_path)
+    trials._ledger.keep_beginning("others", "another")  # nothing has been trained yet
     trials._ledger.keep_beginning("those", None)
+    trials.next()
     trials._ledger.keep_beginning("those", "model")
     for _ in range(2):
         again = begun(tmp_path)

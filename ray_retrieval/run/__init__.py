@@ -151,11 +151,12 @@ class Run:
         with writing_alone(self.folder, operation), anew([self] if self.fresh else [], measured=measured):
             yield
 
-    def prepare(self, *, measured: bool = False) -> Benchmark:
+    def prepare(self, *, measured: bool = False, settled: bool = False) -> Benchmark:
         """Find everything that the run needs before anything is started.
 
         Args:
             measured: whether the model is going to be measured too, so that what this needs is looked for.
+            settled: whether something was trained elsewhere on what was found here; see `without_broken`.
 
         Returns:
             The benchmark without the training images that cannot be decoded, which `errors/` lists.
@@ -170,7 +171,7 @@ class Run:
             refuse_engine(self.recipe, self.folder)
         existed, begun = self.folder.exists(), self.folder.exists(RUN)
         try:
-            benchmark = self._load_data(measured=measured)
+            benchmark = self._load_data(measured=measured, settled=settled)
             if benchmark.untrainable:
                 self._own.take_model(benchmark)
             elif not self._own.exists():
@@ -187,8 +188,9 @@ class Run:
             self.display.say(f"note: {note}")
         return benchmark
 
-    def _load_data(self, *, measured: bool) -> Benchmark:
+    def _load_data(self, *, measured: bool, settled: bool) -> Benchmark:
         before = checked(self.folder)
+        settled = settled or any(training.begun() for training in [*self._stages, self._own])
         with timed(self.folder, "data") as stage:
             mark(self.folder)
             benchmark = datasets.load(self.recipe.data, seed=self.recipe.seed, splits=self.folder / "split")
@@ -196,7 +198,7 @@ class Run:
             refuse_codes(self.recipe, benchmark)
             if measured:
                 refuse_unmeasurable(self.recipe, benchmark)
-            kept = without_broken(benchmark, self.folder, self.display)
+            kept = without_broken(benchmark, self.folder, self.display, settled=settled)
             stage.worked = not stage.known_s or checked(self.folder) != before
             return kept
 

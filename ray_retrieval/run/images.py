@@ -22,10 +22,19 @@ def checked(run: Folder) -> str | None:
     return run.read_json("data.json")["checked"] if run.exists("data.json") else None
 
 
-def without_broken(benchmark: Benchmark, run: Folder, display: Display) -> Benchmark:
+def without_broken(
+    benchmark: Benchmark, run: Folder, display: Display, *, settled: bool = False
+) -> Benchmark:
     """The benchmark without the training and validation images that cannot be decoded.
 
     They are looked at once a run, whatever number of workers trains later; `errors/` lists the broken ones.
+
+    Args:
+        benchmark: with all images.
+        run: the run's folder.
+        display: where progress is shown.
+        settled: whether something was trained without the broken ones, which then stay left out. Until then,
+            those that are mended count.
 
     Raises:
         DataError: if none of a table's images can be decoded.
@@ -36,9 +45,12 @@ def without_broken(benchmark: Benchmark, run: Folder, display: Display) -> Bench
     # One table may play several roles: its errors are found once, under the first of them.
     listed = {id(table): role for role, table in reversed(tables.items())}
     known = fingerprint([table.fingerprint for table in tables.values()])
+    named = {role: tables[role] for role in listed.values()}
     if checked(run) != known:
-        _check({role: tables[role] for role in listed.values()}, run, display)
+        _check(named, run, display)
         run.write_json("data.json", {"checked": known})
+    elif not settled:
+        _look_again(named, run)
     kept: dict[str, Any] = {}
     whole: dict[int, ImageTable] = {}
     for role, table in tables.items():
@@ -61,6 +73,17 @@ def _check(tables: dict[str, ImageTable], run: Folder, display: Display) -> None
         for role, table in tables.items():
             errors = check_images(table, threads=cores(), progress=counted(advance))
             write_errors(run / "errors", errors, f"{role}.parquet")
+
+
+def _look_again(tables: dict[str, ImageTable], run: Folder) -> None:
+    """Take what can be decoded by now off the lists of broken images."""
+    for role, table in tables.items():
+        name = f"{role}.parquet"
+        listed = read_errors(run / "errors", name)
+        if listed:
+            again = check_images(table.take(np.array([error.row for error in listed])), threads=cores())
+            left = {error.row for error in again}
+            write_errors(run / "errors", [listed[place] for place in sorted(left)], name)
 
 
 def _without(table: ImageTable, broken: set[int]) -> ImageTable:

@@ -59,6 +59,10 @@ class Training:
         """Whether there is a model, be it the one that the training would give or not."""
         return self.folder.exists(f"model/{DESCRIPTION}")
 
+    def begun(self) -> bool:
+        """Whether something was trained here."""
+        return self.exists() or self.folder.exists("training.json")
+
     def foresee(self, benchmark: Benchmark, *, follows: bool) -> None:
         """Find what does not fit a training here, not after Ray has started.
 

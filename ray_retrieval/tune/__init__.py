@@ -190,7 +190,8 @@ class Search:
     def _prepare(self) -> Benchmark:
         """The images, loaded and looked at once for all trials."""
         looking = self._looking_in(self.folder / ledger.DATA)
-        benchmark = looking.prepare(measured=self.config.evaluate)
+        settled = bool(self._ledger.trials)
+        benchmark = looking.prepare(measured=self.config.evaluate, settled=settled)
         _refuse_incomparable(benchmark)
         images = fingerprint([table.fingerprint for table in _trained_on(benchmark)])
         self._ledger.keep_beginning(images, start_of(looking.recipe))

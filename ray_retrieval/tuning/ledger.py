@@ -145,7 +145,7 @@ class Ledger:
         write_description(self.folder, STUDY, kind=_KIND, version=_VERSION, body=body)
 
     def keep_beginning(self, images: str, start: str | None) -> None:
-        """Note what trials are trained and compared with.
+        """Note what trials are trained and compared with; until there is one, others take their place.
 
         Args:
             images: a fingerprint of the images.
@@ -156,7 +156,7 @@ class Ledger:
         """
         given = {"images": images, **({} if start is None else {"start": start})}
         said = self.folder.read_json(STUDY)
-        known = {key: said[key] for key in ("images", "start") if said.get(key) is not None}
+        known = {key: said[key] for key in ("images", "start") if self.trials and said.get(key) is not None}
         names = {"images": "training or validation images", "start": "model or weights to start from"}
         for key, value in given.items():
             if known.get(key, value) != value:
