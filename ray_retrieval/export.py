@@ -137,7 +137,7 @@ def benchmark_of(model: Folder) -> Benchmark:
     """The images that a model was trained and validated on, by the recipe that a run leaves beside it.
 
     Raises:
-        RecipeError: if there is no recipe beside the model.
+        RecipeError: if there is no recipe beside the model, or nothing can be learned from its images.
         DataError: if the images are missing.
     """
     run = model.parent
@@ -148,7 +148,10 @@ def benchmark_of(model: Folder) -> Benchmark:
             mend="give `images`",
         )
     recipe = recipes.load(run.uri_of("recipe.yaml"))
-    return datasets.load(recipe.data, seed=recipe.seed, splits=run / "split")
+    benchmark = datasets.load(recipe.data, seed=recipe.seed, splits=run / "split")
+    if benchmark.untrainable:
+        raise RecipeError(benchmark.untrainable, where=benchmark.name, mend="give `images`")
+    return benchmark
 
 
 def _recipe_images(model: Folder) -> tuple[ImageTable, ImageTable | None]:

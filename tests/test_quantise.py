@@ -1,12 +1,13 @@
 """A backbone in 8 bits, what it costs, and when it is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from export_parts import made, saved
-from samples import coloured_table
+from samples import coloured_benchmark, coloured_table
 
 from ray_retrieval import export
 from ray_retrieval.data.table import ImageTable
@@ -182,6 +183,18 @@ def test_images_come_from_the_recipe_beside_the_model(tmp_path):
     assert len(held_out) >= 100
     found = export._samples(Folder(tmp_path / "model"), None, small)
     assert found.source == f"64 of {len(table)} images of {table.name}"
+
+
+def test_a_recipe_that_only_measures_gives_no_images(tmp_path, monkeypatch):
+    (tmp_path / "recipe.yaml").write_text(
+        "name: x\noutput: runs/x\ndata: {name: roxford5k}\nmethod: {name: gem, backbone: {name: small}}\n"
+    )
+    none = replace(coloured_benchmark(6), untrainable="it has no images to learn from")
+    monkeypatch.setattr(export.datasets, "load", lambda *_, **__: none)
+    with pytest.raises(RecipeError, match=r"coloured: it has no images to learn from \(give `images`\)"):
+        export._recipe_images(Folder(tmp_path / "model"))
+    found = export._samples(Folder(tmp_path / "model"), None, Preprocessing(size=8))
+    assert found.source == "20 synthetic images (it has no images to learn from)"
 
 
 def test_metrics_are_those_of_the_field():
