@@ -141,7 +141,7 @@ def benchmark_of(model: Folder) -> Benchmark:
         DataError: if the images are missing.
     """
     run = model.parent
-    if not run.is_local or not run.exists("recipe.yaml"):
+    if not run.exists("recipe.yaml"):
         raise RecipeError(
             "no recipe beside the model says what it was trained on",
             where=run.uri_of("recipe.yaml"),

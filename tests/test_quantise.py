@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from export_parts import made, saved
+from pyarrow import fs
 from samples import coloured_benchmark, coloured_table
 
-from ray_retrieval import export
+from ray_retrieval import export, storage
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing
 from ray_retrieval.descriptors import Codes, Local, Vectors
@@ -183,6 +184,17 @@ def test_images_come_from_the_recipe_beside_the_model(tmp_path):
     assert len(held_out) >= 100
     found = export._samples(Folder(tmp_path / "model"), None, small)
     assert found.source == f"64 of {len(table)} images of {table.name}"
+
+
+def test_they_come_from_a_recipe_in_a_store_too(tmp_path, monkeypatch):
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    monkeypatch.setattr(storage, "store_at", lambda uri: (store, uri.removeprefix("s3://")))
+    (tmp_path / "bucket" / "run").mkdir(parents=True)
+    (tmp_path / "bucket" / "run" / "recipe.yaml").write_text(
+        "name: x\noutput: runs/x\ndata: {name: digits}\nmethod: {name: greedyhash, backbone: {name: small}}\n"
+    )
+    table, _ = export._recipe_images(Folder("s3://bucket/run/model"))
+    assert table.name == "digits: database"
 
 
 def test_a_recipe_that_only_measures_gives_no_images(tmp_path, monkeypatch):
