@@ -128,6 +128,8 @@ def test_with_random_search_the_values_of_a_grid_come_in_turn():
         ({"method.bits": {"choice": [8, 0]}}, r"makes no recipe \(method.bits=0\).*greater than or equal to"),
         ({"train.batch_size": {"grid": [8, 1]}}, r"makes no recipe \(train.batch_size=1\)"),
         ({"train.epochs": {"choice": [2, 0]}}, r"makes no recipe \(train.epochs=0\): nothing is trained"),
+        ({"method.bits": {"uniform": [8, 64]}}, r"makes no recipe \(method.bits=25.8.*valid integer"),
+        ({"method.bits": {"loguniform": [4, 64]}}, r"makes no recipe \(method.bits=23.0.*valid integer"),
     ],
 )
 def test_what_makes_no_recipe_is_found_before_anything_starts(tmp_path, tried, message):

@@ -69,7 +69,8 @@ def to_check(config: TuneConfig) -> Iterator[Parameters]:
     """Parameters that have to make a valid recipe before a search starts.
 
     Of a grid all trials. Else all combinations of listed values, with the middle of each range; where they
-    are too many, each value once, with the first of the other lists.
+    are too many, each value once, with the first of the other lists. At last a number of each range that is
+    not whole, as those are that will be drawn, be the middle one or not.
     """
     if config.searcher == "grid":
         yield from (from_lists(config, number) for number in range(count(config)))
@@ -79,10 +80,15 @@ def to_check(config: TuneConfig) -> Iterator[Parameters]:
     if math.prod(map(len, lists.values())) <= _CHECKED:
         for chosen in itertools.product(*lists.values()):
             yield middle | dict(zip(lists, chosen, strict=True))
-        return
-    yield middle
-    for key, listed in lists.items():
-        yield from (middle | {key: value} for value in listed)
+    else:
+        yield middle
+        for key, listed in lists.items():
+            yield from (middle | {key: value} for value in listed)
+    parts = {key: values.uniform or values.loguniform for key, values in config.space.items()}
+    if any(parts.values()):
+        yield middle | {
+            key: bounds[0] + (bounds[1] - bounds[0]) / math.pi for key, bounds in parts.items() if bounds
+        }
 
 
 def _middle(values: Range) -> Any:
