@@ -13,6 +13,7 @@ from test_run import run_on
 from ray_retrieval import model, run
 from ray_retrieval.data import datasets
 from ray_retrieval.data.table import ImageTable
+from ray_retrieval.export import export
 from ray_retrieval.methods import build
 from ray_retrieval.run import Run
 from ray_retrieval.storage import Folder
@@ -84,6 +85,16 @@ def test_numbers_of_a_trial_that_was_stopped_say_so(runs, tmp_path):
     best, last = runs().only_measure()["models"].values()
     assert best["notes"][-1].startswith("the training was stopped after epoch 1:")
     assert not any("was stopped" in note for note in last["notes"])
+
+
+def test_numbers_by_an_export_say_so(runs, tmp_path):
+    settings, folder = ("evaluate.both=false",), tmp_path / "out"
+    by_model = runs(*settings).all().metrics["models"]["best"]
+    assert not any("onnx" in note for note in by_model["notes"])
+    export(str(folder / "model"), images=coloured_benchmark(24).train)
+    found = runs(*settings, "encode.engine=onnx").all().metrics["models"]["best"]
+    assert found["notes"][-1] == "the descriptors were computed by onnx, an export of the model"
+    assert "computed by onnx" in (folder / "report.html").read_text()
 
 
 def test_a_report_that_is_there_has_the_numbers_of_the_last_measurement(runs, tmp_path):

@@ -76,7 +76,7 @@ def measure(recipe: Recipe, run: Folder, benchmark: Benchmark, display: Display)
             "epoch": description["training"]["epoch"],
             "validation": description["metrics"]["validation"],
             **measured,
-            "notes": [*measured["notes"], *_notes_on_training(description["training"])],
+            "notes": [*measured["notes"], *_notes_on_model(description["training"], queries.engine)],
         }
     return {
         "selected": selected,
@@ -110,12 +110,20 @@ def _local_queries(recipe: Recipe, run: Folder) -> tuple[Folder, Folder] | None:
     return made_by, embeddings(run, f"queries-{read_model_description(made_by)[1]}")
 
 
-def _notes_on_training(training: dict[str, Any]) -> list[str]:
-    """What a reader has to know of a model that a search has kept of a trial that it stopped."""
-    if not training.get("unfinished"):
-        return []
-    stopped = f"the training was stopped after epoch {training['of_epochs']}"
-    return [f"{stopped}: what the method learns at its end, such as a whitening, the model lacks"]
+def _notes_on_model(training: dict[str, Any], engine: str) -> list[str]:
+    """What a reader has to know of a model that a search has stopped, or that an export stood in for.
+
+    Args:
+        training: as `model.json` says it.
+        engine: what computed the descriptors.
+    """
+    notes = []
+    if training.get("unfinished"):
+        stopped = f"the training was stopped after epoch {training['of_epochs']}"
+        notes.append(f"{stopped}: what the method learns at its end, such as a whitening, the model lacks")
+    if engine != "torch":
+        notes.append(f"the descriptors were computed by {engine}, an export of the model")
+    return notes
 
 
 def _facts(benchmark: Benchmark, errors: int) -> dict[str, Any]:
