@@ -79,7 +79,7 @@ SCRIPTS = (
     Script("build", 1.1, 4),
     Script("local_search", 0.7, 4),
     Script("geometric_verification", 0.3, 1),
-    Script("train_step", 0.8, 15),
+    Script("train_step", 0.8, 20),
     Script("train_overhead", 1, 3),
     Script("xbm_step", 0.5, 4),
     Script("encode_throughput", 1.3, 3),

@@ -1,6 +1,6 @@
 """A training step of each method against a plain PyTorch loop, in turns in one run.
 
-    python benchmarks/train_step.py                        ResNet-50, 64 images of 224 px: minutes a method
+    python benchmarks/train_step.py                        ResNet-50, 32 images of 224 px: minutes a method
     python benchmarks/train_step.py --short                ResNet-18, 16 images of 64 px
     python benchmarks/train_step.py --methods xbm gem
 
@@ -182,14 +182,14 @@ def main() -> int:
     parser = arguments(__doc__, "a small network, few steps")
     parser.add_argument("--methods", nargs="+", choices=PLAIN, default=list(PLAIN))
     parser.add_argument("--backbone", help="default resnet50; resnet18 with --short")
-    parser.add_argument("--batch", type=int, help="images; default 64, or 16")
+    parser.add_argument("--batch", type=int, help="images; default 32, or 16")
     parser.add_argument("--size", type=int, help="pixels of a side; default 224, or 64")
-    parser.add_argument("--rounds", type=int, help="steps of each, after four to warm up; default 7, or 9")
+    parser.add_argument("--rounds", type=int, help="steps of each, after four to warm up; default 5, or 9")
     parser.add_argument("--memory", type=int, default=55_000, help="of XBM")
     parser.add_argument("--precision", choices=["auto", "bf16", "float32"], default="auto")
     parser.add_argument("--threads", type=int, default=cores())
     options = parser.parse_args()
-    sizes = ("resnet18", 16, 64, 9) if options.short else ("resnet50", 64, 224, 7)
+    sizes = ("resnet18", 16, 64, 9) if options.short else ("resnet50", 32, 224, 5)
     for name, value in zip(("backbone", "batch", "size", "rounds"), sizes, strict=True):
         if getattr(options, name) is None:
             setattr(options, name, value)

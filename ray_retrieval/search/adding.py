@@ -270,27 +270,32 @@ def _classes(index: Index, source: NewRows) -> tuple[tuple[str, ...] | None, Row
     if own == other or not _labelled(source.schema):
         return None if own is None else tuple(own), None
     if own is None or other is None:
-        coming = (table["label"] for table, _ in source.tables(0, len(source)))
-        if not any(map(_holds_labels, coming)):
-            return None if own is None else tuple(own), None
-        known_rows = (shard.rows for shard in index.shards.values() if _labelled(shard.rows.schema))
-        if not any(_holds_labels(rows.column("label")) for rows in known_rows):
-            return None if other is None else tuple(other), None
-        if own is not None and all(map(str.isdecimal, own)):
-            return _as_names(own, source)
-        if other is not None and all(map(is_number, other)):
-            return None, _unless_same(np.array([int(name) for name in other], np.int64))
-        named, unnamed = ("new rows", "index") if own is None else ("index", "new rows")
-        raise DataError(
-            f"the classes of the {named} have names, those of the {unnamed} are numbers",
-            where=source.where,
-            mend="give images whose classes are given in the same way as those of the index",
-        )
-    known = set(own)
-    if other[: len(own)] == own and known.isdisjoint(other[len(own) :]):
+        return _names_and_numbers(index, source)
+    if other[: len(own)] == own and set(own).isdisjoint(other[len(own) :]):
         return tuple(other), None  # Also where some have the same name: their numbers stay apart.
     names, places = _with_more(own, other)
     return tuple(names), _unless_same(np.array(places, np.int64))
+
+
+def _names_and_numbers(index: Index, source: NewRows) -> tuple[tuple[str, ...] | None, Rows | None]:
+    """As `_classes`, where only those of the index have names, or only the new ones."""
+    own, other = index.class_names, source.class_names
+    coming = (table["label"] for table, _ in source.tables(0, len(source)))
+    if not any(map(_holds_labels, coming)):
+        return None if own is None else tuple(own), None
+    known = (shard.rows for shard in index.shards.values() if _labelled(shard.rows.schema))
+    if not any(_holds_labels(rows.column("label")) for rows in known):
+        return None if other is None else tuple(other), None
+    if own is not None and all(map(str.isdecimal, own)):
+        return _as_names(own, source)
+    if other is not None and all(map(is_number, other)):
+        return None, _unless_same(np.array([int(name) for name in other], np.int64))
+    named, unnamed = ("new rows", "index") if own is None else ("index", "new rows")
+    raise DataError(
+        f"the classes of the {named} have names, those of the {unnamed} are numbers",
+        where=source.where,
+        mend="give images whose classes are given in the same way as those of the index",
+    )
 
 
 def _as_names(own: list[str], source: NewRows) -> tuple[tuple[str, ...], Rows | None]:

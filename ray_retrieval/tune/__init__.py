@@ -17,7 +17,7 @@ import ray.tune
 from ray_retrieval.cluster import connect, fewer_or_more
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.data.table import ImageTable
-from ray_retrieval.errors import DataError, RetrievalError
+from ray_retrieval.errors import DataError, RecipeError, RetrievalError
 from ray_retrieval.lock import writing_alone
 from ray_retrieval.model_folder import DESCRIPTION
 from ray_retrieval.progress import Display

@@ -32,6 +32,10 @@ def write_csv(file: Path, rows: list[tuple[str, str]]) -> Path:
     return file
 
 
+def write_labelled(file: Path, folder: Path, rows: list[tuple[str, str]]) -> Path:
+    return write_csv(file, [(f"{folder}/{name}", label) for name, label in rows])
+
+
 def test_a_folder_is_enough(photo_folder: Path, tmp_path: Path) -> None:
     found = loaded(tmp_path / "s", database=photo_folder)
     assert sizes(found) == {
@@ -288,11 +292,6 @@ def test_several_sparse_classes_an_image_take_no_room(photo_folder: Path, tmp_pa
     assert found.database.labels.shape == (len(found.database), 4)
 
 
-def write_csv(file: Path, folder: Path, rows: list[tuple[str, str]]) -> Path:
-    file.write_text("path,label\n" + "".join(f"{folder}/{name},{label}\n" for name, label in rows))
-    return file
-
-
 @pytest.mark.parametrize(
     ("labels", "asked", "names"),
     [
@@ -305,8 +304,8 @@ def test_files_may_differ_in_how_many_labels_and_classes_they_have(
     photo_folder: Path, tmp_path: Path, labels: list[str], asked: list[str], names: list[str] | None
 ) -> None:
     rows = [(f"cat/{row:02d}.png", labels[row % 3]) for row in range(12)]
-    database = write_csv(tmp_path / "database.csv", photo_folder, rows)
-    queries = write_csv(
+    database = write_labelled(tmp_path / "database.csv", photo_folder, rows)
+    queries = write_labelled(
         tmp_path / "asked.csv", photo_folder, [("dog/00.png", asked[0]), ("dog/01.png", asked[1])]
     )
     found = loaded(tmp_path / "s", database=database, queries=queries)
@@ -352,7 +351,7 @@ class TestErrors:
             loaded(tmp_path / "s", database=photo_folder, queries=one)
         with pytest.raises(DataError, match=r"different numbers of labels: \[2, 3\]"):
             loaded(tmp_path / "s", database=two, queries=three)
-        four = write_csv(tmp_path / "four.csv", photo_folder, [("cat/00.png", "1|3")])
+        four = write_labelled(tmp_path / "four.csv", photo_folder, [("cat/00.png", "1|3")])
         with pytest.raises(DataError, match=r"different numbers of labels: \[3, 4\]"):
             loaded(tmp_path / "s", database=three, queries=four)
 
