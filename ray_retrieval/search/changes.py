@@ -29,7 +29,7 @@ from ray_retrieval.search.selection import is_among
 from ray_retrieval.search.selftest import tested
 from ray_retrieval.search.shard import Shard
 from ray_retrieval.storage import Folder, digest, fingerprint
-from ray_retrieval.words import counted, several
+from ray_retrieval.words import counted
 
 Rows = npt.NDArray[np.int64]
 Where = str | Path | Folder
@@ -87,7 +87,8 @@ def remove(
         QueryError: if the index has no such id, the filter is not one for it, or no row would be left.
     """
     index = Folder(uri)
-    named = [str(one) for one in (several(ids) if isinstance(ids, Iterable) else [ids])]
+    given = [ids] if isinstance(ids, str) or not isinstance(ids, Iterable) else ids
+    named = [str(one) for one in given]
     if bool(named) == (where is not None):
         raise QueryError(
             "rows to remove are given by their ids or by a filter: one of the two",
