@@ -88,19 +88,19 @@ class Checked:
     Attributes:
         config: of it.
         indexes: by their names.
-        beside: the models of local features by which indices of vectors are verified.
+        beside: the models of local features by which indices of vectors are verified, by those of these.
     """
 
     config: ServeConfig
     indexes: "Mapping[str, _Checked]"
-    beside: Sequence[ModelKey]
+    beside: Mapping[str, ModelKey]
 
     @property
     def models(self) -> dict[str, ModelKey]:
         """All models that are loaded, by their fingerprints."""
         return {
             model.fingerprint: model
-            for model in (*self.beside, *(one.model for one in self.indexes.values()))
+            for model in (*self.beside.values(), *(one.model for one in self.indexes.values()))
         }
 
 
@@ -128,11 +128,11 @@ def bound(checked: Checked, *, encoder: EncoderFactory = Encoder) -> Application
     encoders: dict[str, Application] = {}
     for name, one in found.items():
         if one.model.fingerprint not in encoders:
-            encoders[one.model.fingerprint] = _encoder(name, one.model, config, encoder)
-    for model in checked.beside:
+            encoders[one.model.fingerprint] = _encoder(name, one.model, one.key.uri, config, encoder)
+    for index, model in checked.beside.items():
         if model.fingerprint not in encoders:
             named = f"local-{model.fingerprint[:8]}"
-            encoders[model.fingerprint] = _encoder(named, model, config, encoder)
+            encoders[model.fingerprint] = _encoder(named, model, index, config, encoder)
     handles = {
         name: Handles(
             encoders[one.model.fingerprint],
@@ -142,7 +142,7 @@ def bound(checked: Checked, *, encoder: EncoderFactory = Encoder) -> Application
         for name, one in found.items()
     }
     # By their folders, where another model may lie some day.
-    others = {model.uri: encoders[model.fingerprint] for model in checked.beside}
+    others = {model.uri: encoders[model.fingerprint] for model in checked.beside.values()}
     requests = config.max_ongoing + config.max_queued
     gateways = _deployment(GatewayReplica, GATEWAY, config.gateway_cpus, 1, config.gateway_replicas)
     gateways = gateways.options(
@@ -270,13 +270,15 @@ def _checked(name: str, served: ServedIndex, config: ServeConfig) -> _Checked:
     return _Checked(given, key, model, index.form.kind)
 
 
-def _beside(found: Iterable[_Checked], config: ServeConfig) -> list[ModelKey]:
-    """The models of local features by which indices of vectors are verified."""
-    uris = {uri for one in found for uri in beside(config, one.kind)}
-    return [model_key(ServedIndex(index=uri), current_key(Folder(uri).uri)) for uri in sorted(uris)]
+def _beside(found: Iterable[_Checked], config: ServeConfig) -> dict[str, ModelKey]:
+    """The models of local features by which indices of vectors are verified, by those of these."""
+    uris = {Folder(uri).uri for one in found for uri in beside(config, one.kind)}
+    return {uri: model_key(ServedIndex(index=uri), current_key(uri)) for uri in sorted(uris)}
 
 
-def _encoder(name: str, model: ModelKey, config: ServeConfig, factory: EncoderFactory) -> Application:
+def _encoder(
+    name: str, model: ModelKey, index: str, config: ServeConfig, factory: EncoderFactory
+) -> Application:
     requests = config.max_ongoing + config.max_queued
     # Named after the index and not the model: one that is deployed anew takes over from the one before.
     deployment = _deployment(
@@ -294,7 +296,7 @@ def _encoder(name: str, model: ModelKey, config: ServeConfig, factory: EncoderFa
         max_queued_requests=requests,
         max_surge_percent=0 if config.encoder_gpus else config.surge_percent,
     )
-    return deployment.bind(model, factory, config)
+    return deployment.bind(model, factory, config, index)
 
 
 def _group(name: str, number: int, key: VersionKey, config: ServeConfig) -> Application:

@@ -111,11 +111,13 @@ def pinging(method: Any, part: str) -> Callable[[float], Awaitable[Any]]:
 
 
 async def everywhere(handle: Any, method: str, question: Any, timeout_s: float) -> list[Any]:
-    """What each replica that is there answers; those that die meanwhile, or take too long, are left out."""
+    """What each replica that is there answers, or why not all have; those that die meanwhile are left out."""
     try:
         answers = await handle.broadcast(method, question).results_async(
             timeout_s=timeout_s, return_exceptions=True
         )
-    except (*_GONE, TimeoutError, asyncio.TimeoutError):
+    except _GONE:
         return []
+    except (TimeoutError, asyncio.TimeoutError):
+        return [f"not every process is ready for it within {timeout_s:g} s"]
     return [answer for answer in answers if not isinstance(answer, BaseException)]

@@ -13,14 +13,12 @@ from PIL import Image
 
 from ray_retrieval.descriptors import Descriptors
 from ray_retrieval.errors import RetrievalError
-from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.serve.answers import Box
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.gathering import Gathering
 from ray_retrieval.serve.replica import Replica, limit_threads
-from ray_retrieval.serve.versions import Kept
+from ray_retrieval.serve.versions import Kept, current_key
 from ray_retrieval.serve.wire import Encoded, EncodeJob, Gone, GoneError, Late, ModelKey, late
-from ray_retrieval.storage import Folder
 
 _IDLE = 2.0  # as long as a request may take, twice
 
@@ -59,13 +57,19 @@ class EncoderReplica(Replica[ModelKey, EncoderLike]):
     That is one and the same, unless a new model takes the place of another: then both are there for a while.
 
     Args:
-        model: the one that is loaded at once; if another lies there by now, as where this process takes the
-            place of one that was lost, that one.
+        model: the one that is loaded at once.
         factory: makes encoders.
         config: batch size, wait and threads.
+        index: that the model made. Where another one has made it anew since, and lies in the model's folder,
+            that one is loaded: this process takes the place of one that was lost.
+
+    Raises:
+        GoneError: if the model is another by now that did not make the index.
     """
 
-    def __init__(self, model: ModelKey, factory: EncoderFactory, config: ServeConfig) -> None:
+    def __init__(
+        self, model: ModelKey, factory: EncoderFactory, config: ServeConfig, index: str | None = None
+    ) -> None:
         limit_threads(config.encoder_threads)
         self._factory, self._config = factory, config
         idle_s = _IDLE * config.request_timeout_s
@@ -78,7 +82,9 @@ class EncoderReplica(Replica[ModelKey, EncoderLike]):
         try:
             self._kept.get(model)
         except GoneError:
-            model = ModelKey(model.uri, read_model_description(Folder(model.uri))[1])
+            if index is None:
+                raise
+            model = ModelKey(model.uri, current_key(index).model)
             self._kept.get(model)
         # The first pass compiles kernels and fills caches.
         blank = EncodeJob(model, _blank_image(), None, float("inf"))

@@ -34,6 +34,8 @@ class Replica(Generic[Key, Value]):
             await self._open_beside(key)
         except (GoneError, RetrievalError) as error:
             return str(error)
+        except Exception as error:  # Too little memory beside what is open, say. Unsaid, it would be served.
+            return f"{type(error).__name__}: {error}"
         return private_bytes()
 
     async def ping(self) -> int:

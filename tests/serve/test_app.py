@@ -212,6 +212,7 @@ def test_autoscaling_and_replicas_are_as_configured(indexed: Served) -> None:
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 16)
     names = [(group.name, group.num_replicas) for group in groups]
     assert names == [("Shards-x-0", 2), ("Shards-x-1", 2), ("Writer", 1)]
+    assert encoder.init_args[3] == Folder(indexed.index).uri
 
 
 def test_a_server_without_a_queue_may_be_written_to(indexed: Served) -> None:

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, WorkerCrashedError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from response_parts import Silent, without_complaints
-from serving_parts import AverageHash, GreyVector, Served, make_index, picture
+from serving_parts import AverageHash, GreyVector, Served, make_index, picture, write_model
 
 from ray_retrieval import model
 from ray_retrieval.errors import QueryError
@@ -110,9 +110,37 @@ def test_an_encoder_answers_by_the_model_that_is_asked_for_or_not_at_all(indexed
     ]
     # One that starts anew once a new model was rolled in is still told of the former one.
     for told in (key, former):
-        replica = EncoderReplica(told, AverageHash, CONFIG)
+        replica = EncoderReplica(told, AverageHash, CONFIG, indexed.index)
         assert replica._kept.is_open(key)
         assert [type(answer) for answer in replica.encode_batch(jobs)] == [Encoded, Gone, Late]
+
+
+def test_an_encoder_does_not_begin_with_a_model_that_has_made_no_index_yet(
+    indexed: Served, tmp_path: Path
+) -> None:
+    """As while a run is made anew: others go on with the former model, which they hold."""
+    former = make_index(tmp_path, count=10, shards=1, note="former")
+    told = ModelKey(indexed.model, current_key(former.index).model)
+    for index in (former.index, None):
+        with pytest.raises(GoneError, match="by now"):
+            EncoderReplica(told, AverageHash, CONFIG, index)
+
+
+def test_an_encoder_without_room_for_a_model_says_so_before_it_is_asked_for(
+    indexed: Served, tmp_path: Path
+) -> None:
+    write_model(Folder(tmp_path), note="large")
+
+    def made(uri: str, **options: Any) -> AverageHash:
+        if uri == str(tmp_path):
+            raise RuntimeError("CUDA out of memory")
+        return AverageHash(uri, **options)
+
+    key = ModelKey(indexed.model, current_key(indexed.index).model)
+    replica = EncoderReplica(key, made, CONFIG)
+    said = asyncio.run(replica.prepare(ModelKey(str(tmp_path), "0123456789abcdef")))
+    assert said == "RuntimeError: CUDA out of memory"
+    assert isinstance(asyncio.run(replica.prepare(key)), float)
 
 
 def asked(version: VersionKey, descriptors: Any, k: int, **more: Any) -> GroupQuery:
@@ -386,6 +414,20 @@ def test_a_new_model_in_the_folder_of_local_features_is_of_its_own_encoders() ->
     assert asyncio.run(work()) == [1.0]
     assert (own.encoded, local.encoded) == ([main], [renewed])
     assert (own.prepared, local.prepared, group.prepared) == ([main], [renewed], [(key, 1)])
+
+
+@pytest.mark.parametrize(("why", "said"), [(TimeoutError(), True), (RayActorError(), False)])
+def test_a_version_waits_for_who_is_slow_to_open_it_and_not_for_who_died(why: Exception, said: bool) -> None:
+    class Without(Handle):
+        async def results_async(self, **_: Any) -> list[float]:
+            raise why
+
+    model = ModelKey("file:///main", "m" * 16)
+    key = VersionKey("file:///index", 1, "0" * 64, model.fingerprint)
+    for encoder, group in ((Without(), Handle()), (Handle(), Without())):
+        found = asyncio.run(parts_of(Handles(encoder, [group]), {}, CONFIG).prepare(key, [model]))
+        problems = [one for one in found if isinstance(one, str)]
+        assert problems == ["not every process is ready for it within 120 s"] * said
 
 
 @pytest.mark.parametrize("module", ["deployments", "shards", "writers"])

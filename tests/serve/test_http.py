@@ -414,6 +414,29 @@ def test_the_size_of_a_thumbnail_is_bounded(asker: Asker, size: str) -> None:
     assert error_of(asker.get(f"/v1/indexes/first/thumbnail?id=x&size={size}"), 422)["where"] == "size"
 
 
+@pytest.mark.parametrize("query", ["count=0", "count=1001", "seed=-1", "seed=4294967296"])
+def test_what_a_sample_may_be_is_bounded(asker: Asker, query: str) -> None:
+    where = query.partition("=")[0]
+    assert error_of(asker.get(f"/v1/indexes/first/sample?{query}"), 422)["where"] == where
+
+
+def test_no_text_of_a_body_is_endless(asker: Asker, backend: FakeBackend) -> None:
+    long, many = "x" * 4097, ["x"] * 100_001
+    for path, body in (
+        ("/v1/search", {"examples": [{"id": long}]}),
+        ("/v1/search", {"examples": [{"url": f"https://{long}"}]}),
+        ("/v1/search", {"examples": [{"vector": [0.5] * 65_537}]}),
+        ("/v1/search", {"examples": [{"id": "plain"}], "index": long}),
+        ("/v1/search", {"examples": [{"id": "plain"}], "rerank": long}),
+        ("/v1/indexes/first/images", {"images": [{"id": long, "image": ""}]}),
+        ("/v1/indexes/first/remove", {"ids": [long]}),
+        ("/v1/indexes/first/remove", {"ids": many}),
+    ):
+        answer = Asker(backend, changed(max_body_bytes=10**6)).post(path, json=body)
+        assert "at most" in error_of(answer, 422)["problem"], body
+    assert (backend.searches, backend.added, backend.removed) == ([], [], [])
+
+
 def test_the_page_and_its_files_are_served(asker: Asker) -> None:
     page = asker.get("/")
     assert page.headers["content-type"].startswith("text/html")
