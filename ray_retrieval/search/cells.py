@@ -33,7 +33,14 @@ from ray_retrieval.search.cell_kernels import BLOCK_ROWS, assign, search_cells
 from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.faiss_index import check_sample, faiss, one_faiss_thread
 from ray_retrieval.search.hits import Hits, check_k, merge, no_hits
-from ray_retrieval.search.scan import Segment, Words, scan_segments, to_words, words_per_row
+from ray_retrieval.search.scan import (
+    Segment,
+    Words,
+    query_words,
+    scan_segments,
+    to_words,
+    words_per_row,
+)
 from ray_retrieval.search.selection import Bits
 
 _HEADER = struct.Struct("<8sIIQQ32x")
@@ -230,7 +237,7 @@ class CellSegment:
         """
         check_k(k)
         held = self._held
-        wanted = to_words(queries, held.bits)
+        wanted = query_words(queries, held.bits)
         if len(self) == 0 or len(wanted) == 0:
             return no_hits(len(wanted), k)
         probes = scan_segments([Segment(held.centres)], queries, held.bits, min(effort.nprobe, self.cells))

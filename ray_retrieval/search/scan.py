@@ -108,6 +108,13 @@ def to_words(codes: npt.NDArray[np.uint8], bits: int) -> Words:
     return frozen(codes.view(np.uint64).reshape(len(codes), full // 8))
 
 
+def query_words(queries: npt.NDArray[np.uint8], bits: int) -> Words:
+    """As `to_words`; whatever stands past a code's end does not count."""
+    words = to_words(queries, bits)
+    within = to_words(np.packbits(np.ones((1, bits), np.uint8), axis=1), bits)
+    return frozen(words & within)
+
+
 def scan(
     database: npt.NDArray[np.uint8],
     queries: npt.NDArray[np.uint8],
@@ -160,7 +167,7 @@ def scan_segments(
         QueryError: if `k` < 1.
     """
     check_k(k)
-    wanted = to_words(queries, bits)
+    wanted = query_words(queries, bits)
     rows = sum(len(segment.words) for segment in segments)
     if rows == 0 or len(wanted) == 0:
         return no_hits(len(wanted), k)

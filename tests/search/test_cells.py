@@ -92,6 +92,15 @@ def test_the_rows_of_near_cells_are_searched_exactly(
     np.testing.assert_array_equal(found.distances[real], exact[real])
 
 
+def test_what_stands_past_the_end_of_a_query_does_not_count(tmp_path):
+    codes, queries = draw_codes(200, 60), draw_codes(5, 60, seed=1)
+    (segment,) = opened(tmp_path, "BIVF4", codes)
+    longer = queries.data | np.array([0] * 7 + [0b1111], np.uint8)
+    for nprobe in (1, 4):
+        effort = Effort(nprobe=nprobe)
+        assert_same(segment.search(longer, 10, effort), segment.search(queries.data, 10, effort))
+
+
 def test_many_ties_do_not_fill_the_buffer(tmp_path):
     """Rows at one distance by the thousand, in cells that are not in their order."""
     generator = np.random.default_rng(0)

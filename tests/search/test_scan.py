@@ -161,6 +161,14 @@ def test_bits_that_fill_the_last_byte_do_not_count():
     assert scan(database, queries, 11, 1).distances.tolist() == [[0]]
 
 
+@pytest.mark.parametrize("bits", [3, 60, 63, 100, 125, 255, 260, 509])
+def test_what_stands_past_the_end_of_a_query_does_not_count(bits):
+    database = np.packbits(np.ones((3, bits), np.uint8), axis=1)
+    queries = np.full((2, (bits + 7) // 8), 255, np.uint8)
+    assert scan(database, queries, bits, 3).distances.tolist() == [[0, 0, 0]] * 2
+    assert (queries == 255).all()
+
+
 @pytest.mark.parametrize(
     ("bits", "words"), [(1, 1), (64, 1), (65, 2), (256, 4), (257, 8), (512, 8), (513, 16)]
 )
