@@ -211,7 +211,12 @@ def settings_of(index: Any) -> frozenset[str]:
 def selects(index: Any) -> bool:
     """Whether FAISS can look for candidates among some of the rows only."""
     kinds = (faiss.IndexIVF, faiss.IndexHNSW, faiss.IndexFlat, faiss.IndexScalarQuantizer, faiss.IndexRaBitQ)
-    without = (faiss.IndexIVFAdditiveQuantizer, faiss.IndexIVFPQR, faiss.IndexIVFSpectralHash)
+    without = (
+        faiss.IndexIVFAdditiveQuantizer,
+        faiss.IndexIVFPQR,
+        faiss.IndexIVFSpectralHash,
+        faiss.IndexIVFFlatDedup,  # it leaves out all equal rows where the first may not be found
+    )
     inner = innermost(index)
     return isinstance(inner, kinds) and not isinstance(inner, without)
 

@@ -325,6 +325,15 @@ def test_cells_of_which_faiss_cannot_be_asked_for_some_rows(tmp_path, factory):
     np.testing.assert_array_equal(found.rows, np.flatnonzero(kept)[alone.rows])
 
 
+def test_a_row_is_found_also_where_an_equal_one_may_not_be(tmp_path):
+    some = clustered(500, 24)
+    vectors, kept = np.concatenate([some, some]), np.arange(1000) >= 250
+    for factory in ("IVF8,Flat", "IVF8,FlatDedup"):
+        (segment,) = built(tmp_path, factory, vectors)
+        found = segment.search(some[:20], 1, EVERYTHING, packed(kept))
+        assert found.rows[:, 0].tolist() == list(range(500, 520))
+
+
 def test_candidates_do_not_grow_with_what_a_mask_leaves_out(tmp_path, monkeypatch):
     vectors, queries = clustered(1500, 24), clustered(5, 24, seed=1)
     asked = []
