@@ -25,6 +25,8 @@ faiss: Any = untyped_faiss  # Its own types leave out half of what is there.
 
 Rows = npt.NDArray[np.int64]
 
+_MEND = "give a flat index, or the vectors themselves"
+
 
 class FaissFile:
     """The rows of an index of FAISS.
@@ -62,6 +64,10 @@ class FaissFile:
                 kind = faiss.DirectMap.Array if _in_order(self._keys) else faiss.DirectMap.Hashtable
                 cells.set_direct_map_type(kind)
         self.rows = int(self._index.ntotal)
+        if self._keys is not None and len(self._keys) != self.rows:  # of a kind that holds equal rows once
+            raise DataError(
+                f"its cells hold {len(self._keys):,} of its {self.rows:,} rows", where=place, mend=_MEND
+            )
         own = ids
         if own is None and self._keys is not None and not _in_order(self._keys):
             own = self._keys
@@ -192,5 +198,5 @@ def _reading(where: str) -> Iterator[None]:
         raise DataError(
             f"FAISS does not read it, or not its rows: {reason}",
             where=where,
-            mend="give a flat index, or the vectors themselves",
+            mend=_MEND,
         ) from None

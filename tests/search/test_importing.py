@@ -154,6 +154,16 @@ def test_cells_of_4_bit_codes_come_back_as_they_are_decoded(tmp_path, factory):
     np.testing.assert_allclose(found, decoded, rtol=1e-5, atol=1e-6)
 
 
+def test_cells_that_hold_equal_rows_once_are_refused(tmp_path):
+    index = faiss.index_factory(DIMENSION, "IVF4,FlatDedup")
+    index.train(VECTORS)
+    index.add(np.concatenate([VECTORS, VECTORS[:7]]))
+    faiss.write_index(index, str(tmp_path / "cells.faiss"))
+    held = len(np.unique(VECTORS, axis=0))
+    with pytest.raises(DataError, match=f"cells.faiss: its cells hold {held} of its {ROWS + 7} rows"):
+        imported(tmp_path / "cells.faiss")
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_cut_of_any_files_is_that_of_the_array(tmp_path, monkeypatch, data):
