@@ -91,6 +91,11 @@ def compare(runs: Sequence[str | Path | Folder]) -> dict[str, Any]:
         f"{b['label']} repeats the configuration and seed of {a['label']}" for a, b in _repeats(groups)
     ]
     named = _with_names(groups, by_size=True)
+    uneven = [
+        f"{name} was trained on different numbers of images: {different}"
+        for group, name in named
+        if (different := _different(group, "train"))
+    ]
     several = [pair for pair in named if len({entry["seed"] for entry in pair[0]}) > 1]
     comparison = {
         "format": "ray_retrieval/comparison",
@@ -99,7 +104,7 @@ def compare(runs: Sequence[str | Path | Folder]) -> dict[str, Any]:
         "by_size": _by_size(read),
         "seeds": [_over_seeds(group, name) for group, name in several],
         "published": [row for pair in named for row in _against_published(*pair)],
-        "notes": [*notes, *repeated, *_differences(read)],
+        "notes": [*notes, *repeated, *uneven, *_differences(read)],
     }
     hidden = ("configuration", "family", "published")
     comparison["runs"] = [{k: v for k, v in entry.items() if k not in hidden} for entry in read]
@@ -209,12 +214,8 @@ def _differences(runs: list[dict[str, Any]]) -> list[str]:
     """Why numbers of these runs may say nothing about each other."""
     notes = []
     for key, words in FACTS.items():
-        holders: dict[Any, list[str]] = {}
-        for run in runs:
-            holders.setdefault(run["dataset"].get(key), []).append(run["label"])
-        if len(holders) > 1:
-            parts = [f"{_plain(value)} ({', '.join(labels)})" for value, labels in holders.items()]
-            notes.append(f"the {words} differs: {'; '.join(parts)}. Their numbers are not comparable")
+        if different := _different(runs, key):
+            notes.append(f"the {words} differs: {different}. Their numbers are not comparable")
     sets: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         sets.setdefault(tuple(metric["name"] for metric in run["metrics"]), []).append(run["label"])
@@ -224,6 +225,15 @@ def _differences(runs: list[dict[str, Any]]) -> list[str]:
         if extra:
             notes.append(f"not measured in every run: {', '.join(extra)} (only in {', '.join(labels)})")
     return notes
+
+
+def _different(runs: list[dict[str, Any]], key: str) -> str | None:
+    """The values of a fact of the data set with the runs that have each; None where all have the same."""
+    holders: dict[Any, list[str]] = {}
+    for run in runs:
+        holders.setdefault(run["dataset"].get(key), []).append(run["label"])
+    parts = [f"{_plain(value)} ({', '.join(labels)})" for value, labels in holders.items()]
+    return "; ".join(parts) if len(parts) > 1 else None
 
 
 def _with_names(

@@ -133,6 +133,15 @@ def test_the_table_of_seeds_has_every_metric_of_every_method(tmp_path):
     assert "0.8125 ± 0.0000" in over_seeds
 
 
+def test_seeds_that_were_trained_on_other_images_are_noted(tmp_path):
+    for seed, images in ((0, 1000), (1, 1000), (2, 990)):
+        write_run(tmp_path / f"{seed}", seed=seed, facts={"train": images})
+    write_run(tmp_path / "wide", bits=32, facts={"train": 500})  # of another configuration, which is no fault
+    (note,) = compare([tmp_path])["notes"]
+    numbers = "1,000 (study-16bits · seed 0, study-16bits · seed 1); 990 (study-16bits · seed 2)"
+    assert note == f"study-16bits was trained on different numbers of images: {numbers}"
+
+
 def test_a_run_given_twice_counts_once(tmp_path):
     run = write_run(tmp_path / "run")
     assert len(compare([run, tmp_path, run])["runs"]) == 1
