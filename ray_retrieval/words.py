@@ -14,4 +14,6 @@ def counted(number: int, noun: str) -> str:
 
 def several(given: str | Iterable[Item] | None) -> list[str | Item]:
     """What was given as a list: one text alone is that one and not its letters, None is none."""
-    return [given] if isinstance(given, str) else list(given or [])
+    if given is None:
+        return []
+    return [given] if isinstance(given, str) else list(given)

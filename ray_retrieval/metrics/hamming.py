@@ -167,16 +167,19 @@ def evaluate_shards(
     parts, and a few MiB, however many and however long the rows are.
 
     Args:
-        query_codes: uint8 [queries, ceil(bits / 8)].
-        query_labels: int64 [queries] or 0/1 [queries, classes].
-        shards: codes and labels of consecutive rows, in row order, each as `evaluate` takes them; a sequence
-            that loads a shard when it is asked for holds one at a time. Each is asked for twice. Empty ones
-            are allowed.
-        bits: as in `evaluate`, and so are the following.
-        k: cut-off of the average precision.
-        at: the n of precision@n and recall@n.
-        radius: of the Hamming ball.
-        threads: for each shard.
+        query_codes: uint8 [queries, ceil(bits / 8)], packed as `numpy.packbits` does.
+        query_labels: int64 [queries], relevant where equal, or 0/1 [queries, classes], relevant where a class
+            is shared.
+        shards: codes uint8 [rows, ceil(bits / 8)] and labels, int64 [rows] or 0/1 [rows, classes], of
+            consecutive rows, in row order; a sequence that loads a shard when it is asked for holds one at a
+            time. Each is asked for twice. Empty ones are allowed.
+        bits: true length of the codes, where it is less than 8 · bytes; what lies beyond is ignored.
+        k: how many rows of a ranking count for the average precision, at least 1; None or more than there
+            are: all.
+        at: the n of precision@n and recall@n, each at least 1; None: those of `DEFAULT_AT` that the database
+            has rows for.
+        radius: of the Hamming ball for `precision_within_radius`, at least 0.
+        threads: for each shard; None: one for each core of this process, at most OMP_NUM_THREADS.
         progress: called with a number of queries, each of which counts twice for every shard.
 
     Raises:
