@@ -3,7 +3,8 @@
 The rows of a table are cut into parts. A pool of encoders, each with the model in memory, turns one part at
 a time into one Parquet file, decoding beside the forward pass. A part that is already there and was made by
 the same model from the same images is not made again, so a killed job goes on where it stood, and the
-result does not depend on how many encoders there were or on who finished first.
+result does not depend on how many encoders there were or on who finished first. Only a part that lacks an
+image which could not be decoded, and can be by now, is.
 """
 
 import json
@@ -22,6 +23,8 @@ from ray_retrieval.cluster import fewer_or_more, hushed, reraise
 from ray_retrieval.cluster.sharing import require_seen
 from ray_retrieval.compute import keep_freed_memory
 from ray_retrieval.config import Config, EngineName
+from ray_retrieval.cores import cores
+from ray_retrieval.data.source import check_images
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import DescriptorKind, Form
 from ray_retrieval.engines import Export, find_export
@@ -115,7 +118,7 @@ def encode_alone(jobs: list[EncodeJob], config: EncodeConfig, advance: Callable[
             rows = min(most, len(job.table) - first)
             key = job.key(config, model, first, rows)
             finished = embeddings.finished_part(job.out, part, key)
-            if finished is None:
+            if finished is None or _mended(job.table, range(first, first + rows), finished["errors"]):
                 items.append({"job": number, "part": part, "first": first, "rows": rows, "key": key})
             else:
                 job.parts[part] = finished
@@ -127,6 +130,21 @@ def encode_alone(jobs: list[EncodeJob], config: EncodeConfig, advance: Callable[
     for job, (description, model) in zip(jobs, models, strict=True):
         _finish(job, description, model, config)
     return sum(item["rows"] for item in items)
+
+
+def _mended(table: ImageTable, rows: range, errors: list[tuple[str, str]]) -> bool:
+    """Whether one of the images of some rows that could not be decoded can be by now.
+
+    Args:
+        table: the images.
+        rows: of a finished part.
+        errors: id and reason of those that it lacks.
+    """
+    if not errors:
+        return False
+    lacking = {name for name, _ in errors}
+    again = np.array([row for row in rows if table.ids[row] in lacking], np.int64)
+    return len(check_images(table.take(again), threads=cores())) < len(again)
 
 
 def _rows_per_part(table: ImageTable, config: EncodeConfig, form: Form) -> int:

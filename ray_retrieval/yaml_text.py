@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
     """
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        tag = super().resolve(kind, value, implicit)
+        tag = super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
         return _TEXT if tag in _NUMBERS and _NOT_AS_IT_LOOKS.fullmatch(value) else tag
 
     def compose_mapping_node(self, anchor: Any) -> Any:

@@ -87,6 +87,17 @@ def test_numbers_of_a_trial_that_was_stopped_say_so(runs, tmp_path):
     assert not any("was stopped" in note for note in last["notes"])
 
 
+def test_the_time_of_the_index_is_that_of_the_build_that_made_it(runs, tmp_path):
+    folder, settings = Folder(tmp_path / "out"), ("evaluate.both=false",)
+    runs(*settings).all()
+    timings = folder.read_json("timings.json")
+    folder.write_json("timings.json", {**timings, "stages": {**timings["stages"], "index": 999.0}})
+    runs(*settings).all()
+    assert folder.read_json("timings.json")["stages"]["index"] == 999.0
+    runs(*settings, "index.shards=1").all()
+    assert folder.read_json("timings.json")["stages"]["index"] < 999.0
+
+
 def test_numbers_by_an_export_say_so(runs, tmp_path):
     settings, folder = ("evaluate.both=false",), tmp_path / "out"
     by_model = runs(*settings).all().metrics["models"]["best"]

@@ -180,7 +180,8 @@ class TestFresh:
         check = images.check_images
 
         def noted(table, **settings):
-            looked.append(table.name)
+            if len(table) > 1:  # the broken one is looked at again, as it may have been mended
+                looked.append(table.name)
             return check(table, **settings)
 
         monkeypatch.setattr(images, "check_images", noted)

@@ -39,6 +39,7 @@ from ray_retrieval.run.timings import timed
 from ray_retrieval.run.training import Training
 from ray_retrieval.run_folder import PREPARED, RECIPE, RUN, WRITTEN, begin, mark, refuse_foreign
 from ray_retrieval.search.embeddings import Embeddings
+from ray_retrieval.search.manifest import CURRENT, read_current
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import train, worker_resources
 from ray_retrieval.words import counted
@@ -255,18 +256,20 @@ class Run:
     def index(self) -> None:
         """Build the index of the selected model's database."""
         with timed(self.folder, "index") as stage:
-            stage.worked = not self.folder.exists("index/CURRENT")
+            index = self.folder / "index"
+            before = read_current(index).number if index.exists(CURRENT) else None
             local = self.recipe.method.form.kind is DescriptorKind.LOCAL
             with pool_of(self.recipe.index.workers, cores()) as pool:
                 built = search.build(
                     embeddings(self.folder, "database"),
-                    self.folder / "index",
+                    index,
                     shards=self.recipe.index.shards,
                     keep_images=self.recipe.index.keep_images,
                     approximate=None if local else self.recipe.index,
                     local=self.recipe.index.local if local else None,
                     pool=pool,
                 )
+            stage.worked = built.number != before
         if built.approximate is not None:
             found = built.approximate.recall
             self.display.say(
