@@ -14,6 +14,7 @@ from search_parts import draw_vectors
 
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.errors import RecipeError
+from ray_retrieval.loop import Process, validation
 from ray_retrieval.loop.validation import (
     has_an_answer,
     measure,
@@ -83,6 +84,19 @@ def test_rows_of_the_database_are_measured_like_the_same_images_elsewhere(name):
         with torch.no_grad():
             guesses = made.method.class_probabilities(made.database.batch(np.arange(60))).argmax(dim=1)
         assert found["accuracy"] == float((guesses.numpy() == database.labels).mean())
+
+
+@pytest.mark.parametrize("name", ["codes", "vectors"])
+def test_the_threads_of_a_worker_measure(monkeypatch, name):
+    asked = []
+
+    def watched(function):
+        return lambda *given, **options: (asked.append(options["threads"]), function(*given, **options))[1]
+
+    monkeypatch.setattr(validation, "mean_average_precision", watched(validation.mean_average_precision))
+    monkeypatch.setattr(retrieval, "evaluate", watched(retrieval.evaluate))
+    trainer(config(), process=Process(threads=3), **METHODS[name]).validate()
+    assert asked == [3]
 
 
 def without_class(benchmark, *labels):

@@ -118,6 +118,7 @@ def measure(
             k=k,
             ties="expected",
             bits=queries.bits,
+            threads=threads,
         )
         return {"map": metric.value}
     assert isinstance(queries, Vectors)
