@@ -298,6 +298,7 @@ def test_several_sparse_classes_an_image_take_no_room(photo_folder: Path, tmp_pa
         (["boot|brown", "brown|shoe", "shoe|white"], ["boot", "shoe"], ["boot", "brown", "shoe", "white"]),
         (["0|1", "1|2", "2|9"], ["0|1", "2"], None),
         (["0|1", "1|2", "2|9"], ["0", "2"], None),
+        (["5|7", "7|8", "8|20000000"], ["5", "8"], ["20000000", "5", "7", "8"]),
     ],
 )
 def test_files_may_differ_in_how_many_labels_and_classes_they_have(

@@ -282,11 +282,11 @@ def _with_common_classes(tables: dict[str, ImageTable]) -> dict[str, ImageTable]
 def _all_named_by_number(tables: dict[str, ImageTable]) -> dict[str, ImageTable]:
     """Numbers are names in all tables where they are in one, being too large to count classes."""
     names = [name for table in tables.values() for name in table.class_names or []]
-    numeric = all(map(str.isdecimal, names)) and not tables["database"].is_multilabel
-    if not numeric or max(map(int, names), default=0) < NAMED_FROM:
+    if not all(map(str.isdecimal, names)) or max(map(int, names), default=0) < NAMED_FROM:
         return tables
     return {
-        role: table.renumbered() if table.class_names is None else table for role, table in tables.items()
+        role: table.named_by_number() if table.class_names is None else table
+        for role, table in tables.items()
     }
 
 
