@@ -123,7 +123,7 @@ class Benchmark:
             raise DataError(
                 "all images are of one class, retrieval needs two at least",
                 where=table.name,
-                mend="give images of several classes, each in a folder or with a label of its own",
+                mend="give images of several classes, with labels or in folders directly below the given one",
             )
         if len(table.unlabelled):
             self._note(
