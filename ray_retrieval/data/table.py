@@ -31,6 +31,8 @@ from ray_retrieval.data.columns import (
 from ray_retrieval.data.decode import MAX_BYTES
 from ray_retrieval.errors import DataError
 
+_MEANT = frozenset({"label", "labels", "class", "classes", "category", "target"})
+"""What a column of labels is called elsewhere."""
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -187,11 +189,15 @@ class ImageTable:
             if not len(self):
                 return np.zeros(0, dtype=np.int64)
             row = int(np.flatnonzero(np.asarray(label.is_null()))[0])
+            mend = "give class folders, a list with labels, or a label column"
+            meant = [name for name in self.column_names if name != "label" and name.lower() in _MEANT]
+            if meant and not self.has_labels:
+                mend = f"call the column '{meant[0]}' label"
             raise DataError(
                 f"{'no image has a label' if not self.has_labels else f'row {row} has no label'}: "
                 f"the first without is '{self._rest['id'][row]}'",
                 where=self.name,
-                mend="give class folders, a list with labels, or a label column",
+                mend=mend,
             )
         values: IntArray | BoolArray
         if self.is_multilabel:

@@ -60,7 +60,7 @@ def test_absent_null_and_negative_labels_are_no_labels(columns: dict[str, Any]) 
     table = ImageTable(inline(["a"], [b"x"], **columns), name="t")
     assert not table.has_labels
     assert table.classes == 0
-    with pytest.raises(DataError, match="no image has a label"):
+    with pytest.raises(DataError, match=r"no image has a label.*\(give class folders"):
         _ = table.labels
 
 
@@ -102,6 +102,15 @@ def test_columns_of_the_same_name_are_named() -> None:
     table = inline(["a"], [b"x"], size=[1])
     with pytest.raises(DataError, match="columns stand more than once: 'size'"):
         ImageTable(table.append_column("size", table["size"]), name="t")
+
+
+@pytest.mark.parametrize("name", ["Label", "class", "category"])
+def test_a_column_that_may_be_meant_for_labels_is_named(name: str) -> None:
+    images = pa.array([{"bytes": b"1", "path": None}, {"bytes": b"2", "path": None}])
+    table = ImageTable(pa.table({"id": ["a", "b"], "image": images, name: ["x", "y"]}), name="t")
+    assert not table.has_labels
+    with pytest.raises(DataError, match=f"no image has a label.*call the column '{name}' label"):
+        _ = table.labels
 
 
 @pytest.mark.parametrize(
