@@ -204,6 +204,8 @@ def read_csv(file: str, root: str | None = None) -> Rows:
     paths = [location.join(root or location.parent(file), name) for name in given.to_pylist()]
     _refuse_missing(paths, file)
     label_column = _first_of(table.column_names, _LABEL_COLUMNS)
+    for name in {"id", label_column or "id"} & set(table.column_names):
+        _refuse_shortened(table[name], name, file)
     label, class_names = pa.nulls(len(table)), None
     if label_column is not None:
         given_labels = _known(table[label_column], pyarrow.csv.ConvertOptions().null_values)
@@ -291,6 +293,17 @@ def _tidied(table: pa.Table) -> pa.Table:
             known = pc.if_else(pc.equal(column, ""), pa.scalar(None, field.type), column)
             table = table.set_column(place, field.name, known)
     return table
+
+
+def _refuse_shortened(column: pa.ChunkedArray, name: str, file: str) -> None:
+    """Fail where a spreadsheet has written long numbers in short: different ones may then be the same."""
+    short = column.filter(pc.match_substring_regex(column, r"^\d([.,]\d+)?E\+\d+$"))
+    if len(short):
+        raise DataError(
+            f"{len(short)} numbers of the column '{name}' are shortened, the first is {short[0]}",
+            where=file,
+            mend="let the spreadsheet keep the column as text, and save it again",
+        )
 
 
 def _known(label: pa.ChunkedArray, unknown: list[str]) -> pa.ChunkedArray:

@@ -302,6 +302,16 @@ class TestCsv:
         with pytest.raises(DataError, match="columns stand more than once: 'label'"):
             open_images(write(files, "l.csv", "path,label, label\na.png,x,1\n"))
 
+    @pytest.mark.parametrize("column", ["label", "id"])
+    def test_numbers_that_a_spreadsheet_has_shortened_are_refused(self, files: Path, column: str) -> None:
+        text = f"path,{column}\na.png,4.00638E+12\nb.png,4.00638E+12\nsub dir/c.png,7\n"
+        with pytest.raises(
+            DataError, match=rf"2 numbers of the column '{column}' are shortened.*4\.00638E\+12.*as text"
+        ):
+            open_images(write(files, "l.csv", text))
+        kept = open_images(write(files, "l.csv", f"path,{column}\na.png,E+12\nb.png,1E5\n"))
+        assert len(kept) == 2
+
     @pytest.mark.parametrize(
         "text",
         [
