@@ -12,6 +12,7 @@ folder, the file's own order for all others. Nothing here decodes an image.
 
 import csv
 import fnmatch
+import functools
 import io
 import json
 import os
@@ -185,8 +186,8 @@ def read_csv(file: str, root: str | None = None) -> Rows:
 
     Labels are class numbers or names; several of one image are separated by `|` or `;`. Numbers are names
     where one has more than six digits. An empty field is unknown. Among numbers `NA`, `NaN`, `null` and the
-    like are unknown too; among words they are words. Columns without a name and a value, as spreadsheets add
-    them, are left out; so are spaces around the columns' names.
+    like are unknown too; among words they are words. Columns without a name and a value, and rows without a
+    value, as spreadsheets add them, are left out; so are spaces around the columns' names.
 
     Raises:
         DataError: if the file is no CSV, has no column of paths, an empty path, or two columns of one name.
@@ -282,7 +283,7 @@ def _header(text: TextIO, file: str) -> list[str]:
 
 
 def _tidied(table: pa.Table) -> pa.Table:
-    """A CSV's columns with null for empty text, without those that have neither a name nor a value."""
+    """A CSV with null for empty text, without columns of neither a name nor a value, and rows of no value."""
     kept = [
         place for place, name in enumerate(table.column_names) if name or table[place].null_count < len(table)
     ]
@@ -292,7 +293,8 @@ def _tidied(table: pa.Table) -> pa.Table:
             column = table[place]
             known = pc.if_else(pc.equal(column, ""), pa.scalar(None, field.type), column)
             table = table.set_column(place, field.name, known)
-    return table
+    filled = functools.reduce(pc.or_, (column.is_valid() for column in table.columns))
+    return table if pc.all(filled).as_py() else table.filter(filled)
 
 
 def _refuse_shortened(column: pa.ChunkedArray, name: str, file: str) -> None:

@@ -286,9 +286,11 @@ class TestCsv:
         assert table.table["label"].to_pylist() == labels
         assert table.class_names is None
 
-    def test_empty_columns_without_a_name_are_left_out(self, files: Path) -> None:
+    def test_empty_columns_without_a_name_and_empty_rows_are_left_out(self, files: Path) -> None:
         table = open_images(write(files, "l.csv", "path,label,,\na.png,x,,\nb.png,y,,\n"))
         assert table.table.column_names == ["id", "image", "label"]
+        table = open_images(write(files, "l.csv", "path,label,price\na.png,x,1\n,,\nb.png,,\n,,\n"))
+        assert table.ids == ["a.png", "b.png"]
         with pytest.raises(DataError, match="columns stand more than once: ''"):
             open_images(write(files, "l.csv", "path,label,,\na.png,x,1,\nb.png,y,,2\n"))
 
