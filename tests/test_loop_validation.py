@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from loop_parts import LocalReporter, config, trainer
 from samples import coloured_benchmark, coloured_table
 from search_parts import draw_vectors
+from threadpoolctl import threadpool_info
 
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.errors import RecipeError
@@ -97,6 +98,21 @@ def test_the_threads_of_a_worker_measure(monkeypatch, name):
     monkeypatch.setattr(retrieval, "evaluate", watched(retrieval.evaluate))
     trainer(config(), process=Process(threads=3), **METHODS[name]).validate()
     assert asked == [3]
+
+
+def test_the_threads_of_a_worker_learn_whitening(tmp_path):
+    def threads():
+        return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+    made, seen, before = (
+        trainer(config(epochs=0), process=Process(threads=1), **METHODS["vectors"]),
+        [],
+        threads(),
+    )
+    made.method.after_training = lambda _: seen.append(threads())
+    made.fit(LocalReporter(tmp_path))
+    assert seen == [{1}]
+    assert threads() == before
 
 
 def without_class(benchmark, *labels):

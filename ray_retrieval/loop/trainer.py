@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from ray_retrieval.compute import place, uses_bf16
@@ -121,11 +122,13 @@ class Trainer:
         if run is not None and self.process.leads:
             self._monitor = Monitor(run, self.config, self.progress.step, self.process.device)
         try:
-            if latest is None:
-                self.method.before_training(self.encode)
-                # Solvers of workers with more or fewer threads differ in their last bits.
-                self.process.copy_from_leader(self.method)
-            self._train(reporter, fresh=latest is None)
+            # What whitening is learned by has threads of its own beside torch.
+            with threadpool_limits(self.process.threads, user_api="blas"):
+                if latest is None:
+                    self.method.before_training(self.encode)
+                    # Solvers of workers with more or fewer threads differ in their last bits.
+                    self.process.copy_from_leader(self.method)
+                self._train(reporter, fresh=latest is None)
         finally:
             if self._monitor is not None:
                 self._monitor.close()
