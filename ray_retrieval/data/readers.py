@@ -525,8 +525,9 @@ def _refuse_missing(paths: Sequence[str], where: str, none_there: str = _MISSING
 
 def _recomposing(path: str) -> str | None:
     """What to do where a file's name there reads the same, but has letters with accents as other signs."""
-    for there, wanted in (("NFD", "nfc"), ("NFC", "nfd")):
-        if os.path.isfile(unicodedata.normalize(there, path)):
+    others = {"nfc": unicodedata.normalize("NFD", path), "nfd": unicodedata.normalize("NFC", path)}
+    for wanted, there in others.items():
+        if os.path.isfile(there):
             convmv = f"`convmv -f utf8 -t utf8 --{wanted} -r --notest`"
             return (
                 f"letters with accents are composed otherwise there: {convmv} renames the files of a folder"

@@ -181,6 +181,7 @@ class Gem(Method):
         self._pairs: Rows | LabelPairs | None = None
         self._mined: dict[str, Any] = {}
         self._observed: dict[str, tuple[Tensor, Tensor]] = {}
+        self._observed_images = 0
         self._whitens = False  # told without a look at the buffer
 
     def train(self, mode: bool = True) -> "Gem":
@@ -364,7 +365,7 @@ class Gem(Method):
 
     def objective(self, outputs: Outputs, batch: Batch, clock: Clock) -> dict[str, Tensor]:  # noqa: ARG002
         loss = self.config.loss
-        self._observed = {}
+        self._observed, self._observed_images = {}, len(batch.rows)
         if isinstance(loss, ArcFaceConfig):
             values = arcface_losses(
                 wide(outputs["cosines"]), batch.labels, margin=loss.margin, scale=loss.scale
@@ -402,7 +403,9 @@ class Gem(Method):
         if not exponents:
             return self._observed
         exponent = exponents[0].detach().clamp(min=1).mean()
-        return {**self._observed, "p": (exponent, torch.ones_like(exponent))}
+        # By images, so that each step counts alike however many workers it had.
+        images = torch.full_like(exponent, self._observed_images)
+        return {**self._observed, "p": (exponent * images, images)}
 
     # Whitening
 

@@ -278,7 +278,9 @@ class Xbm(Method):
         if config.memory_includes_batch:
             terms["memory"] = config.memory_weight * self._against(memory, batch, embeddings, slots)
         ages = memory.ages(clock.step)
-        self._observed["memory_age"] = (ages.sum(), ages.new_tensor(len(ages)))
+        # All workers have the same memory: each gives its part, so that steps count alike for any number.
+        part = len(batch.rows) / batch.global_size
+        self._observed["memory_age"] = (ages.sum() * part, torch.tensor(len(ages) * part, device=ages.device))
         return terms
 
     def _against(
