@@ -603,3 +603,58 @@ def test_the_lock_of_a_dead_writer_is_free_at_once(index):
     assert json.loads((index / ".lock").read_text())["operation"] == "add"
     assert remove(index, ["image-0003"]).changed
     assert not (index / ".lock").exists()
+
+
+# What was written for one thing is never taken for another
+
+
+def test_rows_that_come_again_are_written_at_their_new_place(made, index):
+    for _ in range(2):
+        add(index, made / "more")
+        remove(index, [f"image-{row:04d}" for row in range(ROWS, ROWS + MORE)])
+    add(index, made / "more")
+    opened = Index.open(index)
+    assert opened.verify()
+    assert opened.row_of(f"image-{ROWS:04d}") == ROWS + 2 * MORE
+
+
+def test_the_same_vectors_are_built_anew_with_other_ids_labels_and_lengths(tmp_path):
+    vectors = np.eye(4, dtype=np.float32) * np.float32(0.9995)
+    given = [
+        {"ids": list("abcd"), "labels": ["x"] * 4},
+        {"ids": list("abce"), "labels": ["x"] * 4},
+        {"ids": list("abce"), "labels": ["x"] * 3 + [None]},
+        {"ids": list("abce"), "labels": ["x"] * 3 + [None], "normalise": True},
+    ]
+    for number, settings in enumerate(given, start=1):
+        build(imported(vectors, **settings), tmp_path)
+        opened = Index.open(tmp_path)
+        known = opened.records(opened.living())
+        assert opened.version == number
+        assert known["id"].to_pylist() == settings["ids"]
+        assert known["label"].null_count == settings["labels"].count(None)
+    assert (opened.vectors() == np.eye(4)).all()
+
+
+def test_other_rows_that_are_left_are_written_anew(index):
+    for gone in ("image-0001", "image-0002"):
+        remove(index, [gone])
+        compact(index, keep=9)
+        opened = Index.open(index)
+        assert opened.verify()
+        assert (opened.rows, opened.row_of(gone)) == (ROWS - 1, None)
+        rollback(index, 1)
+
+
+def test_the_same_rows_are_added_with_other_numbers_of_classes(tmp_path):
+    for name, classes in {"first": ["a"], "other": ["c"], "more": ["b", "a"]}.items():
+        images = draw_images(3).set_column(0, "id", pa.array([f"{name}-{row}" for row in range(3)]))
+        images = images.set_column(2, "label", pa.array([0, 0, len(classes) - 1]))
+        write(tmp_path / name, draw_codes(3, 8), images, class_names=classes)
+    for name, expected in (("first", [5, 0, 1, 2]), ("other", [5])):
+        build(tmp_path / name, tmp_path / "index")
+        add(tmp_path / "index", tmp_path / "more")
+        opened = Index.open(tmp_path / "index")
+        assert opened.verify()
+        assert opened.living("label = b").tolist() == [3, 4]
+        assert opened.living("label = a").tolist() == sorted(expected)
