@@ -509,16 +509,6 @@ class TestParquet:
         with pytest.raises(DataError, match="no row"):
             open_images(str(tmp_path / "a.parquet"))
 
-    def test_spaces_around_the_names_of_columns_are_no_part_of_them(self, files: Path) -> None:
-        table = open_images(
-            write(files, "l.csv", "\ufeffid, path , label,price\n007,a.png, 04,1\n008,b.png,NA,2\n")
-        )
-        assert table.table.column_names == ["id", "image", "label", "price"]
-        assert table.ids == ["007", "008"]
-        assert table.table["label"].to_pylist() == [4, None]
-        with pytest.raises(DataError, match="columns stand more than once: 'label'"):
-            open_images(write(files, "l.csv", "path,label, label\na.png,x,1\n"))
-
     def test_columns_of_the_same_name(self, tmp_path: Path) -> None:
         table = pa.table([[b"1"], ["x"], ["y"]], names=["image", "label", "label"])
         pq.write_table(table, tmp_path / "a.parquet")
