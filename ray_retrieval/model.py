@@ -24,6 +24,7 @@ from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import Preprocessing, prepare
 from ray_retrieval.descriptors import DescriptorKind, Descriptors, Form, Local, assembled
 from ray_retrieval.errors import DataError, ModelError, RecipeError, StoreError
+from ray_retrieval.layers.batch_norm import fold_batch_norm
 from ray_retrieval.methods import METHODS, build
 from ray_retrieval.methods.base import Method
 from ray_retrieval.model_folder import DESCRIPTION, WEIGHTS, read_model_description
@@ -205,6 +206,7 @@ class Encoder:
         # In other arithmetic than the model's own, bits near zero would turn.
         self.precision: Precision = loaded.description["precision"]
         self.method = loaded.method
+        fold_batch_norm(self.method)
         place(self.method, self.device)
         self.fingerprint, self.form, self.class_names = loaded.fingerprint, loaded.form, loaded.class_names
         self.classes = int(loaded.description["classes"])

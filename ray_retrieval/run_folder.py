@@ -4,7 +4,6 @@ import os
 from collections.abc import Set
 from typing import Any
 
-from ray_retrieval.data.location import name_of
 from ray_retrieval.errors import ArtefactError, RecipeError
 from ray_retrieval.model_folder import read_model_description
 from ray_retrieval.recipe import Recipe, dump
@@ -98,8 +97,7 @@ def checksum_of_weights(method: Any) -> str | None:
         place = Folder(weights)
         if not place.is_file():
             return None
-        file = Folder(place.parent.local_path(name_of(place.uri)))
-        return file.parent.checksum(name_of(file.uri))
+        return Folder(place.local_path()).checksum()
     except ArtefactError:
         return None
 

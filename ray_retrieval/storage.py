@@ -252,11 +252,14 @@ class Folder:
             if info.type == fs.FileType.File and meant_by(name) and left_behind:
                 self.remove(name)
 
-    def local_path(self, name: str) -> Path:
+    def local_path(self, name: str = "") -> Path:
         """A local path of the file, for memory mapping; a remote file is fetched once into a cache.
 
         The cache is a folder of the user's own where temporary files go, see `tempfile.gettempdir`. A file
         there is found again while the remote one has the same size and time; nothing is ever deleted.
+
+        Args:
+            name: of the file; without one, it is the one at the place of the folder.
 
         Raises:
             ArtefactError: if the file is missing or cannot be fetched.
@@ -275,8 +278,15 @@ class Folder:
                     target.write(chunk)
         return Path(cache.path) / key
 
-    def checksum(self, name: str) -> str:
-        """sha256 of the file's bytes, in hexadecimal. Raises ArtefactError where it is missing."""
+    def checksum(self, name: str = "") -> str:
+        """sha256 of the file's bytes, in hexadecimal.
+
+        Args:
+            name: as for `local_path`.
+
+        Raises:
+            ArtefactError: if the file is missing or cannot be read.
+        """
         state = hashlib.sha256()
         for chunk in self.chunks(name):
             state.update(chunk)

@@ -115,6 +115,13 @@ def test_a_file_of_a_store_is_fetched_once_and_again_when_it_has_changed(store, 
     assert fetched.read_text() == "one"
 
 
+def test_a_file_may_be_named_by_its_own_place(store):
+    store.write_text("a", "one")
+    file = Folder(store.uri_of("a"))
+    assert file.local_path() == store.local_path("a")
+    assert file.checksum() == store.checksum("a")
+
+
 def test_what_somebody_else_may_have_fetched_is_not_taken(store, monkeypatch):
     store.write_text("a", "one")
     somebody = os.getuid() + 1
@@ -128,6 +135,7 @@ def test_names_in_uris_may_hold_spaces(tmp_path):
     folder.write_text("x y", "z")
     assert (tmp_path / "a folder" / "50%" / "x y").read_text() == "z"
     assert Folder(folder.uri_of("x y")).parent.names() == ["x y"]
+    assert Folder(folder.uri_of("x%20y")).local_path() == tmp_path / "a folder" / "50%" / "x y"
     assert Folder("/a").parent.uri == "/"
 
 

@@ -268,11 +268,10 @@ def _read_weights(name: str) -> dict[str, Tensor]:
     where = Folder(name)
     if not where.is_file():
         raise ModelError("no such weights file", where=where, mend="check method.backbone.weights")
-    file = os.path.basename(split_query(where.uri)[0])
-    path = where.parent.local_path(file)
+    path = where.local_path()
     try:
         state: Any
-        if os.path.splitext(file)[1] == ".safetensors":
+        if os.path.splitext(split_query(where.uri)[0])[1] == ".safetensors":
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,11 +1,15 @@
-"""Batch normalisation over the whole global batch, on any backend of torch.distributed.
+"""Batch normalisation: in training over the whole global batch, and in use inside the convolutions before it.
 
 `torch.nn.SyncBatchNorm` runs on GPUs only. With statistics of each worker's share alone, the same recipe
-trains differently on one and on two workers; with these, the gradients are those of one process.
+trains differently on one and on two workers; with these, on any backend of torch.distributed, the gradients
+are those of one process.
 """
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ray_retrieval.workers import several, sum_over_workers
 
@@ -48,3 +52,22 @@ def synchronise_batch_norm(module: nn.Module) -> None:
     for layer in module.modules():
         if type(layer) is nn.BatchNorm2d:
             layer.__class__ = GlobalBatchNorm2d
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Give the convolutions inside the batch normalisations that follow them, which then cost nothing.
+
+    In evaluation mode the maps stay what they were but for rounding. Parameters of both are replaced.
+
+    Args:
+        module: in evaluation mode. What is folded of it are `nn.Sequential` and torchvision's ResNets.
+    """
+    from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet  # see `layers.backbones`
+
+    # Of these it is known that they call their layers in the order in which they hold them.
+    in_order = (nn.Sequential, ResNet, BasicBlock, Bottleneck)
+    for block in [one for one in module.modules() if isinstance(one, in_order)]:
+        for (name, layer), (behind, norm) in pairwise(block.named_children()):
+            if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(block, name, fuse_conv_bn_eval(layer, norm))
+                setattr(block, behind, nn.Identity())
