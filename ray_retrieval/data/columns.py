@@ -15,9 +15,16 @@ from ray_retrieval.errors import DataError
 IMAGE_TYPE = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
 """Type of the column `image`: the file's bytes, or where it lies."""
 
+LABEL_COLUMNS = ("label", "labels", "fine_label")
+"""What a file may call its labels."""
 NAMED_FROM = 1_000_000
 """From here on a label is a name, such as the number of an article. Class numbers count from 0, and heads and
 multi-hot labels have a place for each up to the highest."""
+
+
+def first_of(there: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first of the names that is a column there; None if none is."""
+    return next((name for name in names if name in there), None)
 
 
 def images_at(paths: pa.Array | Sequence[str]) -> pa.StructArray:

@@ -10,10 +10,7 @@ Every reader returns `Rows`; `table.open_images` chooses one. Rows are in manife
 folder, the file's own order for all others. Nothing here decodes an image.
 """
 
-import csv
 import fnmatch
-import functools
-import io
 import json
 import os
 import posixpath
@@ -21,26 +18,27 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from ray_retrieval.data import location
 from ray_retrieval.data.columns import (
+    LABEL_COLUMNS,
     as_text,
     canonical_images,
     canonical_labels,
+    first_of,
     images_at,
     is_text,
     is_utf8,
     refuse_repeated,
     without_views,
 )
+from ray_retrieval.data.csv_files import labels_of_csv, parse_csv, refuse_shortened
 from ray_retrieval.data.list_files import parse_list
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.storage import is_uri, split_query
@@ -50,13 +48,9 @@ IMAGE_SUFFIXES = _DECODED | {".heic", ".heif", ".avif", ".jxl"}
 """Of images. The latter four cannot be decoded, and are told like damaged ones rather than passed over."""
 _SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation", "query", "queries", "gallery"})
 _IMAGE_COLUMNS = ("image", "img")
-_PATH_COLUMNS = ("path", "image", "filename", "file_name", "file")
 _TABLE_SUFFIXES = frozenset({".parquet", ".arrow", ".txt", ".csv"})
-_LABEL_COLUMNS = ("label", "labels", "fine_label")
-_TEXT_COLUMNS = frozenset({"id", *_PATH_COLUMNS, *_LABEL_COLUMNS})
 _BATCH_BYTES = 1 << 30
 _MISSING = "put them there, or give the folder that the paths start from as 'root'"
-_TO_UTF8 = "save it in UTF-8, which spreadsheets call 'CSV UTF-8'"
 _LABELS = "labels of a list are whole numbers from 0 behind a space; for others give a .csv with a header"
 
 
@@ -192,25 +186,16 @@ def read_csv(file: str, root: str | None = None) -> Rows:
     Raises:
         DataError: if the file is no CSV, has no column of paths, an empty path, or two columns of one name.
     """
-    table = _tidied(_parsed_csv(file))
-    refuse_repeated(table.column_names, where=file)
-    column = _first_of(table.column_names, _PATH_COLUMNS)
-    assert column is not None, "looked for before"
-    if len(table) == 0:
-        raise DataError("the file has no row", where=file)
+    table, column = parse_csv(file)
     given = table[column].combine_chunks()
-    if given.null_count:
-        row = int(np.flatnonzero(given.is_null())[0])
-        raise DataError(f"row {row + 1} has no path", where=file)
     paths = [location.join(root or location.parent(file), name) for name in given.to_pylist()]
     _refuse_missing(paths, file)
-    label_column = _first_of(table.column_names, _LABEL_COLUMNS)
+    label_column = first_of(table.column_names, LABEL_COLUMNS)
     for name in {"id", label_column or "id"} & set(table.column_names):
-        _refuse_shortened(table[name], name, file)
+        refuse_shortened(table[name], name, where=file)
     label, class_names = pa.nulls(len(table)), None
     if label_column is not None:
-        given_labels = _known(table[label_column], pyarrow.csv.ConvertOptions().null_values)
-        label, class_names = canonical_labels(given_labels, None, where=file, separators="|;")
+        label, class_names = labels_of_csv(table[label_column], where=file)
     ids = table["id"] if "id" in table.column_names else given
     rest = _without(table, (column, label_column, "id"))
     return Rows(_table(ids, label, paths=pa.array(paths), rest=rest), class_names)
@@ -239,80 +224,6 @@ def read_arrow(files: Sequence[str], root: str | None = None) -> Rows:
         DataError: if a file is no Arrow IPC, has no image column, or does not fit the others.
     """
     return _join_tables([(file, _read_one_arrow(file)) for file in files], root)
-
-
-def _parsed_csv(file: str) -> pa.Table:
-    """The columns of a CSV, without the spaces around their names; those that are known here are text.
-
-    Raises:
-        DataError: if it is none, not UTF-8, or has no column of paths.
-    """
-    try:
-        with location.open_file(file) as source:
-            header = _header(io.TextIOWrapper(source, "utf-8-sig", newline=""), file)
-        known = {name: pa.string() for name in header if name.strip() in _TEXT_COLUMNS}
-        with location.open_file(file) as source:
-            table = pyarrow.csv.read_csv(
-                source,
-                # Else text of several lines in quotes may be cut where a block of the file ends.
-                parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=known),
-            )
-    except (pa.ArrowInvalid, UnicodeDecodeError, csv.Error) as error:
-        if "UTF8" in str(error) or isinstance(error, UnicodeDecodeError):
-            raise DataError("not a text file in UTF-8", where=file, mend=_TO_UTF8) from None
-        raise DataError(f"not a valid CSV file: {error}", where=file) from None
-    # What is no text in UTF-8 is read as bytes, where it is not asked for.
-    foreign = [field.name for field in table.schema if pa.types.is_binary(field.type)]
-    if foreign:
-        raise DataError(f"the column '{foreign[0]}' is not UTF-8", where=file, mend=_TO_UTF8)
-    return table.rename_columns([name.strip() for name in table.column_names])
-
-
-def _header(text: TextIO, file: str) -> list[str]:
-    """The names of a CSV's columns as they stand; raises DataError if none is of paths."""
-    header = next((row for row in csv.reader(text) if row), [])
-    if header and _first_of([name.strip() for name in header], _PATH_COLUMNS) is None:
-        others = len(header) == 1 and re.search(r"[;\t]", header[0])
-        raise DataError(
-            f"no column of paths among {', '.join(header)}",
-            where=file,
-            mend="put commas between the columns" if others else "name it 'path', 'image' or 'filename'",
-        )
-    return header
-
-
-def _tidied(table: pa.Table) -> pa.Table:
-    """A CSV with null for empty text, without columns of neither a name nor a value, and rows of no value."""
-    kept = [
-        place for place, name in enumerate(table.column_names) if name or table[place].null_count < len(table)
-    ]
-    table = table.select(kept)
-    for place, field in enumerate(table.schema):
-        if is_text(field.type):
-            column = table[place]
-            known = pc.if_else(pc.equal(column, ""), pa.scalar(None, field.type), column)
-            table = table.set_column(place, field.name, known)
-    filled = functools.reduce(pc.or_, (column.is_valid() for column in table.columns))
-    return table if pc.all(filled).as_py() else table.filter(filled)
-
-
-def _refuse_shortened(column: pa.ChunkedArray, name: str, file: str) -> None:
-    """Fail where a spreadsheet has written long numbers in short: different ones may then be the same."""
-    short = column.filter(pc.match_substring_regex(column, r"^\d([.,]\d+)?E\+\d+$"))
-    if len(short):
-        raise DataError(
-            f"{len(short)} numbers of the column '{name}' are shortened, the first is {short[0]}",
-            where=file,
-            mend="let the spreadsheet keep the column as text, and save it again",
-        )
-
-
-def _known(label: pa.ChunkedArray, unknown: list[str]) -> pa.ChunkedArray:
-    """A CSV's labels with null for the words of `unknown`, where all others are numbers."""
-    missing = pc.is_in(label, value_set=pa.array(unknown))
-    numbers = pc.match_substring_regex(label.filter(pc.invert(missing)), r"^[\s\d|;-]+$")
-    return pc.if_else(missing, pa.scalar(None, label.type), label) if pc.all(numbers).as_py() else label
 
 
 def _read_one_parquet(file: str) -> pa.Table:
@@ -361,7 +272,7 @@ def _join_tables(pieces: Sequence[tuple[str, pa.Table]], root: str | None) -> Ro
         table = pa.concat_tables(plain, promote_options="default")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"the files do not have the same columns: {error}", where=where) from None
-    column = _first_of(table.column_names, _IMAGE_COLUMNS)
+    column = first_of(table.column_names, _IMAGE_COLUMNS)
     if column is None:
         raise DataError(
             f"no image column among {', '.join(table.column_names)}", where=where, mend="name it 'image'"
@@ -369,7 +280,7 @@ def _join_tables(pieces: Sequence[tuple[str, pa.Table]], root: str | None) -> Ro
     if len(table) == 0:
         raise DataError("the file has no row", where=where)
     images = canonical_images(table[column], root or location.parent(where), where=where)
-    label_column = _first_of(table.column_names, _LABEL_COLUMNS)
+    label_column = first_of(table.column_names, LABEL_COLUMNS)
     label, names = pa.nulls(len(table)), None
     if label_column is not None:
         declared = _declared_names(table.schema, label_column)
@@ -428,10 +339,6 @@ def _without(table: pa.Table, names: Iterable[str | None]) -> pa.Table:
     # What would hide behind a canonical name (a second image column, say) is left out as well.
     taken = {"id", "image", "label", *names}
     return table.select([name for name in table.column_names if name not in taken])
-
-
-def _first_of(there: Sequence[str], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in there), None)
 
 
 def _read_files(folder: str, names: Sequence[str], root: str | None, *, where: str) -> Rows:

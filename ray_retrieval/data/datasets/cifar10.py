@@ -19,6 +19,7 @@ al. 2018, "Greedy Hash" (I and II).
 """
 
 import os
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,7 @@ from ray_retrieval.config import Config
 from ray_retrieval.data import location, readers
 from ray_retrieval.data.benchmark import Benchmark, from_tables
 from ray_retrieval.data.decode import png
+from ray_retrieval.data.download import alone
 from ray_retrieval.data.splits import REST, Split, SplitPlan, load_or_draw
 from ray_retrieval.data.table import ImageTable, IntArray, concatenate
 from ray_retrieval.errors import DataError
@@ -125,7 +127,7 @@ def cifar10_table(root: str, *, download: bool = False) -> ImageTable:
     place = location.expand(root)
     files = _parquet_files(place)
     if files is None:
-        _convert(place, download=download)
+        _make(place, download=download)
         files = _parquet_files(place)
         assert files is not None
     parts = []
@@ -228,8 +230,8 @@ def _parquet_files(root: str) -> dict[str, list[str]] | None:
     return None
 
 
-def _convert(root: str, *, download: bool) -> None:
-    """Write torchvision's copy of CIFAR-10 under `root` as Parquet files beside it."""
+def _make(root: str, *, download: bool) -> None:
+    """Write torchvision's copy of CIFAR-10 under `root` as Parquet files beside it, unless another does."""
     mend = (
         f"put train-*.parquet and test-*.parquet or cifar-10-batches-py into {root}, or set 'download: true'"
     )
@@ -237,6 +239,13 @@ def _convert(root: str, *, download: bool) -> None:
         raise DataError("no CIFAR-10 here", where=root, mend="put train-*.parquet and test-*.parquet there")
     if not download and not os.path.isdir(os.path.join(root, "cifar-10-batches-py")):
         raise DataError("no CIFAR-10 here", where=root, mend=mend)
+    Path(root).mkdir(parents=True, exist_ok=True)
+    with alone(Path(root) / "cifar-10-batches-py"):
+        if _parquet_files(root) is None:
+            _convert(root, download=download, mend=mend)
+
+
+def _convert(root: str, *, download: bool, mend: str) -> None:
     from torchvision.datasets import CIFAR10
 
     for part, official_train in (("train", True), ("test", False)):
