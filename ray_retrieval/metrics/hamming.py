@@ -190,7 +190,11 @@ def evaluate_shards(
     def inputs(codes: npt.NDArray[np.uint8], labels: npt.NDArray[Any]) -> Inputs:
         return prepare(query_codes, query_labels, codes, labels, bits, may_be_empty=True)
 
-    total = sum_of(count_inputs(inputs(*shard), used, progress) for shard in shards)
+    total = None
+    for shard in shards:
+        total = count_inputs(inputs(*shard), used, progress, total)
+    if total is None:
+        raise MetricError("there is no shard to add up")
     at = _asked(k, at, radius, total.rows)
     earlier = np.zeros((total.queries if several else 1, total.bits + 1, 2), np.int64)
     orders = (

@@ -59,9 +59,23 @@ def order_inputs(
     return pass_.order()
 
 
-def count_inputs(inputs: Inputs, threads: int, progress: Progress | None = None) -> DistanceCounts:
-    """The first pass over one shard, as `prepare` made it; there may be no row."""
-    counts = DistanceCounts(inputs.rows, np.zeros((inputs.queries, inputs.bits + 1, 2), np.int64))
+def count_inputs(
+    inputs: Inputs,
+    threads: int,
+    progress: Progress | None = None,
+    before: DistanceCounts | None = None,
+) -> DistanceCounts:
+    """The first pass over one shard, as `prepare` made it; there may be no row.
+
+    Args:
+        inputs: queries and the rows of the shard.
+        threads: at least 1.
+        progress: called in this thread with the number of queries of each block that is done.
+        before: of other shards, whose sum with this one is returned: in the same memory, to be used no more.
+    """
+    if before is None:
+        before = DistanceCounts(0, np.zeros((inputs.queries, inputs.bits + 1, 2), np.int64))
+    counts = DistanceCounts(before.rows + inputs.rows, before.counts)
     _Pass(inputs, counts, None, None, 1, []).run(threads, progress)
     return counts
 

@@ -199,6 +199,19 @@ def test_long_codes_are_not_copied_as_a_whole() -> None:
     assert peak < codes.nbytes * 2 / 3
 
 
+def test_counts_are_held_twice_however_many_shards_there_are() -> None:
+    codes, labels = np.zeros((500, 32), np.uint8), np.zeros(500, np.int64)
+    parts = cut(codes, labels, [100, 200, 300, 400])
+    evaluate_shards(codes[:1], labels[:1], parts)  # What is compiled is not counted.
+    tracemalloc.start()
+    try:
+        evaluate_shards(codes, labels, parts, threads=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.7 * 16 * len(codes) * 257
+
+
 @pytest.mark.parametrize("bits", [64, 127, 128])
 def test_codes_at_the_largest_distance_are_counted_there(bits: int) -> None:
     # At 127 bits the key of a relevant row at the largest distance is the largest byte.
