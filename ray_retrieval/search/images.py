@@ -3,24 +3,39 @@
 import pyarrow as pa
 from pyarrow import fs
 
-from ray_retrieval.errors import ArtefactError
+from ray_retrieval.errors import ArtefactError, StoreError
 from ray_retrieval.storage import byte_range, is_uri, store_at
 
 _LOCAL = fs.LocalFileSystem()
 
 
-def read_image(path: str) -> bytes | None:
-    """The bytes of an image, which may be a part of a file; None where it cannot be read.
+def fetch_image(path: str) -> bytes | None:
+    """The bytes of an image, which may be a part of a file; None where it is not there, or not for us.
 
     Args:
         path: a local path or a URI; see `storage.byte_range`.
+
+    Raises:
+        StoreError: if it lies in a store that does not give it.
     """
     file, first, length = byte_range(path)
     try:
         filesystem, inner = _at(file)
         with filesystem.open_input_file(inner) as source:
             return bytes(source.read() if length is None else source.read_at(length, first))
-    except (pa.ArrowException, OSError, ArtefactError):
+    except (FileNotFoundError, PermissionError, ArtefactError):
+        return None
+    except (pa.ArrowException, OSError) as error:
+        if is_uri(file) and "ACCESS_DENIED" not in str(error):  # as S3 may say of a file that is missing
+            raise StoreError(f"cannot be read: {error}", where=file) from None
+        return None
+
+
+def read_image(path: str) -> bytes | None:
+    """`fetch_image`, where None says too that a store does not give it."""
+    try:
+        return fetch_image(path)
+    except StoreError:
         return None
 
 

@@ -30,7 +30,7 @@ from ray_retrieval.search.effort import Effort
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.gpu import GpuSearch
 from ray_retrieval.search.hits import Hits, check_k
-from ray_retrieval.search.images import read_image
+from ray_retrieval.search.images import fetch_image
 from ray_retrieval.search.manifest import Manifest, read_current, read_pointer, read_version
 from ray_retrieval.search.neighbours import Neighbours
 from ray_retrieval.search.rows import ids_as_text
@@ -484,6 +484,7 @@ class Index:
         Raises:
             QueryError: if the row is not in the opened shards.
             ArtefactError: if the image is not in the index and its file cannot be read.
+            StoreError: if its file lies in a store that does not give it.
         """
         numbers, places = self._locate(np.array([row], np.int64))
         shard, place = self._shards[int(numbers[0])], int(places[0])
@@ -496,7 +497,7 @@ class Index:
             raise ArtefactError(
                 f"it does not hold image '{identifier}'", where=self.folder, mend="build it with its images"
             )
-        data = read_image(path)
+        data = fetch_image(path)
         if data is None:
             raise ArtefactError(
                 f"the file of image '{identifier}' cannot be read",

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import pyarrow.compute as pc
 
 from ray_retrieval.errors import DataError
 from ray_retrieval.search.column_values import plain
-from ray_retrieval.search.vector_files import lines_of, load_npy, split
+from ray_retrieval.search.vector_files import lines_of, load_npy, split, suffix_of
 
 _NUMBER = "^(0|[1-9][0-9]{0,17})$"
 
@@ -69,9 +68,9 @@ def _read(place: str, name: str, schema: pa.Schema) -> pa.Array:
             f"neither a file nor a column; columns are: {listed}", where=place, mend=f"see --{name}s"
         )
     try:
-        if Path(file).suffix == ".npy":
+        if suffix_of(file) == ".npy":
             return pa.array(load_npy(folder.local_path(file), place))
-        if Path(file).suffix == ".json":
+        if suffix_of(file) == ".json":
             values = json.loads(folder.read_bytes(file))
             if not isinstance(values, list):
                 raise ValueError(f"a list is expected, got {type(values).__name__}")

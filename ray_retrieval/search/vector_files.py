@@ -83,8 +83,8 @@ def split(place: str | Path) -> tuple[Folder, str]:
 
 
 def suffix_of(place: str) -> str:
-    """How the name of a file ends, such as `.npy`; the options after a URI are no part of it."""
-    return Path(split_query(place)[0]).suffix
+    """How the name of a file ends, such as `.npy`, in small letters; a URI's options are no part of it."""
+    return Path(split_query(place)[0]).suffix.lower()
 
 
 def is_folder(place: str) -> bool:

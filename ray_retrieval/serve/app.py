@@ -27,7 +27,7 @@ from ray_retrieval.cluster.meanwhile import quiet
 from ray_retrieval.config import validate
 from ray_retrieval.errors import ClusterError, RecipeError
 from ray_retrieval.model import Encoder
-from ray_retrieval.serve.application import LATER_S, SHORT_WAY, VARIABLES, bound, build, check
+from ray_retrieval.serve.application import LATER_S, SELDOM, SHORT_WAY, VARIABLES, bound, build, check
 from ray_retrieval.serve.config import ServeConfig, ServedIndex
 from ray_retrieval.serve.encoders import EncoderFactory
 from ray_retrieval.serve.front import NAME
@@ -98,7 +98,7 @@ def run(
                     "request_timeout_s": config.request_timeout_s + LATER_S,
                 },
                 logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-                controller_options={"runtime_env": {"env_vars": {**VARIABLES, **SHORT_WAY}}},
+                controller_options={"runtime_env": {"env_vars": {**VARIABLES, **SHORT_WAY, **SELDOM}}},
             )
             url = _url(config)
             _deploy(application, config, url)

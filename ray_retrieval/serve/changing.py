@@ -13,21 +13,26 @@ _ANSWERED = 0.95
 """Share of it after which it is given up here, so that clients are told what may have become of it."""
 
 
+class ChangeError(QueryError):
+    """A change whose sending again does not help: it has been published, or may have been."""
+
+
 async def published(call: Call, write: Write, request: Addition | Removal) -> tuple[Written, Live]:
     """A change that is written, and the version that is served with it.
 
     Raises:
-        QueryError: 503 if it may have been published, or was and is not served.
+        ChangeError: 503 if it may have been published, or was and is not served.
+        QueryError: if it is refused.
     """
     try:
         written = await write(request, _ANSWERED * call.left())
     except PartError as error:
         if error.why == "busy":
             raise
-        raise QueryError(
+        raise ChangeError(
             "no word of the change: it may still be published", mend="look before you try again", status=503
         ) from None
-    unserved = QueryError(
+    unserved = ChangeError(
         f"published as version {written.number}, not served",
         mend="do not send it again; it is served as soon as every part of the server can open it",
         status=503,

@@ -7,7 +7,7 @@ are memory-mapped, so they cost no memory of its own.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
@@ -53,7 +53,7 @@ from ray_retrieval.serve.lookups import (
 from ray_retrieval.serve.matching import Matching
 from ray_retrieval.serve.metrics import Metrics
 from ray_retrieval.serve.rolling import Live, Rolling
-from ray_retrieval.serve.searching import Call, Searching, described
+from ray_retrieval.serve.searching import Call, Searching, described, run_on
 from ray_retrieval.serve.thumbnails import Thumbnail, ThumbnailCache, shrink
 from ray_retrieval.serve.wire import GoneError, VersionKey
 from ray_retrieval.serve.writing import addition, check_addition, removal
@@ -166,10 +166,10 @@ class Gateway:
         async def work(live: Live, rolling: Rolling) -> ChangeAnswer:
             call = Call(live, rolling, deadline)
             write = _writer(self._config, rolling)
-            await self._on(self._lookups, lambda: check_addition(live.index, images, replace=replace))
+            await run_on(self._lookups, lambda: check_addition(live.index, images, replace=replace))
             found = await self._searching.all_encoded(call, [image.image for image in images])
             expires = time.time() + BEGUN * call.left()
-            made = await self._on(
+            made = await run_on(
                 self._lookups,
                 lambda: addition(live.index, images, found, replace=replace, expires=expires),
             )
@@ -204,7 +204,7 @@ class Gateway:
             if where is not None:
                 passing = await self._searching.filters.read(live.key, live.index, where)
             expires = time.time() + BEGUN * call.left()
-            request = await self._on(self._lookups, lambda: removal(live.index, ids, passing, expires))
+            request = await run_on(self._lookups, lambda: removal(live.index, ids, passing, expires))
             written, now = await published(call, write, request)
             return ChangeAnswer(
                 index=now.served,
@@ -237,7 +237,7 @@ class Gateway:
         def look() -> Record:
             return shown_records(live.name, live.index, [row_of(live.index, identifier)])[0]
 
-        return await self._on(self._lookups, look)
+        return await run_on(self._lookups, look)
 
     async def sample(
         self, count: int, seed: int | None, where: str | None, index: str | None
@@ -398,10 +398,7 @@ class Gateway:
         return f'"{fingerprint([*key, size])}"'
 
     async def _aside(self, work: Callable[[], Result]) -> Result:
-        return await self._on(self._threads, work)
-
-    async def _on(self, executor: Executor, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(executor, work)
+        return await run_on(self._threads, work)
 
 
 def _told(found: Descriptors | QueryError) -> Described | ErrorAnswer:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ray_retrieval.data.decode import FORMATS
-from ray_retrieval.errors import QueryError, RetrievalError
+from ray_retrieval.errors import QueryError, RetrievalError, StoreError
 from ray_retrieval.search import Index
 from ray_retrieval.serve.addresses import original_address, thumbnail_address
 from ray_retrieval.serve.answers import Record
@@ -77,12 +77,16 @@ def looked_up(look: Callable[[], Result]) -> Result:
     """What a look at an image gives, which may not be where it was; the error does not tell where that is.
 
     Raises:
-        QueryError: 404 if the index has no such image, or it cannot be read.
+        QueryError: 404 if the index has no such image or it cannot be read, 503 if its store is silent.
     """
     try:
         return look()
     except QueryError:
         raise
+    except StoreError:
+        raise QueryError(
+            "the store of the image of that id does not answer", mend="try again in a moment", status=503
+        ) from None
     except RetrievalError:
         raise QueryError(
             "the image of that id cannot be read",

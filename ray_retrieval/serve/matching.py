@@ -11,7 +11,7 @@ from ray_retrieval.match import Match, Photograph, compared
 from ray_retrieval.search.verify import VerifyConfig
 from ray_retrieval.serve.answers import MatchAnswer
 from ray_retrieval.serve.backend import IdExample, PhotographExample
-from ray_retrieval.serve.searching import Call, Searching
+from ray_retrieval.serve.searching import Call, Searching, run_on
 from ray_retrieval.serve.wire import ModelKey
 
 
@@ -56,14 +56,13 @@ class Matching:
             match_picture.picture(found).save(file, "PNG")
             return file.getvalue()
 
-        return await asyncio.get_running_loop().run_in_executor(self._workers, draw)
+        return await run_on(self._workers, draw)
 
     async def _compared(self, call: Call, first: PhotographExample, second: PhotographExample) -> Match:
         model = _model(call)
         a, b = await asyncio.gather(*(self._photograph(call, one, model) for one in (first, second)))
         config = call.live.rerankings.verification() or VerifyConfig()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, lambda: compared(a, b, config))
+        return await run_on(self._workers, lambda: compared(a, b, config))
 
     async def _photograph(self, call: Call, example: PhotographExample, model: ModelKey) -> Photograph:
         features = await self._searching.local_features(call, example, model)

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.answers import ErrorAnswer, Problem
+from ray_retrieval.serve.changing import ChangeError
 from ray_retrieval.serve.limits import RateError
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def answer_of(error: QueryError) -> JSONResponse:
     answer = _answer(error.status, error.problem, error.where, error.mend)
     if isinstance(error, RateError):
         answer.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    elif error.status == 503:
+    elif error.status == 503 and not isinstance(error, ChangeError):
         answer.headers["Retry-After"] = "1"
     elif error.status == 401:
         answer.headers["WWW-Authenticate"] = "Bearer"

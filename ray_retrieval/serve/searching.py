@@ -62,6 +62,11 @@ class Call:
         return seconds
 
 
+async def run_on(threads: Executor, work: Callable[[], Result]) -> Result:
+    """The result of work that one of the threads does; the event loop goes on meanwhile."""
+    return await asyncio.get_running_loop().run_in_executor(threads, work)
+
+
 class Searching:
     """Searches, in whatever version they are asked of.
 
@@ -113,7 +118,7 @@ class Searching:
         found = _merged(live, there, queries, depth, filtered=where is not None)
         clock.lap("merge")
         if reranking.steps:
-            ranked = await self._on(
+            ranked = await run_on(
                 self._workers, lambda: reranked(index, reranking, queries, found, features, request.k)
             )
             clock.lap("rerank")
@@ -121,11 +126,11 @@ class Searching:
             ranked = plain(found, request.k)
         why = None
         if request.why:
-            why = await self._on(
+            why = await run_on(
                 self._workers,
                 lambda: reasons(index, reranking, queries, features, ranked),
             )
-        hits = await self._on(self._lookups, lambda: told_hits(live.name, index, ranked, why))
+        hits = await run_on(self._lookups, lambda: told_hits(live.name, index, ranked, why))
         clock.lap("records")
         notes += noted(queries, hits, request.where)
         answer = SearchAnswer(
@@ -194,7 +199,7 @@ class Searching:
     async def as_image(self, call: Call, example: IdExample) -> ImageExample:
         """The file of an image of the index."""
         index = call.live.index
-        data = await self._on(self._files, lambda: looked_up(lambda: stored_image(index, example.id)))
+        data = await run_on(self._files, lambda: looked_up(lambda: stored_image(index, example.id)))
         return ImageExample(data, "", 0, 0, example.box)
 
     async def local_features(self, call: Call, example: PhotographExample, model: ModelKey) -> Local:
@@ -222,7 +227,7 @@ class Searching:
 
     async def _held(self, index: Index, identifier: str) -> Descriptors:
         """The descriptor of an image of the index."""
-        return await self._on(self._lookups, lambda: index.descriptors([row_of(index, identifier)]))
+        return await run_on(self._lookups, lambda: index.descriptors([row_of(index, identifier)]))
 
     async def _features(self, call: Call, reranking: Reranking, request: SearchRequest) -> Local | None:
         """The local features of each example, where vectors are verified by those of another model."""
@@ -271,9 +276,6 @@ class Searching:
             return there, None
         self._metrics.partial(live.name)
         return there, _partial(live, missing, len(groups))
-
-    async def _on(self, executor: Executor, work: Callable[[], Result]) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
 def _are_searched_one_by_one(request: SearchRequest) -> bool:

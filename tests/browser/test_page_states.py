@@ -86,6 +86,28 @@ def test_an_answer_that_is_cut_off_is_told(visit: Visit) -> None:
     expect(tiles(page)).to_have_count(24)
 
 
+def test_an_answer_that_comes_as_the_network_goes_does_not_hide_that_it_went(
+    visit: Visit, complaints: Any
+) -> None:
+    page = visit()
+    expect(tiles(page)).to_have_count(18)
+    answered = []
+
+    def late(route: Any) -> None:
+        if answered:
+            route.abort()
+        else:
+            answered.append(route.fulfill(json={}))
+
+    page.route("**/healthz", late)
+    page.context.set_offline(True)
+    expect(page.locator("#offline")).to_be_visible()
+    page.unroute("**/healthz")
+    page.context.set_offline(False)
+    expect(page.locator("#offline")).not_to_be_visible()
+    complaints.forget("ERR_")
+
+
 @pytest.mark.parametrize("key", [None, "any"])
 def test_pictures_that_were_missed_come_with_the_server(
     visit: Visit, complaints: Any, key: str | None

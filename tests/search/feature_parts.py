@@ -42,8 +42,3 @@ def segments_of(features, cuts=(), first_row=0):
         data = features.data[offsets[0] : offsets[-1]]
         parts.append(FeatureSegment(offsets - offsets[0], data, first_row + start, int(offsets[0])))
     return parts
-
-
-def assert_same(found, expected):
-    np.testing.assert_array_equal(found.rows, expected.rows)
-    np.testing.assert_array_equal(found.distances, expected.distances)

@@ -26,6 +26,12 @@ def draw_vectors(count, dimension, *, seed=0, distinct=None):
     return Vectors(drawn[generator.integers(0, len(drawn), count)] if distinct else drawn)
 
 
+def unit(vectors):
+    """The vectors at length 1, in float32; those of no length stay."""
+    lengths = np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
+    return (vectors / lengths).astype(np.float32)
+
+
 def draw_local(count, dimension, *, vectors=0, seed=0, most=12):
     """Sets of 0 to `most` features; each image has features near those of a few others."""
     generator = np.random.default_rng(seed)

@@ -9,6 +9,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+from search_parts import assert_same
 
 from ray_retrieval.config import validate
 from ray_retrieval.descriptors import DescriptorKind, Form
@@ -72,11 +73,6 @@ def built(folder, factory, vectors, *, shards=1):
 
 def packed(mask):
     return np.packbits(mask, bitorder="little")
-
-
-def assert_same(found, expected):
-    np.testing.assert_array_equal(found.rows, expected.rows)
-    np.testing.assert_array_equal(found.distances, expected.distances)
 
 
 @pytest.mark.parametrize("factory", KINDS)

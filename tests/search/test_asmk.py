@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from feature_parts import assert_same, draw_features, features_of, segments_of
+from feature_parts import draw_features, features_of, segments_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_parts import assert_same
 
 from ray_retrieval.errors import ArtefactError, QueryError, RecipeError
 from ray_retrieval.search import asmk

@@ -85,6 +85,7 @@ def files(folder):
     np.save(folder / "plain.npy", VECTORS)
     np.save(folder / "columns.npy", np.asfortranarray(VECTORS))
     np.save(folder / "double.npy", VECTORS.astype(np.float64))
+    (folder / "CAPITALS.NPY").write_bytes((folder / "plain.npy").read_bytes())
     np.savez(folder / "plain.npz", features=VECTORS, ids=np.array(IDS))
     np.savez_compressed(folder / "packed.npz", features=VECTORS, other=np.zeros((2, 2, 2)))
     kinds = {
@@ -281,7 +282,8 @@ def test_ids_and_labels_in_files_beside(tmp_path):
     (tmp_path / "ids.json").write_text(json.dumps(IDS))
     np.save(tmp_path / "ids.npy", np.array(IDS))
     (tmp_path / "ids.bom").write_bytes("".join(f"{name}\r\n" for name in IDS).encode("utf-8-sig"))
-    for suffix in ("txt", "json", "npy", "bom"):
+    (tmp_path / "ids.NPY").write_bytes((tmp_path / "ids.npy").read_bytes())
+    for suffix in ("txt", "json", "npy", "NPY", "bom"):
         assert imported(VECTORS, ids=str(tmp_path / f"ids.{suffix}")).ids().to_pylist() == IDS
     (tmp_path / "labels.txt").write_text("3\n" * ROWS)
     rows = imported(VECTORS, labels=str(tmp_path / "labels.txt"))

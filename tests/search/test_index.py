@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from search_parts import draw_codes, draw_images, files_in, write
+from search_parts import assert_same, draw_codes, draw_images, files_in, write
 
 from ray_retrieval.descriptors import Codes, Vectors
-from ray_retrieval.errors import ArtefactError, QueryError
+from ray_retrieval.errors import ArtefactError, QueryError, StoreError
 from ray_retrieval.finder import Finder
 from ray_retrieval.search import NO_ROW, Index, build, imported, merge
+from ray_retrieval.search import images as files
 from ray_retrieval.search.embeddings import Embeddings
 from ray_retrieval.search.scan import scan
 
@@ -42,11 +43,6 @@ def whole(made):
 @pytest.fixture
 def sharded(made):
     return Index.open(made / "index-5", threads=2)
-
-
-def assert_same(found, expected):
-    np.testing.assert_array_equal(found.distances, expected.distances)
-    np.testing.assert_array_equal(found.rows, expected.rows)
 
 
 @pytest.mark.parametrize("k", [1, 10, ROWS, ROWS + 5])
@@ -177,6 +173,23 @@ def test_images_come_from_their_paths(tmp_path):
     with pytest.raises(ArtefactError, match=r"gone\.jpg: the file of image 'image-0001' cannot be read"):
         index.image_bytes(1)
     assert names[1] in paths[1]
+
+
+def test_an_image_that_a_store_does_not_give_is_not_taken_to_be_gone(monkeypatch):
+    class Refusing:
+        """A store that answers by an error."""
+
+        error = OSError("AWS Error ACCESS_DENIED during HeadObject operation")
+
+        def open_input_file(self, path):
+            raise self.error
+
+    monkeypatch.setattr(files, "store_at", lambda location: (Refusing(), "a.jpg"))
+    assert files.fetch_image("s3://bucket/a.jpg") is None
+    Refusing.error = OSError("timed out")
+    with pytest.raises(StoreError, match=r"s3://bucket/a\.jpg: cannot be read: timed out"):
+        files.fetch_image("s3://bucket/a.jpg")
+    assert files.read_image("s3://bucket/a.jpg") is None
 
 
 def test_what_an_index_says_of_itself(sharded, made):

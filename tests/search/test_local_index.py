@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from search_parts import (
     DAMAGES,
     KilledError,
+    assert_same,
     draw_codes,
     draw_images,
     draw_local,
@@ -71,11 +72,6 @@ def assert_equal(found, expected):
     assert Form.of(found) == Form.of(expected)
     for name in ARRAYS:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
-
-
-def assert_same(found, expected):
-    np.testing.assert_array_equal(found.rows, expected.rows)
-    np.testing.assert_array_equal(found.distances, expected.distances)
 
 
 def test_a_shortlist_takes_only_what_it_has_a_use_for(made):

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from search_parts import unit
 
 from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import RecipeError
@@ -22,10 +23,6 @@ from ray_retrieval.search.rerank import (
     rerank,
 )
 from ray_retrieval.search.rerank.diffusion import diffuse, graph_of
-
-
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def draw(generator, count, dimension, kind):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
-from search_parts import draw_codes, draw_images, write
+from search_parts import assert_same, draw_codes, draw_images, unit, write
 
 from ray_retrieval.config import validate
 from ray_retrieval.descriptors import Vectors
@@ -37,10 +37,6 @@ KINDS = [
 ]
 
 
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
-
-
 def clusters(seed, count, dimension):
     generator = np.random.default_rng(seed)
     centres = generator.standard_normal((max(1, count // 6), dimension))
@@ -57,11 +53,6 @@ def expanded(vector, database, without, n, alpha):
     for row in nearest[:n]:
         total += max(1 - distances[row] / 2, 0.0) ** alpha * rows[row]
     return total / np.linalg.norm(total)
-
-
-def assert_same(found, expected):
-    np.testing.assert_array_equal(found.rows, expected.rows)
-    np.testing.assert_array_equal(found.distances, expected.distances)
 
 
 cases = {

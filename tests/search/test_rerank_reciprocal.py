@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_parts import unit
 
 from ray_retrieval.config import validate
 from ray_retrieval.descriptors import Vectors
@@ -56,10 +57,6 @@ def dense_scores(items, k1, k2, weight):
     expanded = np.stack([v[nearest[p][:k2]].mean(axis=0) for p in range(count)])
     minima = np.minimum(expanded[:, None], expanded[None]).sum(axis=2)
     return (1 - weight) * (1 - minima / (2 - minima)) + weight * normalised
-
-
-def unit(vectors):
-    return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
 def draw(generator, count, dimension, kind):

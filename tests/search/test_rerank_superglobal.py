@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_parts import assert_same, unit
 
 from ray_retrieval.descriptors import Vectors
 from ray_retrieval.errors import RecipeError
@@ -19,10 +20,6 @@ from ray_retrieval.search.rerank import (
     rerank,
 )
 from ray_retrieval.search.rerank.superglobal import nearest_within
-
-
-def unit(vectors):
-    return (vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def clusters(generator, count, dimension):
@@ -47,11 +44,6 @@ def naive_scores(query, hits, k, beta):
     best = sorted(range(len(hits)), key=lambda i: (-first[i], i))[: k + 1]
     expanded = [max(refined[i][axis] for i in best) for axis in range(len(query))]
     return np.array([(first[i] + np.dot(expanded, refined[i])) / 2 for i in range(len(hits))])
-
-
-def assert_same(found, expected):
-    np.testing.assert_array_equal(found.rows, expected.rows)
-    np.testing.assert_array_equal(found.distances, expected.distances)
 
 
 @settings(max_examples=80, deadline=None)

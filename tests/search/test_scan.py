@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_parts import assert_same
 
 from ray_retrieval.errors import ArtefactError, QueryError
 from ray_retrieval.search import scan as module
@@ -39,11 +40,6 @@ def codes(generator, count, bits, distinct=None):
     """Packed codes; few distinct ones make many ties."""
     drawn = np.packbits(generator.integers(0, 2, (distinct or count, bits), np.uint8), axis=1)
     return drawn[generator.integers(0, distinct, count)] if distinct else drawn
-
-
-def assert_same(found, expected):
-    np.testing.assert_array_equal(found.distances, expected.distances)
-    np.testing.assert_array_equal(found.rows, expected.rows)
 
 
 def segments_of(words, cuts):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_parts import unit
 from threadpoolctl import threadpool_info
 
 from ray_retrieval.errors import ArtefactError, QueryError
@@ -46,10 +47,6 @@ def nearest(queries, database, k):
         np.pad(found, missing, constant_values=np.inf),
         np.pad(order, missing, constant_values=NO_ROW).astype(np.int64),
     )
-
-
-def unit(vectors):
-    return (vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
 def draw(generator, count, dimension, kind):

@@ -14,7 +14,7 @@ from PIL import Image
 from serving_parts import AverageHash, GreyVector, Served, make_index, picture, pixels
 
 from ray_retrieval.descriptors import Codes, Vectors
-from ray_retrieval.errors import DataError, QueryError
+from ray_retrieval.errors import DataError, QueryError, StoreError
 from ray_retrieval.query import Searcher
 from ray_retrieval.search import Index
 from ray_retrieval.serve.backend import DescriptorExample, IdExample, ImageExample
@@ -371,19 +371,22 @@ def test_thumbnails_and_originals_are_found_by_id(indexed: Served) -> None:
     on(indexed, work)
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "match"), [(DataError, 404, "cannot be read"), (StoreError, 503, "does not answer")]
+)
 def test_an_image_that_cannot_be_read_does_not_tell_where_it_was(
-    indexed: Served, monkeypatch: pytest.MonkeyPatch
+    indexed: Served, monkeypatch: pytest.MonkeyPatch, error: type[DataError], status: int, match: str
 ) -> None:
     def lost(self: Index, row: int) -> bytes:
-        raise DataError("the file is missing", where="/secret/place")
+        raise error("the file is not there", where="/secret/place")
 
     monkeypatch.setattr(Index, "image_bytes", lost)
 
     async def work(gateway: Gateway, behind: Behind) -> None:
         for look in (gateway.thumbnail(indexed.ids[9], 100, None), gateway.original(indexed.ids[9], None)):
-            with pytest.raises(QueryError, match="cannot be read") as caught:
+            with pytest.raises(QueryError, match=match) as caught:
                 await look
-            assert caught.value.status == 404
+            assert caught.value.status == status
             assert "secret" not in str(caught.value)
 
     on(indexed, work)

@@ -24,6 +24,7 @@ from ray_retrieval.serve.behind import PartError, Removal
 from ray_retrieval.serve.config import ServeConfig
 from ray_retrieval.serve.encoders import EncoderReplica
 from ray_retrieval.serve.gateway import Gateway
+from ray_retrieval.serve.problems import answer_of
 from ray_retrieval.serve.shards import ShardGroup
 from ray_retrieval.serve.versions import Kept, current_key
 from ray_retrieval.serve.wire import EncodeJob, GroupAnswer, GroupQuery, Late, ModelKey
@@ -210,6 +211,7 @@ def test_what_is_published_and_not_served_is_told(own: Served, monkeypatch: pyte
         with pytest.raises(QueryError, match="published as version 2, not served") as caught:
             await over.add([NewImage("new", image(1))], None, replace=False, deadline=soon())
         assert caught.value.status == 503
+        assert "Retry-After" not in answer_of(caught.value).headers
         assert over.describe().indexes[0].version == 1
         behind.refusing = []
         await over._rolling["x"].refresh()

@@ -258,8 +258,13 @@ async function connect(how) {
 let waiting = null;
 let interrupted = false; // what is shown waits for the server
 
+let again = null;
+
 async function reconnect() {
   await alive().catch(() => null);
+  // A browser may say that it is offline while the last answers still come, or a server on this machine answers.
+  clearTimeout(again);
+  if (!navigator.onLine && !waiting) again = setTimeout(reconnect, 3000);
 }
 
 link.addEventListener("offline", () => {
