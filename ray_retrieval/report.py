@@ -125,7 +125,7 @@ def write(run: Folder, examples: list[Example]) -> str:
         recipe_text=recipe_text,
         history=_read_history(run),
         metrics=run.read_json("metrics.json"),
-        timings=run.read_json("timings.json") if run.exists("timings.json") else {},
+        timings=_read_timings(run),
         examples=examples,
     )
     run.write_text("report.html", page)
@@ -138,6 +138,18 @@ def _run_name(recipe_text: str) -> str:
     except yaml.YAMLError:
         return ""
     return str(recipe.get("name") or "") if isinstance(recipe, dict) else ""
+
+
+def _read_timings(run: Folder) -> dict[str, Any]:
+    """What the run took, and before it the trainings that its own goes on from."""
+    timings: dict[str, Any] = run.read_json("timings.json") if run.exists("timings.json") else {}
+    earlier = {}
+    for training in (run / "stages").names():
+        folder = run / f"stages/{training}"
+        if folder.exists("timings.json"):
+            for stage, seconds in (folder.read_json("timings.json").get("stages") or {}).items():
+                earlier[f"{stage} of {training}"] = seconds
+    return {**timings, "stages": earlier | (timings.get("stages") or {})}
 
 
 def _read_history(run: Folder) -> list[dict[str, Any]]:

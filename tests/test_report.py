@@ -262,13 +262,9 @@ def test_charts_take_their_colours_and_fonts_from_the_page() -> None:
 
 
 HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "' onmouseover='alert(1)",
-    "</style></pre><h1>owned",
-    "{{ 7 * 7 }}{% raw %}",
-    r"$\frac{1",
-    "&lt;b&gt;",
+    """<script>alert(1)</script>"><img src=x onerror=alert(1)></style></pre><h1>owned""",
+    "' onmouseover='alert(1) {{ 7 * 7 }}{% raw %}",
+    r"$\frac{1 &lt;b&gt;",
 ]
 
 
@@ -485,6 +481,14 @@ def test_report_is_written_beside_the_run_and_named_by_its_recipe(tmp_path: Path
     assert headings(html) == ["Metrics", "Curves", "Example queries", "Data", "Time and versions", "Recipe"]
     assert folder.names() == ["history.jsonl", "metrics.json", "recipe.yaml", "report.html", "timings.json"]
     assert len(list((tmp_path / "run").iterdir())) == 5
+
+
+def test_trainings_before_the_last_one_are_part_of_the_time(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    Folder(tmp_path / "stages/tuning").write_json("timings.json", {"stages": {"train": 7200.0}})
+    told = Page(Path(write(folder, [])).read_text(encoding="utf-8")).text
+    assert "train of tuning" in told
+    assert told.count("3 h 03 min") == 1  # 7200 + 0.4 + 75 + 3700 s
 
 
 def test_report_needs_nothing_but_the_metrics(tmp_path: Path) -> None:
