@@ -288,14 +288,14 @@ GROUPS = {
 PROCESSES = 4
 RARELY = (
     *("greedyhash", "batch", "ring", "xbm, triplet", "xbm, own batch left out", "gem, listwise"),
-    "delf, attention",
+    *("gem, triplet, regional", "delf, attention"),
 )
 """Groups that run with the long tests: others of their methods go the same ways."""
 
 
 def worlds_of(group):
-    """One and two processes, and four of one group of each method: to show it of all takes minutes."""
-    several = group in ("greedyhash, labels", "cross, labels", "bank, labels", "xbm", "gem")
+    """One and two processes, and four where they exchange most: to show it of all groups takes minutes."""
+    several = group in ("bank, labels", "xbm", "gem")
     return (1, 2, PROCESSES) if several else (1, 2)
 
 

@@ -134,6 +134,7 @@ def test_a_store_that_refuses_ray_itself_is_named():
         reraise(sent, "training", store="run/checkpoints")
 
 
+@pytest.mark.long
 def test_a_full_disk_while_images_are_encoded(local_ray, disk, cli_call, tmp_path):
     save_model(tmp_path / "model")
     images, out = write_images(tmp_path / "images", 60), disk.folder / "embeddings"

@@ -172,6 +172,7 @@ def test_a_trial_whose_process_is_lost_is_tried_again(local_ray, photos, tmp_pat
     assert (told["folder"], told["metrics"]) == (str(folder), None)
 
 
+@pytest.mark.long
 def test_records_that_cannot_be_written_end_a_search_with_their_error(
     local_ray, photos, tmp_path, monkeypatch
 ):
