@@ -68,8 +68,10 @@ def measure(options: argparse.Namespace) -> None:
             workers=encoders(options), threads=options.threads, rows_per_part=64 if options.short else 256
         )
         with at_once(describing, (where.uri, options.threads, options.size), encoders(options)) as rate:
+            seconds = 4 if options.short else 8
             for turn in range(options.rounds):
-                bare.append(rate(4 if options.short else 8))
+                rate(seconds)  # While Ray starts, or ends what it has started, others compute too.
+                bare.append(rate(seconds))
                 pace, out = Pace(encoders(options)), Folder(folder) / f"embeddings-{turn}"
                 encode([EncodeJob(where, table, out)], config, advance=pace.advance)
                 steady.append(pace.steady())

@@ -23,6 +23,7 @@ from ray_retrieval.compute import autocast, pick_device, place
 from ray_retrieval.cores import cores
 from ray_retrieval.engines import find_export
 from ray_retrieval.export import export
+from ray_retrieval.layers.batch_norm import fold_batch_norm
 from ray_retrieval.methods import build
 from ray_retrieval.methods.greedyhash import GreedyHashConfig
 from ray_retrieval.storage import Folder
@@ -92,6 +93,7 @@ def measure(backbone: str, options: argparse.Namespace) -> None:
 def engines_of(source: Folder):
     """What describes images, by its name."""
     loaded = model.load(source)
+    fold_batch_norm(loaded.method)  # as an encoder does
     place(loaded.method, pick_device("cpu"))
     device = pick_device("cpu")
 

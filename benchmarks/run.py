@@ -1,7 +1,7 @@
 """Run the benchmarks one after another, and write what they claim into one table.
 
     python benchmarks/run.py                          short forms: some 20 minutes on 2 cores
-    python benchmarks/run.py --full                   long forms: two and a half hours
+    python benchmarks/run.py --full                   long forms: three hours
     python benchmarks/run.py --only mining xbm_step   these alone; other results are kept
     python benchmarks/run.py --resume                 those that are not done at this commit
     python benchmarks/run.py --list                   what there is, and how long it takes
@@ -25,6 +25,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,6 +38,7 @@ from results import Form, Results, Run
 HERE = Path(__file__).parent
 _LAST_LINES = 8
 _SETTLING = 6  # times half a second, in which what a script has left behind may end
+_ENDING_S = 10  # for a script that is told to end
 _PATIENCE, _LEAST_PATIENCE_S = 10, 600  # times the minutes that are expected, and no fewer seconds
 
 
@@ -81,16 +83,16 @@ SCRIPTS = (
     Script("geometric_verification", 0.3, 1),
     Script("train_step", 0.8, 20),
     Script("train_overhead", 1, 6),
-    Script("xbm_step", 0.5, 4),
-    Script("encode_throughput", 1.3, 3),
+    Script("xbm_step", 0.5, 5.5),
+    Script("encode_throughput", 1.6, 3),
     Script("memory", 1.5, 9),
     Script("retrieval_metrics", 1, 4),
     Script("revisited_eval", 0.5, 2),
     Script("mining", 0.1, 1.5),
-    Script("pyramid", 0.4, 4),
-    Script("export_engines", 1, 4),
-    Script("serving", 2.1, 10),
-    Script("serving_faults", 1.7, 12),
+    Script("pyramid", 0.4, 14, ("--rounds", "1")),
+    Script("export_engines", 1, 9),
+    Script("serving", 2.5, 11),
+    Script("serving_faults", 2, 12),
     Script("scaling", 2, 15),
     Script("index_soak", 0.4, 10, ("--minutes", "10")),
     Script("delf_selection", 0.2, 6),
@@ -238,6 +240,10 @@ def _in_its_own_process(command: list[str], file: Path, patience: float) -> tupl
         code = process.wait()
     except BaseException:
         os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_ENDING_S)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         raise
     finally:
         watch.cancel()
