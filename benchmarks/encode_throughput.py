@@ -1,7 +1,7 @@
 """The Ray Data pipeline against a bare forward pass on tensors in memory: images a second, in one run.
 
     python benchmarks/encode_throughput.py            2,048 images, ResNet-18 at 160 pixels
-    python benchmarks/encode_throughput.py --short    512 images
+    python benchmarks/encode_throughput.py --short    512 images, once
 
 The pipeline reads JPEGs of 256 × 256, decodes, resizes, computes codes and writes Parquet parts. The bare
 pass has its uint8 tensors ready and does nothing but the network, in as many processes of as many threads as
@@ -43,7 +43,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.short:
-        options.images = 512
+        options.images, options.rounds = 512, 1
     said = f"{options.backbone} at {options.size} px, {options.images} JPEGs of 256 × 256"
     with measuring(f"{said}, {layout(options)}"):
         measure(options)

@@ -1,7 +1,7 @@
 """What each further node costs, measured on 1, 2 and 4 simulated ones, and a model of larger clusters.
 
     python benchmarks/scaling.py             encoding, training by two methods, and what the model makes of it
-    python benchmarks/scaling.py --short     encoding and training by one method: minutes
+    python benchmarks/scaling.py --short     encoding and training by one method, without `idle`: minutes
     python benchmarks/scaling.py --model     no measurement: what recorded numbers come to; all are options
 
 Nodes are those of `ray.cluster_utils.Cluster`: on one machine, each with a raylet, an object store, workers
@@ -257,13 +257,15 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
         where = save_model(Folder(folder) / "model")
         with growing(options.nodes, log) as sizes:
             for nodes in sizes:
-                idle.append(measure_idle())
+                if not options.short:
+                    idle.append(measure_idle())
                 encoded.append(measure_encoding(nodes, images, where, Folder(folder) / f"encoded-{nodes}"))
                 for name in methods:
                     out = Folder(folder) / f"{name}-{nodes}"
                     trained[name].append(measure_training(name, nodes, steps, epochs, out))
-    listed = ", ".join(f"{nodes}: {used:.3f}" for nodes, used in zip(options.nodes, idle, strict=True))
-    print(f"\nidle, cores by nodes: {listed}")
+    if idle:
+        listed = ", ".join(f"{nodes}: {used:.3f}" for nodes, used in zip(options.nodes, idle, strict=True))
+        print(f"\nidle, cores by nodes: {listed}")
     report(f"encode {images} images a node", encoded, 1e3 * SECONDS)
     for name, rows in trained.items():
         what = f"train {name}, {epochs} epochs of {steps} steps, {BATCH} images a node"
