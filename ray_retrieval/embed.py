@@ -4,7 +4,9 @@ For whole databases there is `encode`, which works in parallel, goes on where it
 an index is built from.
 """
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,22 +96,19 @@ def embed(
     for table in several:
         if not isinstance(table, ImageTable):
             raise DataError(f"images come as tables, got {type(table).__name__}", mend="give open_images(…)")
-    encoder = Encoder(model, threads=threads or cores())
     kept: list[tuple[str, str | None]] = []
     parts: list[Descriptors] = []
     failures: list[tuple[str, str]] = []
-    for table in several:
-        paths = table.paths
-        for start in range(0, len(table), _ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(table)))
-            found, failed = encoder.encode_table(table.take(rows))
-            good = np.array([place for place in range(len(rows)) if place not in failed], np.int64)
-            kept += [(table.ids[start + place], paths[start + place]) for place in good.tolist()]
+    with closing(Encoder(model, threads=threads or cores())) as encoder:
+        for piece in _pieces(several):
+            found, failed = encoder.encode_table(piece)
+            good = np.array([row for row in range(len(piece)) if row not in failed], np.int64)
+            ids, paths = piece.ids, piece.paths
+            kept += [(ids[row], paths[row]) for row in good.tolist()]
             parts.append(found.take(good))
-            failures += [(table.ids[start + place], reason) for place, reason in sorted(failed.items())]
+            failures += [(ids[row], reason) for row, reason in sorted(failed.items())]
             if progress is not None:
-                progress(len(rows))
-    encoder.close()
+                progress(len(piece))
     if not kept:
         identifier, reason = failures[0] if failures else (None, "there are none")
         raise DataError(f"none of the images can be decoded: {reason}", where=identifier)
@@ -123,6 +122,13 @@ def embed(
         model=encoder.fingerprint,
         failures=failures,
     )
+
+
+def _pieces(tables: Sequence[ImageTable]) -> Iterator[ImageTable]:
+    """Some rows of the tables at a time."""
+    for table in tables:
+        for start in range(0, len(table), _ROWS_AT_ONCE):
+            yield table.take(np.arange(start, min(start + _ROWS_AT_ONCE, len(table))))
 
 
 def _as_json(descriptors: Descriptors) -> list[dict[str, Any]]:
@@ -144,7 +150,7 @@ def _as_json(descriptors: Descriptors) -> list[dict[str, Any]]:
 def check_suffix(out: str | Path) -> None:
     """Raise RecipeError if `save` cannot write a file of that name."""
     name = location.name_of(str(out))
-    if Path(name).suffix not in SUFFIXES:
+    if Path(name).suffix.lower() not in SUFFIXES:
         raise RecipeError(
             f"descriptors cannot be saved as '{Path(name).suffix or name}'",
             where=out,
@@ -153,7 +159,7 @@ def check_suffix(out: str | Path) -> None:
 
 
 def save(embedded: Embedded, out: str | Path) -> None:
-    """Write descriptors as one file at a path or URI, whole or not at all.
+    """Write descriptors at a path or URI, whole or not at all.
 
     `.parquet`: columns id · path · the descriptors, as `search.columns` has them, and the model's fingerprint
     in the metadata. `.npy`: float32 [n, dimension] or uint8 [n, ceil(bits / 8)], and the ids of the rows as a
@@ -165,14 +171,17 @@ def save(embedded: Embedded, out: str | Path) -> None:
     """
     check_suffix(out)
     folder, name = Folder(str(out)).parent, location.name_of(str(out))
-    if Path(name).suffix == ".npy":
+    if Path(name).suffix.lower() == ".npy":
         if isinstance(embedded.descriptors, Local):
             raise RecipeError(
                 "sets of local features are no one array", where=out, mend="end the name in .parquet"
             )
-        folder.write_json(f"{Path(name).stem}.ids.json", embedded.ids)
-        with folder.writing(name) as stream:
-            np.save(stream, embedded.descriptors.data, allow_pickle=False)
+        ids = json.dumps(embedded.ids, indent=2, ensure_ascii=False)
+        with folder.writing(f"{Path(name).stem}.ids.json") as beside:
+            beside.write(ids.encode())
+            beside.flush()
+            with folder.writing(name) as stream:
+                np.save(stream, embedded.descriptors.data, allow_pickle=False)
         return
     table = pa.table({"id": embedded.ids, "path": pa.array(embedded.paths, pa.string())})
     for field, column in descriptor_columns(embedded.descriptors):

@@ -25,7 +25,9 @@ class History:
 
 
 def read_history(run: Folder) -> list[dict[str, Any]]:
-    """The records of all finished epochs of a run; none before the first."""
-    if not run.exists(HISTORY):
-        return []
-    return [json.loads(line) for line in run.read_bytes(HISTORY).decode().splitlines()]
+    """The records of all finished epochs of a run; none before the first.
+
+    Raises:
+        ArtefactError: if a line is damaged.
+    """
+    return run.read_json_lines(HISTORY)

@@ -318,7 +318,7 @@ def template(
     Raises:
         RecipeError: if the file is missing or no YAML.
     """
-    read = _read(path)
+    read = read_values(path)
 
     def made(values: Mapping[str, Any]) -> Recipe:
         settings = [
@@ -353,7 +353,7 @@ def load_study(path: str | Path, overrides: str | list[str] | None = None) -> li
     Raises:
         RecipeError: as for `load`, and if a list is empty or has anything but different whole numbers.
     """
-    merged = _with_settings(_read(path), several(overrides), where=path)
+    merged = _with_settings(read_values(path), several(overrides), where=path)
     lists = _studied(merged, where=path)
     members: dict[str, Recipe] = {}
     for values in itertools.product(*lists.values()):
@@ -428,7 +428,15 @@ def _stored(uri: str) -> str:
     return place.parent.read_bytes(name_of(place.uri)).decode()
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def read_values(path: str | Path) -> dict[str, Any]:
+    """The values of a recipe's file, before settings and references.
+
+    Args:
+        path: of the file, its URI, or the name of a ready-made recipe.
+
+    Raises:
+        RecipeError: if it cannot be read, or is no mapping.
+    """
     try:
         text = _stored(str(path)) if is_uri(str(path)) else _file_of(path).read_text()
     except UnicodeDecodeError as error:

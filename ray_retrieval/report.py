@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from ray_retrieval.charts import (
     rate_chart,
     validation_chart,
 )
-from ray_retrieval.errors import ArtefactError
+from ray_retrieval.history import read_history
 from ray_retrieval.pictures import SMALL, Example, Shown, opened
 from ray_retrieval.storage import Folder
 
@@ -123,7 +122,7 @@ def write(run: Folder, examples: list[Example]) -> str:
     page = render(
         name=_run_name(recipe_text) or run.path.rsplit("/", 1)[-1],
         recipe_text=recipe_text,
-        history=_read_history(run),
+        history=read_history(run),
         metrics=run.read_json("metrics.json"),
         timings=_read_timings(run),
         examples=examples,
@@ -150,23 +149,6 @@ def _read_timings(run: Folder) -> dict[str, Any]:
             for stage, seconds in (folder.read_json("timings.json").get("stages") or {}).items():
                 earlier[f"{stage} of {training}"] = seconds
     return {**timings, "stages": earlier | (timings.get("stages") or {})}
-
-
-def _read_history(run: Folder) -> list[dict[str, Any]]:
-    if not run.exists("history.jsonl"):
-        return []
-    entries = []
-    for number, line in enumerate(run.read_bytes("history.jsonl").decode().splitlines(), start=1):
-        if line.strip():
-            try:
-                entries.append(json.loads(line))
-            except ValueError as error:
-                raise ArtefactError(
-                    f"line {number} is not valid JSON: {error}",
-                    where=f"{run}/history.jsonl",
-                    mend="remove the line",
-                ) from None
-    return entries
 
 
 def _epochs(history: list[dict[str, Any]]) -> list[dict[str, Any]]:

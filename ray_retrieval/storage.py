@@ -228,6 +228,27 @@ class Folder:
         except ValueError as error:
             raise ArtefactError(f"not valid JSON: {error}", where=self.uri_of(name)) from None
 
+    def read_json_lines(self, name: str) -> list[dict[str, Any]]:
+        """The object that each line of a file is, blank ones left out; none where the file is missing.
+
+        Raises:
+            ArtefactError: naming the line that is no object of JSON.
+        """
+        if not self.exists(name):
+            return []
+        found = []
+        for number, line in enumerate(self.read_bytes(name).splitlines(), start=1):
+            if line.strip():
+                try:
+                    found.append(dict(json.loads(line)))
+                except (ValueError, TypeError) as error:
+                    raise ArtefactError(
+                        f"line {number} is not valid JSON: {error}",
+                        where=self.uri_of(name),
+                        mend="remove the line",
+                    ) from None
+        return found
+
     def write_json(self, name: str, value: Any) -> None:
         self.write_bytes(name, _as_json(value))
 

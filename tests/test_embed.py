@@ -1,6 +1,7 @@
 """Descriptors of a photograph or a folder, in one process."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ from samples import coloured_table, png, sized
 from ray_retrieval import embed, model
 from ray_retrieval.data.table import open_images
 from ray_retrieval.descriptors import Local
-from ray_retrieval.errors import DataError, RecipeError
+from ray_retrieval.errors import ArtefactError, DataError, RecipeError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.methods import build
 from ray_retrieval.search.columns import descriptors_in
@@ -135,6 +136,21 @@ def test_files_of_one_name_are_told_apart_by_their_paths(made, tmp_path):
         place.write_bytes(coloured_table(4).image_bytes(row))
     found = embed.embed(str(made / "vectors"), [open_images(str(place)) for place in places])
     assert found.ids == [str(place) for place in places]
+
+
+def test_an_array_and_its_ids_are_replaced_together(made, tmp_path, monkeypatch):
+    found = embed.embed(made / "codes", open_images(made / "images"))
+    embed.save(found, tmp_path / "codes.NPY")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert before.keys() == {"codes.NPY", "codes.ids.json"}
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", fail)
+    with pytest.raises(ArtefactError, match="No space left"):
+        embed.save(replace(found, ids=[*reversed(found.ids)]), tmp_path / "codes.NPY")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_what_cannot_be_done_is_said(made, tmp_path):

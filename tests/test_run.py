@@ -238,5 +238,10 @@ def test_a_memory_that_never_begins_is_noted(tmp_path):
     settings = (data, "train.batch_size=8", "train.epochs=2", "train.augmentation={}")
     noted = run_on(tmp_path / "a", *settings, XBM.format("warmup_steps: 1000")).prepare().notes
     assert any("the memory never begins" in note for note in noted)
+    trained = Folder(tmp_path / "a")
+    trained.write_json("training.json", {"key": "k", "start": None, "notes": noted})
+    trained.write_json("model/model.json", {})
+    again = run_on(tmp_path / "a", *settings, XBM.format("warmup_steps: 1000")).prepare().notes
+    assert again == noted  # so that `train` and then `evaluate` say what one `run` says
     noted = run_on(tmp_path / "b", *settings, XBM.format("warmup_steps: 2")).prepare().notes
     assert not any("memory" in note for note in noted)

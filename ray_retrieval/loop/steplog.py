@@ -96,7 +96,9 @@ class StepLog:
 
 
 def read_steps(run: Folder) -> list[dict[str, Any]]:
-    """The lines of a run's log of steps; none before the first."""
-    if not run.exists(STEPS):
-        return []
-    return [json.loads(line) for line in run.read_bytes(STEPS).decode().splitlines()]
+    """The lines of a run's log of steps; none before the first.
+
+    Raises:
+        ArtefactError: if a line is damaged.
+    """
+    return run.read_json_lines(STEPS)

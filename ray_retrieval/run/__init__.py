@@ -175,9 +175,11 @@ class Run:
             benchmark = self._load_data(measured=measured, settled=settled)
             if benchmark.untrainable:
                 self._own.take_model(benchmark)
-            elif not self._own.exists():
+            else:
+                done = self._own.exists()
                 for number, training in enumerate([*self._stages, self._own]):
-                    training.foresee(benchmark, follows=number > 0)
+                    said = training.noted() if done else training.foresee(benchmark, follows=number > 0)
+                    benchmark.notes.extend(note for note in said if note not in benchmark.notes)
         except RetrievalError:
             if not begun:  # then all of these are of this start
                 for name in (*PREPARED, RECIPE, RUN):

@@ -5,8 +5,6 @@ A folder that is another's; a method, a benchmark and a way to measure that do n
 
 from collections.abc import Sequence, Set
 
-import yaml
-
 from ray_retrieval import recipe as recipes
 from ray_retrieval.config import validate
 from ray_retrieval.cores import cores
@@ -36,9 +34,9 @@ def refuse_another_run(recipe: Recipe, folder: Folder) -> None:
     refuse_foreign(folder)
     if not folder.exists(RECIPE):
         return
-    text = folder.read_bytes(RECIPE).decode()
+    values = recipes.read_values(folder.uri_of(RECIPE))
     try:
-        old = validate(Recipe, yaml.safe_load(text)).of_the_model()
+        old = validate(Recipe, values).of_the_model()
     except RetrievalError:
         old = {}  # written by another release: its keys are not ours
     changed = recipes.differences(old, recipe.of_the_model())

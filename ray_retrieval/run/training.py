@@ -54,6 +54,7 @@ class Training:
             refuse_another_run(recipe, self.folder)
         self.config = recipe.train if start is None else recipe.train.model_copy(update={"start": start})
         self._work, self._display = work, display
+        self._notes: list[str] = []
 
     def exists(self) -> bool:
         """Whether there is a model, be it the one that the training would give or not."""
@@ -63,35 +64,43 @@ class Training:
         """Whether something was trained here."""
         return self.exists() or self.folder.exists("training.json")
 
-    def foresee(self, benchmark: Benchmark, *, follows: bool) -> None:
+    def noted(self) -> list[str]:
+        """What `foresee` said before the training that gave the model."""
+        return [*self._begun().get("notes", [])]
+
+    def foresee(self, benchmark: Benchmark, *, follows: bool) -> list[str]:
         """Find what does not fit a training here, not after Ray has started.
 
         Args:
-            benchmark: its images; notes are added.
+            benchmark: its images.
             follows: whether it starts from a model that does not exist yet.
+
+        Returns:
+            What whoever reads its numbers should know.
 
         Raises:
             RetrievalError: if weights are missing or do not fit, the method cannot be trained like that on
                 such images, or batches cannot be made.
         """
         if self.exists():
-            return
+            return self.noted()
+        notes = []
         recipe, config = self.recipe, self.recipe.train
         if follows:
             method = build(recipe.method, classes=benchmark.train.classes, pretrained=False)
         else:
             method, lacking = starting(recipe.method, config, benchmark)
             if lacking:
-                benchmark.notes.append(
+                notes.append(
                     f"{len(lacking)} tensors are not in the model of train.start and start anew: "
                     f"{', '.join(lacking[:4])}{', …' if len(lacking) > 4 else ''}"
                 )
         refuse_misfits(method, benchmark, config)
         method.start_training(benchmark.train, torch.device("cpu"))
         steps = planned_steps(method, benchmark, config, seed=recipe.seed, workers=config.workers)
-        benchmark.notes.extend(method.warnings(benchmark.train, steps))
-        said = notes_on_accuracy(method, benchmark)
-        benchmark.notes.extend(note for note in said if note not in benchmark.notes)
+        notes += [*method.warnings(benchmark.train, steps), *notes_on_accuracy(method, benchmark)]
+        self._notes = notes
+        return notes
 
     def take_model(self, benchmark: Benchmark) -> None:
         """Take the model that the recipe starts from for the trained one, where nothing can be trained.
@@ -126,7 +135,8 @@ class Training:
         """
         self._refuse_another_beginning(benchmark)
         key = self.key(benchmark)
-        self.folder.write_json("training.json", {"key": key, "start": self.start_fingerprint()})
+        begun = {"key": key, "start": self.start_fingerprint(), "notes": self._notes or self.noted()}
+        self.folder.write_json("training.json", begun)
         length, unit = self.recipe.train.length
         metric = self.recipe.train.validation.metric
         earlier = read_history(self.folder)
@@ -213,7 +223,7 @@ class Training:
             )
 
     def _begun(self) -> dict[str, Any]:
-        """`key` and `start` of the training that was begun here; empty before."""
+        """`key`, `start` and `notes` of the training that was begun here; empty before."""
         return self.folder.read_json("training.json") if self.folder.exists("training.json") else {}
 
 

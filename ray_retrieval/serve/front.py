@@ -8,6 +8,7 @@ and where it does not find it, everything goes Serve's way.
 """
 
 import asyncio
+import logging
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,8 @@ from ray_retrieval.errors import QueryError
 from ray_retrieval.serve.headers import guard
 from ray_retrieval.serve.limits import give_up
 from ray_retrieval.serve.problems import answer_of
+
+_log = logging.getLogger(__name__)
 
 NAME = "ray-retrieval"
 """Name of the application on Ray Serve."""
@@ -68,6 +71,7 @@ class ShortWay:
     def __init__(self, app: Asgi) -> None:
         self._app = app
         self._handles: dict[Any, Any] = {}
+        self._told = False
         proxy: Any = app
         while not hasattr(proxy, "proxy_router") and hasattr(proxy, "_app"):
             proxy = proxy._app
@@ -147,7 +151,10 @@ class ShortWay:
             # A connection's requests may share a context, which makes Ray take one for the one before.
             self._unset_context()
             response = handle.remote(asked, body)
-        except Exception:
+        except Exception as error:
+            if not self._told:
+                _log.warning("requests go Ray Serve's own way, which is slower: %r", error)
+            self._told = True
             return None
         answer = asyncio.ensure_future(response)
         gone = asyncio.ensure_future(receive())

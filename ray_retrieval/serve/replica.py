@@ -4,6 +4,7 @@ This module stands alone so that these processes load neither the network nor th
 """
 
 import asyncio
+import logging
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ import pyarrow
 from ray_retrieval.errors import RetrievalError
 from ray_retrieval.serve.versions import Kept, Key, Value
 from ray_retrieval.serve.wire import GoneError
+
+_log = logging.getLogger(__name__)
 
 
 class Replica(Generic[Key, Value]):
@@ -35,6 +38,7 @@ class Replica(Generic[Key, Value]):
         except (GoneError, RetrievalError) as error:
             return str(error)
         except Exception as error:  # Too little memory beside what is open, say. Unsaid, it would be served.
+            _log.exception("%s cannot be opened", key)
             return f"{type(error).__name__}: {error}"
         return private_bytes()
 

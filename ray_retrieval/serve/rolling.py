@@ -147,7 +147,7 @@ class Rolling:
         said = await self.parts.prepare(coming.key, [coming.model, *coming.rerankings.local_models()])
         problems = [one for one in said if isinstance(one, str)]
         if problems:
-            raise ArtefactError(problems[0])
+            raise ArtefactError(problems[0], where=coming.key.uri)
         self._private = sum(one for one in said if isinstance(one, float))
 
     def _is_refused(self, key: VersionKey, others: tuple[str, ...]) -> bool:

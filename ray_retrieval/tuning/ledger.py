@@ -187,12 +187,10 @@ def read_trials(folder: Folder) -> list[Trial]:
     Raises:
         ArtefactError: if a line of `trials.jsonl` is none of ours.
     """
-    if not folder.exists(TRIALS):
-        return []
     found = []
-    for number, line in enumerate(folder.read_bytes(TRIALS).decode().splitlines(), start=1):
+    for number, record in enumerate(folder.read_json_lines(TRIALS), start=1):
         try:
-            found.append(Trial.from_json(json.loads(line)))
+            found.append(Trial.from_json(record))
         except (ValueError, TypeError, KeyError):
             raise ArtefactError(
                 f"line {number} does not describe a trial", where=f"{folder}/{TRIALS}", mend="remove the line"
