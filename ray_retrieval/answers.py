@@ -12,7 +12,7 @@ from ray_retrieval.pictures import Example, Shown
 from ray_retrieval.search import Hits, Index
 from ray_retrieval.search.hits import NO_ROW
 from ray_retrieval.search.rerank import GeometricVerification, Step
-from ray_retrieval.search.rerank.verification import NOT_VERIFIED, inliers_of
+from ray_retrieval.search.rerank.verification import known_inliers
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,5 @@ def scored(hits: list[Hit], scores: npt.NDArray[np.float32], step: Step) -> list
     """Hits with the last step's scores, float32 [hits], and the inliers where it verifies."""
     if not isinstance(step, GeometricVerification):
         return [replace(hit, score=score) for hit, score in zip(hits, scores.tolist(), strict=True)]
-    inliers = [None if n == NOT_VERIFIED else n for n in inliers_of(scores, step.depth).tolist()]
-    scored = zip(hits, scores.tolist(), inliers, strict=True)
+    scored = zip(hits, scores.tolist(), known_inliers(scores, step.depth), strict=True)
     return [replace(hit, score=score, inliers=number) for hit, score, number in scored]

@@ -13,6 +13,7 @@ from ray_retrieval.search import Hits, Index
 from ray_retrieval.search.effort import Effort, refuse_needless
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.hits import NO_ROW, check_k
+from ray_retrieval.search.notes import notes_on
 from ray_retrieval.search.rerank import (
     AnyRerankConfig,
     GeometricVerification,
@@ -157,14 +158,6 @@ class Finder:
 
     def _noted(self, queries: Descriptors, query: int, hits: list[Hit], where: str | Filter | None) -> Answer:
         """The hits of one query, with why there are none, or that none of them is a match."""
-        notes = []
-        if not hits:
-            if isinstance(queries, Local) and not queries.counts[query]:
-                notes.append("the model finds no features in the image")
-            elif where is not None:
-                notes.append("no image of the index passes the filter and has anything like the image")
-            else:
-                notes.append("no image of the index has features like those of the image")
-        elif hits[0].inliers == 0:
-            notes.append("no match found: no image agrees with the query on where things are")
-        return Answer(hits, notes)
+        first = hits[0].inliers if hits else None
+        alone = queries.take(np.array([query]))
+        return Answer(hits, notes_on(alone, len(hits), first, filtered=where is not None))

@@ -10,7 +10,7 @@ from ray_retrieval.descriptors import Codes, Descriptors, Local, Vectors
 from ray_retrieval.search import Hits, Index
 from ray_retrieval.search.rerank import GeometricVerification
 from ray_retrieval.search.rerank import rerank as rerank_hits
-from ray_retrieval.search.rerank.verification import NOT_VERIFIED, inliers_of
+from ray_retrieval.search.rerank.verification import known_inliers
 from ray_retrieval.search.vectors import distances_to
 from ray_retrieval.serve.answers import Hit, Why
 from ray_retrieval.serve.combining import Best, best, one
@@ -53,8 +53,7 @@ def reranked(
     last = reranking.steps[-1]
     inliers: list[int | None] | None = None
     if isinstance(last, GeometricVerification):
-        numbers = inliers_of(chosen.distances, last.depth).tolist()
-        inliers = [None if number == NOT_VERIFIED else number for number in numbers]
+        inliers = known_inliers(chosen.distances, last.depth)
     distances = _own_distances(index, queries, found, chosen)
     return Ranked(chosen.rows, distances, chosen.rankings, chosen.distances, inliers)
 
@@ -100,18 +99,3 @@ def told_hits(name: str, index: Index, ranked: Ranked, why: list[Why | None] | N
             )
         )
     return hits
-
-
-def noted(queries: Descriptors, hits: list[Hit], where: str | None) -> list[str]:
-    """Why there are no hits, or that none is a match."""
-    if hits:
-        nothing = hits[0].inliers == 0
-        return ["no match found: no image agrees with the query on where things are"] if nothing else []
-    if not isinstance(queries, Local):
-        # Codes and vectors are near or far, never without hits where there are rows to search.
-        return ["no image of the index passes the filter" if where is not None else "no image was searched"]
-    if not queries.counts.any():
-        return ["the model finds no features in the image"]
-    if where is not None:
-        return ["no image of the index passes the filter and has features like those of the image"]
-    return ["no image of the index has features like those of the image"]

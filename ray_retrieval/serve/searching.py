@@ -15,6 +15,7 @@ from ray_retrieval.errors import QueryError
 from ray_retrieval.search import Hits, Index
 from ray_retrieval.search.filters import Filter
 from ray_retrieval.search.neighbours import are_few
+from ray_retrieval.search.notes import notes_on
 from ray_retrieval.serve.answers import Described, Partial, Query, SearchAnswer
 from ray_retrieval.serve.backend import (
     AnyExample,
@@ -32,7 +33,7 @@ from ray_retrieval.serve.limits import all_of
 from ray_retrieval.serve.lookups import looked_up, row_of, stored_image
 from ray_retrieval.serve.metrics import Metrics
 from ray_retrieval.serve.queries import average, given, understood
-from ray_retrieval.serve.ranking import noted, plain, reranked, told_hits
+from ray_retrieval.serve.ranking import plain, reranked, told_hits
 from ray_retrieval.serve.reasons import reasons
 from ray_retrieval.serve.rerankings import Reranking
 from ray_retrieval.serve.rolling import Live, Rolling
@@ -132,7 +133,8 @@ class Searching:
             )
         hits = await run_on(self._lookups, lambda: told_hits(live.name, index, ranked, why))
         clock.lap("records")
-        notes += noted(queries, hits, request.where)
+        first = hits[0].inliers if hits else None
+        notes += notes_on(queries, len(hits), first, filtered=request.where is not None)
         answer = SearchAnswer(
             query=Query(
                 examples=[understood(one) for one in request.examples],

@@ -209,6 +209,11 @@ def inliers_of(distances: Floats, depth: int) -> Rows:
     return np.where(found < 0.75 / (depth + 1), NOT_VERIFIED, np.floor(found)).astype(np.int64)
 
 
+def known_inliers(distances: Floats, depth: int) -> list[int | None]:
+    """`inliers_of` each hit [n]; None of those that are not verified."""
+    return [None if number == NOT_VERIFIED else number for number in inliers_of(distances, depth).tolist()]
+
+
 class MatchedFeatures:
     """Local features of an index, in the rows of another list of the same images.
 
