@@ -1,7 +1,6 @@
 """Queries and their hits in one picture: right hits are framed green, wrong ones red, unjudged ones grey."""
 
 import io
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,40 +111,33 @@ def cropped(data: bytes, box: Sequence[float]) -> bytes:
     return encoded.getvalue()
 
 
-def grid(examples: list[Example], *, hits_per_row: int | None = None) -> Image.Image:
+def grid(examples: list[Example]) -> Image.Image:
     """Draw one query per row, its hits to the right; distance and labels stand below each image.
 
     An image that is missing or cannot be decoded is drawn as a grey tile with its id.
 
     Args:
         examples: the queries with their hits, nearest first.
-        hits_per_row: hits before a new line begins; None puts all hits of a query on one line.
 
     Raises:
-        RetrievalError: without an example, or if `hits_per_row` < 1.
+        RetrievalError: without an example.
     """
     if not examples:
         raise RetrievalError("no query to draw", mend="give at least one query with its hits")
-    if hits_per_row is not None and hits_per_row < 1:
-        raise RetrievalError(f"hits_per_row has to be at least 1, got {hits_per_row}")
-    most = max(len(example.hits) for example in examples)
-    columns = most if hits_per_row is None else min(most, hits_per_row)
-    lines = [max(1, math.ceil(len(example.hits) / max(1, columns))) for example in examples]
-    heights = [count * CELL + (count - 1) * GAP for count in lines]
+    columns = max(len(example.hits) for example in examples)
     width = 2 * MARGIN + TILE + (QUERY_GAP - GAP if columns else 0) + columns * (TILE + GAP)
-    canvas = Image.new("RGB", (width, 2 * MARGIN + sum(heights) + (len(heights) - 1) * EXAMPLE_GAP), PAPER)
+    height = 2 * MARGIN + len(examples) * (CELL + EXAMPLE_GAP) - EXAMPLE_GAP
+    canvas = Image.new("RGB", (width, height), PAPER)
 
-    top = MARGIN
-    for example, height in zip(examples, heights, strict=True):
+    for number, example in enumerate(examples):
+        top = MARGIN + number * (CELL + EXAMPLE_GAP)
         _place(canvas, MARGIN, top, example.query, is_query=True)
         first = MARGIN + TILE + QUERY_GAP
         if example.hits:
             rule = first - QUERY_GAP // 2
-            ImageDraw.Draw(canvas).line((rule, top, rule, top + height - 1), fill=BLANK, width=2)
+            ImageDraw.Draw(canvas).line((rule, top, rule, top + CELL - 1), fill=BLANK, width=2)
         for place, hit in enumerate(example.hits):
-            line, column = divmod(place, columns)
-            _place(canvas, first + column * (TILE + GAP), top + line * (CELL + GAP), hit, is_query=False)
-        top += height + EXAMPLE_GAP
+            _place(canvas, first + place * (TILE + GAP), top, hit, is_query=False)
     return canvas
 
 

@@ -80,19 +80,6 @@ def test_picture_grows_by_one_line_per_example_and_one_column_per_hit() -> None:
     assert tile(4)[0] + pictures.TILE + pictures.MARGIN == wider.width
 
 
-def test_hits_continue_on_a_new_line_after_hits_per_row() -> None:
-    picture = grid([example([True, True, True, False])], hits_per_row=3)
-    assert picture.width == grid([example([True] * 3)]).width
-    assert picture.height - grid([example([True] * 3)]).height == pictures.CELL + pictures.GAP
-    second_line = pictures.MARGIN + pictures.CELL + pictures.GAP
-    assert frame_colours(picture, tile(0, second_line)) == {pictures.WRONG}
-    assert frame_colours(picture, tile(1, second_line)) == {pictures.PAPER}
-
-
-def test_fewer_hits_than_hits_per_row_leave_no_empty_columns() -> None:
-    assert grid([example([True])], hits_per_row=9).size == grid([example([True])]).size
-
-
 def test_queries_with_different_numbers_of_hits_share_the_columns() -> None:
     picture = grid([example([True]), example([True, False])])
     second = pictures.MARGIN + pictures.CELL + pictures.EXAMPLE_GAP
@@ -152,8 +139,6 @@ def test_labels_and_ids_of_any_script_are_drawn() -> None:
 def test_examples_are_required() -> None:
     with pytest.raises(RetrievalError, match="no query"):
         grid([])
-    with pytest.raises(RetrievalError, match="at least 1, got 0"):
-        grid([example([True])], hits_per_row=0)
 
 
 def test_opened_never_enlarges_and_fits_the_square() -> None:

@@ -156,15 +156,6 @@ class ImageSource:
         finally:
             worker.shutdown(wait=True, cancel_futures=True)
 
-    def fill(self, progress: Callable[[int], None] | None = None) -> list[ImageError]:
-        """Decode every image once, keep it where memory allows, and return those that cannot be decoded.
-
-        Args:
-            progress: called with the number of images seen so far.
-        """
-        work = self._prepared if self._memory is None else self._fill_row
-        return _find_errors(self.table, work, self._pool, self._threads, progress)
-
     def _decoded(self, index: IntArray) -> Images:
         if not self.preprocessing.square:
             mixed = [_NOTHING] * len(index)
@@ -240,58 +231,48 @@ def check_images(
         if box is not None:
             inside(box, upright_size(data))
 
-    if len(table):
-        table.box(0)  # A column of boxes that are none is a fault of the table, and not of each image.
-    threads = _readers_of(table, threads)
-    with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
-        return _find_errors(table, decode_row, pool, threads, progress)
-
-
-def _find_errors(
-    table: ImageTable,
-    work: Callable[[int], object],
-    pool: ThreadPoolExecutor,
-    threads: int,
-    progress: Callable[[int], None] | None,
-) -> list[ImageError]:
     def attempt(rows: list[int]) -> list[ImageError]:
         errors = []
         for row in rows:
             try:
-                work(row)
+                decode_row(row)
             except StoreError:
                 raise
             except DataError as error:
-                errors.append(ImageError(row, table.ids[row], error.problem))
+                errors.append(ImageError(row, table.id_column[row].as_py(), error.problem))
         return errors
 
+    if len(table):
+        table.box(0)  # A column of boxes that are none is a fault of the table, and not of each image.
+    threads = _readers_of(table, threads)
     # Small pieces, so that progress moves; at most a thousand, so that handing them out costs nothing.
     pieces = np.array_split(np.arange(len(table)), min(len(table), max(4 * threads, 1000)) or 1)
-    futures = [pool.submit(attempt, piece.tolist()) for piece in pieces]
-    found, seen = [], 0
-    try:
-        for future, piece in zip(futures, pieces, strict=True):
-            found += future.result()
-            seen += len(piece)
-            if progress is not None:
-                progress(seen)
-    finally:
-        for future in futures:
-            future.cancel()
-    return found
+    with ThreadPoolExecutor(threads, thread_name_prefix="check") as pool:
+        futures = [pool.submit(attempt, piece.tolist()) for piece in pieces]
+        found, seen = [], 0
+        try:
+            for future, piece in zip(futures, pieces, strict=True):
+                found += future.result()
+                seen += len(piece)
+                if progress is not None:
+                    progress(seen)
+        finally:
+            for future in futures:
+                future.cancel()
+        return found
 
 
 _ERRORS_SCHEMA = pa.schema([("row", pa.int64()), ("id", pa.string()), ("reason", pa.string())])
 
 
-def write_errors(folder: Folder, errors: Sequence[ImageError], name: str = "errors.parquet") -> None:
+def write_errors(folder: Folder, errors: Sequence[ImageError], name: str) -> None:
     """Write images that cannot be decoded as a Parquet file of row, id and reason; none give an empty one."""
     rows = [{"row": error.row, "id": error.id, "reason": error.reason} for error in errors]
     with folder.writing(name) as stream:
         pq.write_table(pa.Table.from_pylist(rows, schema=_ERRORS_SCHEMA), stream)
 
 
-def read_errors(folder: Folder, name: str = "errors.parquet") -> list[ImageError]:
+def read_errors(folder: Folder, name: str) -> list[ImageError]:
     """What `write_errors` wrote.
 
     Raises:

@@ -164,12 +164,6 @@ class TestCheck:
         assert seen == sorted(seen)
         assert seen[-1] == 10
 
-    @pytest.mark.parametrize("memory", [0, PLENTY])
-    def test_filling_finds_the_same(self, damaged: ImageTable, memory: int) -> None:
-        with ImageSource(damaged, SMALL, memory_bytes=memory, threads=2) as source:
-            assert source.fill() == check_images(damaged, 2)
-            assert torch.equal(source.batch([0, 1]), expected(damaged, [0, 1]))
-
     def test_sound_and_empty_tables_have_none(self, make_table: Any) -> None:
         table = make_table(np.zeros(5, dtype=np.int64))
         assert check_images(table, 2) == []
@@ -207,9 +201,9 @@ def test_images_in_a_store_are_waited_for_together(make_image: Any, monkeypatch:
 def test_errors_file_round_trips_also_empty(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     errors = [ImageError(3, "a/b.png", "not an image"), ImageError(7, "ü", "truncated")]
-    write_errors(folder, errors)
-    assert read_errors(folder) == errors
-    write_errors(folder, [], name="none.parquet")
+    write_errors(folder, errors, "some.parquet")
+    assert read_errors(folder, "some.parquet") == errors
+    write_errors(folder, [], "none.parquet")
     assert read_errors(folder, "none.parquet") == []
     with pytest.raises(ArtefactError, match="missing"):
         read_errors(folder, "other.parquet")
