@@ -32,7 +32,7 @@ from ray_retrieval.errors import RecipeError
 from ray_retrieval.evaluate import EvaluateConfig
 from ray_retrieval.layers.backbones import stage_channels
 from ray_retrieval.loop import TrainConfig
-from ray_retrieval.loop.validation import MEASURED
+from ray_retrieval.loop.checks import misfits
 from ray_retrieval.methods import METHODS, AnyMethodConfig
 from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.search.approximate import ApproximateConfig
@@ -176,12 +176,9 @@ class Recipe(Config):
             raise ValueError(
                 f"'train.augmentation.random_crop' needs a 'method.image.resize_to' above {size}, the size"
             )
+        for misfit in misfits(self.method, METHODS[self.method.name][1], self.train):
+            raise ValueError(f"'{misfit.where}': {misfit.problem}: {misfit.mend}")
         kind = self.method.form.kind
-        if self.train.validation.metric not in MEASURED[kind]:
-            raise ValueError(
-                f"'train.validation.metric' is {' or '.join(MEASURED[kind])} for {self.method.name}, which "
-                f"makes {kind.value}"
-            )
         if self.tune is not None:
             self.tune.check_metrics(kind, self.train.validation.metric)
         self._check_reranking(kind)
@@ -192,18 +189,8 @@ class Recipe(Config):
                 f"{self.method.name} leaves untrained what it describes with: state 'train.start' or 'stages'"
             )
         self._check_search(kind)
-        method = METHODS[self.method.name][1]
-        if not image.square and not method.repeatable:
-            raise ValueError(
-                f"images of {self.method.name} are of one size: 'method.image.resize' is squash or "
-                "short_side, or 'method.image.shapes' is pad"
-            )
         if not image.square and self.train.augmentation != Augmentation():
             raise ValueError("'train.augmentation' is for squares, not for images of several sizes")
-        if self.train.accumulate > 1 and method.whole_batches and not method.repeatable:
-            raise ValueError(
-                f"'train.accumulate' is 1 for {self.method.name}, whose loss pairs images across the batch"
-            )
         return self
 
     def _check_search(self, kind: DescriptorKind) -> None:

@@ -205,7 +205,9 @@ def test_where_nothing_is_trained_no_batches_need_be_made(tmp_path, method, batc
 
 
 def test_what_pairs_images_cannot_be_computed_in_parts():
-    with pytest.raises(RecipeError, match=r"train.accumulate: HashNet pairs images across the whole batch"):
+    with pytest.raises(
+        RecipeError, match=r"train.accumulate: the loss of hashnet pairs images across the whole batch"
+    ):
         trainer(config(accumulate=2), method="hashnet")
 
 
@@ -519,7 +521,10 @@ def without_validation():
 
 
 def test_what_is_not_measured_selects_no_model_and_drives_no_schedule():
-    with pytest.raises(RecipeError, match=r"train.validation.metric: map@r is not measured of codes"):
+    with pytest.raises(
+        RecipeError,
+        match=r"train.validation.metric: map@r is not measured of the codes that greedyhash makes",
+    ):
         trainer(config(validation={"metric": "map@r"}))
     with pytest.raises(RecipeError, match=r"train.schedule: the plateau schedule follows the validation"):
         trainer(config(schedule={"name": "plateau"}), benchmark=without_validation())

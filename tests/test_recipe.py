@@ -67,7 +67,10 @@ def test_recipes_that_measure_a_model_have_the_network_of_the_recipe_that_trains
     ("override", "message"),
     [
         ("train.epoch=3", "unknown key 'train.epoch' (did you mean 'epochs'?)"),
-        ("train.validation.metric=recall@1", "'train.validation.metric' is map for greedyhash"),
+        (
+            "train.validation.metric=recall@1",
+            r"'train.validation.metric': recall@1 is not measured of the codes that",
+        ),
         ("index.search=IVF8,Flat", "'index.search': 'IVF8,Flat' is no search of codes"),
         ("index={search: BIVF64, train_rows: 63}", "'index.search': 'BIVF64' has 64 cells, and there are 63"),
         ("method.bit=3", "unknown key 'method.bit' (did you mean 'bits'?)"),
@@ -128,7 +131,10 @@ def test_parts_of_batches_are_refused_where_the_loss_pairs_images():
     pairs = "method={name: hashnet, backbone: {name: small, weights: none}, image: {size: 24}}"
     assert recipe.load(QUICKSTART, [pairs]).method.alpha == "10/bits"
     assert recipe.load(QUICKSTART, [pairs, "method.alpha=1e-1"]).method.alpha == 0.1
-    with pytest.raises(RecipeError, match=r"'train.accumulate' is 1 for hashnet, whose loss pairs images"):
+    with pytest.raises(
+        RecipeError,
+        match=r"'train.accumulate': the loss of hashnet pairs images .*: set it to 1",
+    ):
         recipe.load(QUICKSTART, [pairs, "train.accumulate=2"])
 
 

@@ -1,12 +1,52 @@
 """What is refused before a training starts: settings, method and data that do not go together."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from ray_retrieval.data.benchmark import Benchmark
 from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.errors import DataError, RecipeError
 from ray_retrieval.loop.config import TrainConfig
 from ray_retrieval.loop.optim import PlateauSchedule
-from ray_retrieval.loop.validation import has_an_answer, refuse_unmeasured, rows_of_accuracy
-from ray_retrieval.methods.base import Clock, Method
+from ray_retrieval.loop.validation import MEASURED, has_an_answer, rows_of_accuracy
+from ray_retrieval.methods.base import Clock, Method, MethodConfig
+
+
+class Misfit(NamedTuple):
+    """A setting that does not go with the method: its key, what is wrong, and the mend."""
+
+    where: str
+    problem: str
+    mend: str
+
+
+def misfits(method: MethodConfig, kind: type[Method], config: TrainConfig) -> Iterator[Misfit]:
+    """Settings of a training that do not go with a method, whatever it is trained on.
+
+    Args:
+        method: its settings.
+        kind: its class.
+        config: of the training.
+    """
+    name, makes = method.name, method.form.kind
+    if config.validation.metric not in MEASURED[makes]:
+        yield Misfit(
+            "train.validation.metric",
+            f"{config.validation.metric} is not measured of the {makes.value} that {name} makes",
+            f"set it to {' or '.join(MEASURED[makes])}",
+        )
+    if not method.training_image.square and not kind.repeatable:
+        yield Misfit(
+            "method.image.resize",
+            f"{name} takes images of one size",
+            "set it to squash or short_side, or method.image.shapes to pad",
+        )
+    if config.accumulate > 1 and kind.whole_batches and not kind.repeatable:
+        yield Misfit(
+            "train.accumulate",
+            f"the loss of {name} pairs images across the whole batch",
+            "set it to 1",
+        )
 
 
 def refuse_misfits(method: Method, benchmark: Benchmark, config: TrainConfig) -> None:
@@ -16,19 +56,8 @@ def refuse_misfits(method: Method, benchmark: Benchmark, config: TrainConfig) ->
         RecipeError: if the method cannot be trained like that on such a benchmark.
         DataError: if nothing can be measured by its validation images.
     """
-    if not method.config.training_image.square and not method.repeatable:
-        raise RecipeError(
-            f"{type(method).__name__} takes images of one size",
-            where="method.image.resize",
-            mend="set it to squash or short_side, or method.image.shapes to pad",
-        )
-    if config.accumulate > 1 and method.whole_batches and not method.repeatable:
-        raise RecipeError(
-            f"{type(method).__name__} pairs images across the whole batch",
-            where="train.accumulate",
-            mend="set it to 1",
-        )
-    refuse_unmeasured(config.validation.metric, method.config.form.kind)
+    for misfit in misfits(method.config, type(method), config):
+        raise RecipeError(misfit.problem, where=misfit.where, mend=misfit.mend)
     if config.validation.metric == "accuracy" and not len(rows_of_accuracy(method, benchmark)):
         raise RecipeError(
             "accuracy is not measured: the validation queries are of other classes than are trained",

@@ -9,7 +9,6 @@ from ray_retrieval.config import Config
 from ray_retrieval.data.benchmark import Benchmark, have_relevant, places_in
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.descriptors import Codes, DescriptorKind, Descriptors, Vectors
-from ray_retrieval.errors import RecipeError
 from ray_retrieval.methods.base import Method, Rows
 from ray_retrieval.metrics import retrieval
 from ray_retrieval.metrics.hamming import mean_average_precision
@@ -39,16 +38,6 @@ class ValidationConfig(Config):
     are measured."""
     k: int | None = Field(default=None, ge=1)
     """Cut-off of the MAP of codes; unset: the benchmark's own."""
-
-
-def refuse_unmeasured(metric: ValidationMetric, kind: DescriptorKind) -> None:
-    """Raise RecipeError if descriptors of that kind are not measured by the metric."""
-    if metric not in MEASURED[kind]:
-        raise RecipeError(
-            f"{metric} is not measured of {kind.value}",
-            where="train.validation.metric",
-            mend=f"set it to {' or '.join(MEASURED[kind])}",
-        )
 
 
 def rows_of_accuracy(method: Method, benchmark: Benchmark) -> Rows:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
 from ray_retrieval.metrics.compiled import frozen
-from ray_retrieval.words import counted
+from ray_retrieval.metrics.labels import check_alike, described, shaped
 
 # Room for 2 · distance + 1 in the kernels' uint16 keys.
 _MOST_BITS = 32_767
@@ -81,13 +81,9 @@ def prepare(
         raise MetricError(
             f"codes of {width} bytes hold 1 to {min(8 * width, _MOST_BITS):,} bits, got {bits:,}"
         )
-    query_labels = _check_labels(query_labels, len(query_codes), "query labels")
-    database_labels = _check_labels(database_labels, len(database_codes), "database labels")
-    if query_labels.ndim != database_labels.ndim or query_labels.shape[1:] != database_labels.shape[1:]:
-        raise MetricError(
-            f"query labels are {_shape(query_labels)} and database labels {_shape(database_labels)}",
-            mend="give both as class numbers [n], or both as 0/1 [n, classes] with the same classes",
-        )
+    query_labels = shaped(query_labels, len(query_codes), "code", "query labels")
+    database_labels = shaped(database_labels, len(database_codes), "code", "database labels")
+    check_alike(query_labels, database_labels)
     single = query_labels.ndim == 1
     if single:
         wanted, labels = _class_numbers(query_labels)[:, None], _class_numbers(database_labels)[None]
@@ -153,7 +149,7 @@ def _checked_blocks(labels: npt.NDArray[Any], where: str) -> Iterator[tuple[int,
         hot = block if block.dtype == np.bool_ else block == 1
         if hot is not block and not ((block == 0) | hot).all():
             raise MetricError(
-                f"labels [n, classes] are 0 or 1 each, got {_shape(labels)} with other values",
+                f"labels [n, classes] are 0 or 1 each, got {described(labels)} with other values",
                 where=where,
                 mend="give one class number for each row as [n]",
             )
@@ -163,36 +159,19 @@ def _checked_blocks(labels: npt.NDArray[Any], where: str) -> Iterator[tuple[int,
 # Checks -----------------------------------------------------------------------------------------------------
 
 
-def _shape(array: npt.NDArray[Any]) -> str:
-    return f"{array.dtype} {list(array.shape)}"
-
-
 def _check_codes(
     codes: npt.NDArray[np.uint8], where: str, *, may_be_empty: bool = False
 ) -> npt.NDArray[np.uint8]:
     codes = np.asarray(codes)
     if codes.dtype != np.uint8 or codes.ndim != 2:
         raise MetricError(
-            f"codes are packed uint8 [n, bytes], got {_shape(codes)}",
+            f"codes are packed uint8 [n, bytes], got {described(codes)}",
             where=where,
             mend="pack them with numpy.packbits(values >= 0, axis=1)",
         )
     if codes.size == 0 and not (may_be_empty and codes.shape[1] > 0):
-        raise MetricError(f"there is nothing to compare: {_shape(codes)}", where=where)
+        raise MetricError(f"there is nothing to compare: {described(codes)}", where=where)
     return codes
-
-
-def _check_labels(labels: npt.NDArray[Any], rows: int, where: str) -> npt.NDArray[Any]:
-    labels = np.asarray(labels)
-    if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] == 0):
-        raise MetricError(f"labels are [n] or [n, classes], got {_shape(labels)}", where=where)
-    if len(labels) != rows:
-        raise MetricError(f"{counted(rows, 'code')} but {counted(len(labels), 'label')}", where=where)
-    if labels.ndim == 1 and labels.dtype.kind not in "iub":
-        raise MetricError(f"class numbers are whole numbers, got {_shape(labels)}", where=where)
-    if labels.ndim == 2 and labels.dtype.kind not in "iubf":
-        raise MetricError(f"labels [n, classes] are 0 or 1 each, got {_shape(labels)}", where=where)
-    return labels
 
 
 def cut_off(k: int | None, rows: int) -> int:

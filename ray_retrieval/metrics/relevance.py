@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_retrieval.errors import MetricError
+from ray_retrieval.metrics.labels import check_alike, described, shaped
 from ray_retrieval.words import counted
 
 Ints = npt.NDArray[np.int64]
@@ -56,22 +57,15 @@ def checked_labels(labels: npt.NDArray[Any], rows: int, where: str) -> npt.NDArr
     Raises:
         MetricError: if they are neither, or are not as many as the vectors.
     """
-    labels = np.asarray(labels)
-    shape = f"{labels.dtype} {list(labels.shape)}"
-    if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] == 0):
-        raise MetricError(f"labels are [n] or [n, classes], got {shape}", where=where)
-    if len(labels) != rows:
-        raise MetricError(f"{counted(rows, 'vector')} but {counted(len(labels), 'label')}", where=where)
+    labels = shaped(labels, rows, "vector", where)
     if labels.ndim == 1:
-        if labels.dtype.kind not in "iub":
-            raise MetricError(f"class numbers are whole numbers, got {shape}", where=where)
         return labels.astype(np.int64, copy=False)
     if labels.dtype == np.bool_:
         return labels
-    hot = labels == 1 if labels.dtype.kind in "iuf" else np.zeros(labels.shape, np.bool_)
+    hot: npt.NDArray[np.bool_] = labels == 1
     if not ((labels == 0) | hot).all():
         raise MetricError(
-            f"labels [n, classes] are 0 or 1 each, got {shape} with other values",
+            f"labels [n, classes] are 0 or 1 each, got {described(labels)} with other values",
             where=where,
             mend="give one class number for each row as [n]",
         )
@@ -88,11 +82,7 @@ def relevant_rows(query_labels: npt.NDArray[Any], database_labels: npt.NDArray[A
     Raises:
         MetricError: if one is a list of class numbers and the other is not, or their classes differ.
     """
-    if query_labels.ndim != database_labels.ndim or query_labels.shape[1:] != database_labels.shape[1:]:
-        raise MetricError(
-            f"query labels are {list(query_labels.shape)} and database labels {list(database_labels.shape)}",
-            mend="give both as class numbers [n], or both as 0/1 [n, classes] with the same classes",
-        )
+    check_alike(query_labels, database_labels)
     return RowsOf(query_labels, database_labels)
 
 
