@@ -34,9 +34,10 @@ from ray_retrieval.layers.backbones import BackboneConfig, build_stages, side_fo
 from ray_retrieval.layers.pooling import GlobalPooling, l2_normalised, wide
 from ray_retrieval.layers.pyramid import Found, Pyramid, PyramidConfig
 from ray_retrieval.layers.receptive_field import receptive_field
-from ray_retrieval.layers.whitening import PairStatistics, pca
+from ray_retrieval.layers.whitening import pca
 from ray_retrieval.losses.arcface import CosineClassifier, arcface_losses
 from ray_retrieval.methods.base import Batch, Clock, Encode, Method, MethodConfig, Outputs, Rows
+from ray_retrieval.methods.statistics import statistics_of
 
 _SEED = int.from_bytes(b"delf", "big")
 """Of the training images that principal components and threshold are learned from."""
@@ -474,16 +475,12 @@ class Delf(Method):
             self.threshold.fill_(float(np.quantile(chosen, 1 - self.config.keep_share)))
 
     def _learn_components(self, rows: Rows, encode: Encode) -> None:
-        def sums(images: Tensor) -> Outputs:
-            found = self._found(images, _unchanged)
-            features = torch.cat([one.descriptors for one in found]).double()
-            count = torch.tensor(len(features), dtype=torch.float64, device=features.device)
-            return {"count": count, "sum": features.sum(dim=0), "products": features.T @ features}
+        def features(images: Tensor) -> Tensor:
+            return torch.cat([one.descriptors for one in self._found(images, _unchanged)])
 
-        totals = {name: value.cpu().numpy() for name, value in encode.totals(rows, sums).items()}
-        if totals["count"] < 2:
+        statistics = statistics_of(encode, rows, features)
+        if statistics.vectors < 2:
             raise DataError(_NO_FEATURES)
-        statistics = PairStatistics.of_sums(int(totals["count"]), totals["sum"], totals["products"])
         shrinkage = 1.0 if self.config.reduction.whiten else 0.0
         mean, projection = pca(statistics, self.config.dimension, shrinkage=shrinkage)
         self.centre.copy_(torch.from_numpy(mean))

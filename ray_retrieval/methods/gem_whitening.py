@@ -11,7 +11,8 @@ from ray_retrieval.config import Config
 from ray_retrieval.data.mining import LabelPairs
 from ray_retrieval.errors import DataError
 from ray_retrieval.layers.whitening import PairStatistics, Whitening, learned, pca
-from ray_retrieval.methods.base import Encode, Outputs, Rows, Work
+from ray_retrieval.methods.base import Encode, Rows, Work
+from ray_retrieval.methods.statistics import statistics_of
 from ray_retrieval.workers import my_share
 
 _SEED = int.from_bytes(b"whiten", "big")
@@ -81,7 +82,7 @@ def learn_by_images(
         describe: gives `vectors` [n, d] of images.
         shrinkage: see `layers.whitening.pca`.
     """
-    statistics = _statistics(encode, _drawn(count, images), describe)
+    statistics = statistics_of(encode, _drawn(count, images), lambda found: describe(found)["vectors"])
     layer.initialise(*pca(statistics, layer.out_features, shrinkage=shrinkage))
 
 
@@ -97,7 +98,7 @@ def start_by_places(layer: Whitening, count: int, images: int, encode: Encode, d
         encode: as for `Method.before_step`.
         describe: gives `vectors` [n, places, d] of images, as many places for images of every size.
     """
-    statistics = _statistics(encode, _drawn(count, images), describe)
+    statistics = statistics_of(encode, _drawn(count, images), lambda found: describe(found)["vectors"])
     layer.initialise(*pca(statistics, layer.out_features))
 
 
@@ -116,15 +117,3 @@ def start_as_identity(layer: Whitening) -> None:
 
 def _drawn(count: int, images: int) -> Rows:
     return np.sort(np.random.default_rng(_SEED).permutation(count)[:images]).astype(np.int64)
-
-
-def _statistics(encode: Encode, rows: Rows, describe: Work) -> PairStatistics:
-    """The sums over the vectors [..., d] that `describe` gives of images; only sums leave a worker."""
-
-    def sums(images: Tensor) -> Outputs:
-        vectors = describe(images)["vectors"].flatten(0, -2).double()
-        count = torch.tensor(len(vectors), dtype=torch.float64, device=vectors.device)
-        return {"count": count, "sum": vectors.sum(dim=0), "products": vectors.T @ vectors}
-
-    totals = {name: value.cpu().numpy() for name, value in encode.totals(rows, sums).items()}
-    return PairStatistics.of_sums(int(totals["count"]), totals["sum"], totals["products"])

@@ -63,8 +63,8 @@ class ExampleBody(BoxBody):
         return self
 
 
-class ImageBody(BoxBody):
-    """An image: exactly one of image and url."""
+class OneImageBody(Body):
+    """Exactly one of image and url."""
 
     model_config = _exactly_one("image", "url")
 
@@ -72,10 +72,14 @@ class ImageBody(BoxBody):
     url: Text | None = Field(default=None, description="address of an image at a host that the server allows")
 
     @model_validator(mode="after")
-    def _is_one_image(self) -> "ImageBody":
+    def _is_one_image(self) -> "OneImageBody":
         if (self.image is None) == (self.url is None):
             raise ValueError("give one of image and url")
         return self
+
+
+class ImageBody(BoxBody, OneImageBody):
+    """An image: exactly one of image and url."""
 
 
 class SearchSettings(Body):
@@ -158,20 +162,10 @@ class NewImageSettings(Body):
     )
 
 
-class NewImageBody(NewImageSettings):
+class NewImageBody(NewImageSettings, OneImageBody):
     """An image to add: an id, and exactly one of image and url."""
 
-    model_config = _exactly_one("image", "url")
-
     id: Text = Field(description="unique in the index")
-    image: str | None = Field(default=None, description="an image file in base64, or a data: URL of one")
-    url: Text | None = Field(default=None, description="address of an image at a host that the server allows")
-
-    @model_validator(mode="after")
-    def _is_one_image(self) -> "NewImageBody":
-        if (self.image is None) == (self.url is None):
-            raise ValueError("give one of image and url")
-        return self
 
 
 class AddBody(Body):
