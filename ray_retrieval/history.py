@@ -30,4 +30,4 @@ def read_history(run: Folder) -> list[dict[str, Any]]:
     Raises:
         ArtefactError: if a line is damaged.
     """
-    return run.read_json_lines(HISTORY)
+    return [*run.read_json_lines(HISTORY).values()]

@@ -203,7 +203,7 @@ class Encoder:
         export = None if engine == "torch" else _export(Folder(model), engine, device)
         loaded = load(model)
         self.device, self.batch_size = pick_device("cpu" if export else device), batch_size
-        # In other arithmetic than the model's own, bits near zero would turn.
+        # In another precision than the model's own, bits near zero would turn.
         self.precision: Precision = loaded.description["precision"]
         self.method = loaded.method
         fold_batch_norm(self.method)

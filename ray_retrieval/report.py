@@ -119,31 +119,33 @@ def write(run: Folder, examples: list[Example]) -> str:
         ArtefactError: if `metrics.json` is missing, or a file of the run cannot be read.
     """
     recipe_text = run.read_bytes("recipe.yaml").decode() if run.exists("recipe.yaml") else ""
+    recipe = _values_of(recipe_text)
     page = render(
-        name=_run_name(recipe_text) or run.path.rsplit("/", 1)[-1],
+        name=str(recipe.get("name") or "") or run.path.rsplit("/", 1)[-1],
         recipe_text=recipe_text,
         history=read_history(run),
         metrics=run.read_json("metrics.json"),
-        timings=_read_timings(run),
+        timings=_read_timings(run, recipe.get("stages") or []),
         examples=examples,
     )
     run.write_text("report.html", page)
     return str(run / "report.html")
 
 
-def _run_name(recipe_text: str) -> str:
+def _values_of(recipe_text: str) -> dict[str, Any]:
+    """What a recipe says; nothing where it is none."""
     try:
         recipe = yaml.safe_load(recipe_text)
     except yaml.YAMLError:
-        return ""
-    return str(recipe.get("name") or "") if isinstance(recipe, dict) else ""
+        return {}
+    return recipe if isinstance(recipe, dict) else {}
 
 
-def _read_timings(run: Folder) -> dict[str, Any]:
-    """What the run took, and before it the trainings that its own goes on from."""
+def _read_timings(run: Folder, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the run took, and before it the trainings that its own goes on from, in their order."""
     timings: dict[str, Any] = run.read_json("timings.json") if run.exists("timings.json") else {}
     earlier = {}
-    for training in (run / "stages").names():
+    for training in (stage["name"] for stage in stages):
         folder = run / f"stages/{training}"
         if folder.exists("timings.json"):
             for stage, seconds in (folder.read_json("timings.json").get("stages") or {}).items():

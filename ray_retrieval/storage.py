@@ -228,19 +228,19 @@ class Folder:
         except ValueError as error:
             raise ArtefactError(f"not valid JSON: {error}", where=self.uri_of(name)) from None
 
-    def read_json_lines(self, name: str) -> list[dict[str, Any]]:
-        """The object that each line of a file is, blank ones left out; none where the file is missing.
+    def read_json_lines(self, name: str) -> dict[int, dict[str, Any]]:
+        """The objects of a file of one a line, by their lines' numbers; none where the file is missing.
 
         Raises:
             ArtefactError: naming the line that is no object of JSON.
         """
         if not self.exists(name):
-            return []
-        found = []
+            return {}
+        found = {}
         for number, line in enumerate(self.read_bytes(name).splitlines(), start=1):
             if line.strip():
                 try:
-                    found.append(dict(json.loads(line)))
+                    found[number] = dict(json.loads(line))
                 except (ValueError, TypeError) as error:
                     raise ArtefactError(
                         f"line {number} is not valid JSON: {error}",
@@ -343,6 +343,11 @@ def refusal(error: OSError | pyarrow.ArrowInvalid, where: object) -> ArtefactErr
     return ArtefactError(
         f"the store refuses: {reason}", where=where, mend="check the path, the rights and the space left"
     )
+
+
+def is_remote(location: str) -> bool:
+    """Whether the location is in a store that is asked over the network."""
+    return location.partition("://")[0] in _STORES and is_uri(location)
 
 
 def is_uri(location: str) -> bool:

@@ -485,10 +485,12 @@ def test_report_is_written_beside_the_run_and_named_by_its_recipe(tmp_path: Path
 
 def test_trainings_before_the_last_one_are_part_of_the_time(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
-    Folder(tmp_path / "stages/tuning").write_json("timings.json", {"stages": {"train": 7200.0}})
+    (folder / "stages/tuning").write_json("timings.json", {"stages": {"train": 7200.0}})
+    (folder / "stages/attention").write_json("timings.json", {"stages": {"train": 60.0}})
+    folder.write_text("recipe.yaml", "stages: [{name: tuning}, {name: attention}]")
     told = Page(Path(write(folder, [])).read_text(encoding="utf-8")).text
-    assert "train of tuning" in told
-    assert told.count("3 h 03 min") == 1  # 7200 + 0.4 + 75 + 3700 s
+    assert 0 < told.index("train of tuning") < told.index("train of attention")
+    assert told.count("3 h 04 min") == 1  # 7200 + 60 + 0.4 + 75 + 3700 s
 
 
 def test_report_needs_nothing_but_the_metrics(tmp_path: Path) -> None:

@@ -123,9 +123,9 @@ def test_a_file_may_be_named_by_its_own_place(store):
 
 
 def test_lines_of_json(store):
-    assert store.read_json_lines("a.jsonl") == []
+    assert store.read_json_lines("a.jsonl") == {}
     store.write_text("a.jsonl", '{"text": "two\u2028lines"}\n\n{"k": 1}\n')
-    assert store.read_json_lines("a.jsonl") == [{"text": "two\u2028lines"}, {"k": 1}]
+    assert store.read_json_lines("a.jsonl") == {1: {"text": "two\u2028lines"}, 3: {"k": 1}}
     for damaged in ('{"k": ', "3"):
         store.write_text("a.jsonl", f'{{"k": 1}}\n{damaged}\n')
         with pytest.raises(ArtefactError, match=r"a\.jsonl: line 2 is not valid JSON.*remove the line"):

@@ -19,6 +19,7 @@ _PATH_COLUMNS = ("path", "image", "filename", "file_name", "file")
 _TEXT_COLUMNS = frozenset({"id", *_PATH_COLUMNS, *LABEL_COLUMNS})
 _HEAD = 2**20
 """Characters at the start of a file among which the names of all columns are."""
+_DECIMAL = r"^[+-]?\d+(,\d+)?$"
 _TO_UTF8 = "save it in UTF-8, which spreadsheets call 'CSV UTF-8'"
 
 
@@ -110,7 +111,23 @@ def _columns(file: str) -> pa.Table:
     foreign = [field.name for field in table.schema if pa.types.is_binary(field.type)]
     if foreign:
         raise DataError(f"the column '{foreign[0]}' is not UTF-8", where=file, mend=_TO_UTF8)
-    return table.rename_columns([name.strip() for name in table.column_names])
+    table = table.rename_columns([name.strip() for name in table.column_names])
+    return table if header.separator == "," else _with_decimal_commas(table)
+
+
+def _with_decimal_commas(table: pa.Table) -> pa.Table:
+    """The columns of a CSV; those of nothing but numbers, some as `59,90`, in float64.
+
+    Where columns are not between commas, spreadsheets of many languages write numbers so.
+    """
+    for place, field in enumerate(table.schema):
+        if field.name in _TEXT_COLUMNS or not is_text(field.type):
+            continue
+        known = pc.if_else(pc.equal(table[place], ""), pa.scalar(None, field.type), table[place])
+        if known.null_count < len(known) and pc.all(pc.match_substring_regex(known, _DECIMAL)).as_py():
+            numbers = pc.replace_substring(known, ",", ".").cast(pa.float64())
+            table = table.set_column(place, field.name, numbers)
+    return table
 
 
 class _Header(NamedTuple):
@@ -133,14 +150,14 @@ def _header(text: TextIO, file: str) -> _Header:
     found = []
     for separator in told[1] if told else ",;\t":
         names = next((row for row in csv.reader(io.StringIO(head, ""), delimiter=separator) if row), [])
-        if not names or first_of([name.strip() for name in names], _PATH_COLUMNS) is not None:
+        if not names or first_of([name.strip(" ") for name in names], _PATH_COLUMNS) is not None:
             return _Header(names, separator, int(told is not None))
         found.append(names)
     widest = max(found, key=len)
     raise DataError(
         f"no column of paths among {', '.join(widest)}",
         where=file,
-        mend="name it 'path', 'image' or 'filename'",
+        mend="name it 'path', 'image' or 'filename', and put commas, semicolons or tabs between the columns",
     )
 
 

@@ -101,4 +101,4 @@ def read_steps(run: Folder) -> list[dict[str, Any]]:
     Raises:
         ArtefactError: if a line is damaged.
     """
-    return run.read_json_lines(STEPS)
+    return [*run.read_json_lines(STEPS).values()]

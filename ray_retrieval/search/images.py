@@ -4,7 +4,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from ray_retrieval.errors import ArtefactError, StoreError
-from ray_retrieval.storage import byte_range, is_uri, store_at
+from ray_retrieval.storage import byte_range, is_remote, is_uri, store_at
 
 _LOCAL = fs.LocalFileSystem()
 
@@ -16,17 +16,19 @@ def fetch_image(path: str) -> bytes | None:
         path: a local path or a URI; see `storage.byte_range`.
 
     Raises:
-        StoreError: if it lies in a store that does not give it.
+        StoreError: if it lies in a store that does not answer.
     """
     file, first, length = byte_range(path)
     try:
         filesystem, inner = _at(file)
         with filesystem.open_input_file(inner) as source:
-            return bytes(source.read() if length is None else source.read_at(length, first))
-    except (FileNotFoundError, PermissionError, ArtefactError):
+            if length is None:
+                return bytes(source.read())
+            return bytes(source.read_at(length, first)) if first + length <= source.size() else None
+    except (FileNotFoundError, PermissionError):
         return None
-    except (pa.ArrowException, OSError) as error:
-        if is_uri(file) and "ACCESS_DENIED" not in str(error):  # as S3 may say of a file that is missing
+    except (pa.ArrowException, OSError, ArtefactError) as error:
+        if is_remote(file) and "ACCESS_DENIED" not in str(error):  # as S3 may say of a file that is missing
             raise StoreError(f"cannot be read: {error}", where=file) from None
         return None
 

@@ -55,8 +55,8 @@ SHORT_WAY = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_retrieval.serve.f
 """Likewise, where every process of Ray Serve can import this package; without that no proxy would start."""
 
 SELDOM = {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5"}
-"""Likewise, where Ray Serve's controller has the same cores as the server: its usual ten looks a second take
-a sixth of a core from the searches."""
+"""Likewise, where the server starts Ray Serve itself: its controller's usual ten looks a second take a sixth
+of a core, which searches may need."""
 
 _SLACK = 64
 """Requests that a gateway takes beside its searches: the page, thumbnails, health, and refusals in JSON."""

@@ -280,7 +280,8 @@ class Gateway:
         """An image of the index, shrunk to fit a square of `size` pixels.
 
         Raises:
-            QueryError: 404 if the index has no such image, or holds none that can be shown.
+            QueryError: 404 if the index has no such image, or holds none that can be shown; 503 if its
+                store does not answer.
         """
         live = self._named(index).live
         etag = await self._tag(live, identifier, size)
@@ -297,7 +298,8 @@ class Gateway:
         """An image of the index as it was indexed.
 
         Raises:
-            QueryError: 404 if the index has no such image, or its file cannot be read.
+            QueryError: 404 if the index has no such image, or its file cannot be read; 503 if its store
+                does not answer.
         """
         live = self._named(index).live
         # Before the file: one that is overwritten meanwhile must not go out under the tag of the new one.

@@ -45,6 +45,7 @@ def stored_image(index: Index, identifier: str) -> bytes:
     Raises:
         QueryError: 404 if there is no such image.
         ArtefactError: if it cannot be read.
+        StoreError: if its store does not answer.
     """
     return index.image_bytes(row_of(index, identifier))
 

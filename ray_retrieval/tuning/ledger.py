@@ -188,7 +188,7 @@ def read_trials(folder: Folder) -> list[Trial]:
         ArtefactError: if a line of `trials.jsonl` is none of ours.
     """
     found = []
-    for number, record in enumerate(folder.read_json_lines(TRIALS), start=1):
+    for number, record in folder.read_json_lines(TRIALS).items():
         try:
             found.append(Trial.from_json(record))
         except (ValueError, TypeError, KeyError):

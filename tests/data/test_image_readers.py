@@ -332,17 +332,37 @@ class TestCsv:
     @pytest.mark.parametrize("between", [",", ";", "\t"])
     @pytest.mark.parametrize("told", [False, True])
     def test_signs_between_columns(self, files: Path, between: str, told: bool) -> None:
-        rows = [["path", "label", "note"], ["a.png", '"x;y"', '"1,5"'], ["b.png", "y", ""]]
+        rows = [["path", "label", "note"], ["a.png", '"x;y"', '"1,5 m"'], ["b.png", "y", ""]]
         text = "\r\n".join(between.join(row) for row in rows)
         table = open_images(write(files, "l.csv", f"sep={between}\r\n" * told + text))
         assert table.ids == ["a.png", "b.png"]
         assert table.class_names == ["x", "y"]
         assert table.labels.tolist() == [[1, 1], [0, 1]]
-        assert table.table["note"].to_pylist() == ["1,5", None]
+        assert table.table["note"].to_pylist() == ["1,5 m", None]
+
+    @pytest.mark.parametrize("between", [";", "\t"])
+    def test_decimal_commas(self, files: Path, between: str) -> None:
+        rows = [
+            ["path", "price", "size", "mixed"],
+            ["a.png", "100,0", "3", "1,5"],
+            ["b.png", "-9,95", "", "x"],
+        ]
+        table = open_images(write(files, "l.csv", "\n".join(between.join(row) for row in rows))).table
+        assert table["price"].to_pylist() == [100.0, -9.95]
+        assert table["size"].to_pylist() == [3, None]
+        assert table["mixed"].to_pylist() == ["1,5", "x"]
+        commas = open_images(write(files, "c.csv", 'path,price\na.png,"100,0"\n')).table
+        assert commas["price"].to_pylist() == ["100,0"]  # maybe two of something
+
+    @pytest.mark.parametrize("text", ["\tpath\n0\ta.png\n1\tb.png\n", "path\t\na.png\t\nb.png\t\n"])
+    def test_a_tab_at_either_end_of_the_names_stands_between_columns(self, files: Path, text: str) -> None:
+        assert open_images(write(files, "l.csv", text)).ids == ["a.png", "b.png"]
 
     @pytest.mark.parametrize("text", ["picture;label\na.png;x\n", "sep=;\npath,label\na.png,x\n"])
     def test_signs_between_columns_of_which_none_is_of_paths(self, files: Path, text: str) -> None:
-        with pytest.raises(DataError, match=r"no column of paths among p.*label .*name it 'path'"):
+        with pytest.raises(
+            DataError, match=r"no column of paths among p.*label .*name it 'path'.*put commas, semicolons"
+        ):
             open_images(write(files, "l.csv", text))
 
     def test_text_of_several_lines_stays_together_in_a_large_file(self, files: Path) -> None:

@@ -2,12 +2,17 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ray_retrieval import model
 from ray_retrieval.layers.backbones import BackboneConfig, build_backbone, build_feature_map
 from ray_retrieval.layers.batch_norm import fold_batch_norm, synchronise_batch_norm
+from ray_retrieval.methods import build
+from ray_retrieval.methods.greedyhash import GreedyHashConfig
+from ray_retrieval.storage import Folder
 
 
 def _norms(module: nn.Module) -> list[nn.BatchNorm2d]:
@@ -65,3 +70,29 @@ class TestFoldBatchNorm:
         fold_batch_norm(network)
         images = torch.randn(2, 3, 8, 8)
         assert torch.equal(network(images), before(images))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_an_encoder_folds_and_describes_as_its_model(tmp_path, precision):
+    config = GreedyHashConfig(bits=16, backbone={"name": "small", "weights": "none"}, image={"size": 32})
+    made = build(config, classes=3)
+    _trained(made)
+    model.save(
+        Folder(tmp_path),
+        config=config.model_dump(mode="json"),
+        weights=made.state_dict(),
+        classes=3,
+        class_names=None,
+        precision=precision,
+        training={},
+        metrics={},
+    )
+    encoder = model.Encoder(tmp_path)
+    assert _norms(model.load(tmp_path).method)
+    assert not _norms(encoder.method)
+    images = torch.randint(0, 256, (32, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        unfolded = model.load(tmp_path).method.describe(images)
+    bits = [np.unpackbits(codes.data) for codes in (encoder.describe(images), unfolded)]
+    assert (bits[0] == bits[1]).mean() > (0.99 if precision == "float32" else 0.9)
+    encoder.close()

@@ -191,6 +191,20 @@ def test_an_image_that_a_store_does_not_give_is_not_taken_to_be_gone(monkeypatch
         files.fetch_image("s3://bucket/a.jpg")
     assert files.read_image("s3://bucket/a.jpg") is None
 
+    def silent(location):
+        raise ArtefactError("cannot be opened: timed out", where=location)
+
+    monkeypatch.setattr(files, "store_at", silent)
+    with pytest.raises(StoreError, match="timed out"):
+        files.fetch_image("gs://bucket/a.jpg")
+
+
+def test_a_part_beyond_the_end_of_a_file_and_a_folder_are_no_images(tmp_path):
+    (tmp_path / "shard").write_bytes(b"0123456789")
+    assert files.fetch_image(f"file://{tmp_path}/shard#bytes=2-9") == b"23456789"
+    assert files.fetch_image(f"{tmp_path}/shard#bytes=2-10") is None
+    assert files.fetch_image(f"file://{tmp_path}") is None
+
 
 def test_what_an_index_says_of_itself(sharded, made):
     info = sharded.info()

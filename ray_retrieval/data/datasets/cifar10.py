@@ -239,10 +239,17 @@ def _make(root: str, *, download: bool) -> None:
         raise DataError("no CIFAR-10 here", where=root, mend="put train-*.parquet and test-*.parquet there")
     if not download and not os.path.isdir(os.path.join(root, "cifar-10-batches-py")):
         raise DataError("no CIFAR-10 here", where=root, mend=mend)
-    Path(root).mkdir(parents=True, exist_ok=True)
-    with alone(Path(root) / "cifar-10-batches-py"):
-        if _parquet_files(root) is None:
-            _convert(root, download=download, mend=mend)
+    try:
+        Path(root).mkdir(parents=True, exist_ok=True)
+        with alone(Path(root) / "cifar-10-batches-py"):
+            if _parquet_files(root) is None:
+                _convert(root, download=download, mend=mend)
+    except OSError as error:
+        raise DataError(
+            f"CIFAR-10 cannot be put there: {error.strerror}",
+            where=root,
+            mend="give another folder as data.root",
+        ) from None
 
 
 def _convert(root: str, *, download: bool, mend: str) -> None:
