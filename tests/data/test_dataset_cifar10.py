@@ -124,6 +124,9 @@ def test_failing_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
         cifar10.cifar10_table(str(tmp_path), download=True)
     assert "CIFAR-10 cannot be fetched" in str(caught.value)
     assert "\n" not in str(caught.value)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/below: CIFAR-10 cannot be put there: Not a directory"):
+        cifar10.cifar10_table(str(tmp_path / "file" / "below"), download=True)
 
 
 def test_damaged_batches_are_refused_by_their_checksum(tmp_path: Path) -> None:
