@@ -61,7 +61,8 @@ def _explain(error: ValidationError, kind: type[Config], values: Any, where: obj
     order = {"extra_forbidden": 0, "union_tag_invalid": 1, "missing": 3}
     problems = sorted(error.errors(), key=lambda problem: order.get(problem["type"], 2))
     first = problems[0]
-    key = ".".join(str(part) for part in _recipe_location(first["loc"], values))
+    missing = first["type"] == "missing"
+    key = ".".join(str(part) for part in _recipe_location(first["loc"], values, missing=missing))
     more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
         mend = _nearest(str(first["loc"][-1]), _known_keys(kind, first["loc"]))
@@ -72,7 +73,6 @@ def _explain(error: ValidationError, kind: type[Config], values: Any, where: obj
         mend = _nearest(said["tag"], re.findall("'([^']*)'", said["expected_tags"]))
         what = said["discriminator"].strip("'")
         return RecipeError(f"{head}unknown {what} '{said['tag']}'{more}", where=where, mend=mend)
-    missing = first["type"] == "missing"
     message = first["msg"].removeprefix("Value error, ")
     given = "" if missing or first["type"] == "value_error" else f", got {first['input']!r}"
     return RecipeError(
@@ -88,14 +88,21 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(known)}"
 
 
-def _recipe_location(location: tuple[int | str, ...], values: Any) -> list[int | str]:
-    """The location in the file: pydantic also names the member of a union, which no file contains."""
+def _recipe_location(location: tuple[int | str, ...], values: Any, *, missing: bool) -> list[int | str]:
+    """The location in the file: pydantic also names the member of a union, which no file contains.
+
+    Args:
+        location: by pydantic.
+        values: of the file.
+        missing: whether the last part is a key that is not there.
+    """
     parts: list[int | str] = []
     here = values
-    for part in location:
+    for number, part in enumerate(location, start=1):
         if parts and isinstance(part, str) and not isinstance(here, dict | list):
             continue
-        if isinstance(here, dict) and part not in here and part in here.values() and part != location[-1]:
+        absent = missing and number == len(location)
+        if isinstance(here, dict) and part not in here and part in here.values() and not absent:
             continue
         parts.append(part)
         if isinstance(here, list) and isinstance(part, int):

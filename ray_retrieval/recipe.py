@@ -30,11 +30,9 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.encode import EncodeConfig
 from ray_retrieval.errors import RecipeError
 from ray_retrieval.evaluate import EvaluateConfig
-from ray_retrieval.layers.backbones import stage_channels
 from ray_retrieval.loop import TrainConfig
 from ray_retrieval.loop.checks import misfits
 from ray_retrieval.methods import METHODS, AnyMethodConfig
-from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.search.approximate import ApproximateConfig
 from ray_retrieval.search.cells import cells_in
 from ray_retrieval.search.faiss_index import check_sample, untrained
@@ -220,11 +218,11 @@ class Recipe(Config):
                 )
 
     def _check_local_features(self) -> None:
-        """What building the index, or the network, would refuse after images were read or models trained."""
-        method, config = self.method, self.index.local
-        if not isinstance(method, DelfConfig):
+        """What building the index would refuse after models were trained."""
+        form, config = self.method.form, self.index.local
+        if form.kind is not DescriptorKind.LOCAL:
             return
-        if config.shortlist == "global" and not method.form.vectors:
+        if config.shortlist == "global" and not form.vectors:
             raise ValueError(
                 "'index.local.shortlist' is global, and the model has no global vectors: set it to votes, or "
                 "give the method a 'method.global_head'"
@@ -232,15 +230,6 @@ class Recipe(Config):
         if config.factory is not None and config.shortlist not in ("auto", "votes"):
             raise ValueError(
                 f"'index.local.factory' is for the shortlist votes, not for {config.shortlist}: leave it out"
-            )
-        try:
-            channels, _ = stage_channels(method.backbone.name)
-        except RecipeError as error:
-            raise ValueError(f"'{error.where}': {error.problem}: {error.mend}") from None
-        if method.dimension > channels:
-            raise ValueError(
-                f"'method.dimension' is at most {channels}, the channels of {method.backbone.name}, got "
-                f"{method.dimension}"
             )
 
     def _check_stages(self) -> None:

@@ -258,8 +258,8 @@ def test_mistakes_in_stages_are_named(settings, message):
             r"'index\.local\.factory' is for .* not for exact",
         ),
         (DELG, "index.local.factory=Flat", r"'index\.local\.factory' is for .* not for global: leave it out"),
-        (DELF, "method.dimension=97", r"'method\.dimension' is at most 96, the channels of mobilenet_v2"),
-        (DELF, "method.backbone.name=vgg16", r"'method\.backbone\.name': vgg16 is not cut .*choose one of"),
+        (DELF, "method.dimension=97", r"'method': 'dimension' is at most 96, the channels of mobilenet_v2"),
+        (DELF, "method.backbone.name=vgg16", r"'method': 'backbone\.name': vgg16 is not cut .*choose one of"),
     ],
 )
 def test_what_an_index_of_local_features_would_refuse_is_refused_in_the_recipe(path, setting, message):

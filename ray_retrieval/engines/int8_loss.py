@@ -27,8 +27,6 @@ _MEASURED_IMAGES = 1000
 _QUERIES = 5
 """One of so many images asks for the others."""
 _BATCH = 16
-_VECTORS_BY = {"gem": "map"}
-"""What the papers of a method measure its vectors by; those of the others: recall@1."""
 
 
 def agreement(one: Engine, other: Engine, graph: Graph, samples: parity.Samples) -> float:
@@ -128,7 +126,7 @@ def measure(
             labels[queries],
             asked.take(database),
             labels[database],
-            vectors_by=_VECTORS_BY.get(method.config.name, "recall@1"),
+            vectors_by=method.config.vectors_by,
         )
 
     own, both, alone = metric(mine, mine), metric(theirs, theirs), metric(theirs, mine)

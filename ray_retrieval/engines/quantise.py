@@ -31,7 +31,6 @@ LEAST_AGREEMENT = 0.8
 """Below that a file is refused where no labels tell what it costs; by chance half of the bits are equal."""
 _COMPARED_IMAGES = 32
 _OPERATIONS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool")
-_BACKBONES = ("method.backbone", "method.above")
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -112,7 +111,7 @@ def quantise(
     limit = min(CALIBRATION_IMAGES, max(8, _CALIBRATION_PIXELS // graph.preprocessing.size**2))
     calibrated = parity.spread(len(images), limit)
     samples = parity.fed(graph, parity.table_samples(images, graph.preprocessing, limit=limit))
-    layers = _write(source, target, samples)
+    layers = _write(source, target, samples, graph.method.backbones)
     near, compared_on = _compare(source, target, graph, images, calibrated)
     made = Int8(f"{len(samples.images)} of {len(images)} images of {images.name}", layers, near, compared_on)
     exported = Exported(graph.method, open_onnx(target))
@@ -162,8 +161,8 @@ def _refuse_far(made: Int8, target: Path) -> None:
         )
 
 
-def _write(source: Path, target: Path, samples: parity.Samples) -> int:
-    """Quantise a file; returns how many operations compute in 8 bits."""
+def _write(source: Path, target: Path, samples: parity.Samples, parts: tuple[str, ...]) -> int:
+    """Quantise these parts of the method in a file; returns how many operations compute in 8 bits."""
     onnx_runtime()
     import onnx
     from onnxruntime import quantization
@@ -172,7 +171,7 @@ def _write(source: Path, target: Path, samples: parity.Samples) -> int:
     chosen = [
         node.name
         for node in onnx.load(source).graph.node
-        if node.op_type in _OPERATIONS and _of_the_backbone(node)
+        if node.op_type in _OPERATIONS and _is_in(node, parts)
     ]
     # Statistics of batches are folded into convolutions first.
     simple = target.with_suffix(".simple.onnx")
@@ -200,9 +199,10 @@ def _write(source: Path, target: Path, samples: parity.Samples) -> int:
     return len(chosen)
 
 
-def _of_the_backbone(node: Any) -> bool:
+def _is_in(node: Any, parts: tuple[str, ...]) -> bool:
+    """Whether an operation is of these modules of the method."""
     scopes = [entry.value for entry in node.metadata_props if entry.key == _SCOPES]
-    return any(name in scope for scope in scopes for name in _BACKBONES)
+    return any(f"method.{part}" in scope for scope in scopes for part in parts)
 
 
 class _Reader:

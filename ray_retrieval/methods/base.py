@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -158,6 +158,9 @@ class MethodConfig(Config):
     image: Preprocessing = Preprocessing()
     """How an image becomes the network's input; travels with the model."""
 
+    vectors_by: ClassVar[Literal["recall@1", "map"]] = "recall@1"
+    """What its paper measures vectors by; of codes and local features it is not looked at."""
+
     @property
     def form(self) -> Form:
         """What the method makes of an image."""
@@ -172,6 +175,9 @@ class MethodConfig(Config):
     def training_image(self) -> Preprocessing:
         """How an image is prepared for training, and for the validation in between."""
         return self.image
+
+    def check_described(self) -> None:
+        """Raise RecipeError if a model that is trained like that describes no image."""
 
 
 class Method(nn.Module, ABC):
@@ -192,6 +198,8 @@ class Method(nn.Module, ABC):
     """Whether in training, too, a pass gives each image the same whatever other images there are, and gives
     it again: neither dropout nor the statistics of a batch. A batch can then be of several sizes and go
     through the network in parts, whatever the loss pairs, by computing every part twice."""
+    backbones: ClassVar[tuple[str, ...]] = ("backbone",)
+    """Modules in which an export computes in 8 bits: the backbone, or its parts, by their attributes."""
 
     def __init__(self, config: MethodConfig, *, classes: int, pretrained: bool = True) -> None:  # noqa: ARG002
         super().__init__()

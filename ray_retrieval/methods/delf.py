@@ -30,7 +30,7 @@ from ray_retrieval.data.transforms import Preprocessing
 from ray_retrieval.descriptors import DescriptorKind, Form, Local
 from ray_retrieval.errors import DataError, ModelError, RecipeError
 from ray_retrieval.layers.attention import Attention, Autoencoder, attentive_pooling, reconstruction_losses
-from ray_retrieval.layers.backbones import BackboneConfig, build_stages, side_for_cells
+from ray_retrieval.layers.backbones import BackboneConfig, build_stages, side_for_cells, stage_channels
 from ray_retrieval.layers.pooling import GlobalPooling, l2_normalised, wide
 from ray_retrieval.layers.pyramid import Found, Pyramid, PyramidConfig
 from ray_retrieval.layers.receptive_field import receptive_field
@@ -116,6 +116,15 @@ class DelfConfig(MethodConfig):
             raise ValueError("'crop' makes squares: 'crop.resize' is squash or short_side")
         if self.image.resize == "short_side" or self.image.shapes == "pad":
             raise ValueError("'image' is described whole: 'image.resize' is long_side, without 'shapes: pad'")
+        try:
+            channels, _ = stage_channels(self.backbone.name)
+        except RecipeError as error:
+            raise ValueError(f"'backbone.name': {error.problem}: {error.mend}") from None
+        if self.dimension > channels:
+            name = self.backbone.name
+            raise ValueError(
+                f"'dimension' is at most {channels}, the channels of {name}, got {self.dimension}"
+            )
         return self
 
     @property
@@ -130,6 +139,15 @@ class DelfConfig(MethodConfig):
     def form(self) -> Form:
         head = self.global_head
         return Form(DescriptorKind.LOCAL, self.dimension, head.dimension if head else 0)
+
+    def check_described(self) -> None:
+        if self.stage == "tuning":
+            raise RecipeError(
+                "a network that is only tuned does not know which features to take",
+                where="method.stage",
+                mend="set it to joint, or to attention after a stage of tuning; `train` alone leaves a tuned "
+                "one",
+            )
 
 
 class Level(NamedTuple):
@@ -146,19 +164,13 @@ class Level(NamedTuple):
 class Delf(Method):
     """A backbone, scores for its features, and the classifiers that teach both."""
 
+    backbones = ("backbone", "above")
     config: DelfConfig
 
     def __init__(self, config: DelfConfig, *, classes: int, pretrained: bool = True) -> None:
         super().__init__(config, classes=classes, pretrained=pretrained)
         stages = build_stages(config.backbone, stride=config.stride, pretrained=pretrained)
         channels, top = stages.channels_below, stages.channels_above
-        if config.dimension > channels:
-            raise RecipeError(
-                f"the features of {config.backbone.name} have {channels} dimensions, fewer than "
-                f"{config.dimension}",
-                where="method.dimension",
-                mend=f"set it to {channels} or fewer",
-            )
         self.backbone, head = stages.below, config.global_head
         tuned, attended = config.stage != "attention", config.stage != "tuning"
         self.above = stages.above if tuned or head else None

@@ -89,6 +89,8 @@ _MAPS = 2000
 class GemConfig(MethodConfig):
     """GeM."""
 
+    vectors_by = "map"
+
     name: Literal["gem"] = "gem"
     image: Preprocessing = Preprocessing(size=362, resize="long_side")
     backbone: BackboneConfig = BackboneConfig(name="resnet50")

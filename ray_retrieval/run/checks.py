@@ -13,7 +13,6 @@ from ray_retrieval.descriptors import DescriptorKind
 from ray_retrieval.engines import find_export
 from ray_retrieval.errors import ArtefactError, RecipeError, RetrievalError
 from ray_retrieval.finder import local_index
-from ray_retrieval.methods.delf import DelfConfig
 from ray_retrieval.model_folder import DESCRIPTION, model_of, read_model_description
 from ray_retrieval.recipe import Recipe
 from ray_retrieval.run_folder import RECIPE, WRITTEN, deleted, refuse_foreign
@@ -113,12 +112,7 @@ def refuse_unmeasurable(recipe: Recipe, benchmark: Benchmark) -> None:
     """
     for table in (benchmark.queries, benchmark.database):
         check_columns(table.column_names, recipe.method.form, where=table.name)
-    if isinstance(recipe.method, DelfConfig) and recipe.method.stage == "tuning":
-        raise RecipeError(
-            "a network that is only tuned does not know which features to take",
-            where="method.stage",
-            mend="set it to joint, or to attention after a stage of tuning; `train` alone leaves a tuned one",
-        )
+    recipe.method.check_described()
     if benchmark.gallery_draws and recipe.method.form.kind is DescriptorKind.LOCAL:
         raise RecipeError(
             f"the gallery of {benchmark.name} is drawn several times, which takes one index a draw of the "

@@ -195,7 +195,6 @@ def test_a_source_gives_each_image_its_own_size(memory):
                 for place, image in zip(places.tolist(), some, strict=True):
                     expected = prepare(table.image_bytes([5, 0, 3, 0][place]), long_side())
                     np.testing.assert_array_equal(image.numpy(), expected)
-        assert source.fill() == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 9])
@@ -270,7 +269,6 @@ def test_images_outside_of_their_boxes_are_found_beforehand():
     errors = check_images(table_of(SIZES, boxes), 2)
     assert [(error.row, error.reason.split(",")[0]) for error in errors] == [(3, "nothing of the image")]
     with ImageSource(table_of(SIZES, boxes), long_side(), memory_bytes=0, threads=1) as source:
-        assert source.fill() == errors
         with pytest.raises(DataError, match=r"mixed, image '3' \(row 3\).*mend the box"):
             source.batch([3])
     with pytest.raises(DataError, match="a box is left, top, right, bottom"):

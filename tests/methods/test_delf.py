@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from ray_retrieval import model
 from ray_retrieval.data.table import ImageTable
 from ray_retrieval.data.transforms import prepare
-from ray_retrieval.errors import DataError, ModelError, RecipeError
+from ray_retrieval.errors import DataError, ModelError
 from ray_retrieval.layers.backbones import BackboneConfig
 from ray_retrieval.layers.pyramid import resized
 from ray_retrieval.methods.base import Batch, Clock
@@ -324,7 +324,7 @@ def test_pictures_show_the_scores():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(RecipeError, match="dimensions, fewer than 400"):
+    with pytest.raises(ValueError, match=r"'dimension' is at most .*, got 400"):
         built(dimension=400)
     with pytest.raises(ValueError, match="trained with the attention"):
         config(stage="tuning", reduction={"name": "autoencoder"})
