@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import sys
+import warnings
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -56,6 +57,17 @@ def uses_bf16(precision: Precision, device: torch.device) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def warn_of_slow_bf16(precision: Precision, device: torch.device) -> None:
+    """Warn where a model is going to describe images in bfloat16 without instructions for it."""
+    if uses_bf16(precision, device) and not uses_bf16("auto", device):
+        warnings.warn(
+            f"the model describes images in bfloat16, for which this {device.type} has no instructions: that "
+            "may take ten times as long as in float32. Its export to ONNX computes in float32, or train with "
+            "train.precision=float32",
+            stacklevel=3,
+        )
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:

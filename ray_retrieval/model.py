@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ray_retrieval.compute import Precision, autocast, pick_device, place
+from ray_retrieval.compute import Precision, autocast, pick_device, place, warn_of_slow_bf16
 from ray_retrieval.config import validate
 from ray_retrieval.data.decode import upright_size
 from ray_retrieval.data.mixed import Images, MixedImages, Positions, groups_of
@@ -205,6 +205,8 @@ class Encoder:
         self.device, self.batch_size = pick_device("cpu" if export else device), batch_size
         # In another precision than the model's own, bits near zero would turn.
         self.precision: Precision = loaded.description["precision"]
+        if export is None:
+            warn_of_slow_bf16(self.precision, self.device)
         self.method = loaded.method
         fold_batch_norm(self.method)
         place(self.method, self.device)

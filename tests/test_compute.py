@@ -2,12 +2,28 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ray_retrieval import compute, encode
 from ray_retrieval.errors import RecipeError
+
+
+def test_bfloat16_without_instructions_is_warned_of(monkeypatch):
+    device = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.warns(UserWarning, match=r"this cpu has no instructions.*train.precision=float32"):
+        compute.warn_of_slow_bf16("bf16", device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compute.warn_of_slow_bf16("float32", device)
+        compute.warn_of_slow_bf16("auto", device)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+        compute.warn_of_slow_bf16("bf16", device)
+
 
 PASSES = """
 import resource

@@ -268,9 +268,10 @@ def test_images_outside_of_their_boxes_are_found_beforehand():
     boxes = [None, [3, 4, 23, 24], None, [20, 0, 30, 10], [0, 0, 8, 8], None]
     errors = check_images(table_of(SIZES, boxes), 2)
     assert [(error.row, error.reason.split(",")[0]) for error in errors] == [(3, "nothing of the image")]
-    with ImageSource(table_of(SIZES, boxes), long_side(), memory_bytes=0, threads=1) as source:
-        with pytest.raises(DataError, match=r"mixed, image '3' \(row 3\).*mend the box"):
-            source.batch([3])
+    refused = r"mixed, image '3' \(row 3\).*mend the box"
+    source = ImageSource(table_of(SIZES, boxes), long_side(), memory_bytes=0, threads=1)
+    with source, pytest.raises(DataError, match=refused):
+        source.batch([3])
     with pytest.raises(DataError, match="a box is left, top, right, bottom"):
         check_images(table_of(SIZES, [[1, 2], *[None] * 5]), 1)
 
