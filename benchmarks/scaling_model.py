@@ -27,29 +27,29 @@ def _number(default: float, what: str) -> Any:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured; by default on two cores of an AMD EPYC, which others used as well."""
+    """What was measured; by default on two cores of an AMD EPYC with AVX-512."""
 
-    encode_start: float = _number(12.6, "s of processor time that one node and the driver take to start")
-    encode_start_node: float = _number(0, "s more of the driver's for each further node")
-    encode_part: float = _number(75.7, "ms of a part of 64 images beside the network, one node")
+    encode_start: float = _number(9.5, "s of processor time that one node and the driver take to start")
+    encode_start_node: float = _number(0.03, "s more of the driver's for each further node")
+    encode_part: float = _number(43.3, "ms of a part of 64 images beside the network, one node")
     encode_part_node: float = _number(0, "ms more for each further node")
     encode_write: float = _number(
-        0.57, "microseconds to write an image of a large part: code, id, label, path"
+        1.52, "microseconds to write an image of a large part: code, id, label, path"
     )
-    step_own: float = _number(15.2, "ms of a training step beside the network, one worker")
-    decode: float = _number(1.9, "ms of one core to decode and resize a JPEG of 512 x 512 to 224")
+    step_own: float = _number(12.8, "ms of a training step beside the network, one worker")
+    decode: float = _number(1.74, "ms of one core to decode and resize a JPEG of 512 x 512 to 224")
     image_bytes: float = _number(113_921, "of that JPEG")
     table_row: float = _number(84.25, "bytes of an image in a table of paths")
-    index_row: float = _number(92, "bytes of an image in an index beside its descriptor")
-    index_codes: float = _number(2_313_000, "images a second of processor time into an index of 64-bit codes")
+    index_row: float = _number(84, "bytes of an image in an index beside its descriptor")
+    index_codes: float = _number(2_850_000, "images a second of processor time into an index of 64-bit codes")
     index_vectors: float = _number(
-        223_000, "images a second of processor time into an index of 128 dimensions"
+        270_000, "images a second of processor time into an index of 128 dimensions"
     )
-    scan_one: float = _number(3.21, "10^9 codes of 64 bits a second and core, one query")
-    scan_many: float = _number(7.46, "10^9 codes of 64 bits a second and core, 256 queries at once, each")
-    scan_vectors: float = _number(51.1, "10^6 vectors of 128 dimensions a second and core, one query")
+    scan_one: float = _number(3.74, "10^9 codes of 64 bits a second and core, one query")
+    scan_many: float = _number(11.7, "10^9 codes of 64 bits a second and core, 256 queries at once, each")
+    scan_vectors: float = _number(51.9, "10^6 vectors of 128 dimensions a second and core, one query")
     mining: float = _number(
-        2.28, "s of one core for the negatives of 2,000 queries among 20,000 images, 2048-d"
+        2.01, "s of one core for the negatives of 2,000 queries among 20,000 images, 2048-d"
     )
 
 
