@@ -134,8 +134,8 @@ def test_a_spoilt_file_is_refused_without_labels_too(eight, tmp_path, monkeypatc
     source, _ = eight
     write = quantise._write
 
-    def spoil(given, target, samples):
-        layers = write(given, target, samples)
+    def spoil(given, target, samples, parts):
+        layers = write(given, target, samples, parts)
         made = onnx.load(target)
         for entry in made.graph.initializer:
             if entry.name.endswith("_quantized"):
