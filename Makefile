@@ -47,7 +47,7 @@ $(PEERS): $(INSTALLED)
 	done
 	@touch $@
 
-# Short forms, in some 20 minutes, and long ones, in three hours; of a run that was interrupted, what is left:
+# Short forms, in 12 to 20 minutes, and long ones, in 1.5 to 3 hours; of a run that was interrupted, what is left:
 # make bench BENCH=--resume
 bench: install $(PEERS)
 	$(BIN)/python benchmarks/run.py $(BENCH)

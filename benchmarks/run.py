@@ -1,7 +1,7 @@
 """Run the benchmarks one after another, and write what they claim into one table.
 
-    python benchmarks/run.py                          short forms: some 20 minutes on 2 cores
-    python benchmarks/run.py --full                   long forms: three hours
+    python benchmarks/run.py                          short forms: 12 to 20 minutes on 2 cores
+    python benchmarks/run.py --full                   long forms: one and a half to three hours
     python benchmarks/run.py --only mining xbm_step   these alone; other results are kept
     python benchmarks/run.py --resume                 those that are not done at this commit
     python benchmarks/run.py --list                   what there is, and how long it takes
