@@ -28,6 +28,8 @@ from ray_retrieval.methods.greedyhash import GreedyHashConfig
 from ray_retrieval.storage import Folder
 from ray_retrieval.train import read_history, train
 
+RESTING_S = 10  # in which Ray has started, or has ended what it started: the plain loop is to be alone
+
 
 class Nowhere:
     """A reporter that keeps nothing."""
@@ -69,6 +71,7 @@ def measure(options: Namespace) -> None:
     whole: list[float] = []
     with connect():
         for turn in range(options.rounds):
+            time.sleep(RESTING_S)
             torch.manual_seed(0)
             begun = time.monotonic()
             trainer = Trainer(
